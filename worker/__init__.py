@@ -1,0 +1,1 @@
+"""The worker process: runs the tasks a manager assigns to this node."""
