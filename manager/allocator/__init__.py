@@ -1,0 +1,1 @@
+"""Gives out ports, node subnets and addresses."""

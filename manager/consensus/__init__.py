@@ -1,0 +1,1 @@
+"""The Proposer: from transaction to durable entry to applied state."""

@@ -1,0 +1,1 @@
+"""Sessions with agents: assignments out, statuses in."""

@@ -1,0 +1,1 @@
+"""Connects log readers with the nodes that hold the logs."""

@@ -1,0 +1,1 @@
+"""Planners that create, restart, update and reap tasks."""

@@ -1,0 +1,1 @@
+"""Tables, indexes, transactions and watch."""

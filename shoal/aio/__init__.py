@@ -1,0 +1,1 @@
+"""Supervised tasks, the one reconcile loop, deadlines."""

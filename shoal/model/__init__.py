@@ -1,0 +1,1 @@
+"""Immutable rows of the store."""

@@ -1,0 +1,1 @@
+"""Walks assigned tasks up their ladder and reports."""
