@@ -1,0 +1,69 @@
+"""Swarm's defaults, applied where a field is read and never written into a spec."""
+
+from __future__ import annotations
+
+from shoal.model.enums import TaskState
+from shoal.model.objects import Cluster, Task
+from shoal.model.specs import ContainerSpec
+from shoal.model.types import RestartPolicy, UpdateConfig
+
+RESTART_DELAY_NS = 5_000_000_000
+UPDATE_MONITOR_NS = 5_000_000_000
+STOP_GRACE_PERIOD_NS = 10_000_000_000
+STOP_SIGNAL = "SIGTERM"
+TASK_HISTORY_RETENTION_LIMIT = 5
+HEARTBEAT_PERIOD_NS = 5_000_000_000
+NODE_CERTIFICATE_VALIDITY_NS = 90 * 24 * 3600 * 1_000_000_000
+SNAPSHOT_INTERVAL = 10_000
+DATA_PATH_PORT = 7789
+INGRESS_POOL = "10.240.0.0/12"
+INGRESS_SUBNET_MASK_LENGTH = 22
+DYNAMIC_PORTS = range(30_000, 32_768)
+
+
+def restart_policy(policy: RestartPolicy | None) -> RestartPolicy:
+    """The policy with its delay filled in."""
+    policy = policy or RestartPolicy()
+    return policy if policy.delay_ns is not None else policy.replaced(delay_ns=RESTART_DELAY_NS)
+
+
+def restart_delay_ns(policy: RestartPolicy | None) -> int:
+    """Delay between the end of a task and the start of its replacement, nanoseconds."""
+    delay = None if policy is None else policy.delay_ns
+    return RESTART_DELAY_NS if delay is None else delay
+
+
+def update_config(config: UpdateConfig | None) -> UpdateConfig:
+    """The configuration of a rolling update with parallelism 1 and monitor 5 s where unset."""
+    config = config or UpdateConfig(parallelism=1)
+    return (
+        config if config.monitor_ns is not None else config.replaced(monitor_ns=UPDATE_MONITOR_NS)
+    )
+
+
+def stop_grace_period_ns(container: ContainerSpec) -> int:
+    """Time between the stop signal and SIGKILL, nanoseconds."""
+    period = container.stop_grace_period_ns
+    return STOP_GRACE_PERIOD_NS if period is None else period
+
+
+def task_history_retention_limit(cluster: Cluster | None) -> int:
+    """Dead tasks kept per slot; negative: all."""
+    limit = None if cluster is None else cluster.spec.orchestration.task_history_retention_limit
+    return TASK_HISTORY_RETENTION_LIMIT if limit is None else limit
+
+
+def heartbeat_period_ns(cluster: Cluster | None) -> int:
+    """Time between two heartbeats of an agent, nanoseconds."""
+    period = None if cluster is None else cluster.spec.dispatcher.heartbeat_period_ns
+    return HEARTBEAT_PERIOD_NS if period is None else period
+
+
+def is_terminal(task: Task) -> bool:
+    """Whether the task's container has ended for good (or never will be)."""
+    return task.status.state > TaskState.RUNNING
+
+
+def is_wanted(task: Task) -> bool:
+    """Whether the cluster still wants the task to run."""
+    return task.desired_state <= TaskState.RUNNING

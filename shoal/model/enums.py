@@ -1,0 +1,155 @@
+"""States, roles and choices; the numbers are those of the wire."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class TaskState(IntEnum):
+    """The ladder a task climbs; it never comes down.
+
+    The orchestrator sets NEW, the allocator PENDING, the scheduler ASSIGNED, the agent everything
+    up to REJECTED. REMOVE is a desired state only. ORPHANED: its node was down for too long.
+    """
+
+    NEW = 0
+    PENDING = 64
+    ASSIGNED = 192
+    ACCEPTED = 256
+    PREPARING = 320
+    READY = 384
+    STARTING = 448
+    RUNNING = 512
+    COMPLETE = 576
+    SHUTDOWN = 640
+    FAILED = 704
+    REJECTED = 768
+    REMOVE = 800
+    ORPHANED = 832
+
+
+class NodeRole(IntEnum):
+    """What a node may do."""
+
+    WORKER = 0
+    MANAGER = 1
+
+
+class NodeState(IntEnum):
+    """What the dispatcher knows of a node."""
+
+    UNKNOWN = 0
+    DOWN = 1
+    READY = 2
+    DISCONNECTED = 3
+
+
+class NodeAvailability(IntEnum):
+    """ACTIVE takes tasks, PAUSE takes no new ones, DRAIN gives up those it has."""
+
+    ACTIVE = 0
+    PAUSE = 1
+    DRAIN = 2
+
+
+class NodeMembership(IntEnum):
+    """Whether the node was let in."""
+
+    ACCEPTED = 0
+    PENDING = 1
+
+
+class RestartCondition(IntEnum):
+    """When a task that ended is replaced."""
+
+    ANY = 0
+    ON_FAILURE = 1
+    NONE = 2
+
+
+class FailureAction(IntEnum):
+    """What a rolling update does when too many tasks fail."""
+
+    PAUSE = 0
+    CONTINUE = 1
+    ROLLBACK = 2
+
+
+class UpdateOrder(IntEnum):
+    """Whether the old task of a slot stops before the new one starts."""
+
+    STOP_FIRST = 0
+    START_FIRST = 1
+
+
+class UpdateState(IntEnum):
+    """Where a rolling update stands."""
+
+    UNKNOWN = 0
+    UPDATING = 1
+    PAUSED = 2
+    COMPLETED = 3
+    ROLLBACK_STARTED = 4
+    ROLLBACK_PAUSED = 5
+    ROLLBACK_COMPLETED = 6
+
+
+class EndpointMode(IntEnum):
+    """How a service is found by name."""
+
+    VIP = 0
+    DNSRR = 1
+
+
+class PortProtocol(IntEnum):
+    """Transport protocol of a port."""
+
+    TCP = 0
+    UDP = 1
+    SCTP = 2
+
+
+class PublishMode(IntEnum):
+    """INGRESS: every node answers. HOST: only the nodes that run a task."""
+
+    INGRESS = 0
+    HOST = 1
+
+
+class MountType(IntEnum):
+    """Kind of a mount."""
+
+    BIND = 0
+    VOLUME = 1
+    TMPFS = 2
+    CLUSTER = 3
+    IMAGE = 4
+
+
+class MountPropagation(IntEnum):
+    """Mount propagation, as in mount_namespaces(7)."""
+
+    RPRIVATE = 0
+    PRIVATE = 1
+    RSHARED = 2
+    SHARED = 3
+    RSLAVE = 4
+    SLAVE = 5
+
+
+class MountRecursive(IntEnum):
+    """How submounts of a bind are taken along."""
+
+    ENABLED = 0
+    DISABLED = 1
+    WRITABLE = 2
+    READONLY = 3
+
+
+class ActionKind(IntEnum):
+    """What a store action does to its object."""
+
+    UNSPECIFIED = 0
+    CREATE = 1
+    UPDATE = 2
+    REMOVE = 3

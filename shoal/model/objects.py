@@ -1,0 +1,175 @@
+"""Objects: the rows of the store, each with an id and the version that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import field
+
+from shoal.errors import invariant
+from shoal.model.enums import ActionKind, NodeRole, TaskState
+from shoal.model.row import Row
+from shoal.model.specs import (
+    ClusterSpec,
+    ConfigSpec,
+    ContainerSpec,
+    NetworkSpec,
+    NodeSpec,
+    SecretSpec,
+    ServiceSpec,
+    TaskSpec,
+)
+from shoal.model.types import (
+    Annotations,
+    BlacklistedCertificate,
+    Driver,
+    EncryptionKey,
+    Endpoint,
+    GenericResource,
+    IpamOptions,
+    JobStatus,
+    ManagerStatus,
+    Meta,
+    NetworkAttachment,
+    NodeDescription,
+    NodeIngress,
+    NodeStatus,
+    RootCa,
+    TaskStatus,
+    UpdateStatus,
+    Version,
+)
+
+
+class Node(Row, frozen=True):
+    """A machine of the cluster."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: NodeSpec = NodeSpec()
+    description: NodeDescription = NodeDescription()
+    status: NodeStatus = NodeStatus()
+    manager_status: ManagerStatus | None = None
+    role: NodeRole = NodeRole.WORKER
+    attachments: tuple[NetworkAttachment, ...] = ()
+    ingress: NodeIngress | None = None
+
+
+class Service(Row, frozen=True):
+    """What the user wants, and what the cluster made of it."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: ServiceSpec = ServiceSpec()
+    spec_version: Version = Version()
+    previous_spec: ServiceSpec | None = None
+    previous_spec_version: Version | None = None
+    endpoint: Endpoint | None = None
+    update_status: UpdateStatus | None = None
+    job_status: JobStatus | None = None
+    pending_delete: bool = False
+
+
+class Task(Row, frozen=True):
+    """One attempt to run one slot of a service on one node. Never moves, never restarts."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: TaskSpec = TaskSpec()
+    spec_version: Version = Version()
+    service_id: str = ""
+    slot: int = 0
+    node_id: str = ""
+    annotations: Annotations = Annotations()
+    service_annotations: Annotations = Annotations()
+    status: TaskStatus = TaskStatus()
+    desired_state: TaskState = TaskState.NEW
+    networks: tuple[NetworkAttachment, ...] = ()
+    endpoint: Endpoint | None = None
+    log_driver: Driver | None = None
+    assigned_generic_resources: tuple[GenericResource, ...] = ()
+    job_iteration: int | None = None
+    start_after_ns: int = 0
+    replaces_task_id: str = ""
+
+    @property
+    def container(self) -> ContainerSpec:
+        """The container of the task; an empty one for tasks of another runtime."""
+        return (
+            self.spec.runtime if isinstance(self.spec.runtime, ContainerSpec) else ContainerSpec()
+        )
+
+    def with_status(self, status: TaskStatus) -> Task:
+        """The task with another status. Never lower than before: the ladder only rises."""
+        invariant(status.state >= self.status.state, "task state goes down", task=self.id)
+        return self.replaced(status=status)
+
+    def with_desired_state(self, desired: TaskState) -> Task:
+        """The task with another desired state, which likewise only rises."""
+        invariant(desired >= self.desired_state, "desired state goes down", task=self.id)
+        return self.replaced(desired_state=desired)
+
+
+class Network(Row, frozen=True):
+    """A network of the cluster."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: NetworkSpec = NetworkSpec()
+    driver_state: Driver | None = None
+    ipam: IpamOptions = IpamOptions()
+    pending_delete: bool = False
+
+
+class Cluster(Row, frozen=True):
+    """The cluster itself; there is one."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: ClusterSpec = ClusterSpec()
+    root_ca: RootCa = RootCa()
+    network_bootstrap_keys: tuple[EncryptionKey, ...] = ()
+    encryption_key_lamport_clock: int = 0
+    blacklisted_certificates: Mapping[str, BlacklistedCertificate] = field(default_factory=dict)
+    unlock_keys: tuple[EncryptionKey, ...] = ()
+    fips: bool = False
+    default_address_pools: tuple[str, ...] = ()
+    default_address_pool_mask_length: int = 0
+    data_path_port: int = 0
+    ingress_pool: str = ""
+    ingress_subnet_mask_length: int = 0
+
+
+class Secret(Row, frozen=True):
+    """A secret."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: SecretSpec = SecretSpec()
+    internal: bool = False
+
+
+class Config(Row, frozen=True):
+    """A config."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: ConfigSpec = ConfigSpec()
+
+
+AnyObject = Node | Service | Task | Network | Cluster | Secret | Config
+
+
+class StoreAction(Row, frozen=True):
+    """One change of a transaction. REMOVE carries an object with the id alone."""
+
+    object: AnyObject
+    kind: ActionKind = ActionKind.UNSPECIFIED
+    expected_version: int = 0
+
+
+class StoreEntry(Row, frozen=True):
+    """A log entry: the changes of one transaction, all or none."""
+
+    actions: tuple[StoreAction, ...] = ()
+    proposed_at_ns: int = 0

@@ -1,0 +1,213 @@
+"""Specs: the user's wishes. The cluster never edits them.
+
+Defaults are kept apart from the user's words and applied where a field is read, so that a spec
+reads back as it was written (`shoal.model.defaults`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import field
+
+from shoal.model.enums import NodeAvailability, NodeMembership, NodeRole
+from shoal.model.row import Row
+from shoal.model.types import (
+    Annotations,
+    CaConfig,
+    DnsConfig,
+    Driver,
+    EndpointSpec,
+    FileReference,
+    HealthCheck,
+    IpamOptions,
+    Mount,
+    NetworkAttachmentConfig,
+    Placement,
+    Privileges,
+    ResourceRequirements,
+    RestartPolicy,
+    Ulimit,
+    UpdateConfig,
+)
+
+
+class NodeSpec(Row, frozen=True):
+    """What the user wants of a node."""
+
+    annotations: Annotations = Annotations()
+    desired_role: NodeRole = NodeRole.WORKER
+    membership: NodeMembership = NodeMembership.ACCEPTED
+    availability: NodeAvailability = NodeAvailability.ACTIVE
+
+
+class PullOptions(Row, frozen=True):
+    """How the image is fetched."""
+
+    registry_auth: str = ""
+
+
+class ContainerSpec(Row, frozen=True):
+    """The container of a task."""
+
+    image: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    hostname: str = ""
+    env: tuple[str, ...] = ()
+    dir: str = ""
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    privileges: Privileges = Privileges()
+    tty: bool = False
+    open_stdin: bool = False
+    read_only: bool = False
+    mounts: tuple[Mount, ...] = ()
+    stop_signal: str = ""
+    stop_grace_period_ns: int | None = None
+    health_check: HealthCheck | None = None
+    hosts: tuple[str, ...] = ()
+    dns: DnsConfig = DnsConfig()
+    secrets: tuple[FileReference, ...] = ()
+    configs: tuple[FileReference, ...] = ()
+    isolation: str = ""
+    init: bool | None = None
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    capability_add: tuple[str, ...] = ()
+    capability_drop: tuple[str, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
+    oom_score_adj: int = 0
+    pull_options: PullOptions | None = None
+
+
+class NetworkAttachmentSpec(Row, frozen=True):
+    """A task that only holds a network attachment for a container."""
+
+    container_id: str = ""
+
+
+class GenericRuntimeSpec(Row, frozen=True):
+    """A task for a runtime of another kind."""
+
+    kind: str = ""
+    payload: bytes = b""
+
+
+class TaskSpec(Row, frozen=True):
+    """Template of a service's tasks."""
+
+    runtime: ContainerSpec | NetworkAttachmentSpec | GenericRuntimeSpec = ContainerSpec()
+    resources: ResourceRequirements = ResourceRequirements()
+    restart: RestartPolicy | None = None
+    placement: Placement = Placement()
+    log_driver: Driver | None = None
+    networks: tuple[NetworkAttachmentConfig, ...] = ()
+    force_update: int = 0
+
+
+class ReplicatedMode(Row, frozen=True):
+    """A number of equal tasks."""
+
+    replicas: int = 0
+
+
+class GlobalMode(Row, frozen=True):
+    """One task on every node that fits."""
+
+
+class ReplicatedJobMode(Row, frozen=True):
+    """Tasks that run to completion."""
+
+    max_concurrent: int = 0
+    total_completions: int = 0
+
+
+class GlobalJobMode(Row, frozen=True):
+    """One task to completion on every node that fits."""
+
+
+ServiceMode = ReplicatedMode | GlobalMode | ReplicatedJobMode | GlobalJobMode
+
+
+class ServiceSpec(Row, frozen=True):
+    """What the user wants to run."""
+
+    annotations: Annotations = Annotations()
+    task: TaskSpec = TaskSpec()
+    mode: ReplicatedMode | GlobalMode | ReplicatedJobMode | GlobalJobMode = ReplicatedMode(
+        replicas=1
+    )
+    update: UpdateConfig | None = None
+    rollback: UpdateConfig | None = None
+    endpoint: EndpointSpec = EndpointSpec()
+
+
+class NetworkSpec(Row, frozen=True):
+    """A network."""
+
+    annotations: Annotations = Annotations()
+    driver: Driver | None = None
+    ipv6_enabled: bool = False
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    ipam: IpamOptions = IpamOptions()
+    config_from: str = ""
+    config_only: bool = False
+
+
+class OrchestrationConfig(Row, frozen=True):
+    """Dead tasks kept per slot. None: 5; negative: all."""
+
+    task_history_retention_limit: int | None = None
+
+
+class RaftConfig(Row, frozen=True):
+    """Snapshots and ticks of the log."""
+
+    snapshot_interval: int | None = None
+    keep_old_snapshots: int = 0
+    heartbeat_ticks: int | None = None
+    election_ticks: int | None = None
+
+
+class DispatcherConfig(Row, frozen=True):
+    """Heartbeats. `heartbeat_period_ns` None: 5 s."""
+
+    heartbeat_period_ns: int | None = None
+
+
+class TaskDefaults(Row, frozen=True):
+    """Defaults of tasks that say nothing."""
+
+    log_driver: Driver | None = None
+
+
+class ClusterSpec(Row, frozen=True):
+    """Settings of the cluster."""
+
+    annotations: Annotations = Annotations()
+    orchestration: OrchestrationConfig = OrchestrationConfig()
+    raft: RaftConfig = RaftConfig()
+    dispatcher: DispatcherConfig = DispatcherConfig()
+    ca: CaConfig = CaConfig()
+    task_defaults: TaskDefaults = TaskDefaults()
+    autolock_managers: bool = False
+
+
+class SecretSpec(Row, frozen=True):
+    """A secret: `data` never leaves the managers but for the tasks that need it."""
+
+    annotations: Annotations = Annotations()
+    data: bytes = b""
+    driver: Driver | None = None
+    templating: Driver | None = None
+
+
+class ConfigSpec(Row, frozen=True):
+    """A config."""
+
+    annotations: Annotations = Annotations()
+    data: bytes = b""
+    templating: Driver | None = None

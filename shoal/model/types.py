@@ -1,0 +1,414 @@
+"""Values shared by specs and objects.
+
+Times are nanoseconds since 1970-01-01 UTC, durations nanoseconds. A field that is None, 0 or empty
+is not set; defaults are applied where the field is read (`shoal.model.defaults`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import field
+
+from shoal.model.enums import (
+    EndpointMode,
+    FailureAction,
+    MountPropagation,
+    MountRecursive,
+    MountType,
+    NodeState,
+    PortProtocol,
+    PublishMode,
+    RestartCondition,
+    TaskState,
+    UpdateOrder,
+    UpdateState,
+)
+from shoal.model.row import Row
+
+
+class Version(Row, frozen=True):
+    """Version of an object: the index of the log entry that last wrote it."""
+
+    index: int = 0
+
+
+class Meta(Row, frozen=True):
+    """Bookkeeping of an object, written by the store alone."""
+
+    version: Version = Version()
+    created_at_ns: int = 0
+    updated_at_ns: int = 0
+
+
+class Annotations(Row, frozen=True):
+    """What the user calls an object."""
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Driver(Row, frozen=True):
+    """A pluggable part by name, with its options."""
+
+    name: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Platform(Row, frozen=True):
+    """Architecture and operating system, in Go's names (amd64, linux)."""
+
+    architecture: str = ""
+    os: str = ""
+
+
+class GenericResource(Row, frozen=True):
+    """An amount of a user-defined resource: a count, or one named piece."""
+
+    kind: str = ""
+    count: int = 0
+    named_value: str = ""
+
+
+class Resources(Row, frozen=True):
+    """CPU in billionths of a core, memory in bytes, and the rest; 0 means none or no limit."""
+
+    nano_cpus: int = 0
+    memory_bytes: int = 0
+    pids: int = 0
+    generic: tuple[GenericResource, ...] = ()
+    swap_bytes: int | None = None
+    memory_swappiness: int | None = None
+
+
+class ResourceRequirements(Row, frozen=True):
+    """Limits bind the container; reservations are what the scheduler counts."""
+
+    limits: Resources = Resources()
+    reservations: Resources = Resources()
+
+
+class RestartPolicy(Row, frozen=True):
+    """When and how often a task is replaced. `delay_ns` None: 5 s."""
+
+    condition: RestartCondition = RestartCondition.ANY
+    delay_ns: int | None = None
+    max_attempts: int = 0
+    window_ns: int = 0
+
+
+class UpdateConfig(Row, frozen=True):
+    """How a rolling update or rollback proceeds. `monitor_ns` None: 5 s."""
+
+    parallelism: int = 0
+    delay_ns: int = 0
+    failure_action: FailureAction = FailureAction.PAUSE
+    monitor_ns: int | None = None
+    max_failure_ratio: float = 0.0
+    order: UpdateOrder = UpdateOrder.STOP_FIRST
+
+
+class UpdateStatus(Row, frozen=True):
+    """Progress of the newest rolling update."""
+
+    state: UpdateState = UpdateState.UNKNOWN
+    started_at_ns: int = 0
+    completed_at_ns: int = 0
+    message: str = ""
+
+
+class HealthCheck(Row, frozen=True):
+    """Health probe; zeros mean the engine's defaults."""
+
+    test: tuple[str, ...] = ()
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    retries: int = 0
+    start_period_ns: int = 0
+    start_interval_ns: int = 0
+
+
+class Mount(Row, frozen=True):
+    """A mount into the container."""
+
+    type: MountType = MountType.BIND
+    source: str = ""
+    target: str = ""
+    read_only: bool = False
+    consistency: str = ""
+    propagation: MountPropagation = MountPropagation.RPRIVATE
+    recursive: MountRecursive = MountRecursive.ENABLED
+    create_source: bool = False
+    volume_driver: Driver | None = None
+    volume_labels: Mapping[str, str] = field(default_factory=dict)
+    volume_nocopy: bool = False
+    subpath: str = ""
+    tmpfs_size_bytes: int = 0
+    tmpfs_mode: int = 0
+    tmpfs_options: str = ""
+
+
+class FileReference(Row, frozen=True):
+    """A secret or config as the container sees it."""
+
+    id: str = ""
+    name: str = ""
+    target: str = ""
+    uid: str = ""
+    gid: str = ""
+    mode: int = 0
+    runtime: bool = False
+
+
+class Ulimit(Row, frozen=True):
+    """A resource limit by its setrlimit(2) name in lower case."""
+
+    name: str = ""
+    soft: int = 0
+    hard: int = 0
+
+
+class DnsConfig(Row, frozen=True):
+    """Contents of resolv.conf."""
+
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class Privileges(Row, frozen=True):
+    """Security options of a container."""
+
+    credential_spec_config: str = ""
+    credential_spec_file: str = ""
+    credential_spec_registry: str = ""
+    selinux_disable: bool = False
+    selinux_user: str = ""
+    selinux_role: str = ""
+    selinux_type: str = ""
+    selinux_level: str = ""
+    seccomp_mode: str = ""
+    seccomp_profile: bytes = b""
+    apparmor_mode: str = ""
+    no_new_privileges: bool = False
+
+
+class PortConfig(Row, frozen=True):
+    """A published port; `published_port` 0 lets the cluster choose."""
+
+    name: str = ""
+    protocol: PortProtocol = PortProtocol.TCP
+    target_port: int = 0
+    published_port: int = 0
+    publish_mode: PublishMode = PublishMode.INGRESS
+
+
+class EndpointSpec(Row, frozen=True):
+    """What the user wants to be reachable."""
+
+    mode: EndpointMode = EndpointMode.VIP
+    ports: tuple[PortConfig, ...] = ()
+
+
+class VirtualIp(Row, frozen=True):
+    """Address of a service on one network, CIDR."""
+
+    network_id: str = ""
+    address: str = ""
+
+
+class Endpoint(Row, frozen=True):
+    """What the allocator gave the service: ports with numbers, virtual addresses."""
+
+    spec: EndpointSpec = EndpointSpec()
+    ports: tuple[PortConfig, ...] = ()
+    virtual_ips: tuple[VirtualIp, ...] = ()
+
+
+class NetworkAttachmentConfig(Row, frozen=True):
+    """Wish to join a network, by id or name."""
+
+    target: str = ""
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    driver_options: Mapping[str, str] = field(default_factory=dict)
+
+
+class NetworkAttachment(Row, frozen=True):
+    """Addresses (CIDR) on one network."""
+
+    network_id: str = ""
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    driver_options: Mapping[str, str] = field(default_factory=dict)
+
+
+class PlacementPreference(Row, frozen=True):
+    """Spread over the values of a label."""
+
+    spread_descriptor: str = ""
+
+
+class Placement(Row, frozen=True):
+    """Where tasks may run."""
+
+    constraints: tuple[str, ...] = ()
+    preferences: tuple[PlacementPreference, ...] = ()
+    platforms: tuple[Platform, ...] = ()
+    max_replicas: int = 0
+
+
+class ContainerStatus(Row, frozen=True):
+    """What the runtime says of a task's container."""
+
+    container_id: str = ""
+    pid: int = 0
+    exit_code: int = 0
+    oom_killed: bool = False
+    finished_at_ns: int = 0
+
+
+class PortStatus(Row, frozen=True):
+    """Ports bound on the node itself (host mode)."""
+
+    ports: tuple[PortConfig, ...] = ()
+
+
+class TaskStatus(Row, frozen=True):
+    """Where a task is on its ladder, and why it is not further."""
+
+    state: TaskState = TaskState.NEW
+    timestamp_ns: int = 0
+    message: str = ""
+    error: str = ""
+    container: ContainerStatus | None = None
+    port_status: PortStatus = PortStatus()
+    applied_at_ns: int = 0
+    applied_by: str = ""
+    address: str = ""
+
+
+class JobStatus(Row, frozen=True):
+    """Iteration of a job."""
+
+    iteration: int = 0
+    last_execution_at_ns: int = 0
+
+
+class EngineDescription(Row, frozen=True):
+    """Version, labels and plug-ins of the node's engine."""
+
+    engine_version: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    plugins: tuple[Driver, ...] = ()
+
+
+class NodeDescription(Row, frozen=True):
+    """What a node says of itself."""
+
+    hostname: str = ""
+    platform: Platform = Platform()
+    resources: Resources = Resources()
+    engine: EngineDescription = EngineDescription()
+    trust_root: bytes = b""
+    data_path_address: str = ""
+
+
+class NodeStatus(Row, frozen=True):
+    """What the dispatcher says of a node."""
+
+    state: NodeState = NodeState.UNKNOWN
+    message: str = ""
+    address: str = ""
+
+
+class ManagerStatus(Row, frozen=True):
+    """A manager's place in the consensus group."""
+
+    raft_id: int = 0
+    address: str = ""
+    leader: bool = False
+    reachable: bool = False
+
+
+class NodeIngress(Row, frozen=True):
+    """A node's place in the routing mesh: its index (1..4095) and the subnet of its tasks."""
+
+    index: int = 0
+    subnet: str = ""
+
+
+class ExternalCa(Row, frozen=True):
+    """A signing endpoint outside the cluster."""
+
+    protocol: str = ""
+    url: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    ca_certificate: bytes = b""
+
+
+class CaConfig(Row, frozen=True):
+    """How node certificates are issued."""
+
+    node_certificate_validity_ns: int | None = None
+    external_cas: tuple[ExternalCa, ...] = ()
+    signing_ca_certificate: bytes = b""
+    signing_ca_key: bytes = b""
+    force_rotate: int = 0
+
+
+class JoinTokens(Row, frozen=True):
+    """The secrets that let a node in."""
+
+    worker: str = ""
+    manager: str = ""
+
+
+class RootRotation(Row, frozen=True):
+    """A root certificate that is about to replace the current one."""
+
+    ca_certificate: bytes = b""
+    ca_key: bytes = b""
+    cross_signed_certificate: bytes = b""
+
+
+class RootCa(Row, frozen=True):
+    """The cluster's root of trust. The key never leaves the managers."""
+
+    certificate: bytes = b""
+    key: bytes = b""
+    certificate_digest: str = ""
+    join_tokens: JoinTokens = JoinTokens()
+    rotation: RootRotation | None = None
+    last_forced_rotation: int = 0
+
+
+class EncryptionKey(Row, frozen=True):
+    """A symmetric key and what it is for."""
+
+    subsystem: str = ""
+    algorithm: int = 0
+    key: bytes = b""
+    lamport_time: int = 0
+
+
+class BlacklistedCertificate(Row, frozen=True):
+    """A certificate that must not be accepted any more."""
+
+    expires_at_ns: int = 0
+
+
+class IpamConfig(Row, frozen=True):
+    """One subnet of a network."""
+
+    subnet: str = ""
+    ip_range: str = ""
+    gateway: str = ""
+    reserved: Mapping[str, str] = field(default_factory=dict)
+
+
+class IpamOptions(Row, frozen=True):
+    """Address management of a network."""
+
+    driver: Driver | None = None
+    configs: tuple[IpamConfig, ...] = ()

@@ -1,0 +1,115 @@
+"""Shoal's errors on gRPC: status code, message, and our own code in the trailing metadata."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from typing_extensions import override
+
+from shoal.errors import ERROR_BY_CODE, Code, Internal, SwarmError
+
+CODE_KEY = "shoal-code"
+
+STATUS_BY_CODE: dict[Code, grpc.StatusCode] = {
+    Code.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Code.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    Code.NAME_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Code.SEQUENCE_CONFLICT: grpc.StatusCode.ABORTED,
+    Code.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.NOT_LEADER: grpc.StatusCode.UNAVAILABLE,
+    Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Code.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Code.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    Code.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+_CODE_BY_STATUS: dict[grpc.StatusCode, Code] = {
+    status: code for code, status in reversed(list(STATUS_BY_CODE.items()))
+} | {
+    grpc.StatusCode.UNAVAILABLE: Code.UNAVAILABLE,
+    grpc.StatusCode.ALREADY_EXISTS: Code.ALREADY_EXISTS,
+}
+
+_log = structlog.get_logger()
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) -> NoReturn:
+    """End the call with the error."""
+    await context.abort(STATUS_BY_CODE[error.code], error.message, ((CODE_KEY, error.code.value),))
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> SwarmError:
+    """The error a server sent, or the one that stands for a failed connection."""
+    trailing = error.trailing_metadata()
+    named = None if trailing is None else trailing.get(CODE_KEY)
+    try:
+        code = Code(named)
+    except ValueError:
+        code = _CODE_BY_STATUS.get(error.code(), Code.INTERNAL)
+    return ERROR_BY_CODE[code](error.details() or error.code().name)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a SwarmError of any servicer into its status, and anything else into INTERNAL.
+
+    An unexpected exception is logged and ends the one call, never the daemon.
+    """
+
+    @override
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Wrap the handler's four possible shapes."""
+        handler = await continuation(details)
+        if handler is None:
+            return handler
+        method = details.method
+        if handler.response_streaming:
+            wrapped = _streaming(handler.unary_stream or handler.stream_stream, method)
+        else:
+            wrapped = _single(handler.unary_unary or handler.stream_unary, method)
+        shape = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[(handler.request_streaming, handler.response_streaming)]
+        return shape(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _single(behavior: Any, method: str) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await behavior(request, context)
+        except (SwarmError, grpc.RpcError, grpc.aio.AbortError) as error:
+            await _end(context, error, method)
+        except Exception as error:  # noqa: BLE001 - the boundary: one bad request, one failed call
+            await _end(context, error, method)
+
+    return call
+
+
+def _streaming(behavior: Any, method: str) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            async for response in behavior(request, context):
+                yield response
+        except Exception as error:  # noqa: BLE001 - the boundary: one bad request, one failed call
+            await _end(context, error, method)
+
+    return call
+
+
+async def _end(context: Any, error: Exception, method: str) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, grpc.aio.AioRpcError):  # a forwarded call failed: pass its status on
+        error = from_rpc_error(error)
+    if isinstance(error, SwarmError):
+        await abort(context, error)
+    _log.error("rpc.failed", method=method, exc_info=error)
+    await abort(context, Internal(f"{method} failed: {type(error).__name__}: {error}"))
