@@ -1,0 +1,168 @@
+"""A view with changes on top that are not committed yet.
+
+Planners that feed each other in one round (orchestrator, allocator, scheduler) read what the one
+before them proposed, and `merged` gives the whole as one transaction: a task is created, given its
+addresses and put on a node in a single entry. The store below is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from manager.store.view import TableView, View, unique_name
+from shoal.errors import InvalidArgument, NotFound, violated
+from shoal.model.enums import ActionKind
+from shoal.model.objects import AnyObject, Cluster, Config, Network, Node, Secret, Service, Task
+from shoal.model.plan import Change
+
+RowT = TypeVar("RowT", bound=AnyObject)
+
+
+class OverlayTable(Generic[RowT]):
+    """A table with uncommitted changes on top."""
+
+    def __init__(self, below: TableView[RowT], kind: str) -> None:
+        self._below = below
+        self._kind = kind
+        self.changed: dict[str, RowT | None] = {}
+
+    def get(self, object_id: str) -> RowT | None:
+        """The object with that id."""
+        if object_id in self.changed:
+            return self.changed[object_id]
+        return self._below.get(object_id)
+
+    def by_name(self, name: str) -> RowT | None:
+        """The object with that name."""
+        for row in self.changed.values():
+            if row is not None and unique_name(row) == name.lower():
+                return row
+        found = self._below.by_name(name)
+        return None if found is None or found.id in self.changed else found
+
+    def resolve(self, reference: str) -> RowT:
+        """The object by full id, exact name or unique id prefix."""
+        found = self.get(reference) or self.by_name(reference)
+        if found is not None:
+            return found
+        matches = [row for row in self if reference and row.id.startswith(reference)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise InvalidArgument(f"{self._kind} {reference} is ambiguous")
+        raise NotFound(f"{self._kind} {reference} not found")
+
+    def __iter__(self) -> Iterator[RowT]:
+        """Every object."""
+        for row in self._below:
+            if row.id not in self.changed:
+                yield row
+        for changed in self.changed.values():
+            if changed is not None:
+                yield changed
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        added = sum(
+            (row is not None) - (self._below.get(object_id) is not None)
+            for object_id, row in self.changed.items()
+        )
+        return len(self._below) + added
+
+
+class Overlay:
+    """A View over another, with `apply` for changes. Implements `manager.store.view.View`."""
+
+    def __init__(self, below: View) -> None:
+        self._below = below
+        self.version = below.version
+        self.nodes: OverlayTable[Node] = OverlayTable(below.nodes, "node")
+        self.services: OverlayTable[Service] = OverlayTable(below.services, "service")
+        self.tasks: OverlayTable[Task] = OverlayTable(below.tasks, "task")
+        self.networks: OverlayTable[Network] = OverlayTable(below.networks, "network")
+        self.clusters: OverlayTable[Cluster] = OverlayTable(below.clusters, "cluster")
+        self.secrets: OverlayTable[Secret] = OverlayTable(below.secrets, "secret")
+        self.configs: OverlayTable[Config] = OverlayTable(below.configs, "config")
+        self._by_class: dict[type[AnyObject], OverlayTable[Any]] = {
+            Node: self.nodes,
+            Service: self.services,
+            Task: self.tasks,
+            Network: self.networks,
+            Cluster: self.clusters,
+            Secret: self.secrets,
+            Config: self.configs,
+        }
+        self._by_service: dict[str, dict[str, Task]] = {}
+        self._by_node: dict[str, dict[str, Task]] = {}
+        self._merged: dict[tuple[type[AnyObject], str], Change] = {}
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster, once it is initialised."""
+        return next(iter(self.clusters), None)
+
+    def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
+        """Tasks of a service by task id."""
+        found = self._by_service.get(service_id)
+        return self._below.tasks_of_service(service_id) if found is None else found
+
+    def tasks_of_node(self, node_id: str) -> Mapping[str, Task]:
+        """Tasks assigned to a node by task id."""
+        found = self._by_node.get(node_id)
+        if found is not None:
+            return found
+        if node_id == "":
+            return self._below.unassigned_tasks()
+        return self._below.tasks_of_node(node_id)
+
+    def unassigned_tasks(self) -> Mapping[str, Task]:
+        """Tasks without a node by task id."""
+        return self.tasks_of_node("")
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Put changes on top."""
+        for change in changes:
+            row = change.object
+            table = self._by_class[type(row)]
+            old = table.get(row.id)
+            table.changed[row.id] = None if change.kind is ActionKind.REMOVE else row
+            if isinstance(row, Task):
+                self._reindex(old, None if change.kind is ActionKind.REMOVE else row)
+            self._merge(change)
+
+    def merged(self) -> tuple[Change, ...]:
+        """Everything applied so far, at most one change per object."""
+        return tuple(self._merged.values())
+
+    def _merge(self, change: Change) -> None:
+        key = (type(change.object), change.object.id)
+        before = self._merged.pop(key, None)
+        if before is None or before.kind is ActionKind.UPDATE:
+            self._merged[key] = change
+        elif before.kind is not ActionKind.CREATE:
+            violated("change after removal", id=change.object.id)
+        elif change.kind is ActionKind.UPDATE:
+            self._merged[key] = Change(kind=ActionKind.CREATE, object=change.object)
+
+    def _reindex(self, old: Task | None, new: Task | None) -> None:
+        if old is not None:
+            self._bucket(self._by_service, old.service_id, self._below.tasks_of_service).pop(
+                old.id, None
+            )
+            self._bucket(self._by_node, old.node_id, self._node_below).pop(old.id, None)
+        if new is not None:
+            self._bucket(self._by_service, new.service_id, self._below.tasks_of_service)[new.id] = (
+                new
+            )
+            self._bucket(self._by_node, new.node_id, self._node_below)[new.id] = new
+
+    def _node_below(self, node_id: str) -> Mapping[str, Task]:
+        return self._below.tasks_of_node(node_id) if node_id else self._below.unassigned_tasks()
+
+    @staticmethod
+    def _bucket(index: dict[str, dict[str, Task]], key: str, below: Any) -> dict[str, Task]:
+        bucket = index.get(key)
+        if bucket is None:
+            bucket = index[key] = dict(below(key))
+        return bucket

@@ -1,0 +1,173 @@
+"""The store: transactions in, committed state and a watch out.
+
+`commit` proposes a transaction and returns when it is applied; conflicts are decided at apply.
+`view` is the committed state. `watch` gives every commit after the moment it was called, whole and
+in order; a watcher that falls behind is closed with an error and must start again from a fresh
+view (queues are bounded). What is durable, and in what order, is the Proposer's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, Self
+
+from manager.store.apply import Commit, StoreEvent, apply_entry
+from manager.store.tables import Tables
+from manager.store.view import View
+from shoal.clock import Clock
+from shoal.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    SequenceConflict,
+    SwarmError,
+    violated,
+)
+from shoal.model.enums import ActionKind
+from shoal.model.objects import AnyObject, StoreAction, StoreEntry
+from shoal.model.plan import CHANGES_MAX, Change
+
+WATCH_QUEUE_MAX = 4096
+"""Commits a watcher may lag behind before it is told to resync."""
+
+
+class Proposer(Protocol):
+    """Makes an entry durable and decides its place in the log (the seam that Raft fills)."""
+
+    async def propose(self, entry: StoreEntry) -> Commit:
+        """Return when the entry is durable and applied.
+
+        Raises: what `apply_entry` raised; Unavailable or ResourceExhausted when the entry could
+        not be made durable. A cancelled caller's entry may still commit.
+        """
+        ...
+
+
+class Watcher:
+    """Commits in order. Iterate it, or ask for the next one; close it by leaving its context."""
+
+    def __init__(self, queue_max: int) -> None:
+        self._queue: asyncio.Queue[Commit] = asyncio.Queue(queue_max)
+        self._lost = False
+
+    def offer(self, commit: Commit) -> None:
+        """Hand over a commit; a full queue marks the watcher as lost."""
+        if self._lost:
+            return
+        try:
+            self._queue.put_nowait(commit)
+        except asyncio.QueueFull:
+            self._lost = True
+
+    async def next(self) -> Commit:
+        """The next commit. Raises FailedPrecondition when commits were missed: resync."""
+        if self._lost and self._queue.empty():
+            raise FailedPrecondition("the watch fell behind: read the state again and watch anew")
+        return await self._queue.get()
+
+    def take_ready(self) -> list[Commit]:
+        """The commits that are there already, without waiting."""
+        ready: list[Commit] = []
+        while not self._queue.empty():
+            ready.append(self._queue.get_nowait())
+        return ready
+
+    def __aiter__(self) -> AsyncIterator[Commit]:
+        """All commits from here on."""
+        return self._commits()
+
+    async def _commits(self) -> AsyncIterator[Commit]:
+        while True:
+            yield await self.next()
+
+
+class Store:
+    """One owner of the tables; everybody else reads views and proposes changes."""
+
+    def __init__(self, tables: Tables, clock: Clock) -> None:
+        self._tables = tables
+        self._clock = clock
+        self._proposer: Proposer | None = None
+        self._watchers: set[Watcher] = set()
+
+    def attach(self, proposer: Proposer) -> Self:
+        """Name the proposer; before that the store is read-only."""
+        self._proposer = proposer
+        return self
+
+    @property
+    def view(self) -> View:
+        """The committed state; valid until the caller awaits."""
+        return self._tables
+
+    @contextmanager
+    def watch(self, *, queue_max: int = WATCH_QUEUE_MAX) -> Iterator[Watcher]:
+        """Every commit after this call, for as long as the context is open."""
+        watcher = Watcher(queue_max)
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    async def commit(self, changes: Sequence[Change]) -> Commit:
+        """Propose a transaction: all changes or none, as one entry.
+
+        Raises: InvalidArgument above CHANGES_MAX changes; SequenceConflict, NotFound,
+        AlreadyExists, NameConflict as decided at apply; Unavailable, ResourceExhausted.
+        """
+        if len(changes) > CHANGES_MAX:
+            raise InvalidArgument(f"transaction: {len(changes)} changes, at most {CHANGES_MAX}")
+        if self._proposer is None:
+            violated("commit before a proposer is attached")
+        if not changes:
+            return Commit(version=self._tables.version, events=())
+        entry = StoreEntry(
+            actions=tuple(_action(change) for change in changes),
+            proposed_at_ns=self._clock.now_ns(),
+        )
+        return await self._proposer.propose(entry)
+
+    def apply(self, entry: StoreEntry, index: int) -> Commit | SwarmError:
+        """Apply a durable entry and tell the watchers. For the Proposer alone, in log order.
+
+        Result: the commit, or the reason why the entry is refused (which every manager finds
+        alike). Anything else that is raised is fatal: state machines would part.
+        """
+        try:
+            commit = apply_entry(self._tables, entry, index)
+        except SwarmError as refused:
+            return refused
+        for watcher in self._watchers:
+            watcher.offer(commit)
+        return commit
+
+    def rows(self) -> tuple[AnyObject, ...]:
+        """Every object of the committed state, for a snapshot."""
+        return tuple(self._tables.all_rows())
+
+
+async def commit_with_retry(
+    store: Store, build: Callable[[View], Sequence[Change]], *, attempts_max: int = 10
+) -> Commit:
+    """Build changes from the newest view and commit them; again when something else came first.
+
+    Raises: SequenceConflict after `attempts_max` tries; what `build` and `commit` raise.
+    """
+    attempt = 1
+    while True:
+        try:
+            return await store.commit(build(store.view))
+        except SequenceConflict:
+            if attempt == attempts_max:
+                raise
+            attempt += 1
+
+
+def _action(change: Change) -> StoreAction:
+    expected = 0 if change.kind is ActionKind.CREATE else change.object.meta.version.index
+    return StoreAction(kind=change.kind, object=change.object, expected_version=expected)
+
+
+__all__ = ["Commit", "Proposer", "Store", "StoreEvent", "Watcher", "commit_with_retry"]
