@@ -1,0 +1,131 @@
+"""Who gets which certificate: the decisions of the certificate authority, without any I/O.
+
+The join token alone decides the role of a new node, the store that of a known one; a signing
+request contributes its public key and nothing else. Time and new node ids are arguments.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from typing_extensions import override
+
+from shoal.errors import PermissionDenied
+from shoal.ids import ClusterId, NodeId
+from shoal.security.roles import PeerIdentity, Role
+from shoal.security.root import NODE_VALIDITY_S, RootCA
+from shoal.security.tokens import make_join_token, parse_join_token, same_token
+
+
+class JoinTokens(msgspec.Struct, frozen=True):
+    """The two invitations that are valid now, as users see them. Not shown by repr."""
+
+    worker: str
+    manager: str
+
+    @override
+    def __repr__(self) -> str:
+        return "JoinTokens(...)"
+
+
+class ClusterSecrets(msgspec.Struct, frozen=True):
+    """What a new cluster must store: its root certificate and key, and its join tokens."""
+
+    root_certificate_pem: bytes
+    root_key_pem: bytes
+    tokens: JoinTokens
+
+    @override
+    def __repr__(self) -> str:
+        return "ClusterSecrets(...)"
+
+
+class Authority(msgspec.Struct, frozen=True):
+    """The cluster's certificate authority as the store has it at the moment of a request."""
+
+    cluster_id: ClusterId
+    root: RootCA
+    tokens: JoinTokens
+    validity_s: int = NODE_VALIDITY_S
+
+
+class IssuedCertificate(msgspec.Struct, frozen=True):
+    """A certificate and whom it names."""
+
+    identity: PeerIdentity
+    certificate_pem: bytes
+
+
+def new_cluster_secrets(*, now_ns: int) -> ClusterSecrets:
+    """A new root, valid for 20 years, and a token for each role."""
+    root = RootCA.create(now_ns=now_ns)
+    return ClusterSecrets(
+        root_certificate_pem=root.certificate_pem,
+        root_key_pem=root.key_pem,
+        tokens=new_join_tokens(root),
+    )
+
+
+def new_join_tokens(root: RootCA) -> JoinTokens:
+    """New tokens for both roles; the old ones stop working once these are stored."""
+    return JoinTokens(
+        worker=make_join_token(root.certificate_pem).render(),
+        manager=make_join_token(root.certificate_pem).render(),
+    )
+
+
+def role_of_token(token: str, tokens: JoinTokens) -> Role:
+    """The role a token invites to.
+
+    Raises InvalidArgument for text that is no token, PermissionDenied for a token that is not one
+    of the cluster's. Both comparisons are always made, in constant time.
+    """
+    text = parse_join_token(token).render()
+    is_manager = same_token(text, tokens.manager)
+    is_worker = same_token(text, tokens.worker)
+    if is_manager:
+        return Role.MANAGER
+    if is_worker:
+        return Role.WORKER
+    raise PermissionDenied(
+        "the join token is not valid for this cluster: get a current one with "
+        "`swarmctl join-token worker` on a manager"
+    )
+
+
+def issue_to_joiner(
+    authority: Authority, csr_pem: bytes, *, token: str, new_node_id: NodeId, now_ns: int
+) -> IssuedCertificate:
+    """Certify a node that joins with a token under a new id.
+
+    Raises what `role_of_token` raises; InvalidArgument for a bad signing request.
+    """
+    identity = PeerIdentity(
+        node_id=new_node_id,
+        role=role_of_token(token, authority.tokens),
+        cluster_id=authority.cluster_id,
+    )
+    return _issue(authority, csr_pem, identity, now_ns)
+
+
+def issue_to_node(
+    authority: Authority, csr_pem: bytes, *, peer: PeerIdentity, role: Role, now_ns: int
+) -> IssuedCertificate:
+    """Certify a known node again: renewal, promotion or demotion.
+
+    peer: who asks, proved by its current certificate. role: what the store wants it to be.
+    Raises PermissionDenied if the peer is no node of this cluster, InvalidArgument for a bad
+    signing request or a role that is not certified.
+    """
+    if not peer.role.certified or peer.cluster_id != authority.cluster_id:
+        raise PermissionDenied("only a node with a certificate of this cluster can renew it")
+    identity = PeerIdentity(node_id=peer.node_id, role=role, cluster_id=authority.cluster_id)
+    return _issue(authority, csr_pem, identity, now_ns)
+
+
+def _issue(
+    authority: Authority, csr_pem: bytes, identity: PeerIdentity, now_ns: int
+) -> IssuedCertificate:
+    certificate_pem = authority.root.sign(
+        csr_pem, identity, now_ns=now_ns, validity_s=authority.validity_s
+    )
+    return IssuedCertificate(identity=identity, certificate_pem=certificate_pem)

@@ -1,0 +1,139 @@
+"""The identity files: written as a set, repaired after a crash, refused when they do not fit."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
+from shoal.security.identity import (
+    make_identity,
+    read_identity,
+    remove_identity,
+    write_identity,
+)
+from shoal.security.keys import make_key
+from shoal.security.roles import Role
+from shoal.security.root import RootCA
+from tests.unit.shoal.security.support import DAY_NS, NOW_NS, a_node, a_peer
+
+ROOT = RootCA.create(now_ns=NOW_NS)
+OLD = a_node(ROOT)
+NEW = a_node(ROOT, Role.MANAGER)
+
+
+class Crash(BaseException):
+    """The power goes."""
+
+
+def test_what_was_written_is_read(tmp_path: Path):
+    write_identity(tmp_path, OLD)
+    assert read_identity(tmp_path) == OLD
+    write_identity(tmp_path, NEW)
+    assert read_identity(tmp_path) == NEW
+    assert sorted(os.listdir(tmp_path / "identity")) == ["ca.crt", "node.crt", "node.key"]
+
+
+def test_the_key_is_for_its_owner_only(tmp_path: Path):
+    write_identity(tmp_path, OLD)
+    mode = (tmp_path / "identity" / "node.key").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "identity").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("step", range(40))
+def test_a_crash_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, step: int, monkeypatch):
+    write_identity(tmp_path, OLD)
+    calls = iter(range(step))
+
+    def dying(real):
+        def call(*args, **kwargs):
+            if next(calls, None) is None:
+                raise Crash
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "fsync", "mkdir", "rmdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        for name in ("rename", "replace", "mkdir", "rmdir"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        try:
+            write_identity(tmp_path, NEW)
+            finished = True
+        except Crash:
+            finished = False
+    found = read_identity(tmp_path)
+    assert found == NEW if finished else found in (OLD, NEW)
+    write_identity(tmp_path, OLD)
+    assert read_identity(tmp_path) == OLD
+
+
+def test_without_files_the_node_is_in_no_cluster(tmp_path: Path):
+    with pytest.raises(NotFound, match="swarmctl join"):
+        read_identity(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["node.crt", "node.key", "ca.crt"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str):
+    write_identity(tmp_path, OLD)
+    (tmp_path / "identity" / name).unlink()
+    with pytest.raises(FailedPrecondition, match=f"{name} is missing"):
+        read_identity(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["node.crt", "node.key", "ca.crt"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 500, b"x" * 100_000])
+def test_a_damaged_file_is_refused_with_the_remedy(tmp_path: Path, name: str, content: bytes):
+    write_identity(tmp_path, OLD)
+    (tmp_path / "identity" / name).write_bytes(content)
+    with pytest.raises(FailedPrecondition, match="leave and join again"):
+        read_identity(tmp_path)
+
+
+def test_a_key_others_can_read_is_refused(tmp_path: Path):
+    write_identity(tmp_path, OLD)
+    (tmp_path / "identity" / "node.key").chmod(0o640)
+    with pytest.raises(FailedPrecondition, match="chmod 600"):
+        read_identity(tmp_path)
+
+
+def test_a_foreign_key_is_refused(tmp_path: Path):
+    with pytest.raises(InvalidArgument, match="does not belong"):
+        make_identity(OLD.certificate_pem, make_key(), OLD.root_pem)
+    write_identity(tmp_path, OLD)
+    (tmp_path / "identity" / "node.key").write_bytes(NEW.key_pem)
+    with pytest.raises(FailedPrecondition, match="does not belong"):
+        read_identity(tmp_path)
+
+
+def test_a_foreign_root_is_refused():
+    other = RootCA.create(now_ns=NOW_NS)
+    with pytest.raises(Unauthenticated, match="not issued by"):
+        make_identity(OLD.certificate_pem, OLD.key_pem, other.certificate_pem)
+
+
+def test_removing_forgets_and_is_repeatable(tmp_path: Path):
+    write_identity(tmp_path, OLD)
+    remove_identity(tmp_path)
+    remove_identity(tmp_path)
+    with pytest.raises(NotFound):
+        read_identity(tmp_path)
+
+
+def test_renewal_lies_inside_the_validity():
+    assert OLD.peer == a_peer(Role.WORKER)
+    lifetime_ns = OLD.not_after_ns - OLD.not_before_ns
+    assert abs(lifetime_ns - 90 * DAY_NS) < DAY_NS
+    assert OLD.renew_at_ns(0.5) == OLD.not_before_ns + lifetime_ns // 2
+    with pytest.raises(InvalidArgument, match="fraction"):
+        OLD.renew_at_ns(0.9)
+
+
+def test_a_repr_shows_no_key():
+    assert "PRIVATE" not in repr(OLD)
+    assert OLD.key_pem.decode().splitlines()[1] not in repr(OLD)
