@@ -123,10 +123,13 @@ def read_identity(state_dir: Path) -> NodeIdentity:
 
 def remove_identity(state_dir: Path) -> None:
     """Forget the identity (the node left its cluster). Nothing happens if there is none."""
-    directory = state_dir / "identity"
+    directory, removed = state_dir / "identity", state_dir / "identity.removed"
+    if removed.is_dir():
+        shutil.rmtree(removed)  # an earlier removal that was interrupted
     if directory.is_dir():
-        shutil.rmtree(directory)
+        directory.rename(removed)  # all three files go at once
         _sync_directory(state_dir)
+        shutil.rmtree(removed)
 
 
 def _finish(directory: Path) -> None:

@@ -103,7 +103,8 @@ class RootCA:
         left_s = int((self._certificate.not_valid_after_utc - _moment(now_ns)).total_seconds())
         if left_s <= 0:
             raise FailedPrecondition(
-                "the cluster's root certificate has expired: rotate it with `swarmctl ca rotate`"
+                "the cluster's root certificate has expired, it can sign nothing: check this "
+                "manager's clock"
             )
         return min(validity_s, left_s)
 

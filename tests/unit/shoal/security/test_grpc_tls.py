@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -276,6 +278,33 @@ async def test_both_roots_of_a_rotation_are_believed():
         error = await refused(secure_channel(f"127.0.0.1:{port}", credentials))
         # Past the handshake: the gate of this server still believes the old root only.
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def tls_of_at_most(version: ssl.TLSVersion, directory: Path) -> ssl.SSLContext:
+    """A client as old as that, with the joiner's certificate."""
+    certificate, key = directory / "joiner.crt", directory / "joiner.key"
+    certificate.write_bytes(JOINER.certificate_pem)
+    key.write_bytes(JOINER.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(certificate, key)
+    context.set_ciphers("ALL:@SECLEVEL=0")  # this side would speak the old versions
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = version
+    return context
+
+
+async def test_tls_1_2_is_the_floor(port: int, tmp_path: Path):
+    context = tls_of_at_most(ssl.TLSVersion.TLSv1_2, tmp_path)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.2"
+    writer.transport.abort()
+    context = tls_of_at_most(ssl.TLSVersion.TLSv1_1, tmp_path)
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        await asyncio.open_connection("127.0.0.1", port, ssl=context)
 
 
 async def test_a_closed_port_is_unavailable():

@@ -125,6 +125,21 @@ def test_removing_forgets_and_is_repeatable(tmp_path: Path):
         read_identity(tmp_path)
 
 
+def test_an_interrupted_removal_is_still_a_removal(tmp_path: Path, monkeypatch):
+    def dying(path: Path) -> None:
+        raise Crash
+
+    write_identity(tmp_path, OLD)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("shutil.rmtree", dying)
+        remove_identity(tmp_path)
+    with pytest.raises(NotFound):
+        read_identity(tmp_path)
+    write_identity(tmp_path, NEW)
+    remove_identity(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_renewal_lies_inside_the_validity():
     assert OLD.peer == a_peer(Role.WORKER)
     lifetime_ns = OLD.not_after_ns - OLD.not_before_ns
