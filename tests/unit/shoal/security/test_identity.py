@@ -130,9 +130,10 @@ def test_an_interrupted_removal_is_still_a_removal(tmp_path: Path, monkeypatch):
         raise Crash
 
     write_identity(tmp_path, OLD)
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", dying)
-        remove_identity(tmp_path)
+        with pytest.raises(Crash):
+            remove_identity(tmp_path)
     with pytest.raises(NotFound):
         read_identity(tmp_path)
     write_identity(tmp_path, NEW)
