@@ -1,0 +1,192 @@
+"""Group commit: many callers, one thread, one fdatasync for all that waited.
+
+Invariant: a caller resumes only after its batch is durable, and batches reach the log in the
+order in which `append` was entered. While one sync runs, later batches gather (bounded) and go
+out together. Refuses everything after StorageFailed; a full disk fails the batches it hit and
+those already queued behind them, which may build on them, and nothing after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from manager.storage.entries import Batch, Entry, HardState, SnapshotMark
+from manager.storage.wal import Wal
+from shoal.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvariantViolation,
+    ResourceExhausted,
+    SwarmError,
+)
+
+QUEUE_MAX = 1024
+MERGED_BYTES_MAX = 4 << 20
+_RECORD_OVERHEAD_BYTES = 48
+
+Outcome = int | SwarmError | InvariantViolation
+
+
+class _Release:
+    """A request to release segments, queued among the batches."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class _Waiting:
+    """Work for the log and the caller that waits for it."""
+
+    def __init__(self, work: Batch | _Release) -> None:
+        self.work = work
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        entries = work.entries if isinstance(work, Batch) else ()
+        self.size_bytes = sum(len(entry.data) + _RECORD_OVERHEAD_BYTES for entry in entries)
+
+
+class AsyncWal:
+    """The async owner of a Wal: `async with AsyncWal(wal) as log: await log.append(...)`.
+
+    Leaving the block finishes what is queued and closes the Wal. A cancelled caller's batch may
+    still be written, as with any interrupted write.
+    """
+
+    def __init__(
+        self, wal: Wal, *, queue_max: int = QUEUE_MAX, merged_bytes_max: int = MERGED_BYTES_MAX
+    ) -> None:
+        self._wal = wal
+        self._merged_bytes_max = merged_bytes_max
+        self._room = asyncio.Semaphore(queue_max)
+        self._queue: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self._task: asyncio.Task[None] | None = None
+        self._closed = True
+
+    async def __aenter__(self) -> Self:
+        """Start the committing task."""
+        self._closed = False
+        self._task = asyncio.create_task(self._run(), name="wal")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Commit what is queued, then close the log."""
+        self._closed = True
+        self._wake.set()
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            # Submitted, not awaited first: also a cancelled exit closes the log behind the sync.
+            closing = self._thread.submit(self._wal.close)
+            self._thread.shutdown(wait=False)
+            await asyncio.wrap_future(closing)
+
+    async def append(
+        self,
+        entries: Sequence[Entry] = (),
+        hard_state: HardState | None = None,
+        mark: SnapshotMark | None = None,
+    ) -> None:
+        """Return once the batch is durable; waits for a place when the queue is full.
+
+        Raises: as `Wal.append_all`; FailedPrecondition when closing.
+        """
+        await self._submit(Batch(tuple(entries), hard_state, mark))
+
+    async def mark_snapshot(self, index: int, term: int) -> None:
+        """`Wal.mark_snapshot`, in order with the batches."""
+        await self._submit(Batch((), None, SnapshotMark(index, term)))
+
+    async def release(self, index: int) -> int:
+        """`Wal.release`, in order with the batches; how many segments were deleted."""
+        return await self._submit(_Release(index))
+
+    async def _submit(self, work: Batch | _Release) -> int:
+        async with self._room:
+            if self._closed:
+                raise FailedPrecondition(f"{self._wal.directory}: the log is closed")
+            waiting = _Waiting(work)
+            self._queue.append(waiting)
+            self._wake.set()
+            return await waiting.done
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        group: list[_Waiting] = []
+        try:
+            while group := await self._gather():
+                works = [waiting.work for waiting in group]
+                outcomes = await loop.run_in_executor(self._thread, _commit, self._wal, works)
+                if isinstance(outcomes[-1], ResourceExhausted):
+                    # What is queued may follow on the batch that found no space.
+                    outcomes += [outcomes[-1]] * len(self._queue)
+                    group += self._queue
+                    self._queue.clear()
+                for waiting, outcome in zip(group, outcomes, strict=True):
+                    _resolve(waiting, outcome)
+        finally:
+            self._closed = True
+            closed = FailedPrecondition(f"{self._wal.directory}: the log is closed")
+            for waiting in (*group, *self._queue):
+                _resolve(waiting, closed)
+
+    async def _gather(self) -> list[_Waiting]:
+        """The next group: batches up to the bytes limit, or one release; empty at the end."""
+        while not self._queue:
+            if self._closed:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        group = [self._queue.popleft()]
+        size = group[0].size_bytes
+        while self._queue and isinstance(group[0].work, Batch):
+            size += self._queue[0].size_bytes
+            if size > self._merged_bytes_max or not isinstance(self._queue[0].work, Batch):
+                break
+            group.append(self._queue.popleft())
+        return group
+
+
+def _commit(wal: Wal, works: Sequence[Batch | _Release]) -> list[Outcome]:
+    """In the thread: one sync for all; only if one of them is refused, each on its own."""
+    batches = [work for work in works if isinstance(work, Batch)]
+    try:
+        if len(batches) < len(works):
+            return [_attempt(wal, work) for work in works]
+        wal.append_all(batches)
+    except (FailedPrecondition, InvalidArgument, InvariantViolation):
+        # Refused before anything was written: the others must not pay for one caller's mistake.
+        return [_attempt(wal, work) for work in works]
+    except SwarmError as error:
+        return [error] * len(works)
+    return [0] * len(works)
+
+
+def _attempt(wal: Wal, work: Batch | _Release) -> Outcome:
+    try:
+        if isinstance(work, _Release):
+            return wal.release(work.index)
+        wal.append_all([work])
+    except (SwarmError, InvariantViolation) as error:
+        return error
+    return 0
+
+
+def _resolve(waiting: _Waiting, outcome: Outcome) -> None:
+    if waiting.done.done():  # its caller was cancelled
+        return
+    if isinstance(outcome, int):
+        waiting.done.set_result(outcome)
+    else:
+        waiting.done.set_exception(outcome)
