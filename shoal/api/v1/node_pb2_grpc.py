@@ -471,6 +471,126 @@ class Images:
             _registered_method=True)
 
 
+class WorkerControlStub:
+    """What swarmd asks of its worker process.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Reload = channel.unary_unary(
+                '/shoal.api.v1.WorkerControl/Reload',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+        self.RemoveTasks = channel.unary_unary(
+                '/shoal.api.v1.WorkerControl/RemoveTasks',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.FromString,
+                _registered_method=True)
+
+
+class WorkerControlServicer:
+    """What swarmd asks of its worker process.
+    """
+
+    def Reload(self, request, context):
+        """Read identity and configuration again: start the agent after a join, stop it after a leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveTasks(self, request, context):
+        """Stop the agent and remove every container and the data plane: the node leaves its cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_WorkerControlServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadResponse.SerializeToString,
+            ),
+            'RemoveTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveTasks,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'shoal.api.v1.WorkerControl', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('shoal.api.v1.WorkerControl', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class WorkerControl:
+    """What swarmd asks of its worker process.
+    """
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.WorkerControl/Reload',
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.WorkerControl/RemoveTasks',
+            shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TelemetryStub:
     """Metrics of one process of the node, gathered by swarmd into one page.
     """

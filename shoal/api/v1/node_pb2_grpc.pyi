@@ -98,6 +98,36 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
 
 def add_ImagesServicer_to_server(servicer: ImagesServicer, server: _aio.Server) -> None: ...
 
+class WorkerControlStub:
+    """What swarmd asks of its worker process."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Reload: _aio.UnaryUnaryMultiCallable[_node_pb2.ReloadRequest, _node_pb2.ReloadResponse]
+    """Read identity and configuration again: start the agent after a join, stop it after a leave."""
+    RemoveTasks: _aio.UnaryUnaryMultiCallable[_node_pb2.RemoveTasksRequest, _node_pb2.RemoveTasksResponse]
+    """Stop the agent and remove every container and the data plane: the node leaves its cluster."""
+
+class WorkerControlServicer(metaclass=_abc_1.ABCMeta):
+    """What swarmd asks of its worker process."""
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _node_pb2.ReloadRequest,
+        context: _aio.ServicerContext[_node_pb2.ReloadRequest, _abc.Awaitable[_node_pb2.ReloadResponse]],
+    ) -> _abc.Awaitable[_node_pb2.ReloadResponse]:
+        """Read identity and configuration again: start the agent after a join, stop it after a leave."""
+
+    @_abc_1.abstractmethod
+    def RemoveTasks(
+        self,
+        request: _node_pb2.RemoveTasksRequest,
+        context: _aio.ServicerContext[_node_pb2.RemoveTasksRequest, _abc.Awaitable[_node_pb2.RemoveTasksResponse]],
+    ) -> _abc.Awaitable[_node_pb2.RemoveTasksResponse]:
+        """Stop the agent and remove every container and the data plane: the node leaves its cluster."""
+
+def add_WorkerControlServicer_to_server(servicer: WorkerControlServicer, server: _aio.Server) -> None: ...
+
 class TelemetryStub:
     """Metrics of one process of the node, gathered by swarmd into one page."""
 

@@ -1,0 +1,278 @@
+"""Consensus of one manager: an entry is committed when this manager's log holds it durably.
+
+The Proposer that a cluster with a single manager needs, and the seam that Raft fills: entries get
+their place in the log when they are written, are applied in that order, and only then answered.
+Whatever waits while a write is under way goes out together in the next one (group commit). A full
+disk refuses the entries it hit and nothing more; a disk that fails a sync ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import structlog
+
+from manager.consensus.metrics import SNAPSHOT_LATENCY, TRANSACTION_LATENCY
+from manager.storage.driver import AsyncWal
+from manager.storage.entries import Entry, SnapshotMark
+from manager.storage.errors import StorageFailed
+from manager.storage.frames import WalIdentity
+from manager.storage.snapshot_dir import SnapshotDir
+from manager.storage.snapshot_file import SnapshotRecord
+from manager.storage.wal import Wal
+from manager.store.apply import Commit
+from manager.store.store import Store
+from manager.store.tables import Tables
+from shoal.errors import InvariantViolation, ResourceExhausted, SwarmError, Unavailable
+from shoal.model.defaults import SNAPSHOT_INTERVAL
+from shoal.model.objects import AnyObject, StoreEntry
+from shoal.wire.objects import (
+    entry_from_bytes,
+    entry_to_bytes,
+    object_from_bytes,
+    object_to_bytes,
+)
+
+ENTRY_BYTES_MAX = 1_572_864
+"""1.5 MiB; a larger transaction is refused (Swarm's MaxTransactionBytes)."""
+QUEUE_MAX = 4096
+GROUP_ENTRIES_MAX = 512
+GROUP_BYTES_MAX = 4 << 20
+APPLY_SLICE_S = 0.01
+"""Applying yields to the event loop after this long."""
+TERM = 1
+KIND_STORE = 1
+"""Entry and snapshot record kind: a StoreEntry, an Object."""
+
+_log = structlog.get_logger()
+
+
+class _Proposal(NamedTuple):
+    entry: StoreEntry
+    data: bytes
+    done: asyncio.Future[Commit]
+
+
+class Recovery(NamedTuple):
+    """What a state directory held."""
+
+    tables: Tables
+    wal: Wal
+    snapshots: SnapshotDir
+
+
+def recover(directory: Path, cluster_id: str) -> Recovery:
+    """Load the newest snapshot and replay the log after it; begins an empty log when there is none.
+
+    Blocking: call it before the event loop has work, or in a thread.
+    Raises: CorruptLog, CorruptSnapshot, FailedPrecondition (locked, foreign or newer).
+    """
+    identity = WalIdentity(cluster_id=cluster_id, raft_id=_raft_id(directory))
+    snapshots = SnapshotDir(directory / "snapshots", cluster_id=cluster_id)
+    if not any((directory / "wal").glob("*.wal")):
+        return Recovery(Tables(), Wal.create(directory / "wal", identity), snapshots)
+    wal, recovered = Wal.open(directory / "wal", identity)
+    try:
+        snapshot = snapshots.load(recovered.mark)
+        tables = Tables()
+        if snapshot is not None:
+            rows = (object_from_bytes(record.data) for record in snapshot.records())
+            tables = Tables(rows, version=snapshot.index)
+        store = Store(tables, _NoClock())
+        for entry in recovered.entries_after(tables.version):
+            store.apply(entry_from_bytes(entry.data), entry.index)
+    except BaseException:
+        wal.close()
+        raise
+    return Recovery(tables, wal, snapshots)
+
+
+class LocalConsensus:
+    """Implements `manager.store.store.Proposer`; `async with` it for as long as it may propose."""
+
+    def __init__(
+        self,
+        recovery: Recovery,
+        store: Store,
+        *,
+        snapshot_interval: int = SNAPSHOT_INTERVAL,
+    ) -> None:
+        self._store = store
+        self._wal = recovery.wal
+        self._snapshots = recovery.snapshots
+        self._snapshot_interval = snapshot_interval
+        self._last_index = recovery.wal.last_index
+        mark = recovery.wal.mark
+        self._snapshot_index = 0 if mark is None else mark.index
+        self._queue: asyncio.Queue[_Proposal | None] = asyncio.Queue(QUEUE_MAX)
+        self._stack = AsyncExitStack()
+        self._task: asyncio.Task[None] | None = None
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self._failed: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start writing."""
+        self._log_file = await self._stack.enter_async_context(AsyncWal(self._wal))
+        self._task = asyncio.create_task(self._run(), name="consensus")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish what is queued and close the log."""
+        if self._task is not None:
+            await self._queue.put(None)
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._snapshot_task is not None:
+            await asyncio.gather(self._snapshot_task, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def propose(self, entry: StoreEntry) -> Commit:
+        """Make an entry durable, apply it, and return what it changed."""
+        data = entry_to_bytes(entry)
+        if len(data) > ENTRY_BYTES_MAX:
+            raise ResourceExhausted(
+                f"transaction: {len(data)} bytes, at most {ENTRY_BYTES_MAX}: make it smaller"
+            )
+        if self._failed is not None:
+            raise Unavailable(f"the manager's log has failed ({self._failed}): restart it")
+        done: asyncio.Future[Commit] = asyncio.get_running_loop().create_future()
+        with TRANSACTION_LATENCY.time():
+            await self._queue.put(_Proposal(entry, data, done))
+            return await done
+
+    async def wait_failed(self) -> None:
+        """Wait until the log can take no more, and raise why. Ends the process."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        while group := await self._gather():
+            first = self._last_index + 1
+            entries = [
+                Entry(index=first + offset, term=TERM, kind=KIND_STORE, data=proposal.data)
+                for offset, proposal in enumerate(group)
+            ]
+            try:
+                await self._log_file.append(entries)
+            except StorageFailed as error:
+                self._failed = error
+                _refuse(group, Unavailable(str(error)))
+                self._refuse_queued()
+                raise InvariantViolation(f"the log failed: {error}") from error
+            except SwarmError as error:
+                _log.error("log.refused", reason=error.message)
+                _refuse(group, error)
+                continue
+            self._last_index = first + len(entries) - 1
+            await self._apply(group, first)
+            self._begin_snapshot()
+
+    async def _gather(self) -> list[_Proposal]:
+        first = await self._queue.get()
+        if first is None:
+            return []
+        group, size = [first], len(first.data)
+        while len(group) < GROUP_ENTRIES_MAX and size < GROUP_BYTES_MAX:
+            if self._queue.empty():
+                break
+            following = self._queue.get_nowait()
+            if following is None:
+                self._queue.put_nowait(None)
+                break
+            group.append(following)
+            size += len(following.data)
+        return group
+
+    async def _apply(self, group: Sequence[_Proposal], first_index: int) -> None:
+        loop = asyncio.get_running_loop()
+        slice_end_s = loop.time() + APPLY_SLICE_S
+        for offset, proposal in enumerate(group):
+            result = self._store.apply(proposal.entry, first_index + offset)
+            if not proposal.done.done():
+                if isinstance(result, SwarmError):
+                    proposal.done.set_exception(result)
+                else:
+                    proposal.done.set_result(result)
+            if loop.time() > slice_end_s:
+                await asyncio.sleep(0)
+                slice_end_s = loop.time() + APPLY_SLICE_S
+
+    def _refuse_queued(self) -> None:
+        while not self._queue.empty():
+            proposal = self._queue.get_nowait()
+            if proposal is not None:
+                _refuse([proposal], Unavailable("the manager's log has failed: restart it"))
+
+    def _begin_snapshot(self) -> None:
+        due = self._last_index - self._snapshot_index >= self._snapshot_interval
+        if due and (self._snapshot_task is None or self._snapshot_task.done()):
+            rows, index = self._store.rows(), self._last_index
+            self._snapshot_task = asyncio.create_task(self._snapshot(rows, index), name="snapshot")
+
+    async def _snapshot(self, rows: tuple[AnyObject, ...], index: int) -> None:
+        """Write a snapshot beside the log; on any failure the log simply stays longer."""
+        mark = SnapshotMark(index=index, term=TERM)
+        try:
+            with SNAPSHOT_LATENCY.time():
+                await asyncio.to_thread(self._snapshots.save, index, TERM, _records(rows))
+                await self._log_file.append(mark=mark)
+                oldest = await asyncio.to_thread(self._snapshots.prune, mark)
+                await self._log_file.release(oldest)
+        except SwarmError as error:
+            _log.error("snapshot.failed", index=index, reason=error.message)
+            return
+        self._snapshot_index = index
+        _log.info("snapshot.written", index=index, objects=len(rows))
+
+
+class _NoClock:
+    """Replay must not read a clock; times come from the entries."""
+
+    def now_ns(self) -> int:
+        raise InvariantViolation("replay read a clock")
+
+    def monotonic_s(self) -> float:
+        raise InvariantViolation("replay read a clock")
+
+
+def _records(rows: Sequence[AnyObject]) -> Iterator[SnapshotRecord]:
+    for row in rows:
+        yield SnapshotRecord(kind=KIND_STORE, data=object_to_bytes(row))
+
+
+def _refuse(group: Sequence[_Proposal], error: SwarmError) -> None:
+    for proposal in group:
+        if not proposal.done.done():
+            proposal.done.set_exception(error)
+
+
+def _raft_id(directory: Path) -> int:
+    """This manager's id in the log, made once. A 64-bit number, never 0."""
+    path = directory / "raft_id"
+    if path.exists():
+        return int(path.read_text(encoding="ascii"), 16)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    raft_id = secrets.randbits(63) | 1
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="ascii") as file:
+        file.write(f"{raft_id:016x}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    return raft_id

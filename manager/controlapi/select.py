@@ -1,0 +1,162 @@
+"""Filters and pages of the list calls. Pure: rows in, rows out.
+
+Values of one kind are OR-ed, kinds are AND-ed; ids and names match as prefixes, as in Docker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from manager.store.view import View
+from shoal.errors import InvalidArgument, SwarmError
+from shoal.model.enums import NodeMembership, NodeRole, TaskState
+from shoal.model.objects import AnyObject, Node, Service, Task
+from shoal.model.row import Row
+from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
+
+PAGE_SIZE_MAX = 1_000
+
+_MODES: dict[str, type[Row]] = {
+    "replicated": ReplicatedMode,
+    "global": GlobalMode,
+    "replicated-job": ReplicatedJobMode,
+    "global-job": GlobalJobMode,
+}
+
+RowT = TypeVar("RowT", bound=AnyObject)
+
+
+class Filters(Row, frozen=True):
+    """What a list call asks for; empty fields do not filter."""
+
+    ids: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    node_labels: tuple[str, ...] = ()
+    roles: tuple[NodeRole, ...] = ()
+    memberships: tuple[NodeMembership, ...] = ()
+    modes: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    desired_states: tuple[TaskState, ...] = ()
+    up_to_date: bool = False
+    slot: int = 0
+
+
+def select_nodes(view: View, filters: Filters) -> list[Node]:
+    """Nodes that match. `labels` are the engine's, `node_labels` those of the spec."""
+
+    def matches(node: Node) -> bool:
+        return (
+            _prefix(node.id, filters.ids)
+            and _prefix(node.description.hostname, filters.names)
+            and _labels(node.description.engine.labels, filters.labels)
+            and _labels(node.spec.annotations.labels, filters.node_labels)
+            and (not filters.roles or node.role in filters.roles)
+            and (not filters.memberships or node.spec.membership in filters.memberships)
+        )
+
+    return [node for node in view.nodes if matches(node)]
+
+
+def select_services(view: View, filters: Filters) -> list[Service]:
+    """Services that match. Raises InvalidArgument for an unknown mode."""
+    for mode in filters.modes:
+        if mode not in _MODES:
+            raise InvalidArgument(f"filter mode: {mode!r} must be one of {', '.join(_MODES)}")
+    modes = tuple(_MODES[mode] for mode in filters.modes)
+
+    def matches(service: Service) -> bool:
+        return (
+            _prefix(service.id, filters.ids)
+            and _prefix(service.spec.annotations.name, filters.names)
+            and _labels(service.spec.annotations.labels, filters.labels)
+            and (not modes or isinstance(service.spec.mode, modes))
+        )
+
+    return [service for service in view.services if matches(service)]
+
+
+def select_tasks(view: View, filters: Filters) -> list[Task]:
+    """Tasks that match. Services and nodes that do not exist match nothing."""
+    service_ids = _resolve(view.services.resolve, filters.services)
+    node_ids = _resolve(view.nodes.resolve, filters.nodes)
+    candidates: Iterable[Task] = view.tasks
+    if filters.services:
+        candidates = [
+            task
+            for service_id in service_ids
+            for task in view.tasks_of_service(service_id).values()
+        ]
+
+    def matches(task: Task) -> bool:
+        return (
+            _prefix(task.id, filters.ids)
+            and _prefix(task_name(task), filters.names)
+            and _labels(task.container.labels, filters.labels)
+            and (not filters.nodes or task.node_id in node_ids)
+            and (not filters.desired_states or task.desired_state in filters.desired_states)
+            and (not filters.slot or task.slot == filters.slot)
+            and (not filters.up_to_date or _is_up_to_date(view, task))
+        )
+
+    return [task for task in candidates if matches(task)]
+
+
+def task_name(task: Task) -> str:
+    """SERVICE.SLOT.ID, or SERVICE.NODE.ID for tasks without a slot."""
+    return f"{task.service_annotations.name}.{task.slot or task.node_id}.{task.id}"
+
+
+def page(rows: Sequence[RowT], *, size: int, token: str, attach: Callable[[RowT], None]) -> str:
+    """Hand the rows of one page to `attach`, oldest first; the result is the next page's token.
+
+    size: 0 means the most a page may hold. Raises InvalidArgument for a token that is none.
+    """
+    ordered = sorted(rows, key=_order)
+    start = 0
+    if token:
+        created, _, object_id = token.partition("-")
+        if not created.isdigit():
+            raise InvalidArgument("page token: must be the one the last page gave")
+        after = (int(created), object_id)
+        start = next((i for i, row in enumerate(ordered) if _order(row) > after), len(ordered))
+    end = start + min(size or PAGE_SIZE_MAX, PAGE_SIZE_MAX)
+    for row in ordered[start:end]:
+        attach(row)
+    if end >= len(ordered):
+        return ""
+    last_created, last_id = _order(ordered[end - 1])
+    return f"{last_created}-{last_id}"
+
+
+def _order(row: AnyObject) -> tuple[int, str]:
+    return row.meta.created_at_ns, row.id
+
+
+def _prefix(value: str, prefixes: tuple[str, ...]) -> bool:
+    return not prefixes or value.startswith(prefixes)
+
+
+def _labels(labels: Mapping[str, str], wanted: tuple[str, ...]) -> bool:
+    for text in wanted:
+        key, has_value, value = text.partition("=")
+        if key not in labels or (has_value and labels[key] != value):
+            return False
+    return True
+
+
+def _is_up_to_date(view: View, task: Task) -> bool:
+    service = view.services.get(task.service_id)
+    return service is not None and service.spec_version == task.spec_version
+
+
+def _resolve(resolve: Callable[[str], AnyObject], references: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for reference in references:
+        try:
+            found.add(resolve(reference).id)
+        except SwarmError:
+            continue
+    return found

@@ -1,0 +1,267 @@
+"""Rules for specs: what the cluster refuses, each with the field, the rule and the remedy.
+
+Pure. Two kinds of refusal: what is wrong (InvalidArgument), and what is right but beyond this
+version (Unimplemented): a wish that would be ignored is worse than one that is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from manager.scheduler.constraints import parse_constraints
+from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.enums import EndpointMode, FailureAction, MountType, PublishMode
+from shoal.model.objects import Node
+from shoal.model.specs import (
+    ClusterSpec,
+    ContainerSpec,
+    NodeSpec,
+    ReplicatedMode,
+    ServiceSpec,
+    TaskSpec,
+)
+from shoal.model.types import (
+    Annotations,
+    Mount,
+    PortConfig,
+    Resources,
+    RestartPolicy,
+    UpdateConfig,
+)
+
+NAME_LENGTH_MAX = 63
+REPLICAS_MAX = 100_000
+PORTS_MAX = 1_024
+LABELS_MAX = 1_024
+NANO_CPUS_MIN = 1_000_000
+MEMORY_BYTES_MIN = 4 << 20
+SPEC_BYTES_MAX = 1 << 20
+CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
+
+_NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
+_IMAGE = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+    r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?"
+    r"(?:@sha256:[0-9a-f]{64})?|sha256:[0-9a-f]{64}"
+)
+
+
+def service_spec(spec: ServiceSpec) -> None:
+    """Refuse a service that cannot be run as it is written."""
+    _name("service name", spec.annotations.name)
+    _labels("service labels", spec.annotations)
+    if not isinstance(spec.mode, ReplicatedMode):
+        raise Unimplemented("mode: only replicated services can be run by this version")
+    if spec.mode.replicas > REPLICAS_MAX:
+        raise InvalidArgument(
+            f"replicas: {spec.mode.replicas} is more than {REPLICAS_MAX}, the most of one service"
+        )
+    _task(spec.task)
+    _endpoint(spec)
+    _update("update", spec.update)
+    _update("rollback", spec.rollback)
+    if spec.rollback is not None and spec.rollback.failure_action is FailureAction.ROLLBACK:
+        raise InvalidArgument("rollback failure action: must be pause or continue")
+
+
+def service_change(old: ServiceSpec, new: ServiceSpec) -> None:
+    """Refuse what an update may not change."""
+    if old.annotations.name != new.annotations.name:
+        raise InvalidArgument("service name: renaming a service is not possible")
+    if type(old.mode) is not type(new.mode):
+        raise InvalidArgument("mode: a service's mode cannot be changed: create another service")
+
+
+def node_change(node: Node, spec: NodeSpec) -> None:
+    """Refuse a node spec this version cannot follow."""
+    _labels("node labels", spec.annotations)
+    if spec.desired_role is not node.spec.desired_role:
+        raise Unimplemented("role: promoting and demoting nodes is not possible in this version")
+    if spec.membership is not node.spec.membership:
+        raise InvalidArgument("membership: a node that was let in cannot be put back in the queue")
+
+
+def cluster_spec(spec: ClusterSpec) -> None:
+    """Refuse cluster settings out of range."""
+    heartbeat_ns = spec.dispatcher.heartbeat_period_ns
+    if heartbeat_ns is not None and not 100_000_000 <= heartbeat_ns <= 3_600_000_000_000:
+        raise InvalidArgument("dispatcher heartbeat: must be between 100ms and 1h")
+    validity_ns = spec.ca.node_certificate_validity_ns
+    if validity_ns is not None and validity_ns < CERTIFICATE_VALIDITY_NS_MIN:
+        raise InvalidArgument("certificate expiry: must be at least 1h")
+    if spec.autolock_managers:
+        raise Unimplemented("autolock: not possible in this version")
+    if spec.ca.external_cas or spec.ca.signing_ca_certificate or spec.ca.force_rotate:
+        raise Unimplemented("ca: the root certificate cannot be rotated in this version")
+    if spec.task_defaults.log_driver is not None:
+        raise Unimplemented("task defaults: a default log driver is not possible in this version")
+    if spec.raft.snapshot_interval is not None and spec.raft.snapshot_interval < 1:
+        raise InvalidArgument("snapshot interval: must be at least 1")
+
+
+def _name(field: str, name: str) -> None:
+    if not name:
+        raise InvalidArgument(f"{field}: must be given")
+    if len(name) > NAME_LENGTH_MAX:
+        raise InvalidArgument(f"{field}: {len(name)} characters, at most {NAME_LENGTH_MAX}")
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{field}: {name!r} must be letters and digits, with - and _ in between"
+        )
+
+
+def _labels(field: str, annotations: Annotations) -> None:
+    if len(annotations.labels) > LABELS_MAX:
+        raise InvalidArgument(f"{field}: {len(annotations.labels)}, at most {LABELS_MAX}")
+    for key in annotations.labels:
+        if not key or any(character.isspace() for character in key):
+            raise InvalidArgument(f"{field}: {key!r} must not be empty or hold spaces")
+
+
+def _task(task: TaskSpec) -> None:
+    if not isinstance(task.runtime, ContainerSpec):
+        raise Unimplemented("runtime: only containers can be run by this version")
+    _container(task.runtime)
+    _resources("limit", task.resources.limits)
+    _resources("reservation", task.resources.reservations)
+    if task.resources.limits.generic:
+        raise InvalidArgument("limit: generic resources can only be reserved")
+    _restart(task.restart)
+    parse_constraints(task.placement.constraints)
+    if task.networks:
+        raise Unimplemented("networks: a service cannot join networks in this version")
+    driver = task.log_driver
+    if driver is not None:
+        if driver.name not in {"", "json-file"}:
+            raise Unimplemented(f"log driver: {driver.name} is not available, only json-file")
+        _known("log-opt", driver.options, {"max-size", "max-file"})
+
+
+def _container(container: ContainerSpec) -> None:
+    if not container.image:
+        raise InvalidArgument("image: must be given")
+    if not _IMAGE.fullmatch(container.image):
+        raise InvalidArgument(
+            f"image: {container.image!r} is not a valid reference: "
+            "[HOST[:PORT]/]NAME[:TAG][@DIGEST], the name in lower case"
+        )
+    for text in container.env:
+        if text.startswith("=") or not text:
+            raise InvalidArgument(f"env: {text!r} must be NAME=VALUE or NAME")
+    for mount in container.mounts:
+        _mount(mount)
+    if len({mount.target for mount in container.mounts}) != len(container.mounts):
+        raise InvalidArgument("mount: two mounts have the same target")
+    grace_ns = container.stop_grace_period_ns
+    if grace_ns is not None and grace_ns < 0:
+        raise InvalidArgument("stop grace period: must not be negative")
+    if not -1000 <= container.oom_score_adj <= 1000:
+        raise InvalidArgument("oom score adj: must be between -1000 and 1000")
+    _unsupported_container(container)
+
+
+def _unsupported_container(container: ContainerSpec) -> None:
+    privileges = container.privileges
+    wishes = {
+        "tty": container.tty,
+        "open stdin": container.open_stdin,
+        "init": container.init,
+        "health check": container.health_check is not None
+        and container.health_check.test != ("NONE",),
+        "secret": container.secrets,
+        "config": container.configs,
+        "isolation": container.isolation not in {"", "default"},
+        "credential spec": privileges.credential_spec_config
+        or privileges.credential_spec_file
+        or privileges.credential_spec_registry,
+        "selinux": privileges.selinux_user
+        or privileges.selinux_role
+        or privileges.selinux_type
+        or privileges.selinux_level,
+        "seccomp": privileges.seccomp_mode not in {"", "default"},
+        "apparmor": privileges.apparmor_mode not in {"", "default"},
+        "registry auth": container.pull_options is not None,
+    }
+    for field, wished in wishes.items():
+        if wished:
+            raise Unimplemented(f"{field}: not possible for services in this version")
+
+
+def _mount(mount: Mount) -> None:
+    if not mount.target.startswith("/"):
+        raise InvalidArgument(f"mount: the target {mount.target!r} must be an absolute path")
+    if mount.type is MountType.BIND:
+        if not mount.source.startswith("/"):
+            raise InvalidArgument(f"mount: the source {mount.source!r} must be an absolute path")
+    elif mount.type is MountType.TMPFS:
+        if mount.source:
+            raise InvalidArgument("mount: a tmpfs has no source")
+    else:
+        raise Unimplemented(f"mount: type {mount.type.name.lower()} is not possible yet")
+
+
+def _resources(field: str, resources: Resources) -> None:
+    if resources.nano_cpus and resources.nano_cpus < NANO_CPUS_MIN:
+        raise InvalidArgument(f"{field}-cpu: must be at least 0.001 CPUs")
+    if resources.memory_bytes and resources.memory_bytes < MEMORY_BYTES_MIN:
+        raise InvalidArgument(f"{field}-memory: must be at least 4MiB")
+    if resources.pids < 0:
+        raise InvalidArgument(f"{field}-pids: must not be negative")
+    if resources.swap_bytes is not None or resources.memory_swappiness is not None:
+        raise Unimplemented(f"{field}: swap settings are not possible in this version")
+    for generic in resources.generic:
+        if not generic.kind or (generic.count < 1 and not generic.named_value):
+            raise InvalidArgument(f"{field}: generic resource must be KIND=N with N at least 1")
+
+
+def _restart(policy: RestartPolicy | None) -> None:
+    if policy is None:
+        return
+    if policy.delay_ns is not None and policy.delay_ns < 0:
+        raise InvalidArgument("restart delay: must not be negative")
+    if policy.window_ns < 0:
+        raise InvalidArgument("restart window: must not be negative")
+
+
+def _update(field: str, config: UpdateConfig | None) -> None:
+    if config is None:
+        return
+    if config.delay_ns < 0 or (config.monitor_ns or 0) < 0:
+        raise InvalidArgument(f"{field}: delay and monitor must not be negative")
+    if not 0 <= config.max_failure_ratio <= 1:
+        raise InvalidArgument(f"{field} max failure ratio: must be between 0 and 1")
+
+
+def _endpoint(spec: ServiceSpec) -> None:
+    ports = spec.endpoint.ports
+    if spec.endpoint.mode is not EndpointMode.VIP:
+        raise Unimplemented("endpoint mode: dnsrr is not possible in this version")
+    if len(ports) > PORTS_MAX:
+        raise InvalidArgument(f"publish: {len(ports)} ports, at most {PORTS_MAX}")
+    seen: set[tuple[object, ...]] = set()
+    for port in ports:
+        _port(port)
+        key = (port.protocol, port.published_port)
+        if port.published_port and key in seen:
+            raise InvalidArgument(
+                f"publish: port {port.published_port}/{port.protocol.name.lower()} is given twice"
+            )
+        seen.add(key)
+
+
+def _port(port: PortConfig) -> None:
+    if not 1 <= port.target_port <= 65_535:
+        raise InvalidArgument(f"publish: target port {port.target_port} must be 1 to 65535")
+    if not 0 <= port.published_port <= 65_535:
+        raise InvalidArgument(f"publish: published port {port.published_port} must be 1 to 65535")
+    if port.protocol.name == "SCTP":
+        raise Unimplemented("publish: sctp is not possible in this version")
+    if port.publish_mode is PublishMode.HOST and not port.published_port:
+        raise Unimplemented("publish: mode=host needs a published port in this version")
+
+
+def _known(field: str, given: Iterable[str], known: set[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise InvalidArgument(f"{field}: {key!r} is unknown, use {' or '.join(sorted(known))}")

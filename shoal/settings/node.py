@@ -1,0 +1,70 @@
+"""How a node is part of its cluster: written by swarmd at init and join, read by its processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from shoal.errors import FailedPrecondition
+
+FORMAT_VERSION = 1
+
+
+class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses are HOST:PORT unless they say otherwise.
+
+    managers: those the node knew when it joined; the agent keeps a newer list of its own.
+    data_path_address: underlay address of the VXLAN, without a port.
+    """
+
+    advertise_address: str
+    listen_address: str
+    data_path_address: str
+    managers: tuple[str, ...]
+    availability: str = "active"
+    version: int = FORMAT_VERSION
+
+
+def read_node_config(path: Path) -> NodeConfig | None:
+    """The configuration, or None when the node is in no cluster.
+
+    Raises: FailedPrecondition when the file is damaged or of a newer version.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        config = msgspec.json.decode(data, type=NodeConfig)
+    except msgspec.MsgspecError as error:
+        raise FailedPrecondition(f"{path}: damaged ({error}): leave and join again") from error
+    if config.version > FORMAT_VERSION:
+        raise FailedPrecondition(
+            f"{path}: format version {config.version} is newer than {FORMAT_VERSION}: "
+            "run the version of Shoal that wrote it"
+        )
+    return config
+
+
+def write_node_config(path: Path, config: NodeConfig) -> None:
+    """Write durably: a crash leaves the old file or the new one."""
+    write_durably(path, msgspec.json.encode(config))
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a small file so that a crash at any moment leaves the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(path.name + ".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
