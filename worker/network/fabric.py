@@ -1,0 +1,316 @@
+"""The node's own devices and what they know of the peers: gateway bridge, ingress VXLAN, rules.
+
+One neighbour, forwarding entry, route, rule, mark and zone per peer node; nothing per task.
+Invariant: every call compares the kernel with what it should hold and sends the difference, so it
+heals what was tampered with and costs nothing when all is well. A new peer's route and mark are in
+place before the call returns; call it before publishing endpoints on that peer. Removes only what
+carries our route protocol or sits on our devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from shoal.errors import InvalidArgument, Unimplemented
+from worker.network import route, skeleton, sysctl
+from worker.network.api import NetworkSettings, Peer
+from worker.network.core import ROUTE_TABLE_BASE, check_peers, gateway_of, vtep_mac
+from worker.network.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
+from worker.network.nft import Element, NftSocket, elements_of
+
+VXLAN_DEVICE: Final = "vxi"
+BRIDGE_DEVICE: Final = "shgw0"
+VNI: Final = 5377
+TABLE_MAX: Final = ROUTE_TABLE_BASE + 4095
+_GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 90, 100, 200
+_TIME_WAIT_S = "30"
+_CONNTRACK_MAX = 1 << 20
+_CARRIED = ("nodes", "self4", "pub", "reserved", "node_mac", "node_zone", *skeleton.SLOT_MAPS)
+_PEER_SETS = ("nodes", "node_mac", "node_zone")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Fabric:
+    """The root namespace's side of the mesh; every method blocks and belongs to one thread."""
+
+    def __init__(self, settings: NetworkSettings, nft: NftSocket) -> None:
+        self._settings = settings
+        self._nft = nft
+        self._route = NetlinkSocket(NETLINK_ROUTE)
+        self._vxlan_index = 0
+        self._mask = 0xFFF << settings.mark_shift
+
+    def open(self) -> None:
+        """Make or adopt devices, rules and the nft table.
+
+        Raises: Unimplemented naming the kernel feature that is missing; InvalidArgument if the
+        underlay interface does not exist.
+        """
+        missing = [k for k in ("veth", "vxlan", "bridge") if not route.probe_kind(self._route, k)]
+        if missing:
+            raise Unimplemented(f"this kernel has no network devices of type {', '.join(missing)}")
+        sysctl.ensure("ipv4/ip_forward", "1")
+        self._open_bridge()
+        self._open_vxlan()
+        self._open_rules()
+        self._open_table()
+        self._tune_conntrack()
+
+    def close(self) -> None:
+        """Close the socket; the kernel keeps everything."""
+        self._route.close()
+
+    def set_peers(self, peers: Sequence[Peer]) -> list[str]:
+        """Make `peers` the whole mesh besides this node; returns the subnets of peers now gone.
+
+        Raises: InvalidArgument for contradicting indexes, addresses or subnets.
+        """
+        settings = self._settings
+        others = [peer for peer in peers if peer.index != settings.index]
+        check_peers(others, settings)
+        wanted = self._routes(others)
+        found = {r for r in route.found_routes(self._route) if self._is_peer_route(r)}
+        gone = {r.destination for r in found - wanted if r.table == route.TABLE_MAIN}
+        gone -= {r.destination for r in wanted}
+        sets = self._sets(others)
+        deletes, adds = self._set_changes(sets)
+        # A peer may be reached, and recognised, before anything is balanced to it.
+        self._apply(self._entry_changes(others))
+        self._apply([route.put_route(r) for r in sorted(wanted - found)])
+        self._sync_rules(others)
+        self._nft.apply(deletes, adds)
+        replaced = {(r.table, r.destination) for r in wanted}
+        stale = [r for r in sorted(found - wanted) if (r.table, r.destination) not in replaced]
+        self._apply([route.delete_route(r) for r in stale], absent_ok=True)
+        return sorted(gone - {settings.subnet})
+
+    def remove(self) -> None:
+        """Take every device, rule, route and the table away."""
+        self._nft.delete_table()
+        self._apply(
+            [route.delete_rule(rule) for rule in sorted(route.found_rules(self._route))],
+            absent_ok=True,
+        )
+        self._apply(
+            [route.delete_route(r) for r in sorted(route.found_routes(self._route))],
+            absent_ok=True,
+        )
+        for name in (VXLAN_DEVICE, BRIDGE_DEVICE):
+            link = route.link_of(self._route, name)
+            if link is not None:
+                self._apply([route.delete_link(link.index)], absent_ok=True)
+
+    def _open_bridge(self) -> None:
+        mac = b"\x02\xfd" + socket.inet_aton(gateway_of(self._settings.subnet))
+        link = route.link_of(self._route, BRIDGE_DEVICE)
+        if link is None:
+            self._apply([route.add_bridge(BRIDGE_DEVICE, mac)])
+            link = route.link_of(self._route, BRIDGE_DEVICE)
+        if link is None or link.kind != "bridge":
+            raise InvalidArgument(f"interface {BRIDGE_DEVICE} is not ours: remove or rename it")
+        gateway = gateway_of(self._settings.subnet)
+        stale = [
+            route.delete_address(link.index, address, prefix_length)
+            for address, prefix_length in route.found_addresses(self._route, link.index)
+            if (address, prefix_length) != (gateway, 32)
+        ]
+        here = route.Route(destination=self._settings.subnet, unreachable=True)
+        # An address without a task is refused, not sent out of the default route.
+        old = [
+            route.delete_route(r)
+            for r in route.found_routes(self._route)
+            if r.unreachable and r != here
+        ]
+        self._apply(
+            [
+                *stale,
+                *old,
+                route.set_up(link.index),
+                route.add_address(link.index, gateway),
+                route.put_route(here),
+            ]
+        )
+
+    def _open_vxlan(self) -> None:
+        settings = self._settings
+        wanted = route.Vxlan(
+            name=VXLAN_DEVICE,
+            vni=VNI,
+            local=settings.underlay_address,
+            port=settings.data_path_port,
+            mtu=settings.mtu,
+            mac=vtep_mac(settings.subnet),
+            link=self._underlay_index(),
+        )
+        link = route.link_of(self._route, VXLAN_DEVICE)
+        if link is not None and link.kind != "vxlan":
+            raise InvalidArgument(f"interface {VXLAN_DEVICE} is not ours: remove or rename it")
+        if link is not None and not _same_tunnel(link, wanted):
+            self._apply([route.delete_link(link.index)])
+            link = None
+        if link is None:
+            self._apply([route.add_vxlan(wanted)])
+        self._vxlan_index = socket.if_nametoindex(VXLAN_DEVICE)
+        self._apply([route.set_up(self._vxlan_index, mtu=wanted.mtu, mac=wanted.mac)])
+        # The effective value is the larger of all's and ours: only 2 (loose) works everywhere.
+        sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/rp_filter", "2")
+        sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/route_localnet", "1")
+        sysctl.try_write(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+
+    def _underlay_index(self) -> int:
+        name = self._settings.underlay_interface
+        if name is None:
+            return 0
+        link = route.link_of(self._route, name)
+        if link is None:
+            raise InvalidArgument(f"underlay_interface {name} does not exist on this node")
+        return link.index
+
+    def _base_rules(self) -> list[route.Rule]:
+        # The target of the jump does nothing: lookup goes on with the administrator's rules.
+        return [
+            route.Rule(priority=_NOP_PRIORITY),
+            route.Rule(priority=_GOTO_PRIORITY, mask=self._mask, goto=_NOP_PRIORITY),
+        ]
+
+    def _open_rules(self) -> None:
+        found = route.found_rules(self._route)
+        self._apply([route.add_rule(rule) for rule in self._base_rules() if rule not in found])
+
+    def _open_table(self) -> None:
+        found = self._nft.version()
+        if found == skeleton.version_of(self._settings):
+            return
+        carried: dict[str, Mapping[bytes, bytes]] = {}
+        if found is not None:
+            for name in _CARRIED:
+                with contextlib.suppress(NetlinkError):  # an older version may lack the set
+                    carried[name] = self._nft.elements(name)
+        skeleton.load(skeleton.render(self._settings, carried))
+
+    def _tune_conntrack(self) -> None:
+        """Short TIME_WAIT and a large table: each is a rate limit on new connections.
+
+        In a namespace that is not the machine's first, the maximum belongs to somebody else.
+        """
+        sysctl.try_write("netfilter/nf_conntrack_tcp_timeout_time_wait", _TIME_WAIT_S)
+        if int(sysctl.read("netfilter/nf_conntrack_max")) < _CONNTRACK_MAX:
+            sysctl.try_write("netfilter/nf_conntrack_max", str(_CONNTRACK_MAX))
+
+    def _routes(self, peers: Sequence[Peer]) -> set[route.Route]:
+        routes: set[route.Route] = set()
+        for peer in peers:
+            gateway = gateway_of(peer.subnet)
+            for destination, table in (
+                (peer.subnet, route.TABLE_MAIN),
+                ("0.0.0.0/0", ROUTE_TABLE_BASE + peer.index),
+            ):
+                routes.add(
+                    route.Route(
+                        destination=destination,
+                        device=self._vxlan_index,
+                        gateway=gateway,
+                        table=table,
+                    )
+                )
+        return routes
+
+    def _is_peer_route(self, found: route.Route) -> bool:
+        return found.device == self._vxlan_index
+
+    def _entry_changes(self, peers: Sequence[Peer]) -> list[Message]:
+        index = self._vxlan_index
+        neighbours = {gateway_of(peer.subnet): vtep_mac(peer.subnet) for peer in peers}
+        forwarding = {vtep_mac(peer.subnet): peer.address for peer in peers}
+        return [
+            *_difference(
+                route.found_neighbours(self._route, index),
+                neighbours,
+                put=lambda address, mac: route.put_neighbour(index, address, mac),
+                delete=lambda address: route.delete_neighbour(index, address),
+            ),
+            *_difference(
+                route.found_forwarding(self._route, index),
+                forwarding,
+                put=lambda mac, remote: route.put_forwarding(index, mac, remote),
+                delete=lambda mac: route.delete_forwarding(index, mac),
+            ),
+        ]
+
+    def _sync_rules(self, peers: Sequence[Peer]) -> None:
+        shift = self._settings.mark_shift
+        wanted = set(self._base_rules())
+        wanted |= {
+            route.Rule(
+                priority=_PEER_PRIORITY,
+                mark=peer.index << shift,
+                mask=self._mask,
+                table=ROUTE_TABLE_BASE + peer.index,
+            )
+            for peer in peers
+        }
+        found = route.found_rules(self._route)
+        self._apply([route.add_rule(rule) for rule in sorted(wanted - found, reverse=True)])
+        self._apply([route.delete_rule(rule) for rule in sorted(found - wanted)], absent_ok=True)
+
+    def _sets(self, peers: Sequence[Peer]) -> dict[str, dict[bytes, bytes]]:
+        shift = self._settings.mark_shift
+        nodes = {socket.inet_aton(peer.address): b"" for peer in peers}
+        nodes[socket.inet_aton(self._settings.underlay_address)] = b""
+        macs = {peer.index: vtep_mac(peer.subnet) for peer in peers}
+        return {
+            "nodes": nodes,
+            "node_mac": {mac: struct.pack("=I", i << shift) for i, mac in macs.items()},
+            "node_zone": {mac: struct.pack("=H", i) for i, mac in macs.items()},
+        }
+
+    def _set_changes(
+        self, wanted: Mapping[str, Mapping[bytes, bytes]]
+    ) -> tuple[list[Element], list[Element]]:
+        deletes: list[Element] = []
+        adds: list[Element] = []
+        for name in _PEER_SETS:
+            found = self._nft.elements(name)
+            new = wanted[name]
+            deletes += elements_of(name, {k: v for k, v in found.items() if new.get(k) != v})
+            adds += elements_of(name, {k: v for k, v in new.items() if found.get(k) != v})
+        return deletes, adds
+
+    def _apply(self, messages: Sequence[Message], *, absent_ok: bool = False) -> None:
+        if not absent_ok:
+            self._route.transact(messages)
+            return
+        for message in messages:
+            try:
+                self._route.transact([message])
+            except NetlinkError as error:
+                if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
+                    raise
+
+
+def _same_tunnel(found: route.Link, wanted: route.Vxlan) -> bool:
+    return (found.vxlan_id, found.vxlan_port, found.vxlan_local, found.vxlan_link) == (
+        wanted.vni,
+        wanted.port,
+        str(ipaddress.IPv4Address(wanted.local)),
+        wanted.link,
+    )
+
+
+def _difference(
+    found: Mapping[Key, Value],
+    wanted: Mapping[Key, Value],
+    *,
+    put: Callable[[Key, Value], Message],
+    delete: Callable[[Key], Message],
+) -> list[Message]:
+    """Messages that turn `found` into `wanted`; deletes come last."""
+    puts = [put(key, value) for key, value in wanted.items() if found.get(key) != value]
+    return puts + [delete(key) for key in found if key not in wanted]

@@ -1,0 +1,225 @@
+"""Published ports: their slot tables in the kernel's maps, the sockets and sysctls that hold them.
+
+Invariant: one `set_ports` is one nft transaction; connections that exist keep their address
+translation, only new ones see the new tables. What a restart finds in the maps is the basis of the
+next tables, so survivors keep their slots across restarts. A port whose number a host process
+listens on is left to that process and reported.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from worker.network import sysctl
+from worker.network.api import Endpoint, NetworkSettings, PortReport, PortStatus, PublishedPort
+from worker.network.conntrack import Match
+from worker.network.core import (
+    PROTOCOLS,
+    ElementChange,
+    PortTable,
+    check_port,
+    element_changes,
+    local_view,
+    next_table,
+    table_from_slots,
+)
+from worker.network.netlink import NetlinkError
+from worker.network.nft import (
+    Element,
+    NftSocket,
+    endpoint_value,
+    parse_endpoint,
+    parse_port_key,
+    parse_slot_key,
+    port_key,
+    slot_key,
+)
+from worker.network.ports import PortHolder
+from worker.network.skeleton import SLOT_MAPS
+
+PortId = tuple[str, int]
+"""Protocol name and published port."""
+_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+_UDP = PROTOCOLS["udp"]
+_DRIFTED = frozenset({errno.ENOENT, errno.EEXIST})
+
+
+class PortsOutcome(msgspec.Struct, frozen=True):
+    """The report for the caller, and the tracked connections to forget."""
+
+    report: PortReport
+    forget: tuple[Match, ...]
+
+
+class _Batch:
+    """The elements to delete and add in one transaction, and what depends on their success."""
+
+    def __init__(self) -> None:
+        self.deletes: list[Element] = []
+        self.adds: list[Element] = []
+        self.forget: list[Match] = []
+
+
+class Mesh:
+    """This node's published ports; every method blocks and belongs to one thread."""
+
+    def __init__(self, settings: NetworkSettings, nft: NftSocket) -> None:
+        self._subnet = ipaddress.IPv4Network(settings.subnet)
+        self._nft = nft
+        self._holder = PortHolder()
+        self._tables: dict[PortId, PortTable] = {}
+        self._built_from: dict[PortId, PublishedPort] = {}
+        self._public: set[PortId] = set()
+        self._reserved: set[PortId] = set()
+        self._stray: list[Element] = []
+
+    def open(self) -> None:
+        """Read back what the kernel's maps hold."""
+        self._built_from.clear()
+        self._tables.clear()
+        self._stray.clear()
+        found: dict[PortId, dict[str, dict[int, Endpoint]]] = {}
+        for name in SLOT_MAPS:
+            for key, value in self._nft.elements(name).items():
+                protocol, port, slot = parse_slot_key(key)
+                port_id = (_NAMES.get(protocol, str(protocol)), port)
+                owners = found.setdefault(port_id, {}).setdefault(name, {})
+                owners[slot] = parse_endpoint(value)
+        for port_id, by_map in found.items():
+            self._adopt(port_id, by_map)
+        self._public = {_port_id(key) for key in self._nft.elements("pub")}
+        self._reserved = {_port_id(key) for key in self._nft.elements("reserved")}
+
+    def close(self) -> None:
+        """Let the ports' sockets go; the kernel keeps balancing."""
+        self._holder.close()
+
+    def remove(self) -> None:
+        """Give back the reserved port numbers (before the table that lists them goes)."""
+        self._holder.close()
+        sysctl.reserve_ports(remove={port for _protocol, port in self._reserved})
+
+    def set_ports(self, ports: Sequence[PublishedPort]) -> PortsOutcome:
+        """Make `ports` all that this node publishes. Raises: NetlinkError."""
+        wanted, statuses = self._accept(ports)
+        try:
+            batch = self._commit(wanted)
+        except NetlinkError as error:
+            if error.errno not in _DRIFTED:
+                raise
+            self.open()  # somebody changed our maps: start from what is there
+            batch = self._commit(wanted)
+        for port_id in self._holder.held:
+            if port_id in wanted:
+                continue
+            self._holder.release(*port_id)
+        changed = len(batch.deletes) + len(batch.adds)
+        return PortsOutcome(PortReport(tuple(statuses), changed), tuple(batch.forget))
+
+    def _accept(
+        self, ports: Sequence[PublishedPort]
+    ) -> tuple[dict[PortId, PublishedPort], list[PortStatus]]:
+        """The ports this node can serve, and a status for each one asked for."""
+        wanted: dict[PortId, PublishedPort] = {}
+        statuses: list[PortStatus] = []
+        for port in ports:
+            port_id = (port.protocol, port.published_port)
+            error = check_port(port)
+            if not error and port_id in wanted:
+                error = f"port {port_id[1]}/{port_id[0]} is published twice"
+            if not error:
+                error = self._holder.hold(*port_id)
+            if not error:
+                wanted[port_id] = local_view(port, self._subnet)
+            statuses.append(PortStatus(port.protocol, port.published_port, error))
+        return wanted, statuses
+
+    def _commit(self, wanted: dict[PortId, PublishedPort]) -> _Batch:
+        batch = _Batch()
+        batch.deletes += self._stray
+        tables = self._plan_tables(wanted, batch)
+        self._plan_public(wanted, batch)
+        reserved = self._plan_reserved(wanted, batch)
+        self._nft.apply(batch.deletes, batch.adds)
+        self._stray.clear()
+        self._tables = tables
+        self._built_from = dict(wanted)
+        self._public = set(wanted)
+        self._reserved = reserved
+        return batch
+
+    def _plan_tables(
+        self, wanted: dict[PortId, PublishedPort], batch: _Batch
+    ) -> dict[PortId, PortTable]:
+        tables: dict[PortId, PortTable] = {}
+        for port_id in [*wanted, *(self._tables.keys() - wanted.keys())]:
+            port, old = wanted.get(port_id), self._tables.get(port_id)
+            if port is not None and old is not None and self._built_from.get(port_id) == port:
+                tables[port_id] = old
+                continue
+            new = None if port is None else next_table(old, port)
+            change = element_changes(old, new)
+            batch.deletes += (_element(port_id, e) for e in change.deletes)
+            batch.adds += (_element(port_id, e) for e in change.adds)
+            if port_id[0] == "udp":
+                batch.forget += (
+                    Match(address=gone.address, protocol=_UDP, port=gone.port)
+                    for gone in sorted(change.endpoints_gone)
+                )
+            if new is not None:
+                tables[port_id] = new
+        return tables
+
+    def _plan_public(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> None:
+        added = wanted.keys() - self._public
+        batch.deletes += (_port_element("pub", p) for p in sorted(self._public - wanted.keys()))
+        batch.adds += (_port_element("pub", port_id) for port_id in sorted(added))
+        # A client that sent before the port was published has an untranslated entry: forget it.
+        batch.forget += (
+            Match(protocol=_UDP, port=port) for protocol, port in sorted(added) if protocol == "udp"
+        )
+
+    def _plan_reserved(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> set[PortId]:
+        """Reserve what only we need: the administrator's own reservations stay."""
+        if wanted.keys() == self._public:
+            return self._reserved
+        ours = {port for _protocol, port in self._reserved}
+        foreign = sysctl.reserved_ports() - ours
+        after = {port_id for port_id in wanted if port_id[1] not in foreign}
+        batch.deletes += (_port_element("reserved", p) for p in sorted(self._reserved - after))
+        batch.adds += (_port_element("reserved", p) for p in sorted(after - self._reserved))
+        numbers = {port for _protocol, port in after}
+        sysctl.reserve_ports(add=numbers, remove=ours - numbers)
+        return after
+
+    def _adopt(self, port_id: PortId, by_map: dict[str, dict[int, Endpoint]]) -> None:
+        name = next(iter(by_map))
+        table = table_from_slots(name, by_map[name])
+        if table is not None and len(by_map) == 1 and port_id[0] in PROTOCOLS:
+            self._tables[port_id] = table
+            return
+        # Not a table this program writes: taken out with the next transaction.
+        protocol = PROTOCOLS.get(port_id[0]) or int(port_id[0])
+        for map_name, owners in by_map.items():
+            self._stray += (
+                Element(map_name, slot_key(protocol, port_id[1], slot)) for slot in owners
+            )
+
+
+def _element(port_id: PortId, change: ElementChange) -> Element:
+    key = slot_key(PROTOCOLS[port_id[0]], port_id[1], change.slot)
+    return Element(change.map_name, key, endpoint_value(change.endpoint))
+
+
+def _port_element(set_name: str, port_id: PortId) -> Element:
+    return Element(set_name, port_key(PROTOCOLS[port_id[0]], port_id[1]))
+
+
+def _port_id(key: bytes) -> PortId:
+    protocol, port = parse_port_key(key)
+    return _NAMES.get(protocol, str(protocol)), port

@@ -1,0 +1,236 @@
+"""The network of one node, asynchronously: what the agent calls.
+
+`NodeNetwork` owns two threads: one does everything to devices, routes and nft, in order; the other
+forgets tracked connections, which may take long on a busy node. Both live in the network namespace
+of the thread that called `open` (the machine's, or the node's own in a lab), so nothing here ever
+names a namespace. Invariant: `open` changes nothing that is already as it should be; `close`
+without `remove` leaves every task connected and every port balanced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self, TypeVar
+
+import structlog
+
+from shoal.clock import Clock, SystemClock
+from shoal.errors import Internal, PermissionDenied, Unimplemented
+from worker.network.api import (
+    Attachment,
+    LinkStats,
+    NetworkSettings,
+    Peer,
+    PortReport,
+    PublishedPort,
+)
+from worker.network.conntrack import ConntrackSocket, Match
+from worker.network.core import check_settings
+from worker.network.fabric import Fabric
+from worker.network.mesh import Mesh
+from worker.network.nft import NftSocket
+from worker.network.tasks import TASK_INTERFACE, TaskLinks
+
+_log = structlog.get_logger()
+Result = TypeVar("Result")
+
+
+class NodeNetwork:
+    """This node's part of the mesh. Made by `open`, ended by `close`."""
+
+    def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._kernel = _Thread("network")
+        self._tracker = _Thread("conntrack")
+        self._parts: _Parts | None = None
+        self._conntrack: ConntrackSocket | None = None
+
+    @classmethod
+    async def open(cls, settings: NetworkSettings, *, clock: Clock | None = None) -> Self:
+        """Make this node's devices, rules and maps, or adopt those of an earlier process.
+
+        Needs root in the network namespace of the calling thread.
+        Raises: InvalidArgument naming a field; Unimplemented naming what the kernel lacks;
+        PermissionDenied without CAP_NET_ADMIN.
+        """
+        check_settings(settings)
+        network = cls(settings, clock or SystemClock())
+        try:
+            network._conntrack = await network._tracker.run(_open_conntrack)
+            network._parts = await network._kernel.run(lambda: _Parts(settings, network._clock))
+        except BaseException:
+            await network.close()
+            raise
+        _log.info("network.opened", index=settings.index, subnet=settings.subnet)
+        return network
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Make `peers` (this node may be among them) all the nodes of the mesh.
+
+        Call it before `set_ports` with endpoints on a new peer. Connections to a peer that is gone
+        are forgotten, so that their clients are balanced anew. Raises: InvalidArgument.
+        """
+        parts, conntrack = self._opened()
+        gone = await self._kernel.run(lambda: parts.fabric.set_peers(peers))
+        for subnet in gone:
+            forgotten = await self._tracker.run(partial(conntrack.forget_subnet, subnet))
+            _log.info("network.peer_removed", subnet=subnet, connections_forgotten=forgotten)
+
+    async def set_ports(self, ports: Sequence[PublishedPort]) -> PortReport:
+        """Make `ports` all that this node publishes, in one transaction.
+
+        When it returns, every new connection is balanced by the new tables and UDP flows to removed
+        endpoints are cut: the version may be acknowledged. A port that cannot be served has its
+        reason in the report; call again (same argument) to retry it.
+        """
+        parts, _conntrack = self._opened()
+        outcome = await self._kernel.run(lambda: parts.mesh.set_ports(ports))
+        await self._forget(outcome.forget)
+        for (protocol, port), error in outcome.report.errors.items():
+            _log.warning("network.port_refused", port=port, protocol=protocol, reason=error)
+        return outcome.report
+
+    async def forget_endpoints(self, addresses: Sequence[str]) -> None:
+        """Forget all connections to tasks at `addresses`: their node is lost."""
+        await self._forget(tuple(Match(address=address) for address in addresses))
+
+    async def attach(
+        self, task_id: str, *, address: str | None = None, interface: str = TASK_INTERFACE
+    ) -> Attachment:
+        """Make a task's network namespace and link; `address` None takes a free one.
+
+        Idempotent. Raises: InvalidArgument, AlreadyExists (address held by another task),
+        ResourceExhausted (subnet full), Unavailable (earlier run of the task not gone yet).
+        """
+        parts, _conntrack = self._opened()
+        attachment, early = await self._kernel.run(
+            lambda: parts.tasks.attach(task_id, address, interface)
+        )
+        if early:
+            where = attachment.address
+            await self._forget((Match(address=where), Match(address=where, original=True)))
+        return attachment
+
+    async def adopt(
+        self, task_id: str, address: str, *, interface: str = TASK_INTERFACE
+    ) -> Attachment:
+        """Take over a running task's link after a restart.
+
+        Raises: NotFound if it is gone; AlreadyExists if the address is held by another task.
+        """
+        parts, _conntrack = self._opened()
+        return await self._kernel.run(lambda: parts.tasks.adopt(task_id, address, interface))
+
+    async def sweep(self) -> list[str]:
+        """After all adoptions: drop the namespaces of tasks nobody knows; returns their ids."""
+        parts, _conntrack = self._opened()
+        return await self._kernel.run(parts.tasks.sweep)
+
+    async def detach(self, task_id: str) -> None:
+        """Drop a task's namespace after its last process has ended. Idempotent."""
+        parts, _conntrack = self._opened()
+        await self._forget(await self._kernel.run(lambda: parts.tasks.detach(task_id)))
+
+    async def stats(self, task_id: str) -> LinkStats:
+        """Counters of a task's link, seen from the task. Raises: NotFound."""
+        parts, _conntrack = self._opened()
+        return await self._kernel.run(lambda: parts.tasks.stats(task_id))
+
+    async def close(self, *, remove: bool = False) -> None:
+        """Let go; with `remove`, take every trace of the mesh off this node. Idempotent."""
+        parts, self._parts = self._parts, None
+        conntrack, self._conntrack = self._conntrack, None
+        try:
+            if parts is not None:
+                await self._kernel.run(lambda: parts.close(remove=remove))
+        finally:
+            if conntrack is not None:
+                await self._tracker.run(conntrack.close)
+            self._kernel.stop()
+            self._tracker.stop()
+
+    def _opened(self) -> tuple[_Parts, ConntrackSocket]:
+        if self._parts is None or self._conntrack is None:
+            raise Internal("the node's network is closed")
+        return self._parts, self._conntrack
+
+    async def _forget(self, matches: Sequence[Match]) -> None:
+        _parts, conntrack = self._opened()
+        if matches:
+            await self._tracker.run(lambda: conntrack.forget(matches))
+
+
+class _Parts:
+    """What lives in the network thread, opened together and closed in reverse order."""
+
+    def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
+        self._nft = _open_nft()
+        self.fabric = Fabric(settings, self._nft)
+        self.mesh = Mesh(settings, self._nft)
+        self.tasks = TaskLinks(settings, self._nft, clock)
+        try:
+            self.fabric.open()
+            self.mesh.open()
+            self.tasks.open()
+        except BaseException:
+            self.close(remove=False)
+            raise
+
+    def close(self, *, remove: bool) -> None:
+        try:
+            if remove:
+                self.tasks.remove()
+                self.mesh.remove()
+                self.fabric.remove()
+        finally:
+            self.tasks.close()
+            self.mesh.close()
+            self.fabric.close()
+            self._nft.close()
+
+
+class _Thread:
+    """One thread for blocking calls, in order; the kernel's refusals become our errors."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Run `call` in the thread. A cancelled caller does not stop it half-way."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except OSError as error:  # NetlinkError is one
+            if error.errno in (errno.EPERM, errno.EACCES):
+                raise PermissionDenied(
+                    f"the node's network needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN): {error}"
+                ) from error
+            raise Internal(f"the kernel refused a change to the node's network: {error}") from error
+
+    def stop(self) -> None:
+        """End the thread after what is queued."""
+        self._executor.shutdown(wait=False)
+
+
+def _open_nft() -> NftSocket:
+    try:
+        return NftSocket()
+    except OSError as error:
+        raise _no_netfilter(error) from error
+
+
+def _open_conntrack() -> ConntrackSocket:
+    try:
+        return ConntrackSocket()
+    except OSError as error:
+        raise _no_netfilter(error) from error
+
+
+def _no_netfilter(error: OSError) -> Exception:
+    if error.errno == errno.EPROTONOSUPPORT:
+        return Unimplemented("this kernel has no netfilter netlink (nf_tables is missing)")
+    return error

@@ -1,0 +1,274 @@
+"""The node's nft ruleset: text loaded once, with maps that everything later only adds elements to.
+
+Invariant: the table's comment is the version of the text that made it. `load` does nothing if the
+version is there already, so a restart touches no rule and no connection; if the version differs it
+replaces the table in one transaction that carries the old elements over. Only table `inet shoal` is
+ever named; no ruleset is flushed. Every construct here was run on nft 1.0.6 (which, for one, cannot
+print a map declared with jhash: the sticky maps are declared with numgen, the same key).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from shoal.errors import Internal, Unimplemented
+from worker.network.api import NetworkSettings
+from worker.network.core import gateway_of
+from worker.network.nft import TABLE, parse_endpoint, parse_port_key, parse_slot_key
+
+SLOT_MAPS: Final = ("slots", "slots_wide", "sticky", "sticky_wide")
+_NFT_DEADLINE_S = 20.0
+Elements = Mapping[str, Mapping[bytes, bytes]]
+
+_TEMPLATE = """
+table inet shoal {{
+  comment "{version}"
+  set nodes {{ type ipv4_addr; {nodes}}}
+  set nodes6 {{ type ipv6_addr; }}
+  set self4 {{ type ipv4_addr . ipv4_addr; {self4}}}
+  set self6 {{ type ipv6_addr . ipv6_addr; }}
+  set pub {{ type inet_proto . inet_service; {pub}}}
+  set reserved {{ type inet_proto . inet_service; {reserved}}}
+  set resting {{ type ipv4_addr; flags timeout; }}
+  map node_mac {{ type ether_addr : mark; {node_mac}}}
+  map node_zone {{ typeof ether saddr : ct zone; {node_zone}}}
+{maps}
+  # route_localnet lets 127.0.0.0/8 in from outside; this keeps it out.
+  chain guard {{ type filter hook prerouting priority raw;
+    iifname != "lo" ip daddr 127.0.0.0/8 drop
+  }}
+  # VXLAN knows no authentication: only members of the cluster may send us frames.
+  chain vtep {{ type filter hook input priority raw;
+    udp dport {port} ip saddr != @nodes drop
+    udp dport {port} ip6 saddr != @nodes6 drop
+  }}
+  # The same client address and port may arrive through two nodes: tell the connections apart.
+  chain zone {{ type filter hook prerouting priority raw + 10;
+    iifname "vxi" ct original zone set ether saddr map @node_zone
+  }}
+  # Remember through which node a connection came; the reply is routed back by this mark.
+  chain mark_in {{ type filter hook prerouting priority mangle;
+    iifname "vxi" ct state new ct mark set ether saddr map @node_mac
+    iifname "gt*" ct direction reply ct mark & {mask} != 0 meta mark set ct mark
+  }}
+  chain lb {{
+{lb}
+  }}
+  chain pre_nat {{ type nat hook prerouting priority dstnat - 5;
+    fib daddr type local jump lb
+  }}
+  chain out_nat {{ type nat hook output priority -105;
+    fib daddr type local jump lb
+  }}
+  # A published port without a ready task is refused, and never reaches a process of the host.
+  chain in_filter {{ type filter hook input priority filter - 5;
+    iifname != "lo" ct state new meta l4proto . th dport @pub jump refuse
+  }}
+  chain out_filter {{ type filter hook output priority filter - 5;
+    oifname "lo" ct state new fib daddr type local meta l4proto . th dport @pub jump refuse
+  }}
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx type port-unreachable
+  }}
+  # Tasks are reached through published ports only, from wherever; peers have checked already.
+  chain fwd_filter {{ type filter hook forward priority filter - 5;
+    iifname "vxi" oifname "vxi" drop
+    iifname "vxi" oifname != "gt*" ct state new drop
+    oifname "vxi" tcp flags syn tcp option maxseg size set rt mtu
+    iifname "vxi" oifname "gt*" accept
+    oifname {{ "gt*", "vxi" }} ct state established,related accept
+    oifname {{ "gt*", "vxi" }} ct status dnat accept
+    oifname {{ "gt*", "vxi" }} drop
+  }}
+  chain post_nat {{ type nat hook postrouting priority srcnat - 5;
+    oifname "gt*" ct status dnat ip saddr . ip daddr @self4 snat ip to {gateway}
+    oifname {{ "gt*", "vxi" }} ip saddr 127.0.0.0/8 snat ip to {gateway}
+    oifname "vxi" ct status dnat ip saddr @nodes snat ip to {gateway}
+    oifname "vxi" ct status dnat fib saddr type local snat ip to {gateway}
+    oifname "gt*" ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
+    oifname "vxi" ct status dnat ip6 saddr @nodes6 masquerade
+    iifname "gt*" oifname != {{ "gt*", "vxi", "lo" }} masquerade
+  }}
+  # VXLAN routes its outer packet by the inner packet's mark: without this it would loop.
+  chain clear {{ type filter hook postrouting priority srcnat + 10;
+    oifname "vxi" meta mark & {mask} != 0 meta mark set meta mark & {rest}
+  }}
+}}
+"""
+
+
+def version_of(settings: NetworkSettings) -> str:
+    """The version of the ruleset for `settings`: a digest of its text without elements."""
+    digest = hashlib.sha256(_render(settings, "", {}).encode()).hexdigest()
+    return f"shoal {digest[:16]}"
+
+
+def render(settings: NetworkSettings, elements: Elements) -> str:
+    """The ruleset as nft text, holding `elements` from the start."""
+    return _render(settings, version_of(settings), elements)
+
+
+def load(text: str) -> None:
+    """Load nft text in the calling thread's namespace, replacing the table if it is there.
+
+    Raises: Unimplemented, naming what is missing, if the machine cannot carry the ruleset.
+    """
+    if shutil.which("nft") is None:
+        raise Unimplemented("the program `nft` is missing: install the package nftables")
+    # `table` first, so that `delete` finds one; all of it is one transaction.
+    _, problem = _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n{text}")
+    if problem:
+        raise _explain(problem)
+
+
+# What the ruleset needs of the kernel, each with the smallest text that uses it.
+_CHAIN = (
+    "table inet shoalprobe {{ {sets} chain c {{ type {kind} hook {hook} priority 0; {rule} }} }}"
+)
+_PROBES: Final[tuple[tuple[str, str], ...]] = (
+    ("nf_tables with the inet family", "table inet shoalprobe { }"),
+    (
+        "network address translation (nft nat chains)",
+        _CHAIN.format(sets="", kind="nat", hook="prerouting", rule=""),
+    ),
+    (
+        "fib lookups in nft",
+        _CHAIN.format(
+            sets="", kind="filter", hook="prerouting", rule="fib daddr type local accept"
+        ),
+    ),
+    (
+        "numgen inside a map key",
+        _CHAIN.format(
+            sets="map m { typeof meta l4proto . th dport . numgen random mod 64 : "
+            "ip daddr . th dport; }",
+            kind="nat",
+            hook="prerouting",
+            rule="meta nfproto ipv4 meta l4proto tcp dnat ip to "
+            "meta l4proto . th dport . numgen random mod 64 map @m",
+        ),
+    ),
+    (
+        "jhash in nft",
+        _CHAIN.format(
+            sets="",
+            kind="filter",
+            hook="prerouting",
+            rule="meta nfproto ipv4 meta mark set jhash ip saddr mod 64",
+        ),
+    ),
+    (
+        "connection tracking zones by direction",
+        _CHAIN.format(
+            sets="", kind="filter", hook="prerouting", rule="ct original zone set 1"
+        ).replace("priority 0", "priority -290"),
+    ),
+    (
+        "masquerade in nft",
+        _CHAIN.format(sets="", kind="nat", hook="postrouting", rule="masquerade"),
+    ),
+    ("reject in nft", _CHAIN.format(sets="", kind="filter", hook="input", rule="reject")),
+)
+
+
+def _explain(problem: str) -> Unimplemented | Internal:
+    missing = [name for name, text in _PROBES if _nft(text, "--check")[0] != 0]
+    first_line = problem.strip().splitlines()[0] if problem.strip() else "no message"
+    if missing:
+        return Unimplemented(
+            f"this kernel cannot carry the mesh; missing: {', '.join(missing)} (nft: {first_line})"
+        )
+    return Internal(f"nft refused the mesh's ruleset: {first_line}")
+
+
+def _nft(text: str, *options: str) -> tuple[int, str]:
+    done = subprocess.run(
+        ["nft", *options, "-f", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=_NFT_DEADLINE_S,
+        check=False,
+    )
+    return done.returncode, (done.stderr or f"exit code {done.returncode}") * bool(done.returncode)
+
+
+def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
+    mask = 0xFFF << settings.mark_shift
+    known = {name: _list(elements.get(name, {}), write) for name, write in _WRITERS.items()}
+    known["nodes"] = known["nodes"] or f"elements = {{ {settings.underlay_address} }} "
+    maps: list[str] = []
+    for name in SLOT_MAPS:
+        held = _list(elements.get(name, {}), _slot)
+        for suffix, family, inside in (("", "ip", held), ("6", "ip6", "")):
+            maps.append(
+                f"  map {name}{suffix} {{ typeof meta l4proto . th dport . numgen random mod "
+                f"{_size(name)} : {family} daddr . th dport; {inside}}}"
+            )
+    return _TEMPLATE.format(
+        version=version if version else "unversioned",
+        port=settings.data_path_port,
+        gateway=gateway_of(settings.subnet),
+        mask=f"0x{mask:08x}",
+        rest=f"0x{0xFFFFFFFF ^ mask:08x}",
+        maps="\n".join(maps),
+        lb="\n".join(_lb_rules()),
+        **known,
+    )
+
+
+def _lb_rules() -> list[str]:
+    rules: list[str] = []
+    for suffix, protocol, family in (("", "ipv4", "ip"), ("6", "ipv6", "ip6")):
+        for name in SLOT_MAPS:
+            sticky = name.startswith("sticky")
+            chooser = f"jhash {family} saddr" if sticky else "numgen random"
+            # Without the l4proto match nft refuses `th dport` in a translation.
+            rules.append(
+                f"    meta nfproto {protocol} meta l4proto {{ tcp, udp }} dnat {family} to "
+                f"meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}{suffix}"
+            )
+    return rules
+
+
+def _size(name: str) -> int:
+    return 1024 if name.endswith("_wide") else 64
+
+
+def _list(elements: Mapping[bytes, bytes], write: Callable[[bytes, bytes], str]) -> str:
+    if not elements:
+        return ""
+    return f"elements = {{ {', '.join(write(k, v) for k, v in elements.items())} }} "
+
+
+def _slot(key: bytes, value: bytes) -> str:
+    protocol, port, slot = parse_slot_key(key)
+    endpoint = parse_endpoint(value)
+    return f"{protocol} . {port} . {slot} : {endpoint.address} . {endpoint.port}"
+
+
+def _port(key: bytes, _value: bytes) -> str:
+    protocol, port = parse_port_key(key)
+    return f"{protocol} . {port}"
+
+
+def _number(value: bytes, form: str) -> int:
+    number: int = struct.unpack_from(form, value)[0]
+    return number
+
+
+_WRITERS: Final[dict[str, Callable[[bytes, bytes], str]]] = {
+    "nodes": lambda key, _: socket.inet_ntoa(key),
+    "self4": lambda key, _: f"{socket.inet_ntoa(key[:4])} . {socket.inet_ntoa(key[4:])}",
+    "pub": _port,
+    "reserved": _port,
+    "node_mac": lambda key, value: f"{key.hex(':')} : {_number(value, '=I')}",
+    "node_zone": lambda key, value: f"{key.hex(':')} : {_number(value, '=H')}",
+}

@@ -1,0 +1,242 @@
+"""A task's link: its network namespace, a routed veth without a bridge, its address and routes.
+
+Inside: `address`/32 on one interface, the gateway as a permanent neighbour, a default route.
+Outside: a /32 route and a permanent neighbour. Invariant: a task has an address exactly while it is
+known here. Links are never deleted (24-32 ms each under the kernel's global lock): the namespace is
+dropped and the kernel takes the link along, so names are unique and host routes are replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from shoal.clock import Clock
+from shoal.errors import InvalidArgument, NotFound, Unavailable
+from worker.network import netns, route, sysctl
+from worker.network.api import Attachment, LinkStats, NetworkSettings
+from worker.network.conntrack import Match
+from worker.network.core import gateway_of, task_mac
+from worker.network.ipam import QUARANTINE_S, AddressPool, Grant
+from worker.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from worker.network.nft import Element, NftSocket
+
+TASK_INTERFACE: Final = "eth0"
+HOST_MAC: Final = bytes.fromhex("02fd00000001")
+_TASK_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
+_INTERFACE = re.compile(r"[a-z][a-z0-9]{0,14}")
+_LINGER_S = 5.0
+_LINGER_POLL_S = 0.005
+
+
+class TaskLinks:
+    """The links of this node's tasks; every method blocks and belongs to one thread."""
+
+    def __init__(self, settings: NetworkSettings, nft: NftSocket, clock: Clock) -> None:
+        self._settings = settings
+        self._nft = nft
+        self._clock = clock
+        self._route = NetlinkSocket(NETLINK_ROUTE)
+        self._directory = Path(settings.run_dir) / "netns"
+        self._gateway = gateway_of(settings.subnet)
+        self._pool = AddressPool(settings.subnet)
+        self._hairpins: set[bytes] = set()
+
+    def open(self) -> None:
+        """Prepare the directory of namespaces; learn which addresses still rest."""
+        netns.share_directory(self._directory)
+        now_s = self._clock.monotonic_s()
+        for key, rest_ms in self._nft.expirations_ms("resting").items():
+            self._pool.rest(socket.inet_ntoa(key), until_s=now_s + rest_ms / 1000)
+        self._hairpins = set(self._nft.elements("self4"))
+
+    def close(self) -> None:
+        """Close the socket; tasks keep their links."""
+        self._route.close()
+
+    def remove(self) -> None:
+        """Drop every namespace."""
+        netns.unshare_directory(self._directory)
+
+    def attach(self, task_id: str, address: str | None, interface: str) -> tuple[Attachment, bool]:
+        """Make the task's namespace and link; also whether its address comes from quarantine.
+
+        Idempotent for a task that has its link. Raises: InvalidArgument, AlreadyExists,
+        ResourceExhausted, Unavailable, NetlinkError, OSError.
+        """
+        _check_task(task_id, interface)
+        held = self._pool.address_of(task_id)
+        grant = self._grant(task_id, address)
+        path = self._path(task_id)
+        attachment = self._attachment(task_id, grant.address, interface)
+        if held is not None and netns.is_mounted(path):
+            return attachment, False
+        try:
+            self._await_name(_host_name(task_id))
+            netns.drop(path)  # left by a crash between making it and reporting it
+            self._plumb_inside(path, attachment)
+            self._plumb_outside(attachment)
+            self._set_hairpin(grant.address)
+        except BaseException:
+            netns.drop(path)
+            self._pool.release(task_id, now_s=self._clock.monotonic_s())
+            raise
+        return attachment, grant.early
+
+    def adopt(self, task_id: str, address: str, interface: str) -> Attachment:
+        """Take over a task's link after a restart, and repair the host's side of it.
+
+        Raises: NotFound if its namespace or link is gone; AlreadyExists; InvalidArgument.
+        """
+        _check_task(task_id, interface)
+        self._pool.adopt(task_id, address)
+        name = _host_name(task_id)
+        for what, there in (
+            ("network namespace", netns.is_mounted(self._path(task_id))),
+            (f"interface {name}", route.link_of(self._route, name) is not None),
+        ):
+            if not there:
+                self._pool.release(task_id, now_s=self._clock.monotonic_s())
+                raise NotFound(f"task {task_id}: its {what} is gone; the task must be replaced")
+        attachment = self._attachment(task_id, address, interface)
+        self._plumb_outside(attachment)
+        self._set_hairpin(address)
+        return attachment
+
+    def detach(self, task_id: str) -> tuple[Match, ...]:
+        """Drop the namespace and let the address rest; returns what to forget. Idempotent."""
+        _check_task(task_id, TASK_INTERFACE)
+        address = self._pool.release(task_id, now_s=self._clock.monotonic_s())
+        netns.drop(self._path(task_id))
+        if address is None:
+            return ()
+        self._unroute(task_id, address)
+        packed = socket.inet_aton(address)
+        rest = Element("resting", packed, timeout_ms=int(QUARANTINE_S * 1000))
+        hairpin = [Element("self4", packed * 2)] if packed * 2 in self._hairpins else []
+        self._nft.apply(hairpin, [rest])
+        self._hairpins.discard(packed * 2)
+        return (Match(address=address), Match(address=address, original=True))
+
+    def sweep(self) -> list[str]:
+        """Drop namespaces and hairpin entries of tasks nobody attached or adopted."""
+        known = self._pool.held
+        strays = sorted(p.name for p in self._directory.iterdir() if p.name not in known)
+        for name in strays:
+            netns.drop(self._directory / name)
+        alive = {socket.inet_aton(address) * 2 for address in known.values()}
+        stale = self._hairpins - alive
+        self._nft.apply([Element("self4", key) for key in sorted(stale)], [])
+        self._hairpins -= stale
+        return strays
+
+    def stats(self, task_id: str) -> LinkStats:
+        """Counters of the task's link. Raises: NotFound."""
+        if self._pool.address_of(task_id) is None:
+            raise NotFound(f"task {task_id} has no network here")
+        try:
+            return route.stats_of(self._route, _host_name(task_id))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            raise NotFound(f"task {task_id}: its network link is gone") from error
+
+    def _grant(self, task_id: str, address: str | None) -> Grant:
+        if address is None:
+            return self._pool.allocate(task_id, now_s=self._clock.monotonic_s())
+        self._pool.adopt(task_id, address)
+        return Grant(address)
+
+    def _plumb_inside(self, path: Path, attachment: Attachment) -> None:
+        with netns.fresh(path) as inside_fd:
+            host = (_host_name(attachment.task_id), HOST_MAC)
+            task = (attachment.interface, task_mac(attachment.address))
+            # This socket stayed in the root namespace; only the thread moved.
+            self._route.transact(
+                [route.add_veth(host=host, task=task, mtu=self._settings.mtu, netns_fd=inside_fd)]
+            )
+            index = socket.if_nametoindex(attachment.interface)
+            sysctl.try_write(f"ipv6/conf/{attachment.interface}/disable_ipv6", "1")
+            default = route.Route(destination="0.0.0.0/0", gateway=self._gateway, device=index)
+            gateway = route.Route(destination=f"{self._gateway}/32", device=index)
+            with NetlinkSocket(NETLINK_ROUTE) as inside:
+                inside.transact(
+                    [
+                        route.set_up(socket.if_nametoindex("lo")),
+                        route.set_up(index),
+                        route.add_address(index, attachment.address),
+                        route.put_neighbour(index, self._gateway, HOST_MAC),
+                        route.put_route(gateway),
+                        route.put_route(default),
+                    ]
+                )
+
+    def _plumb_outside(self, attachment: Attachment) -> None:
+        name, address = _host_name(attachment.task_id), attachment.address
+        index = socket.if_nametoindex(name)
+        self._route.transact(
+            [
+                route.put_route(route.Route(destination=f"{address}/32", device=index)),
+                route.put_neighbour(index, address, task_mac(address)),
+            ]
+        )
+        sysctl.write(f"ipv4/conf/{name}/route_localnet", "1")
+        sysctl.write(f"ipv4/conf/{name}/rp_filter", "1")
+        sysctl.try_write(f"ipv6/conf/{name}/disable_ipv6", "1")
+
+    def _set_hairpin(self, address: str) -> None:
+        key = socket.inet_aton(address) * 2
+        if key not in self._hairpins:
+            self._nft.apply([], [Element("self4", key)])
+            self._hairpins.add(key)
+
+    def _unroute(self, task_id: str, address: str) -> None:
+        """Refuse packets for the address at once, not when the kernel has ended the namespace."""
+        try:
+            index = socket.if_nametoindex(_host_name(task_id))
+            self._route.transact(
+                [route.delete_route(route.Route(destination=f"{address}/32", device=index))]
+            )
+        except OSError as error:  # NetlinkError is one
+            if error.errno not in (errno.ENODEV, errno.ESRCH, errno.ENXIO, errno.ENOENT):
+                raise
+
+    def _await_name(self, name: str) -> None:
+        """Wait for the link of an earlier run of the same task, which the kernel ends lazily."""
+        deadline_s = self._clock.monotonic_s() + _LINGER_S
+        while _exists(name):
+            if self._clock.monotonic_s() > deadline_s:
+                raise Unavailable(
+                    f"interface {name} of an earlier run still exists: a process lives in its "
+                    "network namespace"
+                )
+            time.sleep(_LINGER_POLL_S)
+
+    def _attachment(self, task_id: str, address: str, interface: str) -> Attachment:
+        return Attachment(task_id, str(self._path(task_id)), address, self._gateway, interface)
+
+    def _path(self, task_id: str) -> Path:
+        return self._directory / task_id
+
+
+def _host_name(task_id: str) -> str:
+    return f"gt{task_id[:11]}"
+
+
+def _exists(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def _check_task(task_id: str, interface: str) -> None:
+    if not _TASK_ID.fullmatch(task_id):
+        raise InvalidArgument(f"task id {task_id!r} must be 1..64 letters, digits, - or _")
+    if not _INTERFACE.fullmatch(interface):
+        raise InvalidArgument(f"interface {interface!r} is not an interface name")
