@@ -1,0 +1,1 @@
+"""Image store on a real kernel."""

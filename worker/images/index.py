@@ -1,0 +1,173 @@
+"""Which images and names a store has: a value, its file format, and its pure changes.
+
+The file is one JSON document, replaced whole by rename; `format` is checked before anything else,
+and a file this version cannot read is refused, never overwritten. Bounded by images_max.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from worker.images.model import Image, ImageConfig, Layer
+from worker.images.reference import Reference, parse_reference
+
+FORMAT = 1
+_HEX = frozenset("0123456789abcdef")
+NAMES_PER_IMAGE_MAX = 1024
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    """One image as the file keeps it."""
+
+    id: str
+    digest: str
+    created: str
+    architecture: str
+    os: str
+    variant: str
+    layers: tuple[Layer, ...]
+    config: ImageConfig
+
+    def blobs(self) -> set[str]:
+        """Digests of every blob the image needs."""
+        return {self.id, self.digest, *(layer.blob_digest for layer in self.layers)}
+
+    def chains(self) -> set[str]:
+        """Chain ids of every snapshot the image needs."""
+        return {layer.chain_id for layer in self.layers}
+
+
+class Index(msgspec.Struct, frozen=True):
+    """Images by id, and ids by full name."""
+
+    format: int = FORMAT
+    images: dict[str, ImageRecord] = {}
+    names: dict[str, str] = {}
+
+    def with_image(
+        self, record: ImageRecord, names: Iterable[Reference], *, images_max: int
+    ) -> Index:
+        """This index with the image, and `names` moved to it.
+
+        Raises ResourceExhausted beyond `images_max` images or the names of one image.
+        """
+        images = {**self.images, record.id: record}
+        if len(images) > images_max:
+            raise ResourceExhausted(
+                f"image store has {len(self.images)} images, the limit: remove some"
+            )
+        moved = {**self.names, **{str(name): record.id for name in names}}
+        if sum(1 for target in moved.values() if target == record.id) > NAMES_PER_IMAGE_MAX:
+            raise ResourceExhausted(f"an image may have {NAMES_PER_IMAGE_MAX} names at most")
+        return Index(images=images, names=moved)
+
+    def without_names(self, names: Iterable[str]) -> Index:
+        """This index without those full names."""
+        gone = set(names)
+        kept = {name: target for name, target in self.names.items() if name not in gone}
+        return Index(images=self.images, names=kept)
+
+    def without_image(self, image_id: str) -> Index:
+        """This index without that image and its names."""
+        return Index(
+            images={key: record for key, record in self.images.items() if key != image_id},
+            names={name: target for name, target in self.names.items() if target != image_id},
+        )
+
+    def names_of(self, image_id: str) -> tuple[str, ...]:
+        """The image's full names, sorted."""
+        return tuple(sorted(name for name, target in self.names.items() if target == image_id))
+
+    def layers_by_chain(self) -> dict[str, Layer]:
+        """Every layer that is unpacked, by chain id."""
+        return {layer.chain_id: layer for record in self.images.values() for layer in record.layers}
+
+    def image(self, image_id: str) -> Image:
+        """The image as callers see it."""
+        record = self.images[image_id]
+        names = self.names_of(image_id)
+        return Image(
+            id=record.id,
+            digest=record.digest,
+            names=names,
+            repo_tags=tuple(parse_reference(name).familiar() for name in names),
+            created=record.created,
+            size_bytes=sum(layer.unpacked_bytes for layer in record.layers),
+            architecture=record.architecture,
+            os=record.os,
+            variant=record.variant,
+            layers=record.layers,
+            config=record.config,
+        )
+
+
+def resolve(index: Index, text: str) -> tuple[str, Reference | None]:
+    """The id `text` stands for, and the name it was found by (None when it is an id).
+
+    Order: full id, name, unique id prefix. Raises NotFound, or InvalidArgument when `text` is
+    neither an id nor a reference, or is the prefix of several ids.
+    """
+    bare = text.removeprefix("sha256:")
+    is_hex = bool(bare) and len(bare) <= 64 and _HEX.issuperset(bare)
+    if is_hex and f"sha256:{bare}" in index.images:
+        return f"sha256:{bare}", None
+    if is_hex and (text.startswith("sha256:") or len(bare) == 64):
+        return _by_prefix(index, bare, f"No such image: {text}"), None
+    reference = parse_reference(text).with_default_tag()
+    found = _by_name(index, reference)
+    if found is not None:
+        return found, reference
+    missing = f"No such image: {reference.familiar()}"
+    if is_hex:
+        return _by_prefix(index, bare, missing), None
+    raise NotFound(missing)
+
+
+def _by_name(index: Index, reference: Reference) -> str | None:
+    if reference.digest is None:
+        return index.names.get(str(reference))
+    repository = f"{reference.registry}/{reference.repository}"
+    for name, image_id in sorted(index.names.items()):
+        if index.images[image_id].digest != reference.digest:
+            continue
+        named = parse_reference(name)
+        if f"{named.registry}/{named.repository}" == repository:
+            return image_id
+    return None
+
+
+def _by_prefix(index: Index, prefix: str, missing: str) -> str:
+    found = [key for key in index.images if key.startswith(f"sha256:{prefix}")]
+    if not found:
+        raise NotFound(missing)
+    if len(found) > 1:
+        raise InvalidArgument(f"image id prefix {prefix!r} is ambiguous: give more digits")
+    return found[0]
+
+
+def encode(index: Index) -> bytes:
+    """The index file's content."""
+    return msgspec.json.format(msgspec.json.encode(index), indent=1)
+
+
+def decode(content: bytes, *, path: str) -> Index:
+    """Read the index file. Raises FailedPrecondition naming the file when it cannot be read."""
+
+    class _Head(msgspec.Struct):
+        format: int
+
+    try:
+        head = msgspec.json.decode(content, type=_Head)
+        if head.format != FORMAT:
+            raise FailedPrecondition(
+                f"image index {path} has format {head.format}; this version reads {FORMAT}:"
+                " it was written by a newer version"
+            )
+        return msgspec.json.decode(content, type=Index)
+    except msgspec.MsgspecError as error:
+        raise FailedPrecondition(
+            f"image index {path} is damaged ({error}): restore it, or remove it to start empty"
+        ) from error
