@@ -1,0 +1,185 @@
+"""`swarmctl lab`: whole clusters on this machine, and the troubles they may meet."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from swarmctl.lab import kernel, labs, nodes, record, show, verbs
+from swarmctl.lab.plan import LabPlan, NodePlan
+
+_Command = Callable[..., Any]
+
+
+def _lab_options(command: _Command) -> _Command:
+    command = click.option(
+        "--dir",
+        "root",
+        envvar="SHOAL_LAB_DIR",
+        default=record.DEFAULT_DIRECTORY,
+        show_default=True,
+        show_envvar=True,
+        type=click.Path(file_okay=False, resolve_path=True),
+        help="Where labs keep their state",
+    )(command)
+    return click.option("--name", default="default", show_default=True, help="The lab")(command)
+
+
+def _node_argument(command: _Command) -> _Command:
+    return click.argument("node")(_lab_options(command))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.group()
+def lab() -> None:
+    """A whole cluster on this machine.
+
+    Every node is a real daemon in its own network namespace, with its own address, state
+    directory and control groups. Nodes can be killed, frozen, cut off and healed.
+    """
+
+
+@lab.command()
+@click.option("--managers", default=1, show_default=True, type=int, help="Number of managers")
+@click.option("--workers", default=2, show_default=True, type=int, help="Number of workers")
+@click.option("--subnet", default="", metavar="CIDR", help="Network of the nodes [10.89.N.0/24]")
+@click.option(
+    "--timeout", default=verbs.UP_TIMEOUT_S, show_default=True, help="Seconds to wait for all nodes"
+)
+@_lab_options
+def up(*, managers: int, workers: int, subnet: str, timeout: float, name: str, root: str) -> None:
+    """Raise a lab, wait until its nodes are ready, and select its context."""
+    options = verbs.UpOptions(
+        name=name, root=root, managers=managers, workers=workers, subnet=subnet, timeout_s=timeout
+    )
+    made = verbs.up(options, report=_say)
+    context = verbs.context_name(name)
+    click.echo(f"lab {name} is up: {len(made.plan.nodes)} nodes, context {context} selected")
+
+
+@lab.command()
+@_lab_options
+def down(*, name: str, root: str) -> None:
+    """Take a lab down and leave nothing of it behind; no error when there is none."""
+    existed = verbs.down(root, name)
+    click.echo(f"lab {name} is down" if existed else f"lab {name}: nothing to take down")
+
+
+@lab.command("ls")
+@show.format_options
+@_lab_options
+def list_(*, output: str, quiet: bool, name: str, root: str) -> None:
+    """List the labs of this machine."""
+    del name
+    found = [record.find_lab(root, each) for each in record.list_labs(root)]
+    show.labs([each for each in found if each], output=output, quiet=quiet)
+
+
+@lab.command()
+@show.format_options
+@_lab_options
+def ps(*, output: str, quiet: bool, name: str, root: str) -> None:
+    """List a lab's nodes and what has become of them."""
+    kernel.check_machine()
+    show.nodes(labs.rows(record.read_lab(root, name).plan), output=output, quiet=quiet)
+
+
+@lab.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_node_argument
+def execute(*, node: str, command: tuple[str, ...], name: str, root: str) -> None:
+    """Run COMMAND in a node's network and mount namespaces."""
+    verbs.execute(root, name, node, command)
+
+
+@lab.command()
+@click.option("--helpers", is_flag=True, help="Kill keeper, supervisor and logger as well")
+@click.option("--hard", is_flag=True, help="As a power cut: containers and the network too")
+@_node_argument
+def kill(*, node: str, helpers: bool, hard: bool, name: str, root: str) -> None:
+    """Kill a node's daemons with SIGKILL; its containers run on, unless --hard."""
+    with verbs.node_of(root, name, node) as (plan, known):
+        count = nodes.kill(plan, known, helpers=helpers, hard=hard)
+    click.echo(f"{node} killed ({count} processes)")
+
+
+@lab.command()
+@click.option(
+    "--timeout", default=verbs.UP_TIMEOUT_S, show_default=True, help="Seconds to wait for it"
+)
+@_node_argument
+def start(*, node: str, timeout: float, name: str, root: str) -> None:
+    """Start a node that was killed or went down."""
+    verbs.start(root, name, node, timeout_s=timeout)
+    click.echo(f"{node} started")
+
+
+def _change(
+    action: Callable[[LabPlan, NodePlan], None], *, node: str, name: str, root: str
+) -> None:
+    with verbs.node_of(root, name, node) as (plan, known):
+        action(plan, known)
+
+
+@lab.command()
+@_node_argument
+def pause(*, node: str, name: str, root: str) -> None:
+    """Freeze a node's daemons with SIGSTOP; its containers run on."""
+    _change(nodes.pause, node=node, name=name, root=root)
+    click.echo(f"{node} paused")
+
+
+@lab.command()
+@_node_argument
+def resume(*, node: str, name: str, root: str) -> None:
+    """Let a paused node go on."""
+    _change(nodes.resume, node=node, name=name, root=root)
+    click.echo(f"{node} resumed")
+
+
+@lab.command()
+@_node_argument
+def partition(*, node: str, name: str, root: str) -> None:
+    """Cut a node off: drop all that comes from or leaves by its uplink."""
+    _change(nodes.partition, node=node, name=name, root=root)
+    click.echo(f"{node} partitioned")
+
+
+@lab.command()
+@click.argument("node", required=False)
+@_lab_options
+def heal(*, node: str | None, name: str, root: str) -> None:
+    """Mend the uplink of a node, or of all nodes."""
+    plan = record.read_lab(root, name).plan
+    for each in [node] if node else [known.name for known in plan.nodes]:
+        _change(nodes.heal, node=each, name=name, root=root)
+    click.echo(f"{node or 'all nodes'} healed")
+
+
+@lab.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on")
+@click.option("-n", "--tail", default=100, show_default=True, type=click.IntRange(0, 100_000))
+@_node_argument
+def logs(*, node: str, follow: bool, tail: int, name: str, root: str) -> None:
+    """Show the log of a node's daemon."""
+    plan = record.read_lab(root, name).plan
+    log = nodes.paths_of(plan, plan.node(node)).log
+    words = ["tail", "-n", str(tail), *(["-F"] if follow else []), "--", log]
+    raise click.exceptions.Exit(subprocess.run(words, check=False).returncode)
+
+
+@lab.command()
+@click.argument("node", nargs=-1)
+@click.option("--timeout", default=verbs.UP_TIMEOUT_S, show_default=True, help="Seconds to wait")
+@_lab_options
+def wait(*, node: tuple[str, ...], timeout: float, name: str, root: str) -> None:
+    """Wait until the cluster says that these nodes, or all, are ready."""
+    verbs.wait(root, name, node, timeout_s=timeout)

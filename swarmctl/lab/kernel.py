@@ -1,0 +1,252 @@
+"""The lab's bridge, namespaces and partitions, made with iproute2, nftables and util-linux.
+
+Everything here is idempotent in both directions: making what exists and removing what is gone are
+no errors, so a half-made lab can be finished or taken down. Invariants: nothing outside the names
+that `plan` gives is touched; partitions live in a table of their own inside the node's namespace.
+A node's mount namespace is pinned to a file, so it outlives the daemons as its containers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from shoal.errors import FailedPrecondition, Internal, PermissionDenied
+from swarmctl.lab.plan import UPLINK, LabPlan, NodePaths, NodePlan, netns_name
+
+NETNS_DIR = "/run/netns"
+TABLE = "shoal_lab"
+_TIMEOUT_S = 30
+_PROGRAMS = {
+    "ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux",
+    "mount": "mount", "umount": "mount",
+}  # fmt: skip
+# New sysfs for the node's network devices; what was mounted below the old one is moved over.
+_SYSFS_SCRIPT = """
+set -e
+stage="$1"; shift
+index=0
+for path in "$@"; do
+  index=$((index + 1)); mkdir -p "$stage/$index"; mount --rbind "$path" "$stage/$index"
+done
+mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
+index=0
+for path in "$@"; do
+  index=$((index + 1)); mount --move "$stage/$index" "$path"; rmdir "$stage/$index"
+done
+"""
+
+
+def check_machine() -> None:
+    """Raise unless a lab can be made here: root, and the programs it is made with."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("a lab makes namespaces and control groups: run it with sudo")
+    missing = sorted({package for name, package in _PROGRAMS.items() if not shutil.which(name)})
+    if missing:
+        raise FailedPrecondition(
+            f"missing programs; install them with: apt-get install {' '.join(missing)}"
+        )
+
+
+def run(arguments: Sequence[str], *, text: str = "") -> str:
+    """Run a program to its end and return what it printed. Raises: Internal with its complaint."""
+    try:
+        done = subprocess.run(
+            arguments, input=text, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Internal(f"{' '.join(arguments)}: no end after {_TIMEOUT_S} s") from error
+    if done.returncode != 0:
+        complaint = done.stderr.strip() or f"exit status {done.returncode}"
+        raise Internal(f"{' '.join(arguments)}: {complaint}")
+    return done.stdout
+
+
+def batch(lines: Iterable[str], *, netns: str = "") -> None:
+    """Run ip commands in one process, in order."""
+    text = "".join(f"{line}\n" for line in lines)
+    if text:
+        run(["ip", *(["-n", netns] if netns else []), "-batch", "-"], text=text)
+
+
+def routes_in_use() -> list[str]:
+    """Destinations of the host's routes and networks of its addresses, as CIDRs."""
+    routes = json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"]) or "[]")
+    found = [route["dst"] for route in routes if route["dst"] != "default"]
+    for link in json.loads(run(["ip", "-j", "-4", "addr", "show"]) or "[]"):
+        found += [f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", ())]
+    return found
+
+
+def link_exists(name: str) -> bool:
+    """Whether the host has such an interface."""
+    return os.path.exists(f"/sys/class/net/{name}")
+
+
+def netns_names() -> list[str]:
+    """Names of the machine's network namespaces."""
+    try:
+        return sorted(os.listdir(NETNS_DIR))
+    except FileNotFoundError:
+        return []
+
+
+def make_bridge(lab: LabPlan) -> None:
+    """The lab's switch, with the host on it at the gateway's address."""
+    if link_exists(lab.bridge):
+        return
+    batch(
+        [
+            f"link add {lab.bridge} type bridge forward_delay 0 mcast_snooping 0",
+            f"address add {lab.gateway}/{lab.prefix_length} dev {lab.bridge}",
+            f"link set {lab.bridge} up",
+        ]
+    )
+
+
+def make_uplink(lab: LabPlan, node: NodePlan) -> None:
+    """The node's network namespace and its cable to the bridge; kept when it is there."""
+    name = netns_name(lab.name, node.name)
+    if name in netns_names():
+        return
+    batch(
+        [
+            f"netns add {name}",
+            f"link add {node.veth} type veth peer name {UPLINK} netns {name}",
+            f"link set {node.veth} master {lab.bridge} up",
+        ]
+    )
+    batch(
+        [
+            "link set lo up",
+            f"address add {node.address}/{lab.prefix_length} dev {UPLINK}",
+            f"link set {UPLINK} up",
+            f"route add default via {lab.gateway}",
+        ],
+        netns=name,
+    )
+
+
+def remove_uplink(netns: str, veth: str) -> None:
+    """Drop the cable first: it is gone at once, where the namespace's end takes its time."""
+    if veth and link_exists(veth):
+        batch([f"link del {veth}"])
+    if netns in netns_names():
+        batch([f"netns del {netns}"])
+
+
+def remove_bridge(bridge: str) -> None:
+    """Remove the lab's switch and every cable still in it."""
+    if not link_exists(bridge):
+        return
+    ports = os.listdir(f"/sys/class/net/{bridge}/brif")
+    batch([f"link del {name}" for name in [*ports, bridge]])
+
+
+def make_pin_directory(directory: str) -> None:
+    """Where mount namespaces are pinned: a private mount, as the kernel demands."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    if directory not in mounts_below(directory):
+        run(["mount", "--bind", directory, directory])
+        run(["mount", "--make-private", directory])
+
+
+def make_mount_namespace(paths: NodePaths) -> None:
+    """The node's own mount namespace, whose /sys shows its own devices; kept when pinned."""
+    if namespace_inode(paths.mount_pin):
+        return
+    Path(paths.mount_pin).touch()
+    stage = f"{paths.run}/.sysfs"
+    os.makedirs(stage, exist_ok=True)
+    try:
+        run([
+            "unshare", f"--mount={paths.mount_pin}", "--propagation", "slave",
+            "nsenter", f"--net={paths.netns}",
+            "/bin/sh", "-c", _SYSFS_SCRIPT, "sysfs", stage, *_tops_below("/sys"),
+        ])  # fmt: skip
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_mount_namespace(paths: NodePaths) -> None:
+    """Let go of the pinned namespace; it ends with its last process."""
+    if namespace_inode(paths.mount_pin):
+        run(["umount", "--lazy", paths.mount_pin])
+    Path(paths.mount_pin).unlink(missing_ok=True)
+
+
+def namespace_inode(path: str) -> int:
+    """Inode of the namespace bound to `path`, 0 when there is none."""
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        return 0
+    own = os.stat("/proc/self/ns/net")
+    return about.st_ino if about.st_dev == own.st_dev else 0
+
+
+def mounts_below(directory: str) -> list[str]:
+    """Mount points at or below `directory`, outermost first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mountpoint = line.split()[4].encode().decode("unicode_escape")
+        if mountpoint == directory or mountpoint.startswith(f"{directory}/"):
+            found.append(mountpoint)
+    return sorted(found)
+
+
+def unmount_below(directory: str) -> None:
+    """Unmount everything at or below `directory`, innermost first."""
+    for mountpoint in reversed(mounts_below(directory)):
+        run(["umount", "--lazy", mountpoint])
+
+
+def _tops_below(directory: str) -> list[str]:
+    tops: list[str] = []
+    for mountpoint in mounts_below(directory):
+        if mountpoint != directory and not any(mountpoint.startswith(f"{t}/") for t in tops):
+            tops.append(mountpoint)
+    return list(dict.fromkeys(tops))
+
+
+def enter(paths: NodePaths) -> list[str]:
+    """The words that run a program inside a node. Raises: FailedPrecondition when it is off."""
+    if not (namespace_inode(paths.netns) and namespace_inode(paths.mount_pin)):
+        node = Path(paths.base).name
+        raise FailedPrecondition(f"node {node} is switched off; `swarmctl lab start {node}` first")
+    return ["nsenter", f"--net={paths.netns}", f"--mount={paths.mount_pin}", "--"]
+
+
+def partition(netns: str) -> None:
+    """Drop everything that comes from or leaves by the uplink."""
+    run(
+        ["nsenter", f"--net={NETNS_DIR}/{netns}", "nft", "-f", "-"],
+        text=f"""
+        table inet {TABLE}
+        delete table inet {TABLE}
+        table inet {TABLE} {{
+          chain arriving {{
+            type filter hook prerouting priority -400; policy accept; iifname "{UPLINK}" drop
+          }}
+          chain leaving {{
+            type filter hook postrouting priority 400; policy accept; oifname "{UPLINK}" drop
+          }}
+        }}
+        """,
+    )
+
+
+def heal(netns: str) -> None:
+    """Undo `partition`; no error when there was none."""
+    text = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+    run(["nsenter", f"--net={NETNS_DIR}/{netns}", "nft", "-f", "-"], text=text)
+
+
+def is_partitioned(netns: str) -> bool:
+    """Whether the node is cut off."""
+    listing = run(["nsenter", f"--net={NETNS_DIR}/{netns}", "nft", "list", "tables"])
+    return f"table inet {TABLE}" in listing.splitlines()
