@@ -1,0 +1,384 @@
+"""The logger: one process that copies every container's output into bounded log files.
+
+It loses nothing when it is killed: bytes are looked at with tee(2), written to the log file, and
+only then taken out of the pipe. `position` says what was being written, so a restart neither drops
+nor repeats a chunk. A line still being assembled stays in the pipe. Standard library and ctypes
+only; the format is documented in docs/design/logs.md.
+
+Refuses to lag for one container: each gets one chunk per turn. With no space left on the disk it
+drops the chunk and says so, rather than stop the program that wrote it.
+"""
+
+from __future__ import annotations
+
+import _json
+import binascii
+import ctypes
+import errno
+import gc
+import os
+import select
+import struct
+import time
+
+import _socket
+
+CHUNK_BYTES = 65536
+PIECE_BYTES = 16384  # a longer line is written in pieces, all but the last without newline
+LOG_END_FILE = "log.end"
+STREAMS = ("stdout", "stderr")
+POSITION_FILE = "position"
+
+_POSITION = struct.Struct("<BxxxIQQQIIQ")  # pending, crc, file, offset, length, taken, -, last time
+_SLOT_BYTES = 64
+_SPLICE_F_NONBLOCK = 2
+_LINK_FD = 3
+_COMPLAINT_PERIOD_S = 60.0
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+_libc.tee.restype = ctypes.c_ssize_t
+
+
+class Stream:
+    """One FIFO of one container."""
+
+    __slots__ = ("ended", "fd", "log", "name", "prefix")
+
+    def __init__(self, log: ContainerLog, name: str, fd: int) -> None:
+        self.log = log
+        self.name = name
+        self.fd = fd
+        self.ended = False  # nobody has the pipe open for writing any more
+        self.prefix = f'","stream":"{name}","time":"'
+
+
+class ContainerLog:
+    """The log files of one container and the position record beside them."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        conf = _read_json(f"{directory}/log.conf") or {}
+        self.bytes_max: int = conf.get("max_size_bytes", 10 << 20)
+        self.files_max: int = conf.get("max_files", 3)
+        self.last_ns = 0
+        os.makedirs(f"{directory}/logs", exist_ok=True)
+        self.sequence = max(self._sequences(), default=1)
+        self._file = self._open()
+        self._size = os.fstat(self._file).st_size
+        self._position = os.open(
+            f"{directory}/{POSITION_FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        self.streams: list[Stream] = []
+        self._complained_at_s = -_COMPLAINT_PERIOD_S
+
+    def _sequences(self) -> list[int]:
+        names = os.listdir(f"{self.directory}/logs")
+        return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
+
+    def _path(self, sequence: int) -> str:
+        return f"{self.directory}/logs/{sequence:06d}.json"
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self._path(self.sequence), flags, 0o640)
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        for fd in (self._file, self._position, *(s.fd for s in self.streams if s.fd >= 0)):
+            os.close(fd)
+        self.streams = []
+
+    def append(self, stream: Stream, data: bytes) -> None:
+        """Write whole lines, note the position around it, and take the bytes from the pipe."""
+        entries = self._entries(stream, data)
+        if self._size and self._size + len(entries) > self.bytes_max:
+            self._rotate()
+        checksum = binascii.crc32(data)
+        self._note(stream, 1, checksum, len(entries), len(data))
+        try:
+            self._write(entries)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            self._complain(error)
+        else:
+            self._size += len(entries)
+        _take(stream.fd, len(data))
+        self._note(stream, 0, checksum, len(entries), len(data))
+
+    def _entries(self, stream: Stream, data: bytes) -> bytes:
+        now_ns = max(time.time_ns(), self.last_ns + 1)
+        quote, prefix = _json.encode_basestring, stream.prefix
+        entries = []
+        for piece in _pieces(data):
+            text = quote(piece.decode("utf-8", "replace"))
+            entries.append(f'{{"log":{text[:-1]}{prefix}{timestamp(now_ns)}"}}\n')
+            self.last_ns = now_ns
+            now_ns += 1
+        return "".join(entries).encode()
+
+    def _write(self, entries: bytes) -> None:
+        written = 0
+        while written < len(entries):
+            written += os.write(self._file, entries[written:])
+
+    def _rotate(self) -> None:
+        os.close(self._file)
+        self.sequence += 1
+        self._file = self._open()
+        self._size = 0
+        for sequence in self._sequences():
+            if sequence <= self.sequence - self.files_max:
+                os.unlink(self._path(sequence))
+
+    def _note(self, stream: Stream, pending: int, checksum: int, length: int, taken: int) -> None:
+        record = _POSITION.pack(
+            pending, checksum, self.sequence, self._size, length, taken, 0, self.last_ns
+        )
+        os.pwrite(self._position, record, STREAMS.index(stream.name) * _SLOT_BYTES)
+
+    def recover(self, stream: Stream) -> None:
+        """Finish or undo the chunk that was in hand when an earlier logger died."""
+        slot = os.pread(self._position, _POSITION.size, STREAMS.index(stream.name) * _SLOT_BYTES)
+        if len(slot) < _POSITION.size:
+            return
+        pending, checksum, sequence, offset, length, taken, _, last_ns = _POSITION.unpack(slot)
+        self.last_ns = max(self.last_ns, last_ns)
+        if not pending or sequence != self.sequence:
+            return
+        if self._size < offset + length:
+            os.ftruncate(self._file, offset)  # half written: still whole in the pipe
+            self._size = offset
+        else:
+            head = peek(stream.fd)
+            if head is not None and len(head) >= taken:
+                if binascii.crc32(head[:taken]) == checksum:
+                    _take(stream.fd, taken)
+        self._note(stream, 0, checksum, length, taken)
+
+    def mark_end(self) -> None:
+        """Say that the log is complete."""
+        path = f"{self.directory}/{LOG_END_FILE}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _complain(self, error: OSError) -> None:
+        now_s = time.monotonic()
+        if now_s - self._complained_at_s >= _COMPLAINT_PERIOD_S:
+            self._complained_at_s = now_s
+            os.write(2, f"logger: {self.directory}: output dropped: {error}\n".encode())
+
+
+class Logger:
+    """Watches the pipes of all containers."""
+
+    def __init__(self, run_dir: str, state_dir: str) -> None:
+        self._containers_dir = f"{state_dir}/containers"
+        self._logs: dict[str, ContainerLog] = {}
+        self._by_fd: dict[int, Stream] = {}
+        self._ready: dict[int, Stream] = {}
+        self._epoll = select.epoll()
+        self._inbox = _bind(f"{run_dir}/logger.sock")
+        self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
+
+    def scan(self) -> None:
+        """Pick up every container whose log is not complete."""
+        for name in os.listdir(self._containers_dir):
+            self._guarded_notice(name)
+
+    def notice(self, name: str) -> None:
+        """A container has started, ended or been removed: look at its record."""
+        directory = f"{self._containers_dir}/{name}"
+        record = _read_json(f"{directory}/state.json")
+        if record is None:
+            self._drop(name)
+            return
+        if record["state"] == "created" or os.path.exists(f"{directory}/{LOG_END_FILE}"):
+            return
+        if name not in self._logs:
+            self._add(name, directory)
+        if record["state"] == "exited":
+            for stream in self._logs[name].streams:
+                stream.ended = True
+                self._ready[stream.fd] = stream
+
+    def _add(self, name: str, directory: str) -> None:
+        log = self._logs[name] = ContainerLog(directory)
+        for stream_name in STREAMS:
+            path = f"{directory}/{stream_name}"
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stream = Stream(log, stream_name, fd)
+            log.streams.append(stream)
+            log.recover(stream)
+            self._by_fd[fd] = stream
+            self._ready[fd] = stream
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def _drop(self, name: str) -> None:
+        log = self._logs.pop(name, None)
+        if log is not None:
+            for stream in log.streams:
+                self._forget(stream)
+            log.close()
+
+    def _forget(self, stream: Stream) -> None:
+        if stream.fd >= 0:
+            self._epoll.unregister(stream.fd)
+            self._by_fd.pop(stream.fd, None)
+            self._ready.pop(stream.fd, None)
+
+    def run(self) -> None:
+        """Serve until the keeper is gone."""
+        link = select.poll()
+        link.register(_LINK_FD, 0)
+        self._epoll.register(_LINK_FD, select.EPOLLIN)
+        while True:
+            timeout_s = 0 if self._ready else -1
+            for fd, events in self._epoll.poll(timeout_s):
+                if fd == _LINK_FD:
+                    return
+                if fd == self._inbox.fileno():
+                    self._read_inbox()
+                elif fd in self._by_fd:
+                    stream = self._by_fd[fd]
+                    stream.ended = stream.ended or bool(events & select.EPOLLHUP)
+                    self._ready[fd] = stream
+            for fd, stream in list(self._ready.items()):
+                if not self._turn(stream):
+                    self._ready.pop(fd, None)
+
+    def _read_inbox(self) -> None:
+        try:
+            while True:
+                self._guarded_notice(self._inbox.recv(256).decode())
+        except BlockingIOError:
+            return
+
+    def _guarded_notice(self, name: str) -> None:
+        try:
+            self.notice(name)
+        except OSError as error:  # removed meanwhile, or no descriptors left
+            os.write(2, f"logger: {name}: {error}\n".encode())
+            self._drop(name)
+
+    def _turn(self, stream: Stream) -> bool:
+        """Copy one chunk; True when there may be more to do now."""
+        if stream.fd not in self._by_fd:
+            return False
+        data = peek(stream.fd)
+        if data is None:
+            return False
+        if not data:
+            self._end(stream)
+            return False
+        whole = data if stream.ended and len(data) < CHUNK_BYTES else data[: _whole_bytes(data)]
+        if not whole:
+            return False
+        stream.log.append(stream, whole)
+        return True
+
+    def _end(self, stream: Stream) -> None:
+        log = stream.log
+        self._forget(stream)
+        os.close(stream.fd)
+        stream.fd = -1
+        if all(s.fd < 0 for s in log.streams):
+            log.mark_end()
+            log.close()
+            self._logs.pop(os.path.basename(log.directory), None)
+
+
+def peek(fd: int) -> bytes | None:
+    """What the pipe holds, left in it; b"" at end of file, None when it is empty for now."""
+    count = _libc.tee(fd, _PEEK_WRITE, CHUNK_BYTES, _SPLICE_F_NONBLOCK)
+    if count < 0:
+        code = ctypes.get_errno()
+        if code in (errno.EAGAIN, errno.EINTR):
+            return None
+        raise OSError(code, os.strerror(code), "tee")
+    return os.read(_PEEK_READ, count) if count else b""
+
+
+def _take(fd: int, count: int) -> None:
+    while count > 0:
+        count -= len(os.read(fd, count))
+
+
+def _whole_bytes(data: bytes) -> int:
+    """How many bytes may be written now: up to the last newline, or full pieces of a long line."""
+    end = data.rfind(b"\n") + 1
+    rest = len(data) - end
+    return end + rest - rest % PIECE_BYTES
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    pieces = []
+    for line in data.splitlines(keepends=True) if b"\r" not in data else _lines(data):
+        if len(line) <= PIECE_BYTES:
+            pieces.append(line)
+        else:
+            pieces += [line[i : i + PIECE_BYTES] for i in range(0, len(line), PIECE_BYTES)]
+    return pieces
+
+
+def _lines(data: bytes) -> list[bytes]:
+    parts = data.split(b"\n")
+    lines = [part + b"\n" for part in parts[:-1]]
+    return lines + [parts[-1]] if parts[-1] else lines
+
+
+def timestamp(ns: int) -> str:
+    """RFC 3339 in UTC with nine fractional digits."""
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09d}Z"
+
+
+def _read_json(path: str) -> Any:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        value, _ = _scan(os.read(fd, 1 << 20).decode(), 0)
+    except (ValueError, StopIteration):
+        return None
+    finally:
+        os.close(fd)
+    return value
+
+
+class _ScannerSettings:
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+    memo: dict[str, Any] = {}  # noqa: RUF012 - the C scanner wants the attribute
+
+
+def _bind(path: str) -> _socket.socket:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    kind = _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+    sock = _socket.socket(_socket.AF_UNIX, kind, 0)
+    mask = os.umask(0o177)
+    sock.bind(path)
+    os.umask(mask)
+    return sock
+
+
+_scan = _json.make_scanner(_ScannerSettings())  # type: ignore[arg-type]
+_PEEK_READ, _PEEK_WRITE = os.pipe2(os.O_CLOEXEC)
+
+
+def main(run_dir: str, state_dir: str) -> None:
+    """Serve until the keeper is gone."""
+    os.set_inheritable(_LINK_FD, False)
+    logger = Logger(run_dir, state_dir)
+    logger.scan()
+    gc.collect()
+    gc.freeze()
+    logger.run()

@@ -1,0 +1,175 @@
+"""What a runtime is asked for and what it answers: immutable data and one Protocol.
+
+`NativeRuntime` (client.py) implements the Protocol through the supervisor; OCI runtimes can drive
+the same bundle. Times are nanoseconds since 1970; 0 means "not yet". Sizes are bytes; 0 means no
+limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+State = Literal["created", "running", "exited"]
+
+LOG_SIZE_BYTES_DEFAULT = 10 << 20
+LOG_FILES_DEFAULT = 3
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """A bind of a host path, or a tmpfs; target is a path in the container."""
+
+    target: str
+    kind: Literal["bind", "tmpfs"] = "bind"
+    source: str = ""
+    read_only: bool = False
+    propagation: Literal["rprivate", "private", "rslave", "slave", "rshared", "shared"] = "rprivate"
+    recursive: bool = True
+    tmpfs_size_bytes: int = 0
+    tmpfs_mode: int = 0o1777
+    no_exec: bool = False
+
+
+class Ulimit(msgspec.Struct, frozen=True):
+    """One resource limit, by its name in lower case without prefix (`nofile`); -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A host device node to show in the container; permissions are letters of `rwm`."""
+
+    host_path: str
+    container_path: str
+    permissions: str = "rwm"
+
+
+class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides how a container runs."""
+
+    id: str
+    layers: tuple[str, ...]
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    hostname: str = ""
+    netns_path: str = ""
+    hosts: tuple[tuple[str, str], ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    shm_size_bytes: int = 64 << 20
+    nano_cpus: int = 0
+    cpu_shares: int = 0
+    memory_bytes: int = 0
+    memory_reservation_bytes: int = 0
+    pids_max: int = 0
+    ulimits: tuple[Ulimit, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    seccomp: bool = True
+    no_new_privileges: bool = False
+    read_only: bool = False
+    stop_signal: str = "SIGTERM"
+    stop_grace_s: float = 10.0
+    sysctls: tuple[tuple[str, str], ...] = ()
+    oom_score_adj: int = 0
+    tty: bool = False
+    init: bool = False
+    labels: dict[str, str] = {}
+    log_max_size_bytes: int = LOG_SIZE_BYTES_DEFAULT
+    log_max_files: int = LOG_FILES_DEFAULT
+
+
+class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about a container. `error` says in words why it failed to start or ended."""
+
+    id: str
+    state: State
+    pid: int = 0
+    created_at_ns: int = 0
+    started_at_ns: int = 0
+    finished_at_ns: int = 0
+    exit_code: int = 0
+    oom_killed: bool = False
+    paused: bool = False
+    removed: bool = False
+    error: str = ""
+    labels: dict[str, str] = {}
+
+
+class ContainerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of a running container; page cache that can be dropped is not counted."""
+
+    cpu_usage_ns: int
+    memory_usage_bytes: int
+    memory_limit_bytes: int
+    pids: int
+
+
+class Runtime(Protocol):
+    """Creates, runs and ends containers. Every method raises `shoal.errors.SwarmError`s."""
+
+    async def ensure_running(self) -> None:
+        """Start the processes behind the runtime, or find them running."""
+        ...
+
+    async def create(self, config: ContainerConfig) -> ContainerStatus:
+        """Prepare a container; nothing runs. Raises: InvalidArgument, AlreadyExists."""
+        ...
+
+    async def start(self, container: str) -> ContainerStatus:
+        """Run it; returns once its program has replaced us. Raises: FailedPrecondition."""
+        ...
+
+    async def kill(self, container: str, signal: int) -> None:
+        """Send a signal to the first process."""
+        ...
+
+    async def stop(self, container: str, grace_s: float | None = None) -> ContainerStatus:
+        """Stop signal, then SIGKILL after the grace period; returns the end."""
+        ...
+
+    async def wait(self, container: str) -> ContainerStatus:
+        """Return when it has exited; survives restarts of everything in between."""
+        ...
+
+    async def list(self) -> list[ContainerStatus]:
+        """Every container, oldest id order not guaranteed."""
+        ...
+
+    async def status(self, container: str) -> ContainerStatus:
+        """One container. Raises: NotFound."""
+        ...
+
+    async def remove(self, container: str, *, force: bool = False) -> None:
+        """Forget it and delete its files; `force` kills it first."""
+        ...
+
+    async def stats(self, container: str) -> ContainerStats:
+        """Resource counters. Raises: FailedPrecondition when it is not running."""
+        ...
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process."""
+        ...
+
+    async def unpause(self, container: str) -> None:
+        """Thaw every process."""
+        ...
+
+    def events(self) -> AsyncIterator[ContainerStatus]:
+        """Every change; the full list first, and again after each reconnect."""
+        ...
+
+    async def shutdown(self) -> None:
+        """End the processes behind the runtime; running containers go on without them."""
+        ...

@@ -1,0 +1,395 @@
+"""The native runtime as the worker uses it: an async client of the supervisor's socket.
+
+Holds no state of its own: whatever it knows it reads from the supervisor, so a new worker process
+sees every container the old one started. Requests that change nothing are repeated after a lost
+connection; `start` is answered from the container's state then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal as signals
+import stat
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import structlog
+from typing_extensions import override
+
+from shoal.errors import (
+    ERROR_BY_CODE,
+    Code,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from worker.runtime import bundle, launch
+from worker.runtime.api import (
+    ContainerConfig,
+    ContainerStats,
+    ContainerStatus,
+    Device,
+    Runtime,
+)
+from worker.runtime.lean.files import BUNDLE_FILE
+
+_log = structlog.get_logger()
+REQUEST_DEADLINE_S = 20.0
+START_DEADLINE_S = 60.0
+_RECONNECT_S = 0.05
+_PROBE_DEADLINE_S = 10.0
+_LINE_BYTES_MAX = 64 << 20
+_IDLE_CONNECTIONS_MAX = 8
+_REPEATABLE = frozenset(("status", "list", "stats", "ping", "wait"))
+_INIT_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv")
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class _Broken(Exception):
+    """The connection ended before the reply."""
+
+
+class NativeRuntime(Runtime):
+    """Containers through our own executor. One instance per worker; all methods are concurrent."""
+
+    def __init__(self, *, state_dir: str, run_dir: str, cgroup_parent: str) -> None:
+        self.state_dir = os.path.abspath(state_dir)
+        self.run_dir = os.path.abspath(run_dir)
+        self.cgroup_parent = "/" + cgroup_parent.strip("/")
+        self._socket = f"{self.run_dir}/supervisor.sock"
+        self._idle: list[_Connection] = []
+        self._sequence = 0
+
+    def container_dir(self, container: str) -> str:
+        """Where a container keeps its record, bundle and logs."""
+        return f"{self.state_dir}/containers/{container}"
+
+    @override
+    async def ensure_running(self) -> None:
+        launch.make_directories(self.run_dir, self.state_dir)
+        await asyncio.to_thread(_make_init_layer, f"{self.state_dir}/init-layer")
+        async with _deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
+            while not await self._answers():
+                # A supervisor whose keeper died is about to become the keeper: let it.
+                heir = launch.is_recorded_alive(self.run_dir, "supervisor")
+                if not heir and not launch.keeper_is_alive(self.run_dir):
+                    await launch.spawn_keeper(self.run_dir, self.state_dir, self.cgroup_parent)
+                await asyncio.sleep(_RECONNECT_S)
+        await asyncio.to_thread(_empty, f"{self.state_dir}/trash")
+
+    async def _answers(self) -> bool:
+        try:
+            await self._exchange("ping", {})
+        except (OSError, _Broken):
+            return False
+        return True
+
+    @override
+    async def create(self, config: ContainerConfig) -> ContainerStatus:
+        bundle.check(config)
+        _warn_clamped(config)
+        around = bundle.Surroundings(
+            container_dir=self.container_dir(config.id),
+            cgroup_path=f"{self.cgroup_parent}/{config.id}",
+            seccomp_program=await self._seccomp(config),
+            resolv_conf=await asyncio.to_thread(_host_resolver),
+            devices=await asyncio.to_thread(_find_devices, config.devices),
+        )
+        layered = msgspec.structs.replace(
+            config, layers=(f"{self.state_dir}/init-layer", *config.layers)
+        )
+        content = bundle.bundle_of(layered, around)
+        content["annotations"] |= {
+            "dev.shoal.stop-signal": config.stop_signal,
+            "dev.shoal.stop-grace-s": str(config.stop_grace_s),
+        }
+        request = {
+            "id": config.id,
+            "bundle": content,
+            "labels": config.labels,
+            "files": bundle.files_of(config, around),
+            "log": {
+                "max_size_bytes": config.log_max_size_bytes,
+                "max_files": config.log_max_files,
+            },
+        }
+        return _status(await self._request("create", request))
+
+    async def _seccomp(self, config: ContainerConfig) -> str:
+        if not config.seccomp:
+            return ""
+        return await launch.seccomp_program(self.state_dir, bundle.capabilities_of(config))
+
+    @override
+    async def start(self, container: str) -> ContainerStatus:
+        return _status(await self._request("start", {"id": container}, START_DEADLINE_S))
+
+    @override
+    async def kill(self, container: str, signal: int) -> None:
+        await self._request("kill", {"id": container, "signal": int(signal)})
+
+    @override
+    async def stop(self, container: str, grace_s: float | None = None) -> ContainerStatus:
+        number, configured_s = await asyncio.to_thread(self._stop_rule, container)
+        grace_s = configured_s if grace_s is None else grace_s
+        try:
+            await self.kill(container, number)
+            async with asyncio.timeout(max(0.0, grace_s)):
+                return await self.wait(container)
+        except FailedPrecondition:
+            return await self.status(container)
+        except TimeoutError:
+            pass
+        return await self._kill_now(container)
+
+    async def _kill_now(self, container: str) -> ContainerStatus:
+        try:
+            await self.kill(container, signals.SIGKILL)
+        except FailedPrecondition:
+            return await self.status(container)
+        return await self.wait(container)
+
+    def _stop_rule(self, container: str) -> tuple[int, float]:
+        try:
+            with open(f"{self.container_dir(container)}/{BUNDLE_FILE}", "rb") as file:
+                annotations = msgspec.json.decode(file.read())["annotations"]
+        except FileNotFoundError:
+            raise NotFound(f"container {container} does not exist") from None
+        number = signal_number(annotations["dev.shoal.stop-signal"])
+        return number, float(annotations["dev.shoal.stop-grace-s"])
+
+    @override
+    async def wait(self, container: str) -> ContainerStatus:
+        while True:
+            try:
+                return _status(await self._request("wait", {"id": container}, None))
+            except Unavailable:
+                await asyncio.sleep(_RECONNECT_S)
+
+    @override
+    async def list(self) -> list[ContainerStatus]:
+        return [_status(record) for record in await self._request("list", {})]
+
+    @override
+    async def status(self, container: str) -> ContainerStatus:
+        return _status(await self._request("status", {"id": container}))
+
+    @override
+    async def remove(self, container: str, *, force: bool = False) -> None:
+        if force and (await self.status(container)).state == "running":
+            await self._kill_now(container)
+        result = await self._request("remove", {"id": container})
+        await asyncio.to_thread(shutil.rmtree, result["trash"], ignore_errors=True)
+
+    @override
+    async def stats(self, container: str) -> ContainerStats:
+        return msgspec.convert(await self._request("stats", {"id": container}), ContainerStats)
+
+    @override
+    async def pause(self, container: str) -> None:
+        await self._request("pause", {"id": container, "paused": True})
+
+    @override
+    async def unpause(self, container: str) -> None:
+        await self._request("pause", {"id": container, "paused": False})
+
+    @override
+    async def events(self) -> AsyncIterator[ContainerStatus]:
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(
+                    self._socket, limit=_LINE_BYTES_MAX
+                )
+            except OSError:
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            try:
+                writer.write(b'{"op":"events","seq":0}\n')
+                while line := await reader.readline():
+                    for status in _event_statuses(msgspec.json.decode(line)):
+                        yield status
+            except OSError:
+                continue
+            finally:
+                writer.close()
+            await asyncio.sleep(_RECONNECT_S)
+
+    @override
+    async def shutdown(self) -> None:
+        await self.close()
+        async with _deadline(REQUEST_DEADLINE_S, "keeper: it does not end"):
+            while pid := launch.recorded_pid(self.run_dir, "keeper"):
+                try:
+                    os.kill(pid, signals.SIGTERM)
+                except ProcessLookupError:
+                    break
+                await asyncio.sleep(_RECONNECT_S)
+
+    async def close(self) -> None:
+        """Let go of idle connections; the processes behind the runtime go on."""
+        while self._idle:
+            _, writer = self._idle.pop()
+            writer.close()
+
+    async def _request(
+        self, operation: str, fields: dict[str, Any], deadline_s: float | None = REQUEST_DEADLINE_S
+    ) -> Any:
+        async with _deadline(deadline_s, f"runtime: {operation}: no answer in time"):
+            while True:
+                try:
+                    reply = await self._exchange(operation, fields)
+                    break
+                except (OSError, _Broken) as error:
+                    if operation not in _REPEATABLE:
+                        raise Unavailable(
+                            f"runtime: {operation}: the supervisor is restarting; try again"
+                        ) from error
+                    await asyncio.sleep(_RECONNECT_S)
+        if "code" in reply:
+            raise ERROR_BY_CODE[Code(reply["code"])](reply["error"])
+        return reply["result"]
+
+    async def _exchange(self, operation: str, fields: dict[str, Any]) -> Any:
+        self._sequence += 1
+        request = msgspec.json.encode({"op": operation, "seq": self._sequence, **fields}) + b"\n"
+        reader, writer = await self._connect()
+        try:
+            writer.write(request)
+            await writer.drain()
+            line = await reader.readline()
+        except BaseException:
+            writer.close()
+            raise
+        if not line.endswith(b"\n"):
+            writer.close()
+            raise _Broken
+        if len(self._idle) < _IDLE_CONNECTIONS_MAX:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
+        return msgspec.json.decode(line)
+
+    async def _connect(self) -> _Connection:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_unix_connection(self._socket, limit=_LINE_BYTES_MAX)
+
+
+class _deadline:  # noqa: N801 - reads as a verb at its use
+    """`asyncio.timeout` that raises our own error."""
+
+    def __init__(self, delay_s: float | None, message: str) -> None:
+        self._timeout = asyncio.timeout(delay_s)
+        self._message = message
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *exc: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*exc)
+        except TimeoutError:
+            raise DeadlineExceeded(self._message) from None
+
+
+def signal_number(name: str) -> int:
+    """A signal by name (`SIGTERM`, `TERM`) or number. Raises: InvalidArgument."""
+    if name.isdigit() and 0 < int(name) < 65:
+        return int(name)
+    full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
+    try:
+        return signals.Signals[full].value
+    except KeyError:
+        raise InvalidArgument(f"stop_signal: unknown signal {name!r}") from None
+
+
+def _status(record: dict[str, Any]) -> ContainerStatus:
+    return msgspec.convert(record, ContainerStatus)
+
+
+def _event_statuses(message: dict[str, Any]) -> list[ContainerStatus]:
+    if "event" in message:
+        return [_status(message["event"])]
+    if "removed" in message:
+        return [ContainerStatus(id=message["removed"], state="exited", removed=True)]
+    return [_status(record) for record in message.get("result", ())]
+
+
+def _make_init_layer(directory: str) -> None:
+    """The topmost lower layer of every container: mount points, so that no start makes them."""
+    for name in ("dev", "proc", "sys", "etc"):
+        os.makedirs(f"{directory}/{name}", mode=0o755, exist_ok=True)
+    for name in _INIT_FILES:
+        with open(f"{directory}/{name}", "ab"):
+            pass
+    if not os.path.islink(f"{directory}/etc/mtab"):
+        os.symlink("/proc/mounts", f"{directory}/etc/mtab")
+
+
+def _empty(directory: str) -> None:
+    for entry in os.scandir(directory):
+        shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _host_resolver() -> str:
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return file.read(65536)
+    except OSError:
+        return ""
+
+
+def _find_devices(devices: tuple[Device, ...]) -> tuple[bundle.DeviceNode, ...]:
+    nodes = []
+    for device in devices:
+        try:
+            found = os.stat(device.host_path)
+        except OSError as error:
+            raise InvalidArgument(f"devices: {device.host_path}: {error.strerror}") from None
+        if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+            raise InvalidArgument(f"devices: {device.host_path} is not a device")
+        nodes.append(
+            bundle.DeviceNode(
+                path=device.container_path,
+                kind="b" if stat.S_ISBLK(found.st_mode) else "c",
+                major=os.major(found.st_rdev),
+                minor=os.minor(found.st_rdev),
+                mode=stat.S_IMODE(found.st_mode),
+                uid=found.st_uid,
+                gid=found.st_gid,
+                permissions=device.permissions,
+            )
+        )
+    return tuple(nodes)
+
+
+def _warn_clamped(config: ContainerConfig) -> None:
+    import resource
+
+    for limit in config.ulimits:
+        ceiling = resource.getrlimit(getattr(resource, f"RLIMIT_{limit.name.upper()}"))[1]
+        over = ceiling != resource.RLIM_INFINITY and (limit.hard == -1 or limit.hard > ceiling)
+        if over and not _may_raise_limits():
+            _log.warning(
+                "container.limit_clamped", container=config.id, limit=limit.name, max=ceiling
+            )
+
+
+def _may_raise_limits() -> bool:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> 24 & 1)
+    return False
+
+
+__all__ = ["NativeRuntime", "signal_number"]

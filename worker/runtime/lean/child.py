@@ -1,0 +1,289 @@
+"""The life of a container's first process from clone to execve.
+
+Runs in the cloned child of the supervisor: same memory, new namespaces. It reads one byte before
+it does anything (the parent has recorded its pid by then), and reports a failure as one JSON
+object on the status pipe; end of file there means the program runs. Refuses to import anything:
+after the pivot there is no standard library to import from.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import errno
+import fcntl
+import gc
+import os
+import resource
+import struct
+
+import _socket
+
+from worker.runtime.lean import accounts, capabilities, linux, rootfs, tinyjson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+SETUP_FAILED, NOT_EXECUTABLE, NOT_FOUND = 128, 126, 127
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+
+
+class Start:
+    """All a child needs, gathered by the supervisor before the clone."""
+
+    __slots__ = (
+        "bundle",
+        "cgroup_paths",
+        "cgroup_views",
+        "close_fds",
+        "directory",
+        "go_fd",
+        "layers",
+        "netns_fd",
+        "seccomp",
+        "status_fd",
+        "stdio_fds",
+    )
+
+    bundle: dict[str, Any]
+    cgroup_paths: list[str]
+    cgroup_views: list[tuple[str, str]]
+    close_fds: list[int]
+    directory: str
+    go_fd: int
+    layers: list[str]
+    netns_fd: int
+    seccomp: bytes
+    status_fd: int
+    stdio_fds: tuple[int, int, int]
+
+
+class StartFailure(Exception):
+    """The program cannot run; `code` is what Docker would report."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(start: Start) -> NoReturn:
+    """Become the container. Never returns."""
+    code = SETUP_FAILED
+    try:
+        gc.disable()
+        for fd in start.close_fds:
+            os.close(fd)
+        if os.read(start.go_fd, 1):
+            _become(start)
+    except StartFailure as failure:
+        code = failure.code
+        _report(start.status_fd, code, str(failure))
+    except OSError as error:
+        _report(start.status_fd, code, f"{error.filename or 'start'}: {error.strerror or error}")
+    except BaseException as error:  # noqa: BLE001 - the child must never unwind into the parent
+        _report(start.status_fd, code, f"{type(error).__name__}: {error}")
+    os._exit(code)
+
+
+def _report(fd: int, code: int, message: str) -> None:
+    os.write(fd, tinyjson.dumps({"code": code, "error": message[:2000]}).encode())
+
+
+def _become(start: Start) -> NoReturn:
+    bundle = start.bundle
+    process = bundle["process"]
+    for path in start.cgroup_paths:
+        _join(path)
+    _enter_network(start)
+    linux.unshare(linux.CLONE_NEWCGROUP)
+    os.setsid()
+    linux.join_session_keyring()
+    _reset_signals()
+    if bundle.get("hostname"):
+        linux.sethostname(bundle["hostname"])
+    os.umask(0)
+    _build_root(start)
+    os.umask(process["user"].get("umask", 0o022))
+    _set_limits(process)
+    for target, source in enumerate(start.stdio_fds):
+        os.dup2(source, target)
+    linux.close_range_on_exec(3)
+    _drop_privileges(start)
+    _execute(process["args"], process["env"])
+
+
+def _join(path: str) -> None:
+    fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"0")
+    os.close(fd)
+
+
+def _enter_network(start: Start) -> None:
+    if start.netns_fd >= 0:
+        linux.setns(start.netns_fd, linux.CLONE_NEWNET)
+        os.close(start.netns_fd)
+        return
+    for namespace in start.bundle["linux"]["namespaces"]:
+        if namespace["type"] == "network":
+            request = struct.pack("16sh22x", b"lo", _IFF_UP)
+            sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
+            fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, request)
+            sock.close()
+
+
+def _reset_signals() -> None:
+    # Python ignores these two; an ignored signal stays ignored across execve.
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def _build_root(start: Start) -> None:
+    bundle = start.bundle
+    settings = bundle["linux"]
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
+    root_fd = rootfs.mount_overlay(start.layers, start.directory)
+    rootfs.apply_mounts(root_fd, bundle["mounts"], start.cgroup_views)
+    rootfs.make_devices(root_fd, settings.get("devices", []))
+    rootfs.set_sysctls(root_fd, settings.get("sysctl", {}))
+    rootfs.protect(root_fd, settings["readonlyPaths"])
+    rootfs.mask(root_fd, settings["maskedPaths"])
+    rootfs.enter(root_fd)
+
+
+def _set_limits(process: dict[str, Any]) -> None:
+    for limit in process.get("rlimits", ()):
+        number = getattr(resource, limit["type"])
+        soft, hard = limit["soft"], limit["hard"]
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, OSError):  # no CAP_SYS_RESOURCE: as high as we may
+            ceiling = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (_clamp(soft, ceiling), _clamp(hard, ceiling)))
+    adjustment = process.get("oomScoreAdj")
+    if adjustment:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(adjustment).encode())
+        except PermissionError as error:
+            raise StartFailure(
+                SETUP_FAILED,
+                f"oom_score_adj {adjustment}: lowering it needs CAP_SYS_RESOURCE ({error})",
+            ) from None
+        finally:
+            os.close(fd)
+
+
+def _clamp(value: int, ceiling: int) -> int:
+    if ceiling == resource.RLIM_INFINITY:
+        return value
+    return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
+
+
+def _drop_privileges(start: Start) -> None:
+    bundle = start.bundle
+    process = bundle["process"]
+    account = _account(bundle["annotations"])
+    if not any(entry.startswith("HOME=") for entry in process["env"]):
+        process["env"].append(f"HOME={account.home}")
+    if account.uid:
+        for fd in (1, 2):  # so that the program may open /dev/stdout and /dev/stderr again
+            os.fchown(fd, account.uid, account.gid)
+    _make_cwd(process["cwd"])
+    if bundle["root"].get("readonly"):
+        rootfs.make_read_only()
+    bounding = capabilities.mask_of(process["capabilities"]["bounding"])
+    _drop_bounding(bounding)
+    no_new_privileges = process.get("noNewPrivileges", False)
+    if no_new_privileges:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    elif start.seccomp:
+        # Without no_new_privs only CAP_SYS_ADMIN may install a filter: before it is given up.
+        linux.install_seccomp(start.seccomp)
+    os.setgroups(account.groups)
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)
+    linux.set_capabilities(bounding if account.uid == 0 else 0)
+    try:
+        os.chdir(process["cwd"])
+    except OSError as error:
+        raise StartFailure(
+            SETUP_FAILED, f"chdir to cwd {process['cwd']!r}: {error.strerror}"
+        ) from None
+    if no_new_privileges and start.seccomp:
+        linux.install_seccomp(start.seccomp)
+
+
+def _account(annotations: dict[str, str]) -> accounts.Account:
+    extra = annotations.get("dev.shoal.groups", "")
+    try:
+        return accounts.find_account(
+            annotations.get("dev.shoal.user", ""),
+            extra.split(",") if extra else [],
+            passwd=_text("/etc/passwd"),
+            group=_text("/etc/group"),
+        )
+    except ValueError as error:
+        raise StartFailure(SETUP_FAILED, str(error)) from None
+
+
+def _text(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    pieces = []
+    while sum(len(p) for p in pieces) < 1 << 20 and (piece := os.read(fd, 65536)):
+        pieces.append(piece)
+    os.close(fd)
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def _make_cwd(path: str) -> None:
+    walked = ""
+    for part in path.split("/"):
+        if part:
+            walked = f"{walked}/{part}"
+            try:
+                os.mkdir(walked, 0o755)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise StartFailure(
+                    SETUP_FAILED, f"make cwd {path!r}: {error.strerror}"
+                ) from None
+
+
+def _drop_bounding(keep: int) -> None:
+    for bit in range(len(capabilities.NAMES)):
+        if not keep >> bit & 1:
+            try:
+                linux.prctl(linux.PR_CAPBSET_DROP, bit)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a capability newer than this kernel
+                    raise
+
+
+def _execute(args: list[str], env: list[str]) -> NoReturn:
+    name = args[0]
+    environment = dict(entry.partition("=")[::2] for entry in env)
+    if "/" in name:
+        candidates = [name]
+    else:
+        path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        candidates = [f"{part or '.'}/{name}" for part in path.split(":")]
+    refused: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, args, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            refused = refused or error
+    quoted = '"' + name.replace('"', '\\"') + '"'
+    if refused is not None:
+        reason = "is a directory" if os.path.isdir(candidates[0]) else str(refused.strerror).lower()
+        raise StartFailure(NOT_EXECUTABLE, f"exec: {quoted}: {reason}")
+    if "/" in name:
+        raise StartFailure(NOT_FOUND, f"exec: {quoted}: stat {name}: no such file or directory")
+    raise StartFailure(NOT_FOUND, f"exec: {quoted}: executable file not found in $PATH")

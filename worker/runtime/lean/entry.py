@@ -1,0 +1,44 @@
+"""Entry of the small processes: `python -I -S -c BOOT root run state cgroup-parent role`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+ROLES = ("spawn", "keeper", "supervisor", "logger")
+
+
+def main() -> None:
+    """Run the role named by the last argument."""
+    run_dir, state_dir, cgroup_parent, role = sys.argv[2:6]
+    if role == "spawn":
+        spawn()
+    elif role == "keeper":
+        from worker.runtime.lean import keeper
+
+        keeper.main(run_dir, state_dir)
+    elif role == "supervisor":
+        from worker.runtime.lean import supervisor
+
+        supervisor.main(run_dir, state_dir, cgroup_parent, 3)
+    elif role == "logger":
+        from worker.logs import logger
+
+        logger.main(run_dir, state_dir)
+    else:
+        sys.exit(f"unknown role {role}; one of {', '.join(ROLES)}")
+
+
+def spawn() -> None:
+    """Detach from the caller and become the keeper.
+
+    The subreaper flag survives execve, so the keeper itself need not load ctypes.
+    """
+    from worker.runtime.lean import linux
+
+    if os.fork():
+        return
+    os.setsid()
+    os.chdir("/")
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])

@@ -1,0 +1,81 @@
+"""Files the small processes share: atomic records, pid files, process identity.
+
+A process is known by (pid, start time in clock ticks), never by its pid alone: pids come back.
+A record is replaced by rename, so a reader sees the old or the new one, and a crash leaves one.
+"""
+
+from __future__ import annotations
+
+import os
+
+from worker.runtime.lean import tinyjson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+STATE_FILE = "state.json"
+BUNDLE_FILE = "config.json"
+LOG_END_FILE = "log.end"
+STREAMS = ("stdout", "stderr")
+
+
+def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
+    """Replace the file by rename. Not synced: a power cut ends every container anyway."""
+    fresh = f"{path}.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)
+
+
+def read_text(path: str) -> str:
+    """The whole of a small file. Raises: OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(fd, 1 << 18):
+            pieces.append(piece)
+        return b"".join(pieces).decode()
+    finally:
+        os.close(fd)
+
+
+def read_record(path: str) -> Any:
+    """One JSON record, or None when it is missing or not JSON."""
+    try:
+        return tinyjson.loads(read_text(path))
+    except (OSError, ValueError):
+        return None
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 when there is no such process."""
+    try:
+        text = read_text(f"/proc/{pid}/stat")
+    except (OSError, ValueError):
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def exit_record(state_dir: str, pid: int, ticks: int) -> str:
+    """Where the keeper records the exit of a process it inherited."""
+    return f"{state_dir}/exits/{pid}.{ticks}"
+
+
+def code_of(wait_status: int) -> int:
+    """A container exit code from a wait status: 128 + signal for a killed process."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return 128 - code if code < 0 else code
+
+
+def complain(message: str) -> None:
+    """One line into the runtime's log (standard error of the small processes)."""
+    os.write(2, f"{os.getpid()} {message}\n".encode())

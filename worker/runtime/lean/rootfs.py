@@ -1,0 +1,251 @@
+"""A container's file system, built inside its own mount namespace before it pivots into it.
+
+Every target is found with openat2(RESOLVE_IN_ROOT) and mounted through its descriptor, so no
+symlink of an image can move a mount out of the root. Nothing is mounted in the host's namespace:
+when the container's last process ends, the kernel drops it all.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from worker.runtime.lean import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FLAGS = {
+    "ro": linux.MS_RDONLY,
+    "nosuid": linux.MS_NOSUID,
+    "nodev": linux.MS_NODEV,
+    "noexec": linux.MS_NOEXEC,
+    "noatime": linux.MS_NOATIME,
+    "relatime": linux.MS_RELATIME,
+    "strictatime": linux.MS_STRICTATIME,
+}
+_ATTRIBUTES = {
+    "ro": linux.MOUNT_ATTR_RDONLY,
+    "nosuid": linux.MOUNT_ATTR_NOSUID,
+    "nodev": linux.MOUNT_ATTR_NODEV,
+    "noexec": linux.MOUNT_ATTR_NOEXEC,
+}
+_PROPAGATION = {
+    "private": linux.MS_PRIVATE,
+    "rprivate": linux.MS_PRIVATE,
+    "slave": linux.MS_SLAVE,
+    "rslave": linux.MS_SLAVE,
+    "shared": linux.MS_SHARED,
+    "rshared": linux.MS_SHARED,
+}
+_NEUTRAL = frozenset(("rw", "suid", "dev", "exec", "bind", "rbind", "defaults"))
+
+
+def mount_overlay(layers: list[str], directory: str) -> int:
+    """Mount `layers` (topmost first) under `directory`/{upper,work}; returns the root's O_PATH fd.
+
+    More lower directories than fit into one page of options go through fsconfig.
+    """
+    target, upper, work = (f"{directory}/{name}" for name in ("rootfs", "upper", "work"))
+    lower = ":".join(_escape(layer) for layer in layers)
+    options = f"lowerdir={lower},upperdir={_escape(upper)},workdir={_escape(work)}"
+    if len(os.fsencode(options)) <= 4000:
+        linux.mount("overlay", target, "overlay", 0, options)
+    else:
+        pairs = [("lowerdir+", layer) for layer in layers]
+        tree = linux.new_mount(
+            "overlay", [*pairs, ("upperdir", upper), ("workdir", work)], source="overlay"
+        )
+        below = os.open(target, linux.O_PATH | os.O_DIRECTORY)
+        linux.attach_mount(tree, below, target)
+        os.close(below)
+        os.close(tree)
+    return os.open(target, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def open_target(root_fd: int, path: str, *, directory: bool) -> int:
+    """An O_PATH descriptor of `path` inside the root; missing parts are made, owned by root."""
+    try:
+        return linux.open_in_root(root_fd, path, linux.O_PATH)
+    except FileNotFoundError:
+        pass
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError(f"mount target {path} must not contain '..'")
+    parent, walked = os.dup(root_fd), ""
+    for index, part in enumerate(parts):
+        walked = f"{walked}/{part}"
+        try:
+            child = linux.open_in_root(root_fd, walked, linux.O_PATH)
+        except FileNotFoundError:
+            _make(part, parent, directory=directory or index < len(parts) - 1)
+            child = linux.open_in_root(root_fd, walked, linux.O_PATH)
+        os.close(parent)
+        parent = child
+    return parent
+
+
+def _make(name: str, parent_fd: int, *, directory: bool) -> None:
+    if directory:
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+    else:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        os.close(os.open(name, flags, 0o644, dir_fd=parent_fd))
+
+
+def apply_mounts(
+    root_fd: int, mounts: list[dict[str, Any]], cgroup_views: list[tuple[str, str]]
+) -> None:
+    """Carry out an OCI `mounts` list in order; type `cgroup` shows `cgroup_views` read-only."""
+    for entry in mounts:
+        kind = entry["type"]
+        if kind == "bind":
+            _bind(root_fd, entry)
+        elif kind == "cgroup":
+            _show_cgroups(root_fd, entry["destination"], cgroup_views)
+        else:
+            _mount(root_fd, entry)
+
+
+def _bind(root_fd: int, entry: dict[str, Any]) -> None:
+    options = entry.get("options", ())
+    recursive = "bind" not in options
+    tree = linux.open_tree(linux.AT_FDCWD, entry["source"], recursive=recursive)
+    attributes, propagation = 0, linux.MS_PRIVATE
+    for option in options:
+        if option in _ATTRIBUTES:
+            attributes |= _ATTRIBUTES[option]
+        elif option in _PROPAGATION:
+            propagation = _PROPAGATION[option]
+        elif option not in _NEUTRAL:
+            raise ValueError(f"mount {entry['destination']}: unknown bind option {option}")
+    linux.set_mount_attributes(tree, attributes, propagation=propagation, recursive=recursive)
+    is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+    target = open_target(root_fd, entry["destination"], directory=is_directory)
+    linux.attach_mount(tree, target, entry["destination"])
+    os.close(target)
+    os.close(tree)
+
+
+def _mount(root_fd: int, entry: dict[str, Any]) -> None:
+    flags, rest = 0, []
+    for option in entry.get("options", ()):
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option not in _NEUTRAL:
+            rest.append(option)
+    target = open_target(root_fd, entry["destination"], directory=True)
+    try:
+        linux.mount(
+            entry["source"], f"/proc/self/fd/{target}", entry["type"], flags, ",".join(rest)
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"mount {entry['destination']}") from None
+    finally:
+        os.close(target)
+
+
+def _show_cgroups(root_fd: int, destination: str, views: list[tuple[str, str]]) -> None:
+    if len(views) == 1 and not views[0][0]:
+        entry = {"source": views[0][1], "destination": destination}
+        _bind(root_fd, entry | {"options": ["rbind", "ro", "nosuid", "nodev", "noexec"]})
+        return
+    options = ["nosuid", "nodev", "noexec", "mode=755"]
+    tmpfs = {"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options}
+    _mount(root_fd, tmpfs)
+    top = linux.open_in_root(root_fd, destination, linux.O_PATH)
+    for name, source in views:
+        os.mkdir(name, 0o555, dir_fd=top)
+        tree = linux.open_tree(linux.AT_FDCWD, source, recursive=False)
+        attributes = sum(_ATTRIBUTES.values())
+        linux.set_mount_attributes(tree, attributes, propagation=linux.MS_PRIVATE)
+        target = linux.open_in_root(top, f"/{name}", linux.O_PATH)
+        linux.attach_mount(tree, target, name)
+        os.close(target)
+        os.close(tree)
+    linux.set_mount_attributes(top, linux.MOUNT_ATTR_RDONLY)
+    os.close(top)
+
+
+def make_devices(root_fd: int, devices: list[dict[str, Any]]) -> None:
+    """The device nodes of an OCI `linux.devices`, and the usual links. Needs umask 0."""
+    for device in devices:
+        parent, _, name = device["path"].rpartition("/")
+        directory = open_target(root_fd, parent or "/", directory=True)
+        kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
+        number = os.makedev(device["major"], device["minor"])
+        os.mknod(name, kind | device.get("fileMode", 0o666), number, dir_fd=directory)
+        os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=directory)
+        os.close(directory)
+    directory = linux.open_in_root(root_fd, "/dev", linux.O_PATH)
+    for name, destination in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ):
+        os.symlink(destination, name, dir_fd=directory)
+    os.close(directory)
+
+
+def mask(root_fd: int, paths: list[str]) -> None:
+    """Hide paths: files behind /dev/null, directories behind an empty read-only tmpfs."""
+    for path in paths:
+        try:
+            target = linux.open_in_root(root_fd, path, linux.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        through = f"/proc/self/fd/{target}"
+        if stat.S_ISDIR(os.fstat(target).st_mode):
+            flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+            linux.mount("tmpfs", through, "tmpfs", flags, "size=0k")
+        else:
+            linux.mount("/dev/null", through, "", linux.MS_BIND)
+        os.close(target)
+
+
+def protect(root_fd: int, paths: list[str]) -> None:
+    """Make paths read-only by mounting each onto itself."""
+    for path in paths:
+        try:
+            target = linux.open_in_root(root_fd, path, linux.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        tree = linux.open_tree(target, "", recursive=True)
+        linux.set_mount_attributes(tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
+        linux.attach_mount(tree, target, path)
+        os.close(tree)
+        os.close(target)
+
+
+def set_sysctls(root_fd: int, settings: dict[str, str]) -> None:
+    """Write namespaced sysctls. Raises: OSError naming the key."""
+    for key, value in settings.items():
+        path = "/proc/sys/" + key.replace(".", "/")
+        try:
+            fd = linux.open_in_root(root_fd, path, os.O_WRONLY)
+            os.write(fd, value.encode())
+            os.close(fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"sysctl {key}={value}") from None
+
+
+def enter(root_fd: int) -> None:
+    """Pivot into the root and forget the host's."""
+    os.fchdir(root_fd)
+    linux.pivot_root_here()
+    os.chdir("/")
+    os.close(root_fd)
+
+
+def make_read_only() -> None:
+    """Make the root of an entered container read-only; its other mounts keep their mode."""
+    top = os.open("/", linux.O_PATH | os.O_CLOEXEC)
+    linux.set_mount_attributes(top, linux.MOUNT_ATTR_RDONLY)
+    os.close(top)
