@@ -39,6 +39,11 @@ class DispatcherStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionMessage.FromString,
                 _registered_method=True)
+        self.CloseSession = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/CloseSession',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionResponse.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/shoal.api.v1.Dispatcher/Heartbeat',
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatRequest.SerializeToString,
@@ -66,6 +71,13 @@ class DispatcherServicer:
 
     def Session(self, request, context):
         """Registers the node and keeps it registered; the first message carries the session id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSession(self, request, context):
+        """Goodbye: the agent stops in order, and its node is not to be waited for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +116,11 @@ def add_DispatcherServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionMessage.SerializeToString,
+            ),
+            'CloseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSession,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionResponse.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -153,6 +170,33 @@ class Dispatcher:
             '/shoal.api.v1.Dispatcher/Session',
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.SessionMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/CloseSession',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,6 +16,8 @@ class DispatcherStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.SessionRequest, _dispatcher_pb2.SessionMessage]
     """Registers the node and keeps it registered; the first message carries the session id."""
+    CloseSession: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.CloseSessionRequest, _dispatcher_pb2.CloseSessionResponse]
+    """Goodbye: the agent stops in order, and its node is not to be waited for."""
     Heartbeat: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.HeartbeatRequest, _dispatcher_pb2.HeartbeatResponse]
     UpdateTaskStatus: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.UpdateTaskStatusRequest, _dispatcher_pb2.UpdateTaskStatusResponse]
     Assignments: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.AssignmentsRequest, _dispatcher_pb2.AssignmentsMessage]
@@ -31,6 +33,14 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_dispatcher_pb2.SessionRequest, _abc.AsyncIterator[_dispatcher_pb2.SessionMessage]],
     ) -> _abc.AsyncIterator[_dispatcher_pb2.SessionMessage]:
         """Registers the node and keeps it registered; the first message carries the session id."""
+
+    @_abc_1.abstractmethod
+    def CloseSession(
+        self,
+        request: _dispatcher_pb2.CloseSessionRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.CloseSessionRequest, _abc.Awaitable[_dispatcher_pb2.CloseSessionResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.CloseSessionResponse]:
+        """Goodbye: the agent stops in order, and its node is not to be waited for."""
 
     @_abc_1.abstractmethod
     def Heartbeat(

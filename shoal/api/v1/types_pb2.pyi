@@ -1202,11 +1202,14 @@ class ContainerStatus(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     OOM_KILLED_FIELD_NUMBER: _builtins.int
     FINISHED_AT_NS_FIELD_NUMBER: _builtins.int
+    STARTED_AT_NS_FIELD_NUMBER: _builtins.int
     container_id: _builtins.str
     pid: _builtins.int
     exit_code: _builtins.int
     oom_killed: _builtins.bool
     finished_at_ns: _builtins.int
+    started_at_ns: _builtins.int
+    """When the container was started; 0 while it was not. By the node's clock, as finished_at_ns."""
     def __init__(
         self,
         *,
@@ -1215,10 +1218,11 @@ class ContainerStatus(_message.Message):
         exit_code: _builtins.int = ...,
         oom_killed: _builtins.bool = ...,
         finished_at_ns: _builtins.int = ...,
+        started_at_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "exit_code", b"exit_code", "finished_at_ns", b"finished_at_ns", "oom_killed", b"oom_killed", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "exit_code", b"exit_code", "finished_at_ns", b"finished_at_ns", "oom_killed", b"oom_killed", "pid", b"pid", "started_at_ns", b"started_at_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

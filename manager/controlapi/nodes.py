@@ -1,0 +1,85 @@
+"""Changes to nodes and the cluster: what each request writes, decided on one view."""
+
+from __future__ import annotations
+
+from manager.controlapi import validate
+from manager.controlapi.services import check_version
+from manager.store.view import View
+from shoal.errors import FailedPrecondition
+from shoal.model.enums import NodeRole, NodeState
+from shoal.model.objects import Cluster
+from shoal.model.plan import Change, remove, update
+from shoal.model.specs import ClusterSpec, NodeSpec
+from shoal.model.types import BlacklistedCertificate, JoinTokens
+
+BLACKLIST_NS = 97 * 24 * 3600 * 1_000_000_000
+"""How long a removed node's certificate stays refused: its longest validity and a week."""
+
+
+def update_node(view: View, reference: str, spec: NodeSpec, *, version: int) -> list[Change]:
+    """Another spec for a node. Raises SequenceConflict, Unimplemented, InvalidArgument."""
+    node = view.nodes.resolve(reference)
+    check_version(node.meta.version, version, "node")
+    validate.node_change(node, spec)
+    return [update(node.replaced(spec=spec))]
+
+
+def remove_node(view: View, reference: str, *, force: bool, now_ns: int) -> list[Change]:
+    """Remove a node and refuse its certificate from now on.
+
+    Raises: FailedPrecondition for a manager, and for a node that is not down unless `force`.
+    """
+    node = view.nodes.resolve(reference)
+    if node.role is NodeRole.MANAGER:
+        raise FailedPrecondition(
+            f"node {node.id} is a cluster manager and cannot be removed: demote it first"
+        )
+    if node.status.state is NodeState.READY and not force:
+        raise FailedPrecondition(
+            f"node {node.id} is not down and can't be removed: "
+            "let it leave first, or remove it with --force"
+        )
+    changes: list[Change] = [remove(node)]
+    cluster = view.cluster
+    if cluster is not None:
+        refused = {
+            node_id: entry
+            for node_id, entry in cluster.blacklisted_certificates.items()
+            if entry.expires_at_ns > now_ns
+        }
+        refused[node.id] = BlacklistedCertificate(expires_at_ns=now_ns + BLACKLIST_NS)
+        changes.append(update(cluster.replaced(blacklisted_certificates=refused)))
+    return changes
+
+
+def update_cluster(
+    view: View, spec: ClusterSpec | None, *, version: int, tokens: JoinTokens | None
+) -> list[Change]:
+    """Other settings, other join tokens, or both. None leaves them as they are."""
+    cluster = require_cluster(view)
+    check_version(cluster.meta.version, version, "cluster")
+    if spec is not None:
+        validate.cluster_spec(spec)
+        cluster = cluster.replaced(spec=spec)
+    if tokens is not None:
+        cluster = cluster.replaced(root_ca=cluster.root_ca.replaced(join_tokens=tokens))
+    return [update(cluster)]
+
+
+def require_cluster(view: View) -> Cluster:
+    """The cluster. Raises FailedPrecondition before it is initialised."""
+    if view.cluster is None:
+        raise FailedPrecondition("the cluster is not initialised yet: try again in a moment")
+    return view.cluster
+
+
+def without_keys(cluster: Cluster) -> Cluster:
+    """The cluster as it may be shown: private keys stay on the managers."""
+    root_ca = cluster.root_ca.replaced(key=b"", rotation=None)
+    signing = cluster.spec.ca.replaced(signing_ca_key=b"")
+    return cluster.replaced(
+        root_ca=root_ca,
+        spec=cluster.spec.replaced(ca=signing),
+        unlock_keys=(),
+        network_bootstrap_keys=(),
+    )

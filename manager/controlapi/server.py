@@ -1,0 +1,256 @@
+"""The Control service: decode, decide on a view, commit, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from typing_extensions import override
+
+from manager.ca.core import new_join_tokens
+from manager.controlapi import nodes, services
+from manager.controlapi.select import (
+    Filters,
+    page,
+    select_nodes,
+    select_services,
+    select_tasks,
+)
+from manager.store.store import Commit, Store, commit_with_retry
+from manager.store.view import View
+from shoal.api.v1 import control_pb2 as pb
+from shoal.api.v1 import objects_pb2
+from shoal.api.v1.control_pb2_grpc import ControlServicer
+from shoal.clock import Clock
+from shoal.errors import InvalidArgument
+from shoal.ids import new_id
+from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
+from shoal.model.objects import AnyObject, Node, Service, Task
+from shoal.model.plan import Change
+from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
+from shoal.model.types import JoinTokens
+from shoal.security.root import RootCA
+from shoal.wire.objects import fill_pb, from_pb, to_pb
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlServer(ControlServicer):
+    """Serves `shoal.api.v1.Control` from the store of this manager."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    @override
+    async def GetCluster(
+        self, request: pb.GetClusterRequest, context: Context
+    ) -> pb.GetClusterResponse:
+        cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
+        return pb.GetClusterResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
+
+    @override
+    async def UpdateCluster(
+        self, request: pb.UpdateClusterRequest, context: Context
+    ) -> pb.UpdateClusterResponse:
+        spec = from_pb(request.spec, ClusterSpec) if request.HasField("spec") else None
+        rotate = (request.rotate_worker_token, request.rotate_manager_token)
+
+        def build(view: View) -> Sequence[Change]:
+            tokens = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
+            return nodes.update_cluster(view, spec, version=request.version.index, tokens=tokens)
+
+        await self._commit(build, version=request.version.index)
+        cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
+        return pb.UpdateClusterResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
+
+    @override
+    async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
+        node = self._store.view.nodes.resolve(request.node)
+        return pb.GetNodeResponse(node=to_pb(node, objects_pb2.Node))
+
+    @override
+    async def ListNodes(
+        self, request: pb.ListNodesRequest, context: Context
+    ) -> pb.ListNodesResponse:
+        response = pb.ListNodesResponse()
+
+        def attach(node: Node) -> None:
+            fill_pb(node, response.nodes.add())
+
+        response.next_page_token = page(
+            select_nodes(self._store.view, _filters(request.filters)),
+            size=request.page_size,
+            token=request.page_token,
+            attach=attach,
+        )
+        return response
+
+    @override
+    async def UpdateNode(
+        self, request: pb.UpdateNodeRequest, context: Context
+    ) -> pb.UpdateNodeResponse:
+        spec = from_pb(request.spec, NodeSpec)
+        version = request.version.index
+        commit = await self._commit(
+            lambda view: nodes.update_node(view, request.node, spec, version=version),
+            version=version,
+        )
+        return pb.UpdateNodeResponse(node=to_pb(_written(commit, Node), objects_pb2.Node))
+
+    @override
+    async def RemoveNode(
+        self, request: pb.RemoveNodeRequest, context: Context
+    ) -> pb.RemoveNodeResponse:
+        await self._commit(
+            lambda view: nodes.remove_node(
+                view, request.node, force=request.force, now_ns=self._clock.now_ns()
+            )
+        )
+        return pb.RemoveNodeResponse()
+
+    @override
+    async def CreateService(
+        self, request: pb.CreateServiceRequest, context: Context
+    ) -> pb.CreateServiceResponse:
+        spec = from_pb(request.spec, ServiceSpec)
+        service_id = new_id()
+        commit = await self._commit(
+            lambda view: services.create_service(view, spec, service_id=service_id)
+        )
+        service = _written(commit, Service)
+        return pb.CreateServiceResponse(service=to_pb(service, objects_pb2.Service))
+
+    @override
+    async def GetService(
+        self, request: pb.GetServiceRequest, context: Context
+    ) -> pb.GetServiceResponse:
+        service = self._store.view.services.resolve(request.service)
+        shown = services.with_defaults(service) if request.insert_defaults else service
+        return pb.GetServiceResponse(
+            service=to_pb(shown, objects_pb2.Service),
+            status=self._status(service, self._down_nodes()),
+        )
+
+    @override
+    async def ListServices(
+        self, request: pb.ListServicesRequest, context: Context
+    ) -> pb.ListServicesResponse:
+        response = pb.ListServicesResponse()
+        down = self._down_nodes()
+
+        def attach(service: Service) -> None:
+            fill_pb(service, response.services.add())
+            response.statuses.append(self._status(service, down))
+
+        response.next_page_token = page(
+            select_services(self._store.view, _filters(request.filters)),
+            size=request.page_size,
+            token=request.page_token,
+            attach=attach,
+        )
+        return response
+
+    @override
+    async def UpdateService(
+        self, request: pb.UpdateServiceRequest, context: Context
+    ) -> pb.UpdateServiceResponse:
+        version = request.version.index
+        if request.rollback and request.HasField("spec"):
+            raise InvalidArgument("spec: must be unset when a rollback is asked for")
+        spec = from_pb(request.spec, ServiceSpec)
+
+        def build(view: View) -> Sequence[Change]:
+            if request.rollback:
+                return services.roll_back_service(
+                    view, request.service, version=version, now_ns=self._clock.now_ns()
+                )
+            return services.update_service(view, request.service, spec, version=version)
+
+        service = _written(await self._commit(build, version=version), Service)
+        return pb.UpdateServiceResponse(service=to_pb(service, objects_pb2.Service))
+
+    @override
+    async def RemoveService(
+        self, request: pb.RemoveServiceRequest, context: Context
+    ) -> pb.RemoveServiceResponse:
+        await self._commit(lambda view: services.remove_service(view, request.service))
+        return pb.RemoveServiceResponse()
+
+    @override
+    async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
+        task = self._store.view.tasks.resolve(request.task)
+        return pb.GetTaskResponse(task=to_pb(task, objects_pb2.Task))
+
+    @override
+    async def ListTasks(
+        self, request: pb.ListTasksRequest, context: Context
+    ) -> pb.ListTasksResponse:
+        response = pb.ListTasksResponse()
+
+        def attach(task: Task) -> None:
+            fill_pb(task, response.tasks.add())
+
+        response.next_page_token = page(
+            select_tasks(self._store.view, _filters(request.filters)),
+            size=request.page_size,
+            token=request.page_token,
+            attach=attach,
+        )
+        return response
+
+    async def _commit(
+        self, build: Callable[[View], Sequence[Change]], *, version: int = 0
+    ) -> Commit:
+        """Commit; tried again when another change came first, unless the caller named a version."""
+        if version:
+            return await self._store.commit(build(self._store.view))
+        return await commit_with_retry(self._store, build)
+
+    def _down_nodes(self) -> set[str]:
+        return {node.id for node in self._store.view.nodes if node.status.state is NodeState.DOWN}
+
+    def _status(self, service: Service, down: set[str]) -> pb.ServiceStatus:
+        tasks = self._store.view.tasks_of_service(service.id)
+        status = services.status_of(service, tasks, down)
+        return pb.ServiceStatus(
+            running_tasks=status.running_tasks,
+            desired_tasks=status.desired_tasks,
+            completed_tasks=status.completed_tasks,
+        )
+
+
+def _filters(message: pb.Filters) -> Filters:
+    """The trust boundary of the list calls. Raises InvalidArgument for unknown enum values."""
+    try:
+        return Filters(
+            ids=tuple(message.ids),
+            names=tuple(message.names),
+            labels=tuple(message.labels),
+            node_labels=tuple(message.node_labels),
+            roles=tuple(NodeRole(role) for role in message.roles),
+            memberships=tuple(NodeMembership(value) for value in message.memberships),
+            modes=tuple(message.modes),
+            services=tuple(message.services),
+            nodes=tuple(message.nodes),
+            desired_states=tuple(TaskState(state) for state in message.desired_states),
+            up_to_date=message.up_to_date,
+            slot=message.slot,
+        )
+    except ValueError as error:
+        raise InvalidArgument(f"filters: {error}") from error
+
+
+def _written(commit: Commit, kind: type[AnyObject]) -> AnyObject:
+    return next(event.subject for event in commit.events if isinstance(event.subject, kind))
+
+
+def _rotated(view: View, *, worker: bool, manager: bool) -> JoinTokens:
+    root_ca = nodes.require_cluster(view).root_ca
+    fresh = new_join_tokens(RootCA(root_ca.certificate, root_ca.key))
+    old = root_ca.join_tokens
+    return JoinTokens(
+        worker=fresh.worker if worker else old.worker,
+        manager=fresh.manager if manager else old.manager,
+    )

@@ -1,0 +1,120 @@
+"""Changes to services: what each request writes, decided on one view.
+
+Pure but for the ids and times that come in. Validation of the spec itself is in `validate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from manager.allocator.ports import check_ports
+from manager.controlapi import validate
+from manager.store.view import View
+from shoal.errors import FailedPrecondition, SequenceConflict
+from shoal.model.defaults import is_terminal, is_wanted, restart_policy, update_config
+from shoal.model.enums import TaskState, UpdateState
+from shoal.model.objects import Service, Task
+from shoal.model.plan import Change, create, remove, update
+from shoal.model.row import Row
+from shoal.model.specs import ReplicatedMode, ServiceSpec
+from shoal.model.types import UpdateStatus, Version
+
+
+class ServiceStatus(Row, frozen=True):
+    """Numbers of `service ls`."""
+
+    running_tasks: int
+    desired_tasks: int
+    completed_tasks: int
+
+
+def create_service(view: View, spec: ServiceSpec, *, service_id: str) -> list[Change]:
+    """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
+    validate.service_spec(spec)
+    check_ports(view, spec.endpoint, service_id=service_id)
+    return [create(Service(id=service_id, spec=spec))]
+
+
+def update_service(view: View, reference: str, spec: ServiceSpec, *, version: int) -> list[Change]:
+    """Another spec for a service; the spec it had becomes the previous one.
+
+    version: what the caller read. Raises as `create_service`, and SequenceConflict.
+    """
+    service = _at_version(view, reference, version)
+    validate.service_spec(spec)
+    validate.service_change(service.spec, spec)
+    check_ports(view, spec.endpoint, service_id=service.id)
+    changed = service.replaced(
+        spec=spec,
+        previous_spec=service.spec,
+        previous_spec_version=service.spec_version,
+        update_status=None,
+    )
+    return [update(changed)]
+
+
+def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) -> list[Change]:
+    """Back to the previous spec; the two change places. Raises FailedPrecondition without one."""
+    service = _at_version(view, reference, version)
+    if service.previous_spec is None:
+        raise FailedPrecondition(
+            f"service {service.spec.annotations.name} does not have a previous spec"
+        )
+    check_ports(view, service.previous_spec.endpoint, service_id=service.id)
+    changed = service.replaced(
+        spec=service.previous_spec,
+        previous_spec=service.spec,
+        previous_spec_version=service.spec_version,
+        update_status=UpdateStatus(
+            state=UpdateState.ROLLBACK_STARTED,
+            started_at_ns=now_ns,
+            message="manually requested rollback",
+        ),
+    )
+    return [update(changed)]
+
+
+def remove_service(view: View, reference: str) -> list[Change]:
+    """Remove a service; the orchestrator then stops and removes its tasks."""
+    return [remove(view.services.resolve(reference))]
+
+
+def status_of(service: Service, tasks: Mapping[str, Task], down_nodes: set[str]) -> ServiceStatus:
+    """Count a service's tasks as Swarm does: those on nodes that are down do not run."""
+    running = sum(
+        task.status.state is TaskState.RUNNING
+        and is_wanted(task)
+        and task.node_id not in down_nodes
+        for task in tasks.values()
+    )
+    completed = sum(task.status.state is TaskState.COMPLETE for task in tasks.values())
+    if isinstance(service.spec.mode, ReplicatedMode):
+        desired = service.spec.mode.replicas
+    else:
+        desired = sum(is_wanted(task) and not is_terminal(task) for task in tasks.values())
+    return ServiceStatus(running_tasks=running, desired_tasks=desired, completed_tasks=completed)
+
+
+def with_defaults(service: Service) -> Service:
+    """The service with every unset field of its spec at the value in force."""
+    spec = service.spec
+    task = spec.task.replaced(restart=restart_policy(spec.task.restart))
+    filled = spec.replaced(
+        task=task, update=update_config(spec.update), rollback=update_config(spec.rollback)
+    )
+    return service.replaced(spec=filled)
+
+
+def _at_version(view: View, reference: str, version: int) -> Service:
+    service = view.services.resolve(reference)
+    check_version(service.meta.version, version, "service")
+    return service
+
+
+def check_version(stored: Version, read: int, kind: str) -> None:
+    """Refuse a change made against an old version. 0 means: whatever is there."""
+    if read not in (0, stored.index):
+        raise SequenceConflict(
+            f"{kind}: update out of sequence (read at version {read}, now at {stored.index}): "
+            "read it again and retry"
+        )

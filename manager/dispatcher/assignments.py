@@ -1,0 +1,175 @@
+"""What one node has been told, and what it has to be told next.
+
+One `NodeAssignments` per open stream. The dispatcher marks what changed; `take` turns the marks
+into changes against what was sent, in bounded messages. A task that must stop is held back until
+every connected data plane has acknowledged that it is out of the load balancer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from manager.dispatcher.endpoints import EndpointTable, PeerRow, PortKey, PortRow
+from manager.store.view import View
+from shoal.model.defaults import is_wanted
+from shoal.model.enums import TaskState
+from shoal.model.objects import Task
+from shoal.model.row import Row
+
+CHANGES_PER_MESSAGE_MAX = 100
+DRAIN_DEADLINE_S = 2.0
+"""A node that does not acknowledge in this time no longer holds back a stopping task."""
+
+
+class AssignmentDiff(Row, frozen=True):
+    """Rows to send and keys to forget."""
+
+    tasks: tuple[Task, ...] = ()
+    removed_tasks: tuple[str, ...] = ()
+    peers: tuple[PeerRow, ...] = ()
+    removed_peers: tuple[str, ...] = ()
+    ports: tuple[PortRow, ...] = ()
+    removed_ports: tuple[PortKey, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(
+            self.tasks
+            or self.removed_tasks
+            or self.peers
+            or self.removed_peers
+            or self.ports
+            or self.removed_ports
+        )
+
+
+class NodeAssignments:
+    """State of one node's assignment stream."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self._sent_tasks: dict[str, Task] = {}
+        self._sent_peers: dict[str, PeerRow] = {}
+        self._sent_ports: dict[PortKey, PortRow] = {}
+        self._dirty_tasks: dict[str, None] = {}
+        self._dirty_peers: set[str] = set()
+        self._dirty_ports: set[PortKey] = set()
+        self._held_since_s: dict[str, float] = {}
+
+    def mark_all(self, view: View, table: EndpointTable) -> None:
+        """Everything may have to be sent: the stream has just begun."""
+        self._dirty_tasks.update(dict.fromkeys(view.tasks_of_node(self.node_id)))
+        self._dirty_peers.update(table.peers)
+        self._dirty_ports.update(table.ports)
+
+    def mark(
+        self,
+        *,
+        tasks: Iterable[str] = (),
+        peers: Iterable[str] = (),
+        ports: Iterable[PortKey] = (),
+    ) -> None:
+        """These may have changed."""
+        self._dirty_tasks.update(dict.fromkeys(tasks))
+        self._dirty_peers.update(peers)
+        self._dirty_ports.update(ports)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether `take` may have something to say at once."""
+        held = len(self._held_since_s)
+        return bool(len(self._dirty_tasks) > held or self._dirty_peers or self._dirty_ports)
+
+    def next_deadline_s(self) -> float | None:
+        """When a held task is let go even without acknowledgements."""
+        if not self._held_since_s:
+            return None
+        return min(self._held_since_s.values()) + DRAIN_DEADLINE_S
+
+    def take(
+        self, view: View, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+    ) -> AssignmentDiff:
+        """The next changes; marks them as sent.
+
+        acknowledged: endpoint version in force on each connected node.
+        """
+        peers, removed_peers = self._take_peers(table)
+        ports, removed_ports = self._take_ports(table)
+        tasks, removed_tasks = self._take_tasks(view, table, acknowledged, now_s)
+        return AssignmentDiff(tasks, removed_tasks, peers, removed_peers, ports, removed_ports)
+
+    def _take_peers(self, table: EndpointTable) -> tuple[tuple[PeerRow, ...], tuple[str, ...]]:
+        changed: list[PeerRow] = []
+        removed: list[str] = []
+        for node_id in sorted(self._dirty_peers):
+            row = table.peers.get(node_id)
+            if row is None:
+                if self._sent_peers.pop(node_id, None) is not None:
+                    removed.append(node_id)
+            elif self._sent_peers.get(node_id) != row:
+                self._sent_peers[node_id] = row
+                changed.append(row)
+        self._dirty_peers.clear()
+        return tuple(changed), tuple(removed)
+
+    def _take_ports(self, table: EndpointTable) -> tuple[tuple[PortRow, ...], tuple[PortKey, ...]]:
+        changed: list[PortRow] = []
+        removed: list[PortKey] = []
+        for key in self._dirty_ports:
+            full = table.ports.get(key)
+            row = None if full is None else full.for_node(self.node_id)
+            if row is None:
+                if self._sent_ports.pop(key, None) is not None:
+                    removed.append(key)
+            elif self._sent_ports.get(key) != row:
+                self._sent_ports[key] = row
+                changed.append(row)
+        self._dirty_ports.clear()
+        return tuple(changed), tuple(removed)
+
+    def _take_tasks(
+        self, view: View, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+    ) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+        changed: list[Task] = []
+        removed: list[str] = []
+        for task_id in list(self._dirty_tasks):
+            if len(changed) + len(removed) >= CHANGES_PER_MESSAGE_MAX:
+                break
+            task = view.tasks.get(task_id)
+            if task is None or task.node_id != self.node_id:
+                if self._sent_tasks.pop(task_id, None) is not None:
+                    removed.append(task_id)
+            elif self._must_hold(task, table, acknowledged, now_s):
+                continue
+            elif _differs(self._sent_tasks.get(task_id), task):
+                self._sent_tasks[task_id] = task
+                changed.append(task)
+            del self._dirty_tasks[task_id]
+            self._held_since_s.pop(task_id, None)
+        return tuple(changed), tuple(removed)
+
+    def _must_hold(
+        self, task: Task, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+    ) -> bool:
+        sent = self._sent_tasks.get(task.id)
+        if sent is None or is_wanted(task) or not is_wanted(sent):
+            return False
+        if task.status.state is not TaskState.RUNNING:
+            return False
+        left_at = table.left_at(task.id)
+        if all(version >= left_at for version in acknowledged.values()):
+            return False
+        since_s = self._held_since_s.setdefault(task.id, now_s)
+        return now_s < since_s + DRAIN_DEADLINE_S
+
+
+def is_assigned(task: Task) -> bool:
+    """Whether the task's node has to know of it."""
+    return bool(task.node_id) and task.status.state >= TaskState.ASSIGNED
+
+
+def _differs(sent: Task | None, task: Task) -> bool:
+    """Whether the agent has to hear of the change; its own reports coming back are no news."""
+    if not is_assigned(task):
+        return False
+    return sent is None or (sent.desired_state, sent.spec) != (task.desired_state, task.spec)

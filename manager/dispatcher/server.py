@@ -1,0 +1,153 @@
+"""The Dispatcher service: sessions, heartbeats, assignments and reports over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from typing_extensions import override
+
+from manager.dispatcher.driver import Dispatcher, Stream, require_node
+from manager.dispatcher.messages import assignments_message
+from manager.store.store import Store
+from shoal.api.v1 import dispatcher_pb2 as pb
+from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer
+from shoal.api.v1.objects_pb2 import Node as PbNode
+from shoal.clock import NS_PER_S, Clock
+from shoal.errors import InvalidArgument
+from shoal.model.types import NodeDescription, TaskStatus
+from shoal.security.peer import current_peer
+from shoal.wire.objects import from_pb, to_pb
+
+UPDATES_MAX = 1024
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DispatcherServer(DispatcherServicer):
+    """Serves `shoal.api.v1.Dispatcher`; the node is the one of the peer's certificate."""
+
+    def __init__(self, dispatcher: Dispatcher, store: Store, clock: Clock) -> None:
+        self._dispatcher = dispatcher
+        self._store = store
+        self._clock = clock
+
+    @override
+    async def Session(
+        self, request: pb.SessionRequest, context: Context
+    ) -> AsyncIterator[pb.SessionMessage]:
+        node_id = current_peer().node_id
+        description = from_pb(request.description, NodeDescription)
+        session_id = await self._dispatcher.register(node_id, description, _address(context.peer()))
+        with self._dispatcher.session_changes(node_id) as signal:
+            while True:
+                yield self._session_message(node_id, session_id)
+                await signal.wait()
+                self._dispatcher.sessions.check(node_id, session_id)
+
+    @override
+    async def CloseSession(
+        self, request: pb.CloseSessionRequest, context: Context
+    ) -> pb.CloseSessionResponse:
+        await self._dispatcher.close_session(current_peer().node_id, request.session_id)
+        return pb.CloseSessionResponse()
+
+    @override
+    async def Heartbeat(
+        self, request: pb.HeartbeatRequest, context: Context
+    ) -> pb.HeartbeatResponse:
+        sessions = self._dispatcher.sessions
+        sessions.beat(current_peer().node_id, request.session_id, self._clock.monotonic_s())
+        return pb.HeartbeatResponse(period_ns=int(sessions.period_s * NS_PER_S))
+
+    @override
+    async def UpdateTaskStatus(
+        self, request: pb.UpdateTaskStatusRequest, context: Context
+    ) -> pb.UpdateTaskStatusResponse:
+        node_id = self._check(request.session_id)
+        if len(request.updates) > UPDATES_MAX:
+            raise InvalidArgument(f"updates: {len(request.updates)}, at most {UPDATES_MAX}")
+        statuses = {item.task_id: from_pb(item.status, TaskStatus) for item in request.updates}
+        await self._dispatcher.statuses.write(node_id, statuses)
+        return pb.UpdateTaskStatusResponse()
+
+    @override
+    async def AcknowledgeEndpoints(
+        self, request: pb.AcknowledgeEndpointsRequest, context: Context
+    ) -> pb.AcknowledgeEndpointsResponse:
+        node_id = self._check(request.session_id)
+        await self._dispatcher.acknowledge(
+            node_id, request.endpoints_version, [conflict.error for conflict in request.conflicts]
+        )
+        return pb.AcknowledgeEndpointsResponse()
+
+    @override
+    async def Assignments(
+        self, request: pb.AssignmentsRequest, context: Context
+    ) -> AsyncIterator[pb.AssignmentsMessage]:
+        node_id = self._check(request.session_id)
+        sequence = 0
+        with self._dispatcher.stream(node_id) as stream:
+            complete = True
+            while self._dispatcher.is_current(stream):
+                await stream.signal.wait(self._held_for_s(stream))
+                self._check(request.session_id)
+                while True:
+                    diff = stream.assignments.take(
+                        self._store.view,
+                        self._dispatcher.table,
+                        self._dispatcher.acknowledged,
+                        self._clock.monotonic_s(),
+                    )
+                    more = stream.assignments.is_dirty
+                    if diff or (complete and not more):
+                        message = assignments_message(
+                            diff,
+                            kind=(
+                                pb.ASSIGNMENTS_KIND_COMPLETE
+                                if complete
+                                else pb.ASSIGNMENTS_KIND_INCREMENTAL
+                            ),
+                            sequence=sequence,
+                            version=self._dispatcher.table.version,
+                        )
+                        message.more = complete and more
+                        sequence += 1
+                        yield message
+                    if not more:
+                        complete = False
+                        break
+
+    def _check(self, session_id: str) -> str:
+        node_id = current_peer().node_id
+        self._dispatcher.sessions.check(node_id, session_id)
+        return node_id
+
+    def _held_for_s(self, stream: Stream) -> float | None:
+        deadline_s = stream.assignments.next_deadline_s()
+        if deadline_s is None:
+            return None
+        return max(deadline_s - self._clock.monotonic_s(), 0.01)
+
+    def _session_message(self, node_id: str, session_id: str) -> pb.SessionMessage:
+        view = self._store.view
+        node = require_node(view, node_id)
+        message = pb.SessionMessage(session_id=session_id, node=to_pb(node, PbNode))
+        for manager in view.nodes:
+            if manager.manager_status is not None:
+                message.managers.add(
+                    node_id=manager.id, address=manager.manager_status.address, weight=1
+                )
+        if view.cluster is not None:
+            message.root_ca = view.cluster.root_ca.certificate
+            message.data_path_port = view.cluster.data_path_port
+        return message
+
+
+def _address(peer: str) -> str:
+    """The IP address in gRPC's peer text `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
+    kind, _, rest = peer.partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return ""
+    return rest.rpartition(":")[0].strip("[]").replace("%5B", "").replace("%5D", "")
