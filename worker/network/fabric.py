@@ -115,12 +115,6 @@ class Fabric:
             link = route.link_of(self._route, BRIDGE_DEVICE)
         if link is None or link.kind != "bridge":
             raise InvalidArgument(f"interface {BRIDGE_DEVICE} is not ours: remove or rename it")
-        gateway = gateway_of(self._settings.subnet)
-        stale = [
-            route.delete_address(link.index, address, prefix_length)
-            for address, prefix_length in route.found_addresses(self._route, link.index)
-            if (address, prefix_length) != (gateway, 32)
-        ]
         here = route.Route(destination=self._settings.subnet, unreachable=True)
         # An address without a task is refused, not sent out of the default route.
         old = [
@@ -130,10 +124,9 @@ class Fabric:
         ]
         self._apply(
             [
-                *stale,
                 *old,
                 route.set_up(link.index),
-                route.add_address(link.index, gateway),
+                *self._gateway_changes(link.index),
                 route.put_route(here),
             ]
         )
@@ -158,11 +151,30 @@ class Fabric:
         if link is None:
             self._apply([route.add_vxlan(wanted)])
         self._vxlan_index = socket.if_nametoindex(VXLAN_DEVICE)
-        self._apply([route.set_up(self._vxlan_index, mtu=wanted.mtu, mac=wanted.mac)])
+        self._apply(
+            [
+                route.set_up(self._vxlan_index, mtu=wanted.mtu, mac=wanted.mac),
+                *self._gateway_changes(self._vxlan_index),
+            ]
+        )
         # The effective value is the larger of all's and ours: only 2 (loose) works everywhere.
         sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/rp_filter", "2")
         sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/route_localnet", "1")
         sysctl.try_write(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+
+    def _gateway_changes(self, index: int) -> list[Message]:
+        """Make the gateway the only address of a device.
+
+        The bridge holds it for the tasks. vxi holds it too, because the kernel takes every packet
+        on a device without an address for a martian, even with a loose rp_filter.
+        """
+        gateway = gateway_of(self._settings.subnet)
+        stale = [
+            route.delete_address(index, address, prefix_length)
+            for address, prefix_length in route.found_addresses(self._route, index)
+            if (address, prefix_length) != (gateway, 32)
+        ]
+        return [*stale, route.add_address(index, gateway)]
 
     def _underlay_index(self) -> int:
         name = self._settings.underlay_interface

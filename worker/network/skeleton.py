@@ -67,11 +67,9 @@ table inet shoal {{
     fib daddr type local jump lb
   }}
   # A published port without a ready task is refused, and never reaches a process of the host.
+  # Also for the node itself: refusing in the output hook would give UDP senders EPERM instead.
   chain in_filter {{ type filter hook input priority filter - 5;
-    iifname != "lo" ct state new meta l4proto . th dport @pub jump refuse
-  }}
-  chain out_filter {{ type filter hook output priority filter - 5;
-    oifname "lo" ct state new fib daddr type local meta l4proto . th dport @pub jump refuse
+    ct state new meta l4proto . th dport @pub jump refuse
   }}
   chain refuse {{
     meta l4proto tcp reject with tcp reset

@@ -1,0 +1,341 @@
+"""Published ports on a real kernel: who is reached, from where, and whom the task sees."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from tests.integration.network.lab import (
+    CLIENT,
+    Lab,
+    ask_tcp,
+    ask_udp,
+    connect,
+    eventually,
+    tcp,
+    udp,
+)
+from worker.network.core import task_mac, vtep_mac
+from worker.network.fabric import VNI
+from worker.network.tasks import HOST_MAC
+
+pytestmark = pytest.mark.root
+EMPTY = 8099
+
+
+@pytest.fixture(autouse=True)
+def published(lab: Lab) -> None:
+    lab.publish(
+        tcp(8080, lab.tasks),
+        udp(5353, lab.tasks),
+        tcp(8081, lab.tasks[4:]),
+        tcp(8082, lab.tasks[:1]),
+        tcp(8083, lab.tasks, sticky=True),
+        tcp(8084, lab.tasks, mode="host"),
+        tcp(EMPTY, []),
+        udp(EMPTY, []),
+    )
+
+
+@pytest.mark.parametrize("ask", [ask_tcp, ask_udp])
+def test_every_entry_node_reaches_every_task_and_keeps_the_client_address(lab: Lab, ask) -> None:
+    port = 8080 if ask is ask_tcp else 5353
+    for node in lab.nodes:
+        seen: set[str] = set()
+        for _ in range(120):
+            task, client = lab.client.run(lambda n=node: ask(n.address, port))
+            assert client == CLIENT
+            seen.add(task)
+        assert seen == {task.task_id for task in lab.tasks}
+
+
+def test_localhost_and_own_address_of_a_node(lab: Lab) -> None:
+    for node in lab.nodes:
+        for address in ("127.0.0.1", node.address):
+            seen = {node.run(lambda a=address: ask_tcp(a, 8080))[0] for _ in range(60)}
+            assert len(seen) >= 4
+            assert node.run(lambda a=address: ask_udp(a, 5353))[0].startswith("task")
+
+
+def test_a_node_is_the_client_of_another_node(lab: Lab) -> None:
+    first, second, _third = lab.nodes
+    for _ in range(60):
+        task, _client = first.run(lambda: ask_tcp(second.address, 8080))
+        assert task.startswith("task")
+
+
+def test_a_task_reaches_published_ports_through_every_node_and_itself(lab: Lab) -> None:
+    for task in (lab.tasks[0], lab.tasks[4]):
+        for address in (task.attachment.gateway, *(node.address for node in lab.nodes)):
+            seen = {task.inside(lambda a=address: ask_tcp(a, 8080))[0] for _ in range(80)}
+            assert seen == {t.task_id for t in lab.tasks}
+    only = lab.tasks[0]
+    assert only.inside(lambda: ask_tcp(only.node.address, 8082)) == (
+        only.task_id,
+        only.attachment.gateway,
+    )
+
+
+def test_same_client_address_and_port_through_two_nodes(lab: Lab) -> None:
+    def both() -> list[tuple[str, str]]:
+        first = connect(lab.nodes[0].address, 8081, source=(CLIENT, 5555))
+        second = connect(lab.nodes[1].address, 8081, source=(CLIENT, 5555))
+        try:
+            return [first.ask(), second.ask(), first.ask(), second.ask()]
+        finally:
+            first.close()
+            second.close()
+
+    assert lab.client.run(both) == [("task4", CLIENT)] * 4
+
+
+def test_a_port_without_a_ready_task_is_refused(lab: Lab) -> None:
+    node = lab.nodes[0]
+    for machine, address in ((lab.client, node.address), (node, "127.0.0.1"), (node, node.address)):
+        with pytest.raises(ConnectionRefusedError):
+            machine.run(lambda a=address: ask_tcp(a, EMPTY))
+        with pytest.raises(ConnectionRefusedError):
+            machine.run(lambda a=address: ask_udp(a, EMPTY))
+
+
+def test_an_unpublished_port_belongs_to_the_host(lab: Lab) -> None:
+    node = lab.nodes[0]
+    with pytest.raises(ConnectionRefusedError):
+        lab.client.run(lambda: ask_tcp(node.address, 9999))
+    listener = node.run(lambda: socket.create_server(("0.0.0.0", 9999)))
+    try:
+        lab.client.run(lambda: connect(node.address, 9999)).close()
+    finally:
+        listener.close()
+
+
+def test_a_sticky_port_keeps_a_client_on_one_task(lab: Lab) -> None:
+    seen = {lab.client.run(lambda: ask_tcp(lab.nodes[1].address, 8083))[0] for _ in range(40)}
+    assert len(seen) == 1
+
+
+def test_host_mode_serves_only_the_nodes_own_tasks(lab: Lab) -> None:
+    for node in lab.nodes:
+        own = {task.task_id for task in lab.tasks if task.node is node}
+        seen = {lab.client.run(lambda n=node: ask_tcp(n.address, 8084))[0] for _ in range(40)}
+        assert seen == own
+
+
+def test_tasks_reach_the_outside_with_the_nodes_address(lab: Lab) -> None:
+    listener = lab.client.run(lambda: socket.create_server((CLIENT, 7000)))
+    try:
+        connection = lab.tasks[2].inside(lambda: connect(CLIENT, 7000))
+        accepted, peer = listener.accept()
+        accepted.close()
+        connection.close()
+    finally:
+        listener.close()
+    assert peer[0] == lab.tasks[2].node.address
+
+
+def test_tasks_do_not_reach_each_other_beside_published_ports(lab: Lab) -> None:
+    source = lab.tasks[0]
+    for target in (lab.tasks[1], lab.tasks[2]):
+        with pytest.raises(TimeoutError):
+            source.inside(lambda t=target: connect(t.address, 80, timeout_s=0.3))
+    # Nor does the outside, which may well route to them.
+    node = lab.nodes[0]
+    lab.client.shell(f"ip route add {source.address}/32 via 203.0.113.254")
+    lab.router.shell(f"ip route add {source.address}/32 via {node.address}")
+    try:
+        with pytest.raises(TimeoutError):
+            lab.client.run(lambda: connect(source.address, 80, timeout_s=0.3))
+    finally:
+        lab.client.shell(f"ip route del {source.address}/32")
+        lab.router.shell(f"ip route del {source.address}/32")
+
+
+def test_an_address_without_a_task_is_unreachable_at_once(lab: Lab) -> None:
+    with pytest.raises(OSError, match="No route to host"):
+        lab.nodes[0].run(lambda: connect("10.240.5.77", 80))
+
+
+def test_vxlan_frames_from_outside_the_cluster_are_dropped(lab: Lab) -> None:
+    target = lab.tasks[0]
+    sink = target.inside(lambda: _bound_udp(6000))
+    try:
+        frame = _vxlan_frame(lab.nodes[1].settings.subnet, lab.nodes[0].settings.subnet, target)
+        outsider = lab.client.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        member = lab.nodes[1].run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with outsider, member:
+            for _ in range(5):
+                outsider.sendto(frame + b"outsider", (target.node.address, 7789))
+            member.sendto(frame + b"member..", (target.node.address, 7789))
+        assert sink.recv(100) == b"member.."
+        with pytest.raises(TimeoutError):
+            sink.settimeout(0.1)
+            sink.recv(100)
+    finally:
+        sink.close()
+
+
+def test_loopback_addresses_are_not_accepted_from_the_wire(lab: Lab) -> None:
+    """route_localnet is on for our devices: the guard chain must drop what abuses it."""
+    node, task = lab.nodes[0], lab.tasks[0]
+    private = node.run(lambda: _bound_udp(4000, "127.0.0.1"))
+    packet = _udp_packet(task.address, "127.0.0.1", 4000)
+    frame = HOST_MAC + task_mac(task.address) + b"\x08\x00" + packet
+
+    def send(mark: bytes) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            raw.send(frame + mark)
+
+    try:
+        task.inside(lambda: send(b"guarded."))
+        node.shell("nft flush chain inet shoal guard")
+        task.inside(lambda: send(b"exposed."))
+        assert private.recv(100) == b"exposed."
+    finally:
+        private.close()
+        node.shell('nft add rule inet shoal guard iifname != "lo" ip daddr 127.0.0.0/8 drop')
+
+
+def test_link_statistics_count_from_the_tasks_side(lab: Lab) -> None:
+    task = lab.tasks[4]
+    before = task.node.wait(task.node.network.stats(task.task_id))
+    lab.client.run(lambda: ask_tcp(lab.nodes[2].address, 8081))
+    after = task.node.wait(task.node.network.stats(task.task_id))
+    assert after.rx_packets > before.rx_packets
+    assert after.tx_bytes > before.tx_bytes
+
+
+def test_udp_flow_leaves_a_removed_endpoint(lab: Lab) -> None:
+    port, first, second = 5400, lab.tasks[2], lab.tasks[4]
+    entry = lab.nodes[0]
+    keep = [tcp(8080, lab.tasks)]
+    entry.set_ports(*keep, udp(port, [first]))
+    with lab.client.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(5)
+        sock.connect((entry.address, port))
+        sock.send(b"?")
+        assert sock.recv(100).split()[0] == first.task_id.encode()
+        entry.set_ports(*keep, udp(port, [second]))
+        sock.send(b"?")
+        assert sock.recv(100).split()[0] == second.task_id.encode()
+
+
+def test_udp_client_that_was_early_is_served_once_the_port_is_published(lab: Lab) -> None:
+    entry, port = lab.nodes[0], 5401
+    # A silent host socket: the client's entry in the connection table stays untranslated.
+    silent = entry.run(lambda: _bound_udp(port))
+    with lab.client.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(5)
+        sock.connect((entry.address, port))
+        sock.send(b"early")
+        assert silent.recv(100) == b"early"
+        silent.close()
+        assert entry.set_ports(udp(port, lab.tasks[:1])).errors == {}
+        sock.send(b"?")
+        assert sock.recv(100).split()[0] == b"task0"
+
+
+def test_established_tcp_to_a_lost_node_is_reset_instead_of_hanging(lab: Lab) -> None:
+    entry, lost, alive = lab.nodes[0], lab.tasks[4], lab.tasks[0]
+    entry.set_ports(tcp(8085, [lost]))
+    connection = lab.client.run(lambda: connect(entry.address, 8085))
+    try:
+        assert connection.ask()[0] == lost.task_id
+        entry.set_ports(tcp(8085, [alive]))
+        assert connection.ask()[0] == lost.task_id  # existing connections stay
+        entry.wait(entry.network.forget_endpoints([lost.address]))
+        with pytest.raises(ConnectionResetError):
+            connection.ask()
+    finally:
+        connection.close()
+
+
+def test_removing_a_peer_takes_its_entries_and_connections_away(lab: Lab) -> None:
+    entry, lost = lab.nodes[0], lab.nodes[2]
+    entry.set_ports(tcp(8086, [lab.tasks[4]]))
+    connection = lab.client.run(lambda: connect(entry.address, 8086))
+    try:
+        assert connection.ask()[0] == "task4"
+        entry.set_ports(tcp(8086, [lab.tasks[0]]))
+        entry.wait(entry.network.set_peers([p for p in lab.peers if p != lost.peer]))
+        with pytest.raises(ConnectionResetError):
+            connection.ask()
+        state = entry.shell(
+            "ip rule", "ip route show table all", "ip neigh show dev vxi", "bridge fdb show dev vxi",
+            "nft list table inet shoal",
+        )  # fmt: skip
+        assert lost.address not in state
+        assert "10.240.12" not in state
+    finally:
+        connection.close()
+        entry.wait(entry.network.set_peers(lab.peers))
+    entry.set_ports(tcp(8086, [lab.tasks[4]]))
+    assert lab.client.run(lambda: ask_tcp(entry.address, 8086))[0] == "task4"
+
+
+def test_tampered_state_is_repaired(lab: Lab) -> None:
+    node = lab.nodes[0]
+    node.shell(
+        "nft flush map inet shoal slots", "ip neigh flush dev vxi nud permanent",
+        "ip rule del pref 100 fwmark 0x00200000/0xfff00000",
+    )  # fmt: skip
+    node.wait(node.network.set_peers(lab.peers))
+    assert node.set_ports(tcp(8080, lab.tasks[1:])).errors == {}
+    seen = {lab.client.run(lambda: ask_tcp(node.address, 8080))[0] for _ in range(80)}
+    assert seen == {task.task_id for task in lab.tasks[1:]}
+
+
+def test_more_than_64_endpoints_use_the_wide_map_and_back(lab: Lab) -> None:
+    node = lab.nodes[0]
+    many = tcp(8087, lab.tasks)
+    wide = tcp(8087, lab.tasks)
+    fillers = tuple(f"10.240.7.{n}" for n in range(100))
+    wide = type(wide)(
+        protocol="tcp", published_port=8087, target_port=80, endpoints=(*wide.endpoints, *fillers)
+    )
+    assert node.set_ports(wide).errors == {}
+    assert "8087" in node.shell("nft list map inet shoal slots_wide")
+    assert "8087" not in node.shell("nft list map inet shoal slots")
+    assert node.set_ports(many).errors == {}
+    assert "8087" not in node.shell("nft list map inet shoal slots_wide")
+    assert lab.client.run(lambda: ask_tcp(node.address, 8087))[1] == CLIENT
+
+
+def test_changes_under_load_lose_no_request(lab: Lab) -> None:
+    """Scale in and out while a client connects; every request is answered."""
+    answered = 0
+    for round_ in range(12):
+        count = (5, 3, 1, 4)[round_ % 4]
+        for node in lab.nodes:
+            assert node.set_ports(tcp(8088, lab.tasks[:count])).errors == {}
+            for entry in lab.nodes[: 1 if round_ == 0 else 3]:
+                assert lab.client.run(lambda e=entry: ask_tcp(e.address, 8088))[1] == CLIENT
+                answered += 1
+    eventually(lambda: answered >= 100, "a hundred answers")
+
+
+def _bound_udp(port: int, address: str = "0.0.0.0") -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.bind((address, port))
+    return sock
+
+
+def _vxlan_frame(from_subnet: str, to_subnet: str, target) -> bytes:
+    """A VXLAN packet with a UDP datagram of 8 bytes (to be appended) for the task's port 6000."""
+    ethernet = vtep_mac(to_subnet) + vtep_mac(from_subnet) + b"\x08\x00"
+    packet = _udp_packet(CLIENT, target.address, 6000)
+    return struct.pack("!II", 0x08000000, VNI << 8) + ethernet + packet
+
+
+def _udp_packet(source: str, destination: str, port: int) -> bytes:
+    """IPv4 and UDP headers for 8 bytes to be appended; no UDP checksum."""
+    addresses = socket.inet_aton(source) + socket.inet_aton(destination)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 36, 1, 0, 64, 17, 0) + addresses
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    head = head[:10] + struct.pack("!H", checksum) + head[12:]
+    return head + struct.pack("!HHHH", 1234, port, 16, 0)
