@@ -75,7 +75,6 @@ class Intake:
                     limits=self._settings.limits,
                 ),
                 source,
-                answer_file=job.path("members.json"),
             )
             if not isinstance(split, jobs.Split):
                 raise Internal("the splitting process gave another job's answer")
@@ -180,7 +179,6 @@ class Intake:
                 limits=self._settings.limits,
             ),
             source,
-            answer_file=job.path(f"{slot}.json"),
         )
         if not isinstance(unpacked, jobs.Unpacked):
             raise Internal("the unpacking process gave another job's answer")

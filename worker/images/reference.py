@@ -50,8 +50,10 @@ class Reference(msgspec.Struct, frozen=True, order=True):
         if self.registry == DEFAULT_REGISTRY:
             name = self.repository
             bare = name.removeprefix("library/")
-            if "/" not in bare:
-                name = bare
+            name = bare if "/" not in bare else name
+            first, slash, _ = name.partition("/")
+            if _HEX_ID.fullmatch(name) or (slash and _looks_like_host(first)):
+                name = f"{self.registry}/{self.repository}"  # shorter, it would mean another
         return name + self._suffix()
 
     def with_default_tag(self) -> Reference:
@@ -105,14 +107,17 @@ def _split_tag(rest: str) -> tuple[str, str | None]:
 
 def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    looks_like_host = "." in first or ":" in first or first == "localhost"
-    if not slash or not (looks_like_host or first != first.lower()):
+    if not slash or not _looks_like_host(first):
         first, rest = DEFAULT_REGISTRY, name
     elif first == _LEGACY_REGISTRY:
         first = DEFAULT_REGISTRY
     if first == DEFAULT_REGISTRY and "/" not in rest:
         rest = f"library/{rest}"
     return first, rest
+
+
+def _looks_like_host(first: str) -> bool:
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
 
 
 def _check_registry(text: str, registry: str) -> None:

@@ -36,8 +36,8 @@ class Runner:
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.unpack_parallel)
 
-    async def run(self, job: jobs.Job, source: Source, *, answer_file: Path) -> jobs.Answer:
-        """Run one job over `source`; `answer_file` must not exist and is the caller's to remove.
+    async def run(self, job: jobs.Job, source: Source) -> jobs.Answer:
+        """Run one job over `source`. The answer travels in memory: a full disk can be told.
 
         Raises whatever the job was refused with, InvalidArgument or NotFound for a bad path,
         DeadlineExceeded, and what the source's iterator raises.
@@ -45,9 +45,7 @@ class Runner:
         async with self._slots:
             fd = await asyncio.to_thread(_open_source, source) if isinstance(source, Path) else None
             try:
-                answer = await self._finished(
-                    job, source if fd is None else fd, answer_file=answer_file
-                )
+                answer = await self._finished(job, source if fd is None else fd)
             finally:
                 if fd is not None:
                     os.close(fd)
@@ -55,10 +53,8 @@ class Runner:
             raise answer.error()
         return answer
 
-    async def _finished(
-        self, job: jobs.Job, source: int | Source, *, answer_file: Path
-    ) -> jobs.Answer:
-        answer_fd = os.open(answer_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    async def _finished(self, job: jobs.Job, source: int | Source) -> jobs.Answer:
+        answer_fd = os.memfd_create("unpack-answer")
         errors_fd = os.memfd_create("unpack-stderr")
         try:
             process = await asyncio.create_subprocess_exec(

@@ -20,6 +20,7 @@ from worker.images.model import UnpackLimits
 
 BLOCK = 512
 _NS = 1_000_000_000
+_TIME_NS_MAX = (1 << 40) * _NS
 _XATTR_PREFIX = b"SCHILY.xattr."
 _ZEROS = bytes(BLOCK)
 
@@ -277,8 +278,8 @@ def _mtime_ns(pax: dict[bytes, bytes], name: str, default_s: int) -> int:
 
 
 def _clamped(time_ns: int) -> int:
-    """Times no file system stores become the nearest one every 64-bit kernel takes."""
-    return max(-(1 << 62), min(time_ns, 1 << 62))
+    """Far beyond what any file system stores, yet within what utimensat takes; it clamps on."""
+    return max(-_TIME_NS_MAX, min(time_ns, _TIME_NS_MAX))
 
 
 def _pax_int(pax: dict[bytes, bytes], key: bytes, name: str, *, default: int) -> int:

@@ -97,7 +97,7 @@ def oci_archive(images, *, damage=None):
         }
 
     manifests = []
-    for layers, platform, annotations in images:
+    for layers, platform, notes in images:
         document = config(layers, architecture=platform["architecture"], Cmd=["/run"])
         manifest = {
             "schemaVersion": 2,
@@ -112,7 +112,7 @@ def oci_archive(images, *, damage=None):
                 json.dumps(manifest).encode(),
                 "application/vnd.oci.image.manifest.v1+json",
                 platform=platform,
-                annotations=annotations,
+                annotations=notes,
             )
         )
     index = json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()

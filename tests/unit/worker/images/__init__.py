@@ -1,0 +1,1 @@
+"""Tests of the image store that need no kernel features."""
