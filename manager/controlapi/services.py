@@ -31,7 +31,7 @@ class ServiceStatus(Row, frozen=True):
 def create_service(view: View, spec: ServiceSpec, *, service_id: str) -> list[Change]:
     """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
     validate.service_spec(spec)
-    check_ports(view, spec.endpoint, service_id=service_id)
+    check_ports(view, spec, service_id=service_id)
     return [create(Service(id=service_id, spec=spec))]
 
 
@@ -43,7 +43,7 @@ def update_service(view: View, reference: str, spec: ServiceSpec, *, version: in
     service = _at_version(view, reference, version)
     validate.service_spec(spec)
     validate.service_change(service.spec, spec)
-    check_ports(view, spec.endpoint, service_id=service.id)
+    check_ports(view, spec, service_id=service.id)
     changed = service.replaced(
         spec=spec,
         previous_spec=service.spec,
@@ -60,7 +60,7 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
         raise FailedPrecondition(
             f"service {service.spec.annotations.name} does not have a previous spec"
         )
-    check_ports(view, service.previous_spec.endpoint, service_id=service.id)
+    check_ports(view, service.previous_spec, service_id=service.id)
     changed = service.replaced(
         spec=service.previous_spec,
         previous_spec=service.spec,

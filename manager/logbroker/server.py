@@ -1,0 +1,141 @@
+"""The Logs service for readers, and the LogBroker service for agents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from typing_extensions import override
+
+from manager.logbroker.broker import Ask, LogBroker, LogLine, LogOptions, Publisher, Selector
+from shoal.api.v1 import logs_pb2 as pb
+from shoal.api.v1.logs_pb2_grpc import LogBrokerServicer, LogsServicer
+from shoal.errors import InvalidArgument, NotFound
+from shoal.security.peer import current_peer
+
+MESSAGES_PER_REPLY = 256
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LogsServer(LogsServicer):
+    """Serves `shoal.api.v1.Logs`."""
+
+    def __init__(self, broker: LogBroker) -> None:
+        self._broker = broker
+
+    @override
+    async def SubscribeLogs(
+        self, request: pb.SubscribeLogsRequest, context: Context
+    ) -> AsyncIterator[pb.SubscribeLogsMessage]:
+        selector = Selector(
+            services=tuple(request.selector.services),
+            nodes=tuple(request.selector.nodes),
+            tasks=tuple(request.selector.tasks),
+        )
+        async for news in self._broker.subscribe(selector, _options(request.options)):
+            if isinstance(news, str):
+                yield pb.SubscribeLogsMessage(incomplete=news)
+                continue
+            for start in range(0, len(news), MESSAGES_PER_REPLY):
+                part = news[start : start + MESSAGES_PER_REPLY]
+                yield pb.SubscribeLogsMessage(messages=[_message(line) for line in part])
+
+
+class LogBrokerServer(LogBrokerServicer):
+    """Serves `shoal.api.v1.LogBroker`; the node is the one of the peer's certificate."""
+
+    def __init__(self, broker: LogBroker) -> None:
+        self._broker = broker
+
+    @override
+    async def ListenSubscriptions(
+        self, request: pb.ListenSubscriptionsRequest, context: Context
+    ) -> AsyncIterator[pb.SubscriptionMessage]:
+        with self._broker.listen(current_peer().node_id) as asks:
+            while True:
+                yield _subscription(await asks.get())
+
+    @override
+    async def PublishLogs(
+        self, request_iterator: AsyncIterator[pb.PublishLogsMessage], context: Context
+    ) -> pb.PublishLogsResponse:
+        node_id = current_peer().node_id
+        publisher: Publisher | None = None
+        error = "the node stopped sending"
+        subscription_id = ""
+        try:
+            async for message in request_iterator:
+                subscription_id = subscription_id or message.subscription_id
+                subscription, publisher = self._broker.publisher(subscription_id, node_id)
+                await subscription.put(publisher, self._lines(message, node_id))
+                if message.close:
+                    error = message.error
+                    break
+        finally:
+            if publisher is not None:
+                await self._end(subscription_id, node_id, error)
+        return pb.PublishLogsResponse()
+
+    async def _end(self, subscription_id: str, node_id: str, error: str) -> None:
+        try:
+            subscription, publisher = self._broker.publisher(subscription_id, node_id)
+        except NotFound:
+            return  # the reader left first
+        await subscription.end(publisher, f"node {node_id}: {error}" if error else "")
+
+    def _lines(self, message: pb.PublishLogsMessage, node_id: str) -> list[LogLine]:
+        """The lines of tasks that are on the node; others it has no business with."""
+        lines: list[LogLine] = []
+        for item in message.messages:
+            service_id = self._broker.service_of(item.context.task_id, node_id)
+            if service_id:
+                lines.append(
+                    LogLine(
+                        service_id=service_id,
+                        node_id=node_id,
+                        task_id=item.context.task_id,
+                        timestamp_ns=item.timestamp_ns,
+                        stream=item.stream,
+                        data=item.data,
+                    )
+                )
+        return lines
+
+
+def _options(message: pb.LogOptions) -> LogOptions:
+    if message.HasField("tail") and message.tail < 0:
+        raise InvalidArgument("tail: must not be negative")
+    return LogOptions(
+        follow=message.follow,
+        streams=tuple(message.streams),
+        tail=message.tail if message.HasField("tail") else None,
+        since_ns=message.since_ns,
+        until_ns=message.until_ns,
+    )
+
+
+def _message(line: LogLine) -> pb.LogMessage:
+    return pb.LogMessage(
+        context=pb.LogContext(
+            service_id=line.service_id, node_id=line.node_id, task_id=line.task_id
+        ),
+        timestamp_ns=line.timestamp_ns,
+        stream=pb.LogStream.ValueType(line.stream),
+        data=line.data,
+    )
+
+
+def _subscription(ask: Ask) -> pb.SubscriptionMessage:
+    options = pb.LogOptions(
+        follow=ask.options.follow,
+        streams=[pb.LogStream.ValueType(stream) for stream in ask.options.streams],
+        since_ns=ask.options.since_ns,
+        until_ns=ask.options.until_ns,
+    )
+    if ask.options.tail is not None:
+        options.tail = ask.options.tail
+    return pb.SubscriptionMessage(
+        id=ask.subscription_id, task_ids=ask.task_ids, options=options, close=ask.close
+    )

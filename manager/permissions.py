@@ -1,0 +1,43 @@
+"""Who may call what on a manager. A method that is not listed is open to nobody."""
+
+from __future__ import annotations
+
+from shoal.security.authorize import Permissions, allow
+from shoal.security.roles import Role
+
+API = "shoal.api.v1"
+
+CONTROL = (
+    "GetCluster", "UpdateCluster",
+    "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
+    "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
+    "GetTask", "ListTasks",
+)  # fmt: skip
+DISPATCHER = (
+    "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
+    "AcknowledgeEndpoints",
+)  # fmt: skip
+
+
+def permissions() -> Permissions:
+    """The table of the manager."""
+    people = (Role.MANAGER, Role.LOCAL)
+    agents = (Role.WORKER, Role.MANAGER)
+    return Permissions(
+        {
+            **allow(f"{API}.Control", CONTROL, *people),
+            **allow(f"{API}.Logs", ("SubscribeLogs",), *people),
+            **allow(f"{API}.Watch", ("Watch",), *people),
+            **allow(f"{API}.Dispatcher", DISPATCHER, *agents),
+            **allow(f"{API}.LogBroker", ("ListenSubscriptions", "PublishLogs"), *agents),
+            **allow(
+                f"{API}.Ca",
+                ("GetRootCaCertificate", "IssueNodeCertificate"),
+                Role.JOINER,
+                Role.WORKER,
+                Role.MANAGER,
+                Role.LOCAL,
+            ),
+            **allow(f"{API}.Telemetry", ("GetMetrics", "GetReadiness"), Role.LOCAL),
+        }
+    )

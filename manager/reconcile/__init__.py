@@ -1,0 +1,1 @@
+"""One round of decisions: orchestrator, allocator and scheduler over one view."""
