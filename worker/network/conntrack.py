@@ -52,9 +52,10 @@ class Match(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class ConntrackSocket:
     """The connection table of the calling thread's network namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, filters: bool = True) -> None:
+        """filters: try to delete by filter first; False goes the way of older kernels."""
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-        self._filters = True
+        self._filters = filters
 
     def close(self) -> None:
         """Close the socket."""

@@ -10,6 +10,7 @@ without `remove` leaves every task connected and every port balanced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Self, TypeVar
 import structlog
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import Internal, PermissionDenied, Unimplemented
+from shoal.errors import Internal, PermissionDenied, Unavailable, Unimplemented
 from worker.network.api import (
     Attachment,
     LinkStats,
@@ -35,6 +36,8 @@ from worker.network.mesh import Mesh
 from worker.network.nft import NftSocket
 from worker.network.tasks import TASK_INTERFACE, TaskLinks
 
+_LINGER_S = 5.0
+_LINGER_POLL_S = 0.005
 _log = structlog.get_logger()
 Result = TypeVar("Result")
 
@@ -49,6 +52,7 @@ class NodeNetwork:
         self._tracker = _Thread("conntrack")
         self._parts: _Parts | None = None
         self._conntrack: ConntrackSocket | None = None
+        self._closed = False
 
     @classmethod
     async def open(cls, settings: NetworkSettings, *, clock: Clock | None = None) -> Self:
@@ -61,8 +65,8 @@ class NodeNetwork:
         check_settings(settings)
         network = cls(settings, clock or SystemClock())
         try:
-            network._conntrack = await network._tracker.run(_open_conntrack)
-            network._parts = await network._kernel.run(lambda: _Parts(settings, network._clock))
+            await network._tracker.run(network._open_conntrack)
+            await network._kernel.run(network._open_parts)
         except BaseException:
             await network.close()
             raise
@@ -108,6 +112,7 @@ class NodeNetwork:
         ResourceExhausted (subnet full), Unavailable (earlier run of the task not gone yet).
         """
         parts, _conntrack = self._opened()
+        await self._await_free_name(parts, task_id)
         attachment, early = await self._kernel.run(
             lambda: parts.tasks.attach(task_id, address, interface)
         )
@@ -143,21 +148,51 @@ class NodeNetwork:
 
     async def close(self, *, remove: bool = False) -> None:
         """Let go; with `remove`, take every trace of the mesh off this node. Idempotent."""
-        parts, self._parts = self._parts, None
-        conntrack, self._conntrack = self._conntrack, None
+        if self._closed:
+            return
+        self._closed = True
         try:
-            if parts is not None:
-                await self._kernel.run(lambda: parts.close(remove=remove))
+            # In the threads, behind whatever a cancelled caller left running there.
+            await self._kernel.run(lambda: self._close_parts(remove=remove))
+            await self._tracker.run(self._close_conntrack)
         finally:
-            if conntrack is not None:
-                await self._tracker.run(conntrack.close)
             self._kernel.stop()
             self._tracker.stop()
+
+    def _open_parts(self) -> None:
+        self._parts = _Parts(self._settings, self._clock)
+
+    def _close_parts(self, *, remove: bool) -> None:
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close(remove=remove)
+
+    def _open_conntrack(self) -> None:
+        try:
+            self._conntrack = ConntrackSocket()
+        except OSError as error:
+            raise _no_netfilter(error) from error
+
+    def _close_conntrack(self) -> None:
+        conntrack, self._conntrack = self._conntrack, None
+        if conntrack is not None:
+            conntrack.close()
 
     def _opened(self) -> tuple[_Parts, ConntrackSocket]:
         if self._parts is None or self._conntrack is None:
             raise Internal("the node's network is closed")
         return self._parts, self._conntrack
+
+    async def _await_free_name(self, parts: _Parts, task_id: str) -> None:
+        """Wait for the link of an earlier run of the same task, which the kernel ends lazily."""
+        deadline_s = self._clock.monotonic_s() + _LINGER_S
+        while await self._kernel.run(lambda: parts.tasks.lingers(task_id)):
+            if self._clock.monotonic_s() > deadline_s:
+                raise Unavailable(
+                    f"task {task_id}: a process still lives in the network namespace of its "
+                    "earlier run; end it first"
+                )
+            await asyncio.sleep(_LINGER_POLL_S)
 
     async def _forget(self, matches: Sequence[Match]) -> None:
         _parts, conntrack = self._opened()
@@ -182,16 +217,14 @@ class _Parts:
             raise
 
     def close(self, *, remove: bool) -> None:
-        try:
+        """Undo in reverse order; every step runs even if another fails."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._nft.close)
+            for part in (self.fabric, self.mesh, self.tasks):
+                steps.callback(part.close)
             if remove:
-                self.tasks.remove()
-                self.mesh.remove()
-                self.fabric.remove()
-        finally:
-            self.tasks.close()
-            self.mesh.close()
-            self.fabric.close()
-            self._nft.close()
+                for part in (self.fabric, self.mesh, self.tasks):
+                    steps.callback(part.remove)
 
 
 class _Thread:
@@ -219,13 +252,6 @@ class _Thread:
 def _open_nft() -> NftSocket:
     try:
         return NftSocket()
-    except OSError as error:
-        raise _no_netfilter(error) from error
-
-
-def _open_conntrack() -> ConntrackSocket:
-    try:
-        return ConntrackSocket()
     except OSError as error:
         raise _no_netfilter(error) from error
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import errno
 import re
 import socket
-import time
 from pathlib import Path
 from typing import Final
 
 from shoal.clock import Clock
-from shoal.errors import InvalidArgument, NotFound, Unavailable
+from shoal.errors import InvalidArgument, NotFound
 from worker.network import netns, route, sysctl
 from worker.network.api import Attachment, LinkStats, NetworkSettings
 from worker.network.conntrack import Match
@@ -29,8 +28,6 @@ TASK_INTERFACE: Final = "eth0"
 HOST_MAC: Final = bytes.fromhex("02fd00000001")
 _TASK_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 _INTERFACE = re.compile(r"[a-z][a-z0-9]{0,14}")
-_LINGER_S = 5.0
-_LINGER_POLL_S = 0.005
 
 
 class TaskLinks:
@@ -62,11 +59,19 @@ class TaskLinks:
         """Drop every namespace."""
         netns.unshare_directory(self._directory)
 
+    def lingers(self, task_id: str) -> bool:
+        """Whether the link of an earlier run is in the way; its namespace is dropped."""
+        _check_task(task_id, TASK_INTERFACE)
+        if self._pool.address_of(task_id) is not None:
+            return False
+        netns.drop(self._path(task_id))  # left by a crash before anyone adopted it
+        return _exists(_host_name(task_id))
+
     def attach(self, task_id: str, address: str | None, interface: str) -> tuple[Attachment, bool]:
         """Make the task's namespace and link; also whether its address comes from quarantine.
 
         Idempotent for a task that has its link. Raises: InvalidArgument, AlreadyExists,
-        ResourceExhausted, Unavailable, NetlinkError, OSError.
+        ResourceExhausted, NetlinkError, OSError.
         """
         _check_task(task_id, interface)
         held = self._pool.address_of(task_id)
@@ -76,8 +81,6 @@ class TaskLinks:
         if held is not None and netns.is_mounted(path):
             return attachment, False
         try:
-            self._await_name(_host_name(task_id))
-            netns.drop(path)  # left by a crash between making it and reporting it
             self._plumb_inside(path, attachment)
             self._plumb_outside(attachment)
             self._set_hairpin(grant.address)
@@ -204,17 +207,6 @@ class TaskLinks:
         except OSError as error:  # NetlinkError is one
             if error.errno not in (errno.ENODEV, errno.ESRCH, errno.ENXIO, errno.ENOENT):
                 raise
-
-    def _await_name(self, name: str) -> None:
-        """Wait for the link of an earlier run of the same task, which the kernel ends lazily."""
-        deadline_s = self._clock.monotonic_s() + _LINGER_S
-        while _exists(name):
-            if self._clock.monotonic_s() > deadline_s:
-                raise Unavailable(
-                    f"interface {name} of an earlier run still exists: a process lives in its "
-                    "network namespace"
-                )
-            time.sleep(_LINGER_POLL_S)
 
     def _attachment(self, task_id: str, address: str, interface: str) -> Attachment:
         return Attachment(task_id, str(self._path(task_id)), address, self._gateway, interface)

@@ -205,7 +205,7 @@ class _UdpAnswer(asyncio.DatagramProtocol):
         self._name = name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self._transport.sendto(f"{self._name} {addr[0]}\n".encode(), addr)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
 from tests.integration.network.lab import (
     CLIENT,
+    UDP_PORT,
     Lab,
+    Machine,
     ask_tcp,
     ask_udp,
     connect,
@@ -17,6 +20,7 @@ from tests.integration.network.lab import (
     tcp,
     udp,
 )
+from worker.network.conntrack import ConntrackSocket, Match
 from worker.network.core import task_mac, vtep_mac
 from worker.network.fabric import VNI
 from worker.network.tasks import HOST_MAC
@@ -169,8 +173,8 @@ def test_vxlan_frames_from_outside_the_cluster_are_dropped(lab: Lab) -> None:
                 outsider.sendto(frame + b"outsider", (target.node.address, 7789))
             member.sendto(frame + b"member..", (target.node.address, 7789))
         assert sink.recv(100) == b"member.."
+        sink.settimeout(0.1)
         with pytest.raises(TimeoutError):
-            sink.settimeout(0.1)
             sink.recv(100)
     finally:
         sink.close()
@@ -237,6 +241,34 @@ def test_udp_client_that_was_early_is_served_once_the_port_is_published(lab: Lab
         assert sock.recv(100).split()[0] == b"task0"
 
 
+@pytest.mark.parametrize("filters", [True, False])
+def test_tracked_connections_are_forgotten_with_and_without_kernel_filters(
+    lab: Lab, filters: bool
+) -> None:
+    entry, first, second = lab.nodes[0], lab.tasks[2], lab.tasks[4]
+    entry.set_ports(udp(5402, [first]), udp(5403, [first]))
+    sockets = [lab.client.run(lambda p=p: _connected_udp(entry.address, p)) for p in (5402, 5403)]
+    for sock in sockets:
+        sock.send(b"?")
+        assert sock.recv(100).split()[0] == first.task_id.encode()
+    before = _entries(entry, "dport=5402 ", "dport=5403 ")
+
+    def forget(match: Match) -> None:
+        table = ConntrackSocket(filters=filters)
+        table.forget([match])
+        table.close()
+
+    entry.run(lambda: forget(Match(address=first.address, protocol=6)))
+    entry.run(lambda: forget(Match(address=second.address, protocol=17)))
+    entry.run(lambda: forget(Match(address=first.address, protocol=17, port=54)))
+    entry.run(lambda: forget(Match(protocol=17, port=5402)))
+    assert _entries(entry, "dport=5402 ", "dport=5403 ") == before == 2
+    entry.run(lambda: forget(Match(address=first.address, protocol=17, port=UDP_PORT)))
+    assert _entries(entry, "dport=5402 ", "dport=5403 ") == 0
+    for sock in sockets:
+        sock.close()
+
+
 def test_established_tcp_to_a_lost_node_is_reset_instead_of_hanging(lab: Lab) -> None:
     entry, lost, alive = lab.nodes[0], lab.tasks[4], lab.tasks[0]
     entry.set_ports(tcp(8085, [lost]))
@@ -263,9 +295,12 @@ def test_removing_a_peer_takes_its_entries_and_connections_away(lab: Lab) -> Non
         with pytest.raises(ConnectionResetError):
             connection.ask()
         state = entry.shell(
-            "ip rule", "ip route show table all", "ip neigh show dev vxi", "bridge fdb show dev vxi",
+            "ip rule",
+            "ip route show table all",
+            "ip neigh show dev vxi",
+            "bridge fdb show dev vxi",
             "nft list table inet shoal",
-        )  # fmt: skip
+        )
         assert lost.address not in state
         assert "10.240.12" not in state
     finally:
@@ -314,6 +349,18 @@ def test_changes_under_load_lose_no_request(lab: Lab) -> None:
                 assert lab.client.run(lambda e=entry: ask_tcp(e.address, 8088))[1] == CLIENT
                 answered += 1
     eventually(lambda: answered >= 100, "a hundred answers")
+
+
+def _connected_udp(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect((address, port))
+    return sock
+
+
+def _entries(machine: Machine, *words: str) -> int:
+    table = machine.run(lambda: Path("/proc/thread-self/net/nf_conntrack").read_text())
+    return sum(any(word in line for word in words) for line in table.splitlines())
 
 
 def _bound_udp(port: int, address: str = "0.0.0.0") -> socket.socket:
