@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shoal.errors import violated
 
-_CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 4096, 16384, 1 << 20
 _MNT_DETACH = 2
 _OWN = "/proc/thread-self/ns/net"
@@ -32,7 +32,7 @@ def fresh(path: Path) -> Iterator[int]:
     """
     home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+        _check(_libc.unshare(CLONE_NEWNET), "unshare")
         try:
             path.touch(mode=0o444)
             _mount(_OWN, str(path), _MS_BIND)
@@ -45,7 +45,7 @@ def fresh(path: Path) -> Iterator[int]:
             drop(path)
             raise
         finally:
-            if _libc.setns(home, _CLONE_NEWNET) != 0:
+            if _libc.setns(home, CLONE_NEWNET) != 0:
                 violated("a thread is stuck in a task's namespace", errno=ctypes.get_errno())
     finally:
         os.close(home)
@@ -58,13 +58,13 @@ def entered(path: Path) -> Iterator[None]:
     try:
         inside = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _check(_libc.setns(inside, _CLONE_NEWNET), f"setns {path}")
+            _check(_libc.setns(inside, CLONE_NEWNET), f"setns {path}")
         finally:
             os.close(inside)
         try:
             yield
         finally:
-            if _libc.setns(home, _CLONE_NEWNET) != 0:
+            if _libc.setns(home, CLONE_NEWNET) != 0:
                 violated("a thread is stuck in a task's namespace", errno=ctypes.get_errno())
     finally:
         os.close(home)
