@@ -1,1 +1,1 @@
-"""One round of decisions: orchestrator, allocator and scheduler over one view."""
+"""One round of all planners: from what changed to one transaction."""

@@ -266,6 +266,7 @@ class ContainerStatus(Row, frozen=True):
     exit_code: int = 0
     oom_killed: bool = False
     finished_at_ns: int = 0
+    started_at_ns: int = 0
 
 
 class PortStatus(Row, frozen=True):

@@ -1,0 +1,127 @@
+"""The allocator: ports for services, places in the mesh for nodes, NEW tasks to PENDING.
+
+A task stays NEW while its service cannot have what it asks for, with the reason in its status.
+Services that were there first keep what they have: nothing is ever taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from manager.allocator.ingress import IngressIndexes
+from manager.allocator.ports import PortOwners
+from manager.store.draft import Draft
+from manager.store.view import View
+from shoal.errors import SwarmError
+from shoal.model.defaults import is_wanted
+from shoal.model.enums import NodeMembership, TaskState
+from shoal.model.objects import Service, Task
+from shoal.model.plan import Plan
+from shoal.model.types import EndpointSpec, TaskStatus
+
+PENDING_MESSAGE = "pending task scheduling"
+_NETWORKS_ERROR = "networks: tasks cannot be attached to networks in this version"
+
+
+def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[str]) -> Plan:
+    """Allocate for these services, for all nodes without a place, and for all NEW tasks."""
+    del ids
+    draft = Draft(view)
+    allocation = Allocation(draft)
+    allocation.services(service_ids)
+    allocation.nodes()
+    allocation.tasks(now_ns=now_ns)
+    return draft.plan()
+
+
+class Allocation:
+    """One round; what it learns of ports in use is shared by its steps."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._owners: PortOwners | None = None
+        self._error_by_service: dict[str, str] = {}
+
+    def services(self, service_ids: Iterable[str]) -> None:
+        """Give services the endpoint they ask for, the oldest first."""
+        services = [
+            service
+            for service_id in service_ids
+            if (service := self._draft.view.services.get(service_id)) is not None
+        ]
+        for service in sorted(services, key=lambda row: (row.meta.created_at_ns, row.id)):
+            self._allocate(service)
+
+    def nodes(self) -> None:
+        """Give nodes their place in the mesh, in the order in which they joined."""
+        waiting = [
+            node
+            for node in self._draft.view.nodes
+            if node.ingress is None and node.spec.membership is NodeMembership.ACCEPTED
+        ]
+        if not waiting:
+            return
+        indexes = IngressIndexes(self._draft.view)
+        for node in sorted(waiting, key=lambda row: (row.meta.created_at_ns, row.id)):
+            if not self._draft.room(node):
+                return
+            try:
+                place = indexes.take()
+            except SwarmError as error:
+                self._draft.note("allocator.mesh_full", node_id=node.id, error=error.message)
+                return
+            self._draft.update(node.replaced(ingress=place))
+
+    def tasks(self, *, now_ns: int) -> None:
+        """Move NEW tasks to PENDING, or write why they cannot go on."""
+        waiting = [
+            task
+            for task in self._draft.view.unassigned_tasks().values()
+            if task.status.state is TaskState.NEW and is_wanted(task)
+        ]
+        for task in sorted(waiting, key=lambda row: (row.service_id, row.slot, row.id)):
+            service = self._draft.view.services.get(task.service_id)
+            if service is not None and not service.pending_delete:
+                self._advance(task, service, now_ns=now_ns)
+
+    def _advance(self, task: Task, service: Service, *, now_ns: int) -> None:
+        error = self._error_by_service.get(service.id)
+        if error is None:
+            error = self._allocate(service)
+            service = self._draft.view.services.get(service.id) or service
+        error = error or (_NETWORKS_ERROR if task.spec.networks else "")
+        if error:
+            status = task.status.replaced(error=error, message="waiting for allocation")
+            if status == task.status or not self._draft.room(task):
+                return
+            self._draft.update(task.with_status(status.replaced(timestamp_ns=now_ns)))
+        elif not needs_endpoint(service) and self._draft.room(task):
+            status = TaskStatus(
+                state=TaskState.PENDING, timestamp_ns=now_ns, message=PENDING_MESSAGE
+            )
+            self._draft.update(task.with_status(status).replaced(endpoint=service.endpoint))
+
+    def _allocate(self, service: Service) -> str:
+        """Allocate the endpoint where it is due; the result is why it cannot be, or ""."""
+        if not needs_endpoint(service) or not self._draft.room(service):
+            return self._error_by_service.setdefault(service.id, "")
+        if self._owners is None:
+            self._owners = PortOwners(self._draft.view)
+        try:
+            endpoint = self._owners.endpoint(service)
+        except SwarmError as error:
+            self._error_by_service[service.id] = error.message
+            return error.message
+        service = service.replaced(endpoint=endpoint)
+        self._owners.replace(service)
+        self._draft.update(service)
+        return self._error_by_service.setdefault(service.id, "")
+
+
+def needs_endpoint(service: Service) -> bool:
+    """Whether the service asks for another endpoint than it has."""
+    if service.pending_delete:
+        return False
+    if service.endpoint is None:
+        return service.spec.endpoint != EndpointSpec()
+    return service.endpoint.spec != service.spec.endpoint

@@ -1,0 +1,170 @@
+"""Published ports of the routing mesh: each belongs to one service of the whole cluster.
+
+An ingress port is refused when another service has it, in ingress mode or, because the mesh
+answers on every node, in host mode. Ports that are not asked for by number come from 30000-32767,
+the lowest free one; a service keeps it as long as the port stays in its spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from manager.store.view import View
+from shoal.errors import InvalidArgument, ResourceExhausted
+from shoal.model.defaults import DYNAMIC_PORTS
+from shoal.model.enums import EndpointMode, PortProtocol, PublishMode
+from shoal.model.objects import Service
+from shoal.model.specs import ServiceSpec
+from shoal.model.types import Endpoint, PortConfig
+
+PortKey = tuple[PortProtocol, int]
+
+
+class PortOwners:
+    """Who has which port: a service per ingress port, services per host-mode port."""
+
+    def __init__(self, view: View) -> None:
+        self._ingress: dict[PortKey, Service] = {}
+        self._host: dict[PortKey, dict[str, Service]] = {}
+        self._keys: dict[str, set[PortKey]] = {}
+        for service in sorted(view.services, key=_seniority):
+            if not service.pending_delete:
+                self._add(service, held_ports(service))
+
+    def replace(self, service: Service) -> None:
+        """Take note of the service's new endpoint."""
+        for key in self._keys.pop(service.id, ()):
+            if (owner := self._ingress.get(key)) is not None and owner.id == service.id:
+                del self._ingress[key]
+            self._host.get(key, {}).pop(service.id, None)
+        self._add(service, held_ports(service))
+
+    def endpoint(self, service: Service) -> Endpoint:
+        """The endpoint that the service's spec asks for.
+
+        Raises: InvalidArgument for a port that is taken or given twice; ResourceExhausted when
+        there is no dynamic port left.
+        """
+        check_spec(service.spec)
+        taken: set[PortKey] = set()
+        ports: list[PortConfig | None] = []
+        for port in service.spec.endpoint.ports:
+            if port.published_port:
+                self._check(service, port)
+                taken.add(_key(port))
+                ports.append(port)
+            elif port.publish_mode is PublishMode.HOST:
+                ports.append(port)  # the node chooses
+            else:
+                ports.append(None)
+        for place, port in enumerate(service.spec.endpoint.ports):
+            if ports[place] is None:
+                number = self._dynamic(service, port, taken)
+                taken.add((port.protocol, number))
+                ports[place] = port.replaced(published_port=number)
+        virtual_ips = service.endpoint.virtual_ips if service.endpoint is not None else ()
+        return Endpoint(
+            spec=service.spec.endpoint,
+            ports=tuple(port for port in ports if port is not None),
+            virtual_ips=virtual_ips,
+        )
+
+    def _add(self, service: Service, ports: Iterator[PortConfig]) -> None:
+        for port in ports:
+            self._keys.setdefault(service.id, set()).add(_key(port))
+            if port.publish_mode is PublishMode.INGRESS:
+                self._ingress.setdefault(_key(port), service)
+            else:
+                self._host.setdefault(_key(port), {})[service.id] = service
+
+    def _owner(self, service: Service, key: PortKey, mode: PublishMode) -> Service | None:
+        """Another service because of which this one cannot have the port."""
+        owner = self._ingress.get(key)
+        if owner is not None and owner.id != service.id:
+            return owner
+        if mode is PublishMode.HOST:
+            return None  # two services may share it: the scheduler puts them on different nodes
+        holders = self._host.get(key, {})
+        return next((other for other_id, other in holders.items() if other_id != service.id), None)
+
+    def _check(self, service: Service, port: PortConfig) -> None:
+        owner = self._owner(service, _key(port), port.publish_mode)
+        if owner is not None:
+            raise InvalidArgument(
+                f"port {port.published_port}/{port.protocol.name.lower()} is already in use by "
+                f"service {owner.spec.annotations.name}: publish another one, or remove it there"
+            )
+
+    def _dynamic(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
+        numbers: list[int] = [*_kept_numbers(service, port), *DYNAMIC_PORTS]
+        for number in numbers:
+            key = (port.protocol, number)
+            if key not in taken and self._owner(service, key, PublishMode.INGRESS) is None:
+                return number
+        raise ResourceExhausted(
+            f"no free port for {port.target_port}/{port.protocol.name.lower()}: all of "
+            f"{DYNAMIC_PORTS.start}-{DYNAMIC_PORTS.stop - 1} are published; give one by number"
+        )
+
+
+def check_ports(view: View, spec: ServiceSpec, *, service_id: str = "") -> None:
+    """Refuse a spec whose ports cannot be allocated at this moment.
+
+    service_id: the service that is updated; "" for a new one.
+    Raises: InvalidArgument, ResourceExhausted. For the control API; the allocator decides again.
+    """
+    check_spec(spec)
+    if not spec.endpoint.ports:
+        return
+    known = view.services.get(service_id) if service_id else None
+    service = (known or Service(id=service_id)).replaced(spec=spec)
+    PortOwners(view).endpoint(service)
+
+
+def check_spec(spec: ServiceSpec) -> None:
+    """Refuse ports that contradict each other within one spec. Raises: InvalidArgument."""
+    seen: set[PortKey] = set()
+    for port in spec.endpoint.ports:
+        ingress = port.publish_mode is PublishMode.INGRESS
+        if ingress and spec.endpoint.mode is EndpointMode.DNSRR:
+            raise InvalidArgument(
+                f"port {port.target_port}: endpoint mode dnsrr has no ingress ports; "
+                "publish with mode=host or use endpoint mode vip"
+            )
+        if not port.published_port:
+            continue
+        if _key(port) in seen:
+            raise InvalidArgument(
+                f"port {port.published_port}/{port.protocol.name.lower()} is published twice"
+            )
+        seen.add(_key(port))
+
+
+def held_ports(service: Service) -> Iterator[PortConfig]:
+    """Ports with numbers that the service holds: allocated ones, and host-mode ones of its spec."""
+    endpoint = service.endpoint or Endpoint()
+    for port in endpoint.ports:
+        if port.published_port:
+            yield port
+    for port in service.spec.endpoint.ports:
+        if port.published_port and port.publish_mode is PublishMode.HOST:
+            yield port
+
+
+def _key(port: PortConfig) -> PortKey:
+    return (port.protocol, port.published_port)
+
+
+def _seniority(service: Service) -> tuple[int, str]:
+    return (service.meta.created_at_ns, service.id)
+
+
+def _kept_numbers(service: Service, wanted: PortConfig) -> list[int]:
+    """The dynamic number the service had for this port, if any."""
+    endpoint = service.endpoint or Endpoint()
+    return [
+        port.published_port
+        for port in endpoint.ports
+        if port.published_port in DYNAMIC_PORTS
+        and port.replaced(published_port=0) == wanted.replaced(published_port=0)
+    ]

@@ -1,0 +1,1 @@
+"""Delete what nobody needs any more: removed tasks, old history, removed services."""

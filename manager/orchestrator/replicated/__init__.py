@@ -1,0 +1,1 @@
+"""Replicated services: as many slots as the spec asks for."""

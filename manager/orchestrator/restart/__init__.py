@@ -1,0 +1,1 @@
+"""Replace tasks that ended or lost their node, by the restart policy."""

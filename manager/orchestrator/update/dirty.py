@@ -1,0 +1,47 @@
+"""Whether a task is out of date: made from another spec in a way that asks for a new task."""
+
+from __future__ import annotations
+
+from manager.scheduler.filters import fits_placement
+from manager.store.view import View
+from shoal.model.enums import TaskState
+from shoal.model.objects import Service, Task
+from shoal.model.specs import ContainerSpec, TaskSpec
+from shoal.model.types import Endpoint
+
+
+def is_dirty(view: View, service: Service, task: Task) -> bool:
+    """Whether an update must replace the task.
+
+    A change of the placement alone is clean while the task's node still fits, a change of how the
+    image is pulled while the task has its image already. `force_update` is part of the spec, so
+    a new count always dirties. The endpoint counts as soon as the allocator has given one.
+    """
+    if has_other_endpoint(service, task):
+        return True
+    if task.spec_version == service.spec_version:
+        return False
+    new, old = service.spec.task, task.spec
+    if new == old:
+        return False
+    if TaskState.READY <= task.status.state <= TaskState.RUNNING:
+        new, old = _without_pull_options(new), _without_pull_options(old)
+    if new == old:
+        return False
+    if new.replaced(placement=old.placement) != old:
+        return True
+    node = view.nodes.get(task.node_id) if task.node_id else None
+    return node is None or not fits_placement(node, new.placement)
+
+
+def has_other_endpoint(service: Service, task: Task) -> bool:
+    """Whether the task was given another endpoint than the service now asks for."""
+    if task.status.state is TaskState.NEW:
+        return False
+    return (task.endpoint or Endpoint()).spec != service.spec.endpoint
+
+
+def _without_pull_options(spec: TaskSpec) -> TaskSpec:
+    if not isinstance(spec.runtime, ContainerSpec) or spec.runtime.pull_options is None:
+        return spec
+    return spec.replaced(runtime=spec.runtime.replaced(pull_options=None))

@@ -1,0 +1,294 @@
+"""Rolling updates: replace out-of-date tasks, a few slots at a time, and stop when they fail.
+
+State of an update (`service.update_status`, all else is read from the tasks):
+
+    (none) ── something is out of date ─► UPDATING ── all done, monitor passed ─► COMPLETED
+    UPDATING ── too many failures ─► PAUSED, or with failure action rollback:
+    ROLLBACK_STARTED ── as an update, to the previous spec ─► ROLLBACK_COMPLETED / ROLLBACK_PAUSED
+
+A rollback is never rolled back. PAUSED ends when the user updates the service again, which clears
+the status. An update that meets a newer spec simply goes on to that. Slots with stop-first order
+get a replacement that is prepared while the old task stops; start-first keeps the old task until
+the new one runs, unless the old one does not run either or holds a port of its node that the new
+one needs: waiting would never end there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from manager.orchestrator.slots import Slot, service_slots
+from manager.orchestrator.tasks import new_task
+from manager.orchestrator.update.progress import SlotProgress, progress_of
+from manager.store.draft import Draft
+from manager.store.view import View
+from shoal.model.defaults import is_wanted, update_config
+from shoal.model.enums import FailureAction, PublishMode, TaskState, UpdateOrder, UpdateState
+from shoal.model.objects import Service, Task
+from shoal.model.plan import Plan
+from shoal.model.specs import ReplicatedMode
+from shoal.model.types import UpdateConfig, UpdateStatus
+
+_IN_PROGRESS = frozenset({UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED})
+_PAUSED = frozenset({UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED})
+_EARLY_END = "due to failure or early termination of task"
+_MONITOR_MARGIN_NS = 1_000_000_000
+
+
+def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[str]) -> Plan:
+    """Drive the updates of these services."""
+    draft = Draft(view)
+    for service_id in sorted(service_ids):
+        service = draft.view.services.get(service_id)
+        if service is not None:
+            advance(draft, service, now_ns=now_ns, ids=ids)
+    return draft.plan()
+
+
+def state_of(service: Service) -> UpdateState:
+    """State of the service's newest update."""
+    status = service.update_status
+    return UpdateState.UNKNOWN if status is None else status.state
+
+
+def is_updating(service: Service) -> bool:
+    """Whether an update or rollback is under way."""
+    return state_of(service) in _IN_PROGRESS
+
+
+def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) -> None:
+    """Write the next step of one service's update into a draft."""
+    if service.pending_delete or not isinstance(service.spec.mode, ReplicatedMode):
+        return
+    progress = [
+        progress_of(draft.view, service, slot) for slot in service_slots(draft.view, service)
+    ]
+    for slot in progress:
+        _retire_outdated(draft, slot)
+    if state_of(service) in _PAUSED:
+        return
+    if not is_updating(service):
+        if not any(slot.is_due for slot in progress) or not draft.room(service):
+            return
+        service = _begin(draft, service, now_ns=now_ns)
+    config = _config_of(service)
+    if _stop_on_failure(draft, service, progress, config, now_ns=now_ns):
+        return
+    if any(slot.is_due for slot in progress):
+        _update_slots(draft, service, progress, config, now_ns=now_ns, ids=ids)
+    else:
+        _complete(draft, service, progress, config, now_ns=now_ns)
+
+
+def _config_of(service: Service) -> UpdateConfig:
+    rolling_back = state_of(service) is UpdateState.ROLLBACK_STARTED
+    return update_config(service.spec.rollback if rolling_back else service.spec.update)
+
+
+def _monitor_ns(config: UpdateConfig) -> int:
+    monitor_ns = config.monitor_ns or 0
+    return monitor_ns if config.delay_ns < monitor_ns else config.delay_ns + _MONITOR_MARGIN_NS
+
+
+def _with_state(draft: Draft, service: Service, status: UpdateStatus, **changes: object) -> Service:
+    service = service.replaced(update_status=status, **changes)
+    draft.update(service)
+    draft.note(
+        "update.state_changed",
+        service_id=service.id,
+        state=status.state.name,
+        message=status.message,
+    )
+    return service
+
+
+def _begin(draft: Draft, service: Service, *, now_ns: int) -> Service:
+    return _with_state(
+        draft,
+        service,
+        UpdateStatus(
+            state=UpdateState.UPDATING, started_at_ns=now_ns, message="update in progress"
+        ),
+    )
+
+
+def _retire_outdated(draft: Draft, slot: SlotProgress) -> None:
+    """Stop old tasks of a slot whose new task runs."""
+    if any(task.status.state is TaskState.RUNNING for task in slot.current):
+        old = [task for task in slot.outdated if is_wanted(task)]
+        if old and draft.room(*old):
+            for task in old:
+                draft.update(task.with_desired_state(TaskState.SHUTDOWN))
+
+
+def _stop_on_failure(
+    draft: Draft,
+    service: Service,
+    progress: list[SlotProgress],
+    config: UpdateConfig,
+    *,
+    now_ns: int,
+) -> bool:
+    """Pause or roll back when more of the slots failed than the ratio allows."""
+    status = service.update_status or UpdateStatus()
+    failures = [
+        failure
+        for slot in progress
+        if (failure := slot.failure(monitor_ns=_monitor_ns(config), since_ns=status.started_at_ns))
+        is not None
+    ]
+    total = sum(slot.is_due or bool(slot.made) for slot in progress)
+    if not failures or len(failures) / total <= config.max_failure_ratio:
+        return False
+    if config.failure_action is FailureAction.CONTINUE:
+        return False
+    if not draft.room(service):
+        return True
+    task = min(failures, key=lambda failed: (failed.status.applied_at_ns, failed.id))
+    if status.state is UpdateState.ROLLBACK_STARTED:
+        _pause(
+            draft, service, UpdateState.ROLLBACK_PAUSED, f"rollback paused {_EARLY_END} {task.id}"
+        )
+    elif config.failure_action is not FailureAction.ROLLBACK:
+        _pause(draft, service, UpdateState.PAUSED, f"update paused {_EARLY_END} {task.id}")
+    elif service.previous_spec is None:
+        _pause(
+            draft,
+            service,
+            UpdateState.PAUSED,
+            f"update paused {_EARLY_END} {task.id}; there is no previous spec to roll back to",
+        )
+    else:
+        _roll_back(draft, service, task, now_ns=now_ns)
+    return True
+
+
+def _pause(draft: Draft, service: Service, state: UpdateState, message: str) -> None:
+    status = service.update_status or UpdateStatus()
+    _with_state(draft, service, status.replaced(state=state, message=message))
+
+
+def _roll_back(draft: Draft, service: Service, failed: Task, *, now_ns: int) -> None:
+    """Take the previous spec; the store gives it a new version, so this round ends here."""
+    status = UpdateStatus(
+        state=UpdateState.ROLLBACK_STARTED,
+        started_at_ns=now_ns,
+        message=f"update rolled back {_EARLY_END} {failed.id}",
+    )
+    _with_state(
+        draft,
+        service,
+        status,
+        spec=service.previous_spec,
+        previous_spec=None,
+        previous_spec_version=None,
+    )
+
+
+def _update_slots(
+    draft: Draft,
+    service: Service,
+    progress: list[SlotProgress],
+    config: UpdateConfig,
+    *,
+    now_ns: int,
+    ids: Iterator[str],
+) -> None:
+    """Begin with as many slots as parallelism allows beside those that are in flight."""
+    due = [slot for slot in progress if slot.is_due]
+    free = len(due)
+    if config.parallelism:
+        busy = sum(_is_in_flight(draft, slot, config, now_ns=now_ns) for slot in progress)
+        free = max(0, config.parallelism - busy)
+    for slot in due[:free]:
+        if not _update_slot(draft, service, slot, config, now_ns=now_ns, ids=ids):
+            return
+
+
+def _is_in_flight(draft: Draft, slot: SlotProgress, config: UpdateConfig, *, now_ns: int) -> bool:
+    if not slot.made:
+        return False
+    done_at_ns = slot.done_at_ns
+    if done_at_ns is None:
+        return bool(slot.current)
+    if now_ns >= done_at_ns + config.delay_ns:
+        return False
+    draft.wake(done_at_ns + config.delay_ns)
+    return True
+
+
+def _update_slot(
+    draft: Draft,
+    service: Service,
+    progress: SlotProgress,
+    config: UpdateConfig,
+    *,
+    now_ns: int,
+    ids: Iterator[str],
+) -> bool:
+    """Put a new task into a slot. Returns False when this round has no room left."""
+    old = [task for task in progress.outdated if is_wanted(task)]
+    kept = _kept_for_now(service, old, config)
+    stopped = [task for task in old if task is not kept]
+    if not draft.room(*stopped, new=1):
+        return False
+    for task in stopped:
+        draft.update(task.with_desired_state(TaskState.SHUTDOWN))
+    draft.create(
+        new_task(
+            draft.view,
+            service,
+            slot=progress.slot.number,
+            task_id=next(ids),
+            now_ns=now_ns,
+            desired=TaskState.RUNNING if kept is not None else TaskState.READY,
+            start_after_ns=now_ns,
+            replaces=kept or _predecessor(progress.slot, old),
+        )
+    )
+    return True
+
+
+def _kept_for_now(service: Service, old: list[Task], config: UpdateConfig) -> Task | None:
+    """The task that goes on serving until its replacement runs; None with stop-first."""
+    if config.order is not UpdateOrder.START_FIRST:
+        return None
+    if any(port.publish_mode is PublishMode.HOST for port in service.spec.endpoint.ports):
+        return None
+    return next((task for task in old if task.status.state is TaskState.RUNNING), None)
+
+
+def _predecessor(slot: Slot, old: list[Task]) -> Task:
+    return old[-1] if old else slot.newest
+
+
+def _complete(
+    draft: Draft,
+    service: Service,
+    progress: list[SlotProgress],
+    config: UpdateConfig,
+    *,
+    now_ns: int,
+) -> None:
+    """Finish when every slot was done and the last one has been watched for a while."""
+    made = [slot for slot in progress if slot.made]
+    if any(slot.done_at_ns is None and slot.current for slot in made):
+        return
+    last_ns = max((slot.done_at_ns or 0 for slot in made), default=0)
+    end_ns = last_ns + _monitor_ns(config)
+    if made and now_ns < end_ns:
+        draft.wake(end_ns)
+        return
+    if not draft.room(service):
+        return
+    rolled_back = state_of(service) is UpdateState.ROLLBACK_STARTED
+    status = service.update_status or UpdateStatus()
+    _with_state(
+        draft,
+        service,
+        status.replaced(
+            state=UpdateState.ROLLBACK_COMPLETED if rolled_back else UpdateState.COMPLETED,
+            completed_at_ns=now_ns,
+            message="rollback completed" if rolled_back else "update completed",
+        ),
+    )

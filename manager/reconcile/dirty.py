@@ -1,0 +1,113 @@
+"""What must be looked at again: the part of the cluster that changed since the last round."""
+
+from __future__ import annotations
+
+from shoal.model.defaults import is_terminal
+from shoal.model.enums import ActionKind, TaskState
+from shoal.model.objects import AnyObject, Cluster, Node, Service, Task
+from shoal.model.row import Row
+
+
+class Dirty(Row, frozen=True):
+    """Ids of what changed; `everything` stands for all of them (start-up, resync).
+
+    services: examined by every planner. nodes: their services are examined, their tasks enforced,
+    and waiting tasks of every service are tried again. tasks: ended or gone, so that others may
+    fit where they were.
+    """
+
+    services: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+    tasks: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def union(self, other: Dirty) -> Dirty:
+        """Both."""
+        return Dirty(
+            services=self.services | other.services,
+            nodes=self.nodes | other.nodes,
+            tasks=self.tasks | other.tasks,
+            everything=self.everything or other.everything,
+        )
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self.everything or self.services or self.nodes or self.tasks)
+
+
+NOTHING = Dirty()
+EVERYTHING = Dirty(everything=True)
+
+
+def dirty_from_event(kind: ActionKind, old: AnyObject | None, new: AnyObject | None) -> Dirty:
+    """What one change of the store makes dirty.
+
+    old: the object before, None for CREATE. new: the object after, None for REMOVE.
+    """
+    row = new if new is not None else old
+    match row:
+        case Task():
+            return _of_task(old if isinstance(old, Task) else None,
+                            new if isinstance(new, Task) else None)  # fmt: skip
+        case Service():
+            return _of_service(old if isinstance(old, Service) else None, row)
+        case Node():
+            return _of_node(old if isinstance(old, Node) else None, row, kind)
+        case Cluster():
+            same = isinstance(old, Cluster) and old.spec == row.spec
+            return NOTHING if same else EVERYTHING
+        case _:
+            return NOTHING
+
+
+def _of_task(old: Task | None, new: Task | None) -> Dirty:
+    if new is None:
+        if old is None:
+            return NOTHING
+        freed = not is_terminal(old) and bool(old.node_id)
+        return _service(old, freed=freed)
+    if old is None:
+        return _service(new, freed=False)
+    freed = is_terminal(new) and not is_terminal(old)
+    moved = new.status.state is not old.status.state and (
+        new.status.state >= TaskState.RUNNING or new.status.state <= TaskState.PENDING
+    )
+    if freed or moved or new.desired_state is not old.desired_state:
+        return _service(new, freed=freed)
+    return NOTHING
+
+
+def _service(task: Task, *, freed: bool) -> Dirty:
+    return Dirty(
+        services=frozenset({task.service_id} if task.service_id else ()),
+        tasks=frozenset({task.id} if freed else ()),
+    )
+
+
+def _of_service(old: Service | None, row: Service) -> Dirty:
+    same = (
+        old is not None
+        and old is not row
+        and (
+            old.spec == row.spec
+            and old.pending_delete == row.pending_delete
+            and old.update_status == row.update_status
+            and old.endpoint == row.endpoint
+        )
+    )
+    return NOTHING if same else Dirty(services=frozenset({row.id}))
+
+
+def _of_node(old: Node | None, row: Node, kind: ActionKind) -> Dirty:
+    same = (
+        kind is ActionKind.UPDATE
+        and old is not None
+        and (
+            old.spec == row.spec
+            and old.description == row.description
+            and old.status == row.status
+            and old.role is row.role
+            and old.ingress == row.ingress
+        )
+    )
+    return NOTHING if same else Dirty(nodes=frozenset({row.id}))

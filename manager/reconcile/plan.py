@@ -1,0 +1,146 @@
+"""One round of all planners over one view, as one transaction.
+
+The planners run in the order of a task's life and read what the one before wrote: a new task goes
+from nothing to ASSIGNED in a single commit. A round changes at most CHANGES_MAX objects and looks
+at a bounded number of tasks; what it leaves over is in `rest`, for the next round. Nothing is
+remembered between rounds but that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from manager.allocator.plan import Allocation
+from manager.orchestrator.reaper import plan as reaper
+from manager.orchestrator.replicated import plan as replicated
+from manager.orchestrator.restart import plan as restart
+from manager.orchestrator.update import plan as update
+from manager.reconcile.dirty import NOTHING, Dirty, dirty_from_event
+from manager.scheduler import enforcer
+from manager.scheduler.plan import Scheduling
+from manager.store.draft import Draft
+from manager.store.view import View
+from shoal.model.enums import TaskState
+from shoal.model.plan import Plan
+
+__all__ = ["EXAMINED_MAX", "Dirty", "Round", "dirty_from_event", "plan_round"]
+
+EXAMINED_MAX = 2_000
+"""Tasks of dirty services looked at in one round; a single larger service is still one step."""
+
+
+class Round(Plan, frozen=True):
+    """A plan, what is still to be looked at, and which services asked to be woken when.
+
+    `rest` is not empty exactly when `more` is set. `wakes` holds (service id, wall time in
+    nanoseconds): at that time the service is dirty.
+    """
+
+    rest: Dirty = NOTHING
+    wakes: tuple[tuple[str, int], ...] = ()
+
+
+def plan_round(view: View, dirty: Dirty, *, now_ns: int, ids: Iterator[str]) -> Round:
+    """Plan everything that is dirty, within the bounds of one transaction."""
+    return _Planning(view, now_ns=now_ns, ids=ids).run(dirty)
+
+
+class _Planning:
+    """State of one round."""
+
+    def __init__(self, view: View, *, now_ns: int, ids: Iterator[str]) -> None:
+        self._view = view
+        self._draft = Draft(view)
+        self._now_ns = now_ns
+        self._ids = ids
+        self._wakes: list[tuple[str, int]] = []
+
+    def run(self, dirty: Dirty) -> Round:
+        draft = self._draft
+        service_ids = sorted(self._services_of(dirty))
+        for node_id in sorted(self._nodes_of(dirty)):
+            enforcer.advance(draft, node_id, now_ns=self._now_ns)
+        allocation = Allocation(draft)
+        allocation.services(service_ids)
+        allocation.nodes()
+        waiting = self._orchestrate(service_ids)
+        allocation.tasks(now_ns=self._now_ns)
+        waiting |= self._schedule(dirty, service_ids)
+        return self._result(dirty, waiting)
+
+    def _services_of(self, dirty: Dirty) -> set[str]:
+        view = self._view
+        if dirty.everything:
+            found = {service.id for service in view.services}
+            found.update(task.service_id for task in view.tasks)
+        else:
+            found = set(dirty.services)
+            for node_id in dirty.nodes:
+                found.update(task.service_id for task in view.tasks_of_node(node_id).values())
+        found.discard("")
+        return found
+
+    def _nodes_of(self, dirty: Dirty) -> set[str]:
+        if dirty.everything:
+            return {node.id for node in self._view.nodes}
+        return set(dirty.nodes)
+
+    def _orchestrate(self, service_ids: list[str]) -> set[str]:
+        """Run the orchestrators; the result are services that are not finished."""
+        examined = 0
+        for place, service_id in enumerate(service_ids):
+            examined += len(self._view.tasks_of_service(service_id)) + 1
+            if self._draft.full or (examined > EXAMINED_MAX and place):
+                self._draft.more = True
+                return set(service_ids[place:])
+            self._one_service(service_id)
+            if self._draft.more:
+                return set(service_ids[place:])
+        return set()
+
+    def _one_service(self, service_id: str) -> None:
+        draft, now_ns, ids = self._draft, self._now_ns, self._ids
+        draft.wake_at_ns = None
+        service = draft.view.services.get(service_id)
+        if service is None or service.pending_delete:
+            replicated.retire(draft, service_id)
+        else:
+            restart.advance(draft, service, now_ns=now_ns, ids=ids)
+            replicated.advance(draft, service, now_ns=now_ns, ids=ids)
+            update.advance(draft, service, now_ns=now_ns, ids=ids)
+            restart.start_waiting(draft, service, now_ns=now_ns)
+        reaper.advance(draft, service_id, now_ns=now_ns)
+        if draft.wake_at_ns is not None:
+            self._wakes.append((service_id, draft.wake_at_ns))
+
+    def _schedule(self, dirty: Dirty, service_ids: list[str]) -> set[str]:
+        """Place waiting tasks: of dirty services, or of all when room may have come free."""
+        view = self._draft.view
+        retry_all = bool(dirty.everything or dirty.nodes or dirty.tasks)
+        mine = set(service_ids)
+        scheduling = Scheduling(self._draft, now_ns=self._now_ns)
+        preassigned = [
+            task
+            for service_id in service_ids
+            for task in view.tasks_of_service(service_id).values()
+            if task.status.state is TaskState.PENDING and task.node_id
+        ]
+        scheduling.confirm(preassigned)
+        return scheduling.run(lambda service_id: retry_all or service_id in mine)
+
+    def _result(self, dirty: Dirty, waiting: set[str]) -> Round:
+        draft = self._draft
+        rest = NOTHING
+        if draft.more:
+            # What is freed may still help others: nodes and tasks stay dirty until all had a turn.
+            rest = Dirty(services=frozenset(waiting), nodes=dirty.nodes, tasks=dirty.tasks)
+            if not rest:
+                rest = Dirty(services=frozenset(self._services_of(dirty)))
+        return Round(
+            changes=draft.changes(),
+            wake_at_ns=min((at_ns for _, at_ns in self._wakes), default=None),
+            notes=draft.notes(),
+            more=draft.more,
+            rest=rest,
+            wakes=tuple(self._wakes),
+        )

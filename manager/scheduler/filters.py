@@ -1,0 +1,129 @@
+"""Which nodes may run a task, and why the others may not.
+
+Filters run in Swarm's order, and the first that refuses a node is the one the explanation counts.
+The first three look at node and spec alone; the others at what is on the node at this moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from manager.scheduler.constraints import (
+    Constraint,
+    node_matches,
+    normal_architecture,
+    parse_constraints,
+)
+from manager.scheduler.usage import Usage, host_ports
+from shoal.errors import InvalidArgument
+from shoal.model.enums import NodeAvailability, NodeMembership, NodeState
+from shoal.model.objects import Node, Task
+from shoal.model.types import Placement, Platform
+
+READY = "ready"
+RESOURCES = "resources"
+PLATFORM = "platform"
+CONSTRAINT = "constraint"
+HOST_PORT = "host_port"
+MAX_REPLICAS = "max_replicas"
+
+_TEXTS: dict[str, Callable[[int], str]] = {
+    READY: lambda n: f"{n} {_nodes(n)} not available for new tasks",
+    RESOURCES: lambda n: f"insufficient resources on {n} {_nodes(n)}",
+    PLATFORM: lambda n: f"unsupported platform on {n} {_nodes(n)}",
+    CONSTRAINT: lambda n: f"scheduling constraints not satisfied on {n} {_nodes(n)}",
+    HOST_PORT: lambda n: f"host-mode port already in use on {n} {_nodes(n)}",
+    MAX_REPLICAS: lambda n: "max replicas per node limit exceed",
+}
+
+
+class Pipeline:
+    """The filters for one kind of task: equal spec, equal endpoint."""
+
+    def __init__(self, task: Task) -> None:
+        placement = task.spec.placement
+        self._resources = task.spec.resources.reservations
+        self._platforms = placement.platforms
+        self._constraints = constraints_of(placement)
+        self._ports = host_ports(task.endpoint)
+        self._max_replicas = placement.max_replicas
+
+    def refusal(self, usage: Usage, copies: int) -> str:
+        """Name of the first filter that refuses the node; "" when none does.
+
+        copies: wanted tasks of the service on the node, without the one that is to be replaced.
+        """
+        if not is_ready(usage.node):
+            return READY
+        if not usage.has_room(self._resources):
+            return RESOURCES
+        if self._platforms and not _fits_platform(usage.node, self._platforms):
+            return PLATFORM
+        if self._constraints is None or not node_matches(usage.node, self._constraints):
+            return CONSTRAINT
+        if self._ports and not usage.ports.isdisjoint(self._ports):
+            return HOST_PORT
+        if self._max_replicas and copies >= self._max_replicas:
+            return MAX_REPLICAS
+        return ""
+
+
+def explain(refusals: Mapping[str, int]) -> str:
+    """Why no node fits, in Swarm's words: the filter that refused most nodes first."""
+    order = list(_TEXTS)
+    counted = sorted(
+        ((count, name) for name, count in refusals.items() if name and count),
+        key=lambda item: (-item[0], order.index(item[1])),
+    )
+    if not counted:
+        return "no suitable node"
+    return f"no suitable node ({'; '.join(_TEXTS[name](count) for count, name in counted)})"
+
+
+def count_refusals(names: Iterable[str]) -> Counter[str]:
+    """Number of nodes by the filter that refused them."""
+    return Counter(name for name in names if name)
+
+
+def is_ready(node: Node) -> bool:
+    """Whether the node takes new tasks."""
+    return (
+        node.status.state is NodeState.READY
+        and node.spec.availability is NodeAvailability.ACTIVE
+        and node.spec.membership is NodeMembership.ACCEPTED
+    )
+
+
+def fits_placement(node: Node, placement: Placement) -> bool:
+    """Whether platform and constraints of a placement hold for a node."""
+    constraints = constraints_of(placement)
+    if constraints is None or not node_matches(node, constraints):
+        return False
+    return not placement.platforms or _fits_platform(node, placement.platforms)
+
+
+def constraints_of(placement: Placement) -> tuple[Constraint, ...] | None:
+    """The parsed constraints; None for those the control API would have refused: no node fits."""
+    if not placement.constraints:
+        return ()
+    try:
+        return parse_constraints(placement.constraints)
+    except InvalidArgument:
+        return None
+
+
+def _fits_platform(node: Node, platforms: Iterable[Platform]) -> bool:
+    own = node.description.platform
+    return any(
+        (not wish.os or wish.os.lower() == own.os.lower())
+        and (
+            not wish.architecture
+            or normal_architecture(wish.architecture) == normal_architecture(own.architecture)
+        )
+        for wish in platforms
+    )
+
+
+def _nodes(count: int) -> str:
+    return "node" if count == 1 else "nodes"

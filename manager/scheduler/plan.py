@@ -1,0 +1,205 @@
+"""The scheduler: PENDING tasks to nodes, or the reason why there is none for them.
+
+Tasks of one service version are one group: filters run once per node and group, and a heap gives
+the next best node. The error of an unplaced task is only written when it changes. Tasks that come
+with a node (global services) are only checked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from manager.scheduler.filters import Pipeline, count_refusals, explain
+from manager.scheduler.rank import FAILURES_WINDOW_NS, Ranking
+from manager.scheduler.usage import PortKey, Usage, host_ports
+from manager.store.draft import Draft
+from manager.store.view import View
+from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.enums import TaskState
+from shoal.model.objects import Task
+from shoal.model.plan import Plan
+from shoal.model.types import TaskStatus
+
+ASSIGNED_MESSAGE = "scheduler assigned task to node"
+CONFIRMED_MESSAGE = "scheduler confirmed task can run on preassigned node"
+PENDING_MESSAGE = "pending task scheduling"
+EVALUATIONS_MAX = 20_000
+"""Filter runs per round; what is left waits for the next one, so that no round takes long."""
+
+GroupKey = tuple[str, int, tuple[PortKey, ...]]
+# Tasks of one version may still differ in their ports, when those were changed alone.
+
+
+def plan(view: View, *, now_ns: int, ids: Iterator[str]) -> Plan:
+    """Place every PENDING task that has no node."""
+    del ids
+    draft = Draft(view)
+    Scheduling(draft, now_ns=now_ns).run(all_services)
+    return draft.plan()
+
+
+def all_services(service_id: str) -> bool:
+    """Selects every service."""
+    del service_id
+    return True
+
+
+class Scheduling:
+    """One round. Node usage is counted once, when the first task asks for it."""
+
+    def __init__(self, draft: Draft, *, now_ns: int) -> None:
+        self._draft = draft
+        self._now_ns = now_ns
+        self._usage: list[Usage] | None = None
+        self._evaluations = 0
+
+    def run(self, selects: Callable[[str], bool]) -> set[str]:
+        """Place the tasks of the selected services.
+
+        Returns: ids of the services that did not get their turn in this round.
+        """
+        waiting: set[str] = set()
+        for group in self._groups(selects):
+            if self._evaluations >= EVALUATIONS_MAX:
+                self._draft.more = True
+                waiting.add(group[0].service_id)
+                continue
+            tasks = [task for task in group if self._draft.room(task)]
+            if len(tasks) < len(group):
+                waiting.add(group[0].service_id)
+            if tasks:
+                self._place_group(tasks)
+        return waiting
+
+    def confirm(self, tasks: Iterable[Task]) -> None:
+        """Check tasks that came with a node, and assign those that fit."""
+        for task in sorted(tasks, key=lambda row: row.id):
+            usage = next((one for one in self._nodes() if one.node.id == task.node_id), None)
+            copies = _copies(self._draft.view, task)
+            name = (
+                "ready"
+                if usage is None
+                else Pipeline(task).refusal(usage, copies.get(task.node_id, 0))
+            )
+            if usage is None or name:
+                self._refuse(task, explain(count_refusals([name])))
+            elif self._draft.room(task):
+                self._assign(task, usage, CONFIRMED_MESSAGE)
+
+    def _groups(self, selects: Callable[[str], bool]) -> list[list[Task]]:
+        tasks_by_group: dict[GroupKey, list[Task]] = {}
+        for task in self._draft.view.unassigned_tasks().values():
+            if (
+                task.status.state is TaskState.PENDING
+                and is_wanted(task)
+                and selects(task.service_id)
+            ):
+                key = (task.service_id, task.spec_version.index, tuple(host_ports(task.endpoint)))
+                tasks_by_group.setdefault(key, []).append(task)
+        return [
+            sorted(tasks_by_group[key], key=lambda task: (task.slot, task.id))
+            for key in sorted(tasks_by_group)
+        ]
+
+    def _nodes(self) -> list[Usage]:
+        if self._usage is None:
+            view = self._draft.view
+            self._usage = [
+                Usage(node, view.tasks_of_node(node.id).values())
+                for node in sorted(view.nodes, key=lambda node: node.id)
+            ]
+        return self._usage
+
+    def _place_group(self, group: list[Task]) -> None:
+        """Place equal tasks, or say why they cannot be."""
+        view = self._draft.view
+        first = group[0]
+        pipeline = Pipeline(first)
+        copies = _copies(view, first)
+        names = [pipeline.refusal(usage, copies.get(usage.node.id, 0)) for usage in self._nodes()]
+        self._evaluations += len(names)
+        candidates = [usage for usage, name in zip(self._nodes(), names, strict=True) if not name]
+        ranking = Ranking(
+            candidates,
+            copies,
+            _failures(view, first, self._now_ns),
+            [preference.spread_descriptor for preference in first.spec.placement.preferences],
+        )
+        error = ""
+        for task in group:
+            if not error:
+                if self._place(task, pipeline, ranking, copies):
+                    continue
+                error = self._explain(pipeline, copies)
+            self._refuse(task, error)
+
+    def _place(
+        self, task: Task, pipeline: Pipeline, ranking: Ranking, copies: dict[str, int]
+    ) -> bool:
+        def fits(usage: Usage) -> bool:
+            self._evaluations += 1
+            return not pipeline.refusal(usage, copies.get(usage.node.id, 0))
+
+        def place(usage: Usage) -> None:
+            self._assign(task, usage, ASSIGNED_MESSAGE)
+
+        return ranking.take(fits, place)
+
+    def _explain(self, pipeline: Pipeline, copies: dict[str, int]) -> str:
+        return explain(
+            count_refusals(
+                pipeline.refusal(usage, copies.get(usage.node.id, 0)) for usage in self._nodes()
+            )
+        )
+
+    def _assign(self, task: Task, usage: Usage, message: str) -> None:
+        wishes = task.spec.resources.reservations.generic
+        placed = task.replaced(
+            node_id=usage.node.id,
+            assigned_generic_resources=(usage.pick(wishes) or ()) if wishes else (),
+        ).with_status(
+            TaskStatus(state=TaskState.ASSIGNED, timestamp_ns=self._now_ns, message=message)
+        )
+        usage.add(placed)
+        self._draft.update(placed)
+
+    def _refuse(self, task: Task, error: str) -> None:
+        if task.status.error != error and self._draft.room(task):
+            status = task.status.replaced(
+                error=error, message=PENDING_MESSAGE, timestamp_ns=self._now_ns
+            )
+            self._draft.update(task.with_status(status))
+
+
+def _copies(view: View, task: Task) -> dict[str, int]:
+    """Wanted tasks of the service by node.
+
+    A task that is about to be replaced by a waiting one is not counted: the surplus of a
+    start-first update is short, and counting it would block the update where every node holds its
+    maximum already.
+    """
+    siblings = view.tasks_of_service(task.service_id)
+    replaced = {sibling.replaces_task_id for sibling in siblings.values() if is_wanted(sibling)}
+    copies: Counter[str] = Counter(
+        sibling.node_id
+        for sibling in siblings.values()
+        if sibling.node_id
+        and is_wanted(sibling)
+        and not is_terminal(sibling)
+        and sibling.id not in replaced
+        and sibling.id != task.id
+    )
+    return copies
+
+
+def _failures(view: View, task: Task, now_ns: int) -> Counter[str]:
+    """Recent failures of the task's service version by node."""
+    since_ns = now_ns - FAILURES_WINDOW_NS
+    return Counter(
+        sibling.node_id
+        for sibling in view.tasks_of_service(task.service_id).values()
+        if sibling.status.state in {TaskState.FAILED, TaskState.REJECTED}
+        and sibling.spec_version == task.spec_version
+        and (sibling.status.applied_at_ns or sibling.status.timestamp_ns) >= since_ns
+    )

@@ -1,0 +1,112 @@
+"""Choose among the nodes that fit: spread over labels first, then over nodes.
+
+A tree with one level per spread preference; its leaves are heaps of nodes. Both keep the emptiest
+on top, so a task costs O(log nodes), and a group of n tasks on m nodes O((n + m) log m). Among
+nodes: those with many recent failures of this service last, then fewest tasks of the service,
+then fewest tasks in all, then the node id. A node without a label is in a branch of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+
+from manager.scheduler.constraints import label_of
+from manager.scheduler.usage import Usage
+
+FAILURES_MAX = 5
+"""As many failures of one service version within FAILURES_WINDOW_NS put a node last."""
+FAILURES_WINDOW_NS = 300_000_000_000
+
+NodeKey = tuple[bool, int, int, str]
+
+
+class Ranking:
+    """Candidates for one group of equal tasks. `copies` is written by `take`."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Usage],
+        copies: dict[str, int],
+        failures: Mapping[str, int],
+        preferences: Sequence[str],
+    ) -> None:
+        self._copies = copies
+        self._failures = failures
+        self._usage = {usage.node.id: usage for usage in candidates}
+        self._root = self._branch(candidates, tuple(preferences))
+
+    def take(self, fits: Callable[[Usage], bool], place: Callable[[Usage], None]) -> bool:
+        """Place one task on the best node that still fits; False when none does.
+
+        A node that does not fit any more is dropped: within a group nothing is ever freed.
+        """
+        while not self._root.is_empty:
+            path = [self._root]
+            while path[-1].branches:
+                path.append(path[-1].branches[0][2])
+            leaf = path[-1]
+            usage = self._usage[leaf.nodes[0][3]]
+            if fits(usage):
+                place(usage)
+                self._copies[usage.node.id] = self._copies.get(usage.node.id, 0) + 1
+                heapq.heapreplace(leaf.nodes, self._key(usage))
+                _settle(path, added=1)
+                return True
+            heapq.heappop(leaf.nodes)
+            _settle(path, added=0)
+        return False
+
+    def _key(self, usage: Usage) -> NodeKey:
+        node_id = usage.node.id
+        return (
+            self._failures.get(node_id, 0) >= FAILURES_MAX,
+            self._copies.get(node_id, 0),
+            usage.tasks,
+            node_id,
+        )
+
+    def _branch(self, candidates: Sequence[Usage], preferences: tuple[str, ...]) -> _Branch:
+        branch = _Branch()
+        branch.copies = sum(self._copies.get(usage.node.id, 0) for usage in candidates)
+        if not preferences:
+            branch.nodes = [self._key(usage) for usage in candidates]
+            heapq.heapify(branch.nodes)
+            return branch
+        members: dict[str, list[Usage]] = {}
+        for usage in candidates:
+            members.setdefault(label_of(usage.node, preferences[0]), []).append(usage)
+        for value, inside in members.items():
+            child = self._branch(inside, preferences[1:])
+            branch.branches.append((child.copies, value, child))
+        heapq.heapify(branch.branches)
+        return branch
+
+
+class _Branch:
+    """A value of a label, or with no preference left the nodes themselves."""
+
+    __slots__ = ("branches", "copies", "nodes")
+
+    def __init__(self) -> None:
+        self.copies = 0
+        self.branches: list[tuple[int, str, _Branch]] = []
+        self.nodes: list[NodeKey] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.branches and not self.nodes
+
+
+def _settle(path: list[_Branch], *, added: int) -> None:
+    """Restore the order of the heaps above a leaf whose top changed."""
+    for branch in path:
+        branch.copies += added
+    for parent, child in zip(reversed(path[:-1]), reversed(path[1:]), strict=True):
+        _, value, top = parent.branches[0]
+        if top is not child:
+            continue
+        if child.is_empty:
+            heapq.heappop(parent.branches)
+        else:
+            heapq.heapreplace(parent.branches, (child.copies, value, child))

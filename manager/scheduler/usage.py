@@ -1,0 +1,111 @@
+"""What a node has left: reservations, host-mode ports and the number of tasks on it.
+
+Counted are reservations of tasks that have not ended, also of those that are being stopped: their
+memory is not free before they are. The number of tasks counts only wanted ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.enums import PortProtocol, PublishMode
+from shoal.model.objects import Node, Task
+from shoal.model.types import Endpoint, GenericResource, Resources
+
+PortKey = tuple[PortProtocol, int]
+
+
+class Usage:
+    """One node in a scheduling round; the round's own placements are added as they are made."""
+
+    __slots__ = ("generic_counts", "generic_names", "memory_bytes", "nano_cpus", "node", "ports",
+                 "tasks")  # fmt: skip
+
+    def __init__(self, node: Node, tasks: Iterable[Task]) -> None:
+        resources = node.description.resources
+        self.node = node
+        self.tasks = 0
+        self.nano_cpus = resources.nano_cpus
+        self.memory_bytes = resources.memory_bytes
+        self.generic_counts: Counter[str] = Counter()
+        self.generic_names: dict[str, set[str]] = {}
+        for generic in resources.generic:
+            self._give(generic)
+        self.ports: set[PortKey] = set()
+        for task in tasks:
+            self.add(task)
+
+    def add(self, task: Task) -> None:
+        """Count a task that is on the node."""
+        if is_terminal(task):
+            return
+        self.tasks += is_wanted(task)
+        reserved = task.spec.resources.reservations
+        self.nano_cpus -= reserved.nano_cpus
+        self.memory_bytes -= reserved.memory_bytes
+        for generic in task.assigned_generic_resources:
+            if generic.named_value:
+                self.generic_names.get(generic.kind, set()).discard(generic.named_value)
+            else:
+                self.generic_counts[generic.kind] -= generic.count
+        self.ports.update(host_ports(task.endpoint))
+
+    def has_room(self, wish: Resources) -> bool:
+        """Whether these reservations fit into what is left."""
+        if wish.nano_cpus and wish.nano_cpus > self.nano_cpus:
+            return False
+        if wish.memory_bytes and wish.memory_bytes > self.memory_bytes:
+            return False
+        return not wish.generic or self.pick(wish.generic) is not None
+
+    def pick(self, wishes: Iterable[GenericResource]) -> tuple[GenericResource, ...] | None:
+        """The pieces that meet a wish for generic resources; None when there are too few.
+
+        Named pieces are given in the order of their names, so that equal input gives equal output.
+        """
+        picked: list[GenericResource] = []
+        for kind, count in sorted(_wanted_counts(wishes).items()):
+            names = sorted(self.generic_names.get(kind, ()))
+            if len(names) >= count:
+                picked += [GenericResource(kind=kind, named_value=name) for name in names[:count]]
+            elif self.generic_counts[kind] >= count:
+                picked.append(GenericResource(kind=kind, count=count))
+            else:
+                return None
+        return tuple(picked)
+
+    def still_has(self, assigned: Iterable[GenericResource]) -> bool:
+        """Whether generic resources that a task was given are there and not counted yet."""
+        for generic in assigned:
+            if generic.named_value:
+                if generic.named_value not in self.generic_names.get(generic.kind, ()):
+                    return False
+            elif generic.count > self.generic_counts[generic.kind]:
+                return False
+        return True
+
+    def _give(self, generic: GenericResource) -> None:
+        if generic.named_value:
+            self.generic_names.setdefault(generic.kind, set()).add(generic.named_value)
+        else:
+            self.generic_counts[generic.kind] += generic.count
+
+
+def host_ports(endpoint: Endpoint | None) -> list[PortKey]:
+    """The ports that a task with this endpoint binds on its node."""
+    if endpoint is None:
+        return []
+    return [
+        (port.protocol, port.published_port)
+        for port in endpoint.ports
+        if port.publish_mode is PublishMode.HOST and port.published_port
+    ]
+
+
+def _wanted_counts(wishes: Iterable[GenericResource]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for wish in wishes:
+        counts[wish.kind] += 1 if wish.named_value else wish.count
+    return counts
