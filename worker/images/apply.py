@@ -21,6 +21,7 @@ from worker.images.tarstream import Entry, Kind, TarBytes
 
 OPAQUE_XATTR = "trusted.overlay.opaque"
 _LINK_HOPS_MAX = 40
+_DEPTH_MAX = 255  # so that any tree can be deleted again with a descriptor per level
 _WHITEOUT_DEVICE = os.makedev(0, 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -171,8 +172,6 @@ class Applier:
         if is_directory and entry.kind is Kind.DIRECTORY:
             self._directory(target, entry)
             return
-        if entry.kind is Kind.HARDLINK and rules.clean_name(entry.link) == target:
-            raise InvalidArgument(f"entry {entry.name!r} is a hard link to itself")
         if is_directory:
             shutil.rmtree(target)
             self._forget(target)
@@ -234,6 +233,10 @@ class Applier:
                 raise _leaves_root(entry, step)
             pending.extend(link.split("/")[::-1])
         self._real[parent] = real
+        if real.count("/") >= _DEPTH_MAX:
+            raise InvalidArgument(
+                f"entry {entry.name[:80]!r}... lies more than {_DEPTH_MAX} directories deep"
+            )
         return real
 
     def _step(self, step: str, entry: Entry, *, create: bool) -> str | None:

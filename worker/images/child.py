@@ -115,18 +115,21 @@ class _Space:
         self._next_bytes = 0
         self._next_entry = 0
 
-    def check(self, *, written_bytes: int, entry: int = 0) -> None:
-        """Look at the disk every 16 MiB or 2048 entries. Raises ResourceExhausted."""
+    def check(self, *, written_bytes: int, upcoming_bytes: int, entry: int = 0) -> None:
+        """Look at the disk every 16 MiB or 2048 entries. Raises ResourceExhausted.
+
+        written_bytes includes the upcoming entry's, which must leave the reserve untouched.
+        """
         if written_bytes < self._next_bytes and entry < self._next_entry:
             return
         self._next_bytes = written_bytes + _SPACE_CHECK_BYTES
         self._next_entry = entry + _SPACE_CHECK_ENTRIES
         found = os.fstatvfs(self._fd)
         free_bytes = found.f_bavail * found.f_frsize
-        if free_bytes < self._reserve_bytes:
+        if free_bytes - upcoming_bytes < self._reserve_bytes:
             raise ResourceExhausted(
-                f"image store: {free_bytes} bytes are free and {self._reserve_bytes} must remain:"
-                " remove images or enlarge the disk"
+                f"image store: {free_bytes} bytes are free, {upcoming_bytes} are needed next and"
+                f" {self._reserve_bytes} must remain: remove images or enlarge the disk"
             )
 
 
@@ -175,7 +178,7 @@ class _Counts:
 
 def _apply_all(
     tar: TarBytes, job: jobs.UnpackJob, space: _Space | None
-) -> tuple[_Counts, list[str]]:
+) -> tuple[_Counts, list[bytes]]:
     counts = _Counts()
     if space is None:
         for entry in entries(tar, job.limits):
@@ -185,10 +188,14 @@ def _apply_all(
     applier = Applier(job.limits)
     for entry in entries(tar, job.limits):
         counts.add(entry)
-        space.check(written_bytes=tar.total + entry.size, entry=counts.entries)
+        space.check(
+            written_bytes=tar.total + entry.size,
+            upcoming_bytes=entry.size,
+            entry=counts.entries,
+        )
         _apply_one(applier, entry, tar)
     applier.finish()
-    return counts, list(applier.implied)
+    return counts, [os.fsencode(path) for path in applier.implied]
 
 
 def _apply_one(applier: Applier, entry: Entry, tar: TarBytes) -> None:
@@ -283,7 +290,9 @@ def _split(job: jobs.SplitJob) -> jobs.Split:
             continue
         if count >= job.members_max:
             raise InvalidArgument(f"image archive has more than {job.members_max} files, the limit")
-        space.check(written_bytes=tar.total + entry.size)
+        if not name.isprintable():
+            raise InvalidArgument(f"image archive: file name {name!r} is not printable text")
+        space.check(written_bytes=tar.total + entry.size, upcoming_bytes=entry.size)
         members[name] = _member(job, entry, name, tar, file=f"m{count}")
     tar.drain()
     raw.drain()

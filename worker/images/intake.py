@@ -199,7 +199,7 @@ class Intake:
         self,
         job: Job,
         layer: Layer,
-        implied: Sequence[str],
+        implied: Sequence[bytes],
         *,
         slot: str,
         below: Sequence[str] = (),

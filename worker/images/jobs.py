@@ -37,7 +37,7 @@ Job = UnpackJob | SplitJob
 class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
     """A layer was applied (or verified). The blob's digest is of the kept form when one was kept.
 
-    implied: directories the tar left out, in the order they were made.
+    implied: directories the tar left out, in the order they were made, named in bytes.
     """
 
     diff_id: str
@@ -46,7 +46,7 @@ class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
     media_type: str
     unpacked_bytes: int
     entries: int
-    implied: list[str]
+    implied: list[bytes]
 
 
 class Member(msgspec.Struct, frozen=True):

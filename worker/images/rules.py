@@ -15,6 +15,8 @@ OPAQUE_MARKER = ".wh..wh..opq"
 _WHITEOUT_META = ".wh..wh."
 _PATH_BYTES_MAX = 4095
 _NAME_BYTES_MAX = 255
+_MAJOR_MAX = (1 << 12) - 1
+_MINOR_MAX = (1 << 20) - 1
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 _KEPT_XATTRS = (
     "user.", "trusted.", "security.capability",
@@ -84,6 +86,10 @@ def check_kind(entry: Entry, *, devices_before: int, devices_max: int) -> None:
             f"entry {entry.name!r} is character device 0:0, overlayfs' own whiteout:"
             " deletions are spelled .wh.<name>"
         )
+    if entry.major > _MAJOR_MAX or entry.minor > _MINOR_MAX:
+        raise InvalidArgument(
+            f"entry {entry.name!r}: device {entry.major}:{entry.minor} cannot exist on Linux"
+        )
     if devices_before >= devices_max:
         raise InvalidArgument(
             f"entry {entry.name!r}: more than {devices_max} device nodes in one layer"
@@ -98,6 +104,8 @@ def kept_xattrs(entry: Entry) -> dict[str, bytes]:
     if not entry.xattrs:
         return entry.xattrs
     for key in entry.xattrs:
+        if "\0" in key:
+            raise InvalidArgument(f"entry {entry.name!r}: attribute {key!r} contains a NUL byte")
         if key.startswith(_OVERLAY_XATTRS):
             raise InvalidArgument(
                 f"entry {entry.name!r} sets {key!r}: overlayfs' own attributes are refused"

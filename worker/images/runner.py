@@ -58,7 +58,7 @@ class Runner:
         errors_fd = os.memfd_create("unpack-stderr")
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "worker.images.child",
+                sys.executable, "-P", "-X", "utf8", "-m", "worker.images.child",
                 jobs.encode_job(job).decode(), str(os.getpid()),
                 stdin=source if isinstance(source, int) else subprocess.PIPE,
                 stdout=answer_fd,

@@ -24,14 +24,14 @@ class _Search(Enum):
     HIDDEN = "hidden"  # this layer ends the search: a file, link, whiteout or opaque directory
 
 
-def settle(layer: Path, implied: Sequence[str], lowers: Sequence[Path]) -> None:
+def settle(layer: Path, implied: Sequence[bytes], lowers: Sequence[Path]) -> None:
     """Copy attributes for each implied directory of `layer`; `lowers` topmost first.
 
     Cost: a few system calls per directory and lower layer. Raises OSError.
     """
     for path in implied:
         fd = _find(path, lowers)
-        target = os.open(layer / path, _DIRECTORY)
+        target = os.open(os.path.join(os.fsencode(layer), path), _DIRECTORY)
         try:
             if fd is None:
                 os.utime(target, ns=(0, 0))
@@ -43,7 +43,7 @@ def settle(layer: Path, implied: Sequence[str], lowers: Sequence[Path]) -> None:
                 os.close(fd)
 
 
-def _find(path: str, lowers: Sequence[Path]) -> int | None:
+def _find(path: bytes, lowers: Sequence[Path]) -> int | None:
     for lower in lowers:
         found = _walk(path, lower)
         if isinstance(found, int):
@@ -53,10 +53,10 @@ def _find(path: str, lowers: Sequence[Path]) -> int | None:
     return None
 
 
-def _walk(path: str, lower: Path) -> int | _Search:
+def _walk(path: bytes, lower: Path) -> int | _Search:
     fd = os.open(lower, _DIRECTORY)
     opaque = False
-    for part in path.split("/") if path else ():
+    for part in path.split(b"/") if path else ():
         opaque = opaque or _is_opaque(fd)
         try:
             found = os.stat(part, dir_fd=fd, follow_symlinks=False)

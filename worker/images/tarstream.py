@@ -154,6 +154,7 @@ def _headers(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
     records: dict[bytes, bytes] = {}
     long_name: bytes | None = None
     long_link: bytes | None = None
+    held = {b"g": 0}  # bytes of extended headers waiting for their entry; global ones for good
     while True:
         block = source.read(BLOCK)
         if block == _ZEROS:
@@ -162,6 +163,9 @@ def _headers(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
         flag = block[156:157]
         if flag in (b"x", b"X", b"g", b"L", b"K"):
             payload = _payload(source, block, limits)
+            scope = b"g" if flag == b"g" else b""
+            held[scope] = held.get(scope, 0) + len(payload)
+            _check_held(held[scope], limits)
             if flag == b"L":
                 long_name = payload.split(b"\0", 1)[0]
             elif flag == b"K":
@@ -174,6 +178,7 @@ def _headers(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
         yield _entry(block, {**shared, **records} if shared or records else records,
                      long_name=long_name, long_link=long_link)  # fmt: skip
         records, long_name, long_link = {}, None, None
+        held.pop(b"", None)
 
 
 def _check_block(block: bytes, *, first: bool) -> None:
@@ -191,15 +196,20 @@ def _check_block(block: bytes, *, first: bool) -> None:
 
 def _payload(source: TarBytes, block: bytes, limits: UnpackLimits) -> bytes:
     size = _number(block[124:136], "size of an extended header")
-    if size > limits.header_bytes_max:
-        raise InvalidArgument(
-            f"an extended header has {size} bytes, the limit is {limits.header_bytes_max}"
-        )
+    _check_held(size, limits)
     payload = source.read(size)
     if len(payload) < size:
         raise InvalidArgument("archive is truncated: it ends inside an extended header")
     source.skip(-size % BLOCK)
     return payload
+
+
+def _check_held(held_bytes: int, limits: UnpackLimits) -> None:
+    if held_bytes > limits.header_bytes_max:
+        raise InvalidArgument(
+            f"an entry's extended headers have {held_bytes} bytes or more,"
+            f" the limit is {limits.header_bytes_max}"
+        )
 
 
 def _entry(

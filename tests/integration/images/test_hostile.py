@@ -25,6 +25,13 @@ from worker.images.store import ImageStore
 
 pytestmark = pytest.mark.root
 
+
+def endless_headers():
+    """Many pax headers, each within the limit, and no entry to use them up."""
+    part = tar(member("a", b"", xattrs={"user.a": "x" * 60_000}))[: 512 + 60_416]
+    return part * 40
+
+
 HOSTILE = {
     "dot-dot": (tar(member("../escaped", b"x")), "'../escaped' contains '..'"),
     "dot-dot inside": (tar(member("a/../../escaped", b"x")), "contains '..'"),
@@ -78,6 +85,22 @@ HOSTILE = {
     "truncated gzip": (gzip.compress(tar(member("a", b"x" * 9999)))[:60], "truncated"),
     "not a tar": (b"#!/bin/sh\n" * 500, "not a tar"),
     "empty": (b"", "empty"),
+    "depth": (tar(member("/".join("d" * 300), b"")), "more than 255 directories deep"),
+    "depth through links": (
+        tar(
+            member("/".join("a" * 200) + "/x", b""),
+            symlink("l", "/".join("a" * 200)),
+            member("l/" + "/".join("b" * 100) + "/x", b""),
+        ),
+        "more than 255 directories deep",
+    ),
+    "device number": (tar(device("d", major=1 << 20)), "cannot exist on Linux"),
+    "attribute name": (tar(member("a", b"", xattrs={"user.a\0b": "x"})), "contains a NUL byte"),
+    "attribute too big": (
+        tar(member("a", b"", xattrs={"user.a": "x" * 70_000})),
+        "attribute 'user.a' is refused",
+    ),
+    "endless headers": (endless_headers(), "extended headers have"),
     "unknown type": (tar(member("a", b"", type=b"Z")), "unknown type"),
     "late evil after good": (
         tar(*(member(f"f{i}", b"x" * 1000) for i in range(50)), member("../e", b"")),

@@ -6,6 +6,7 @@ import asyncio
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
 import os
 import signal
@@ -109,6 +110,19 @@ async def test_attributes_survive_to_the_container(store, tmp_path):
 CAPABILITY = bytes([1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).decode(
     "latin-1"
 )
+
+
+async def test_names_that_are_not_text(store, tmp_path):
+    odd = b"d\xff\xfe".decode("utf-8", "surrogateescape")
+    out = io.BytesIO()
+    with tarfile.open(
+        fileobj=out, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
+    ) as archive:
+        archive.addfile(tarfile.TarInfo(f"{odd}/f\n"), None)
+    image = await store.import_rootfs(write(tmp_path / "a.tar", out.getvalue()), "web")
+    with merged(store, image, tmp_path) as top:
+        assert os.listdir(os.fsencode(top)) == [b"d\xff\xfe"]
+        assert os.listdir(os.fsencode(top) + b"/d\xff\xfe") == [b"f\n"]
 
 
 async def test_whiteouts_opaque_and_implied_parents(store, tmp_path):
@@ -316,9 +330,13 @@ async def test_full_disk(tmp_path):
             big = write(tmp_path / "big.tar", tar(member("a", os.urandom(6_000_000))))
             saved = write(tmp_path / "saved.tar", docker_save([big.read_bytes()]))
             for attempt in (store.import_rootfs(big, "web"), store.load(saved)):
-                with pytest.raises(ResourceExhausted, match="No space left on device"):
+                with pytest.raises(ResourceExhausted, match=r"are needed next|No space left on device"):
                     await attempt
                 assert leftovers(small / "images") == []
+            parts = tar(*(member(f"f{i}", os.urandom(100_000)) for i in range(60)))
+            with pytest.raises(ResourceExhausted, match="No space left on device"):
+                await store.import_rootfs(write(tmp_path / "parts.tar", parts), "web")
+            assert leftovers(small / "images") == []
             many = tar(*(member(f"f{i}", b"") for i in range(6000)))
             with pytest.raises(ResourceExhausted, match="No space left"):
                 await store.import_rootfs(write(tmp_path / "many.tar", many), "web")
