@@ -12,6 +12,7 @@ drops the chunk and says so, rather than stop the program that wrote it.
 from __future__ import annotations
 
 import _json
+import _socket
 import binascii
 import ctypes
 import errno
@@ -20,8 +21,6 @@ import os
 import select
 import struct
 import time
-
-import _socket
 
 CHUNK_BYTES = 65536
 PIECE_BYTES = 16384  # a longer line is written in pieces, all but the last without newline
@@ -34,6 +33,7 @@ _SLOT_BYTES = 64
 _SPLICE_F_NONBLOCK = 2
 _LINK_FD = 3
 _COMPLAINT_PERIOD_S = 60.0
+_SECOND_NS = 1_000_000_000
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ class ContainerLog:
         self.streams = []
 
     def append(self, stream: Stream, data: bytes) -> None:
-        """Write whole lines, note the position around it, and take the bytes from the pipe."""
-        entries = self._entries(stream, data)
-        if self._size and self._size + len(entries) > self.bytes_max:
+        """Write lines as far as the file has room, then take just these from the pipe."""
+        entries, taken = self._entries(stream, data, self.bytes_max - self._size)
+        if not taken:
             self._rotate()
-        checksum = binascii.crc32(data)
-        self._note(stream, 1, checksum, len(entries), len(data))
+            entries, taken = self._entries(stream, data, self.bytes_max)
+        checksum = binascii.crc32(data[:taken])
+        self._note(stream, 1, checksum, len(entries), taken)
         try:
             self._write(entries)
         except OSError as error:
@@ -107,19 +108,30 @@ class ContainerLog:
             self._complain(error)
         else:
             self._size += len(entries)
-        _take(stream.fd, len(data))
-        self._note(stream, 0, checksum, len(entries), len(data))
+        _take(stream.fd, taken)
+        self._note(stream, 0, checksum, len(entries), taken)
 
-    def _entries(self, stream: Stream, data: bytes) -> bytes:
+    def _entries(self, stream: Stream, data: bytes, room: int) -> tuple[bytes, int]:
+        """Entries of at most `room` bytes, or one where a whole file is too small for it."""
         now_ns = max(time.time_ns(), self.last_ns + 1)
         quote, prefix = _json.encode_basestring, stream.prefix
-        entries = []
+        second, seconds = -1, ""
+        entries: list[bytes] = []
+        taken = used = 0
         for piece in _pieces(data):
-            text = quote(piece.decode("utf-8", "replace"))
-            entries.append(f'{{"log":{text[:-1]}{prefix}{timestamp(now_ns)}"}}\n')
+            if now_ns // _SECOND_NS != second:
+                second = now_ns // _SECOND_NS
+                seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            text = quote(piece.decode("utf-8", "replace"))[:-1]
+            entry = f'{{"log":{text}{prefix}{seconds}.{now_ns % _SECOND_NS:09d}Z"}}\n'.encode()
+            used += len(entry)
+            if used > room and (entries or room < self.bytes_max):
+                break
+            entries.append(entry)
+            taken += len(piece)
             self.last_ns = now_ns
             now_ns += 1
-        return "".join(entries).encode()
+        return b"".join(entries), taken
 
     def _write(self, entries: bytes) -> None:
         written = 0
@@ -155,9 +167,9 @@ class ContainerLog:
             self._size = offset
         else:
             head = peek(stream.fd)
-            if head is not None and len(head) >= taken:
-                if binascii.crc32(head[:taken]) == checksum:
-                    _take(stream.fd, taken)
+            whole = head is not None and len(head) >= taken
+            if head and whole and binascii.crc32(head[:taken]) == checksum:
+                _take(stream.fd, taken)
         self._note(stream, 0, checksum, length, taken)
 
     def mark_end(self) -> None:
@@ -327,13 +339,7 @@ def _pieces(data: bytes) -> list[bytes]:
 def _lines(data: bytes) -> list[bytes]:
     parts = data.split(b"\n")
     lines = [part + b"\n" for part in parts[:-1]]
-    return lines + [parts[-1]] if parts[-1] else lines
-
-
-def timestamp(ns: int) -> str:
-    """RFC 3339 in UTC with nine fractional digits."""
-    seconds, fraction = divmod(ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09d}Z"
+    return [*lines, parts[-1]] if parts[-1] else lines
 
 
 def _read_json(path: str) -> Any:
@@ -358,10 +364,8 @@ class _ScannerSettings:
 
 
 def _bind(path: str) -> _socket.socket:
-    try:
+    if os.path.exists(path):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
     kind = _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
     sock = _socket.socket(_socket.AF_UNIX, kind, 0)
     mask = os.umask(0o177)

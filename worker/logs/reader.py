@@ -88,7 +88,7 @@ async def read(
     this time, exclusive, so the time of the last line read is a cursor. follow: go on until the
     container has ended and everything it wrote was given. Raises: NotFound.
     """
-    if not os.path.isdir(container_dir):
+    if not await asyncio.to_thread(os.path.isdir, container_dir):
         raise NotFound(f"logs: no container directory {os.path.basename(container_dir)}")
     place = _Place(container_dir)
     await _wait_until_drained(place)
@@ -112,7 +112,7 @@ async def _wait_until_drained(place: _Place) -> None:
     """An ended container's last bytes may still be on their way through the logger."""
     try:
         async with asyncio.timeout(_DRAIN_DEADLINE_S):
-            while not place.ended() and _state(place.container_dir) == "exited":
+            while not place.ended() and _state(place.container_dir) == "exited":  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S / 4)
     except TimeoutError:
         return
@@ -134,7 +134,7 @@ def _last(place: _Place, count: int, since_ns: int, streams: frozenset[str]) -> 
         part = _Place(place.container_dir)
         part.sequence = sequence
         lines: list[LogLine] = []
-        while entries := part._read():  # noqa: SLF001 - same class, one file only
+        while entries := part._read():
             lines += [e for e in entries if e.time_ns > since_ns and e.stream in streams]
             if len(lines) > 2 * count + _ENTRIES_PER_BATCH:
                 lines = lines[len(lines) - count :] if count else []

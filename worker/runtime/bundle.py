@@ -39,8 +39,23 @@ _DEVICE_RULES: list[tuple[str, int | None, int | None, str]] = [
 ]  # fmt: skip
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ULIMITS = frozenset(
-    "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending "
-    "stack".split()
+    [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ]
 )
 _RLIM_INFINITY = -1
 CPU_PERIOD_US = 100_000
@@ -89,18 +104,22 @@ def check(config: ContainerConfig) -> None:
         raise InvalidArgument(f"cwd {config.cwd!r} must be an absolute path")
     if any("\0" in text for text in (*config.args, *config.env)):
         raise InvalidArgument("args and env must not contain a zero byte")
+    _check_limits(config)
+    for mount in config.mounts:
+        _check_mount(mount)
+    capabilities_of(config)
+
+
+def _check_limits(config: ContainerConfig) -> None:
     if 0 < config.memory_bytes < MEMORY_BYTES_MIN:
         raise InvalidArgument("memory_bytes: the minimum is 6 MiB")
     if config.log_max_files < 1 or config.log_max_size_bytes < 4096:
         raise InvalidArgument("log_max_files must be at least 1, log_max_size_bytes 4096")
-    for mount in config.mounts:
-        _check_mount(mount)
     for limit in config.ulimits:
         _check_ulimit(limit)
     for key, _ in config.sysctls:
         if not key.startswith(_NAMESPACED_SYSCTLS):
             raise InvalidArgument(f"sysctls: {key} is not per container; set it on the node")
-    capabilities_of(config)
 
 
 def _check_mount(mount: Mount) -> None:
@@ -155,9 +174,7 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
             "args": list(config.args),
             "env": environment_of(config),
             "cwd": config.cwd,
-            "capabilities": {
-                name: capabilities for name in ("bounding", "effective", "permitted")
-            },
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
             "rlimits": [
                 {
                     "type": f"RLIMIT_{limit.name.upper()}",
@@ -206,7 +223,7 @@ def hostname_of(config: ContainerConfig) -> str:
 
 
 def environment_of(config: ContainerConfig) -> list[str]:
-    """PATH and HOSTNAME first, then the configuration's own; a later word for a name replaces it."""
+    """PATH and HOSTNAME first, then the configuration's own; a later value replaces one."""
     values = {"PATH": PATH_DEFAULT, "HOSTNAME": hostname_of(config)}
     for entry in config.env:
         name, separator, value = entry.partition("=")

@@ -241,10 +241,10 @@ class NativeRuntime(Runtime):
         self, operation: str, fields: dict[str, Any], deadline_s: float | None = REQUEST_DEADLINE_S
     ) -> Any:
         async with _deadline(deadline_s, f"runtime: {operation}: no answer in time"):
-            while True:
+            reply = None
+            while reply is None:
                 try:
                     reply = await self._exchange(operation, fields)
-                    break
                 except (OSError, _Broken) as error:
                     if operation not in _REPEATABLE:
                         raise Unavailable(
@@ -284,7 +284,7 @@ class NativeRuntime(Runtime):
         return await asyncio.open_unix_connection(self._socket, limit=_LINE_BYTES_MAX)
 
 
-class _deadline:  # noqa: N801 - reads as a verb at its use
+class _deadline:
     """`asyncio.timeout` that raises our own error."""
 
     def __init__(self, delay_s: float | None, message: str) -> None:

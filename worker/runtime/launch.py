@@ -17,9 +17,7 @@ import worker
 from shoal.errors import FailedPrecondition, Unavailable
 from worker.runtime.lean import files, seccomp_build
 
-BOOT = (
-    "import sys;sys.path.insert(0,sys.argv[1]);from worker.runtime.lean.{} import main;main()"
-)
+BOOT = "import sys;sys.path.insert(0,sys.argv[1]);from worker.runtime.lean.{} import main;main()"
 _SPAWN_DEADLINE_S = 10.0
 _LOG_BYTES_MAX = 1 << 20
 _PROFILE = Path(__file__).with_name("seccomp_default.json")
@@ -68,9 +66,7 @@ def recorded_pid(run_dir: str, part: str) -> int:
 async def spawn_keeper(run_dir: str, state_dir: str, cgroup_parent: str) -> None:
     """Start a keeper that is nobody's child and outlives us. Raises: Unavailable."""
     log_path = f"{state_dir}/runtime.log"
-    if os.path.exists(log_path) and os.path.getsize(log_path) > _LOG_BYTES_MAX:
-        os.replace(log_path, f"{log_path}.1")
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    log = await asyncio.to_thread(_open_log, log_path)
     arguments = (root_dir(), run_dir, state_dir, cgroup_parent, "spawn")
     try:
         process = await asyncio.create_subprocess_exec(
@@ -85,6 +81,12 @@ async def spawn_keeper(run_dir: str, state_dir: str, cgroup_parent: str) -> None
         raise Unavailable(f"the keeper did not start (exit code {code}); see {log_path}")
 
 
+def _open_log(path: str) -> int:
+    if os.path.exists(path) and os.path.getsize(path) > _LOG_BYTES_MAX:
+        os.replace(path, f"{path}.1")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+
 async def seccomp_program(state_dir: str, capabilities: tuple[str, ...]) -> str:
     """Path of the compiled default profile for this capability set; compiled when missing.
 
@@ -93,7 +95,7 @@ async def seccomp_program(state_dir: str, capabilities: tuple[str, ...]) -> str:
     digest = hashlib.sha256(await asyncio.to_thread(_PROFILE.read_bytes))
     digest.update("\0".join((*capabilities, *os.uname()[2:])).encode())
     path = f"{state_dir}/seccomp/{digest.hexdigest()[:32]}.bpf"
-    if os.path.exists(path):
+    if await asyncio.to_thread(os.path.exists, path):
         return path
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", "-c", BOOT.format("seccomp_build"),

@@ -126,6 +126,10 @@ class V1:
         word = "FROZEN" if frozen else "THAWED"
         write(f"{self._roots['freezer']}/{container}/freezer.state", word)
 
+    def is_frozen(self, container: str) -> bool:
+        """True once no process of the container runs any more."""
+        return read(f"{self._roots['freezer']}/{container}/freezer.state").strip() == "FROZEN"
+
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""
         memory = f"{self._roots['memory']}/{container}"
@@ -220,6 +224,10 @@ class V2:
     def freeze(self, container: str, *, frozen: bool) -> None:
         """Pause or resume every process of the container."""
         write(f"{self._root}/{container}/cgroup.freeze", int(frozen))
+
+    def is_frozen(self, container: str) -> bool:
+        """True once no process of the container runs any more."""
+        return _counter(f"{self._root}/{container}/cgroup.events", "frozen") == 1
 
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from worker.runtime.lean import files
+from worker.runtime.lean import files, tinyjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Container:
     def save(self) -> None:
         """Replace the record."""
         path = f"{self.directory}/{files.STATE_FILE}"
-        files.write_atomically(path, files.tinyjson.dumps(self.status()))
+        files.write_atomically(path, tinyjson.dumps(self.status()))
 
     def alive(self) -> bool:
         """True when the recorded process still runs and can be watched; opens its pidfd."""

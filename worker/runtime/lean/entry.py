@@ -41,4 +41,4 @@ def spawn() -> None:
     os.setsid()
     os.chdir("/")
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])
+    os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606

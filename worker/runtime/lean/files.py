@@ -31,6 +31,14 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     os.rename(fresh, path)
 
 
+def discard(path: str) -> None:
+    """Remove a file that may not be there."""
+    try:  # noqa: SIM105 - contextlib is too dear for the small processes
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 def read_text(path: str) -> str:
     """The whole of a small file. Raises: OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -9,15 +9,14 @@ Does nothing else: no sockets, no cgroups, no parsing, so that there is little t
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import _socket
 import fcntl
 import os
 import select
 import sys
 import time
 
-import _socket
-
-from worker.runtime.lean import files
+from worker.runtime.lean import files, tinyjson
 from worker.runtime.lean.holds import Holds
 
 LINK_FD = 3  # where a part finds its end of the pair
@@ -94,7 +93,7 @@ class Keeper:
         part.started_at_s = time.monotonic()
         part.pid = os.posix_spawn(
             sys.executable,
-            sys.orig_argv[:-1] + [part.name],
+            [*sys.orig_argv[:-1], part.name],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), LINK_FD)],
             setsigdef=[_signal.SIGPIPE, _signal.SIGXFSZ],
@@ -158,10 +157,7 @@ class Keeper:
                 os.waitpid(part.pid, 0)
                 part.pid = 0
             for suffix in (".pid", ".sock"):
-                try:
-                    os.unlink(f"{self.run_dir}/{part.name}{suffix}")
-                except FileNotFoundError:
-                    continue
+                files.discard(f"{self.run_dir}/{part.name}{suffix}")
         os.unlink(f"{self.run_dir}/keeper.pid")
 
 
@@ -173,7 +169,7 @@ def record_exit(state_dir: str, found: os.waitid_result) -> None:
     path = files.exit_record(state_dir, pid, files.start_ticks(pid))
     record = {"status": status, "at_ns": time.time_ns()}
     try:
-        files.write_atomically(path, files.tinyjson.dumps(record))
+        files.write_atomically(path, tinyjson.dumps(record))
     except OSError as error:
         files.complain(f"keeper: cannot record the exit of {pid}: {error}")
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -85,14 +89,14 @@ _LONG, _INT, _STR, _PTR = ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c
 _ULONG, _SIZE = ctypes.c_ulong, ctypes.c_size_t
 
 
-def _call(name: str, *argtypes: type[object]) -> ctypes._NamedFuncPointer:  # type: ignore[name-defined]
+def _call(name: str, *argtypes: type[ctypes._SimpleCData[Any]]) -> ctypes._NamedFuncPointer:
     function = _libc[name]
     function.argtypes = argtypes
     function.restype = _INT
     return function
 
 
-def _syscall(*argtypes: type[object]) -> ctypes._NamedFuncPointer:  # type: ignore[name-defined]
+def _syscall(*argtypes: type[ctypes._SimpleCData[Any]]) -> ctypes._NamedFuncPointer:
     function = _libc["syscall"]
     function.argtypes = (_LONG, *argtypes)
     function.restype = _LONG
@@ -123,7 +127,7 @@ _ioctl = _libc["ioctl"]
 
 
 class _CloneArgs(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - the shape ctypes asks for
+    _fields_ = [
         (name, ctypes.c_uint64)
         for name in (
             "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size",
@@ -133,7 +137,7 @@ class _CloneArgs(ctypes.Structure):
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("flags", ctypes.c_uint64),
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
@@ -141,7 +145,7 @@ class _OpenHow(ctypes.Structure):
 
 
 class _MountAttr(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("attr_set", ctypes.c_uint64),
         ("attr_clr", ctypes.c_uint64),
         ("propagation", ctypes.c_uint64),
@@ -150,7 +154,7 @@ class _MountAttr(ctypes.Structure):
 
 
 class _SockFprog(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
 def _checked(result: int, what: str) -> int:
@@ -179,7 +183,7 @@ def clone(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    """mount(2). Refuses options the kernel would cut at 4095 bytes without a word."""
+    """Mount a file system. Refuses options the kernel would cut at 4095 bytes without a word."""
     encoded = os.fsencode(options)
     if len(encoded) > 4094:
         raise OSError(7, "mount options are longer than the kernel reads", target)
@@ -211,7 +215,7 @@ def sethostname(name: str) -> None:
 
 
 def prctl(option: int, argument: int = 0, second: int = 0) -> None:
-    """prctl(2) with up to two arguments."""
+    """Call prctl with up to two arguments."""
     _checked(_prctl(option, argument, second, 0, 0), f"prctl {option}")
 
 
@@ -320,12 +324,12 @@ def install_seccomp(program: bytes) -> None:
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char], what: str) -> int:
-    """bpf(2) with a raw attribute block."""
+    """Call bpf with a raw attribute block."""
     return _checked(_bpf(_NR["bpf"], command, ctypes.addressof(attributes), len(attributes)), what)
 
 
 class _PidfdInfo(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("mask", ctypes.c_uint64),
         ("cgroupid", ctypes.c_uint64),
         *((name, ctypes.c_uint32) for name in (

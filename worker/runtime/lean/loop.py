@@ -6,14 +6,13 @@ not read is disconnected and reads the state again when it comes back.
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import time
 
-import _socket
-
 from worker.runtime.lean import tinyjson
-from worker.runtime.lean.files import complain
+from worker.runtime.lean.files import complain, discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,11 +161,7 @@ class Client:
 def listen(loop: Loop, path: str, on_request: Callable[..., None]) -> None:
     """Serve a unix stream socket at `path` (mode 0600), replacing a stale one."""
     fresh = f"{path}.new"
-    for stale in (fresh,):
-        try:
-            os.unlink(stale)
-        except FileNotFoundError:
-            continue
+    discard(fresh)
     sock = _socket.socket(
         _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC, 0
     )
@@ -179,7 +174,7 @@ def listen(loop: Loop, path: str, on_request: Callable[..., None]) -> None:
     def accept(events: int) -> None:
         del events
         try:
-            fd, _ = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - no `socket` here
+            fd, _ = sock._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         connection = _socket.socket(fileno=fd)

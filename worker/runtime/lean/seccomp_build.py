@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _ArgCmp(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("arg", ctypes.c_uint),
         ("op", ctypes.c_int),
         ("datum_a", ctypes.c_uint64),

@@ -11,14 +11,14 @@ Refuses: a second thread, any import outside the standard library, and to wait f
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import errno
 import gc
 import os
 import select
 import sys
 import time
-
-import _socket
 
 from worker.runtime.lean import cgroups, child, files, linux, loop, tinyjson
 from worker.runtime.lean.container import EXIT_LOST, EXITED, RUNNING, Container
@@ -41,6 +41,7 @@ _NAMESPACES = {
 }
 _RECORD_WAIT_S = 3.0  # how long an inherited child's exit record may take to appear
 _RETRY_S = 0.02
+_FREEZE_WAIT_S = 5.0
 ORPHAN_ERROR = "exit status lost: the container ended while no process of the runtime was alive"
 REBOOT_ERROR = "exit status lost: the machine was restarted while the container ran"
 
@@ -188,9 +189,7 @@ class Supervisor:
             else:
                 flags |= _NAMESPACES.get(namespace["type"], 0)
         self._reset_stdio(name)
-        writers = [
-            os.open(f"{directory}/{s}", os.O_RDWR | os.O_CLOEXEC) for s in files.STREAMS
-        ]
+        writers = [os.open(f"{directory}/{s}", os.O_RDWR | os.O_CLOEXEC) for s in files.STREAMS]
         opened += writers
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         opened.append(null)
@@ -217,7 +216,7 @@ class Supervisor:
 
     def _undo_launch(self, container: Container) -> None:
         if container.pidfd >= 0:  # cloned, but its record could not be written
-            child._signal.pidfd_send_signal(container.pidfd, 9)  # noqa: SLF001
+            _signal.pidfd_send_signal(container.pidfd, _signal.SIGKILL)
             self.loop.forget(container.pidfd)
             os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
             container.close()
@@ -236,10 +235,7 @@ class Supervisor:
 
     def _reset_stdio(self, name: str) -> None:
         self.holds.release(name)
-        try:
-            os.unlink(f"{self.containers_dir}/{name}/{files.LOG_END_FILE}")
-        except FileNotFoundError:
-            pass
+        files.discard(f"{self.containers_dir}/{name}/{files.LOG_END_FILE}")
         self.holds.take(name)
 
     def _record_start(self, container: Container, pid: int) -> None:
@@ -390,7 +386,7 @@ class Supervisor:
         if events & (select.EPOLLHUP | select.EPOLLERR):
             files.complain("supervisor: the keeper died; taking its place")
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-            os.execv(sys.executable, sys.orig_argv[:-1] + ["keeper"])
+            os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606
         os.read(self.keeper_fd, 4096)
 
     # Requests ---------------------------------------------------------------------------------
@@ -452,7 +448,7 @@ class Supervisor:
     def kill(self, client: loop.Client, request: Request) -> None:
         """Send a signal to the container's first process."""
         container = self._running(request)
-        child._signal.pidfd_send_signal(container.pidfd, request["signal"])  # noqa: SLF001
+        _signal.pidfd_send_signal(container.pidfd, request["signal"])
         if request["signal"] == 9 and container.paused:
             self.driver.freeze(container.id, frozen=False)  # the frozen do not die on version 1
         self._reply(client, request, container)
@@ -463,8 +459,19 @@ class Supervisor:
         self.driver.freeze(container.id, frozen=request["paused"])
         container.paused = request["paused"]
         container.save()
-        self._reply(client, request, container)
         self._publish(container)
+        self._answer_pause(client, request, time.monotonic() + _FREEZE_WAIT_S)
+
+    def _answer_pause(self, client: loop.Client, request: Request, deadline_s: float) -> None:
+        container = self._find(request)
+        if container.state != RUNNING or not request["paused"]:
+            self._reply(client, request, container)
+        elif self.driver.is_frozen(container.id):
+            self._reply(client, request, container)
+        elif time.monotonic() < deadline_s:
+            self.loop.after(0.001, lambda: self._answer_pause(client, request, deadline_s))
+        else:
+            self._refuse(client, request, Refused("unavailable", "not yet frozen; still trying"))
 
     def stats(self, client: loop.Client, request: Request) -> None:
         """Counters of the container's control group."""
@@ -473,7 +480,7 @@ class Supervisor:
         client.send({"seq": request["seq"], "result": result})
 
     def remove(self, client: loop.Client, request: Request) -> None:
-        """Forget an ended container and move its directory to the trash, for the caller to empty."""
+        """Forget an ended container; its directory goes to the trash, for the caller to empty."""
         container = self._find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
@@ -529,4 +536,3 @@ def main(run_dir: str, state_dir: str, cgroup_parent: str, keeper_fd: int) -> No
     gc.collect()
     gc.freeze()
     supervisor.loop.run()
-

@@ -30,7 +30,7 @@ def _refuse(value: object) -> object:
 
 _scan = _json.make_scanner(_ScannerSettings())  # type: ignore[arg-type]
 _encode = _json.make_encoder(
-    None,  # type: ignore[arg-type]  # no cycle markers
+    None,  # no cycle markers
     _refuse,
     _json.encode_basestring,
     None,
