@@ -65,7 +65,7 @@ class TaskLinks:
         if self._pool.address_of(task_id) is not None:
             return False
         netns.drop(self._path(task_id))  # left by a crash before anyone adopted it
-        return _exists(_host_name(task_id))
+        return _index_of(_host_name(task_id)) is not None
 
     def attach(self, task_id: str, address: str | None, interface: str) -> tuple[Attachment, bool]:
         """Make the task's namespace and link; also whether its address comes from quarantine.
@@ -114,10 +114,11 @@ class TaskLinks:
         """Drop the namespace and let the address rest; returns what to forget. Idempotent."""
         _check_task(task_id, TASK_INTERFACE)
         address = self._pool.release(task_id, now_s=self._clock.monotonic_s())
+        if address is not None:
+            self._unroute(task_id, address)
         netns.drop(self._path(task_id))
         if address is None:
             return ()
-        self._unroute(task_id, address)
         packed = socket.inet_aton(address)
         rest = Element("resting", packed, timeout_ms=int(QUARANTINE_S * 1000))
         hairpin = [Element("self4", packed * 2)] if packed * 2 in self._hairpins else []
@@ -199,13 +200,14 @@ class TaskLinks:
 
     def _unroute(self, task_id: str, address: str) -> None:
         """Refuse packets for the address at once, not when the kernel has ended the namespace."""
+        index = _index_of(_host_name(task_id))
+        if index is None:
+            return
+        host_route = route.Route(destination=f"{address}/32", device=index)
         try:
-            index = socket.if_nametoindex(_host_name(task_id))
-            self._route.transact(
-                [route.delete_route(route.Route(destination=f"{address}/32", device=index))]
-            )
-        except OSError as error:  # NetlinkError is one
-            if error.errno not in (errno.ENODEV, errno.ESRCH, errno.ENXIO, errno.ENOENT):
+            self._route.transact([route.delete_route(host_route)])
+        except NetlinkError as error:
+            if error.errno not in (errno.ENODEV, errno.ESRCH):
                 raise
 
     def _attachment(self, task_id: str, address: str, interface: str) -> Attachment:
@@ -219,12 +221,11 @@ def _host_name(task_id: str) -> str:
     return f"gt{task_id[:11]}"
 
 
-def _exists(name: str) -> bool:
+def _index_of(name: str) -> int | None:
     try:
-        socket.if_nametoindex(name)
-    except OSError:
-        return False
-    return True
+        return socket.if_nametoindex(name)
+    except OSError:  # it carries no errno
+        return None
 
 
 def _check_task(task_id: str, interface: str) -> None:
