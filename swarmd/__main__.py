@@ -1,0 +1,135 @@
+"""`swarmd`: the command line of the node daemon. Runs in the foreground, logs JSON on stderr.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT; 1 a bug of ours (a broken invariant); 2 the command
+line is wrong; 3 the environment refuses: not root, a directory or an address is in use.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read by gRPC when it is first imported
+
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from shoal.errors import InvalidArgument, InvariantViolation, SwarmError
+from shoal.telemetry import logs
+from swarmd.app import Daemon
+from swarmd.prepare import require_root
+from swarmd.settings import VERSION, DaemonSettings, make_paths
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_ENVIRONMENT = 3
+
+_log = structlog.get_logger()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/shoal"),
+    show_default=True,
+    help="Directory of what must survive a reboot.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/run/shoal"),
+    show_default=True,
+    help="Directory of the sockets.",
+)
+@click.option("--hostname", default="", help="Name of this node.  [default: the machine's]")
+@click.option(
+    "--cgroup-parent",
+    default="/shoal",
+    show_default=True,
+    help="Control group of the containers, from the root of each hierarchy.",
+)
+@click.option(
+    "--metrics-addr",
+    default="127.0.0.1:9323",
+    show_default=True,
+    help='HOST:PORT of /metrics, /healthz and /readyz; "" for none.',
+)
+@click.option(
+    "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
+)
+@click.version_option(VERSION, prog_name="swarmd")
+def main(
+    *,
+    state_dir: Path,
+    run_dir: Path,
+    hostname: str,
+    cgroup_parent: str,
+    metrics_addr: str,
+    log_level: str,
+) -> None:
+    """Run the node daemon of Shoal until SIGTERM.
+
+    Its containers run on when it stops. Exit codes: 0 stopped, 1 a bug, 2 wrong usage,
+    3 not root, or a directory or address is in use.
+    """
+    if (
+        not cgroup_parent.startswith("/")
+        or cgroup_parent == "/"
+        or ".." in cgroup_parent.split("/")
+    ):
+        raise click.BadParameter(
+            f"{cgroup_parent!r} must be an absolute path below the root",
+            param_hint="--cgroup-parent",
+        )
+    logs.configure("swarmd", log_level)
+    settings = DaemonSettings(
+        paths=make_paths(state_dir, run_dir),
+        hostname=hostname or socket.gethostname(),
+        cgroup_parent=cgroup_parent,
+        metrics_address=metrics_addr,
+        log_level=log_level,
+    )
+    sys.exit(_run(settings))
+
+
+def _run(settings: DaemonSettings) -> int:
+    try:
+        require_root()
+        asyncio.run(_serve(settings))
+    except InvalidArgument as error:
+        _log.error("node.not_started", reason=error.message)
+        return EXIT_USAGE
+    except SwarmError as error:
+        _log.error("node.not_started", reason=error.message)
+        return EXIT_ENVIRONMENT
+    except InvariantViolation as error:
+        _log.critical("node.broken", reason=str(error))
+        return EXIT_BUG
+    return 0
+
+
+async def _serve(settings: DaemonSettings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Daemon(settings) as daemon:
+        waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(daemon.wait_failed())]
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""First contact with a cluster: from a join token to an identity of this node.
+
+The token's secret is sent only over a connection whose root the token's digest vouches for; see
+docs/design/identity.md for the sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import msgspec
+
+from shoal.api.v1 import ca_pb2, ca_pb2_grpc, types_pb2
+from shoal.errors import Internal
+from shoal.model.enums import NodeAvailability
+from shoal.security.grpc_tls import fetch_server_certificate, joiner_credentials, secure_channel
+from shoal.security.identity import NodeIdentity, make_identity
+from shoal.security.keys import make_csr, make_key
+from shoal.security.tokens import JoinToken
+from shoal.wire.errors import from_rpc_error
+from swarmd.addresses import join_host_port
+
+TIMEOUT_S = 10.0
+
+
+class Applicant(msgspec.Struct, frozen=True):
+    """What a node says of itself when it joins."""
+
+    hostname: str
+    availability: NodeAvailability
+
+
+async def apply_for_identity(
+    host: str, port: int, token: JoinToken, applicant: Applicant
+) -> NodeIdentity:
+    """An identity from the manager at that address.
+
+    Raises: Unavailable or DeadlineExceeded if it cannot be reached, Unauthenticated if its root is
+    not the token's, and what the manager refuses with.
+    """
+    leaf = await fetch_server_certificate(host, port, TIMEOUT_S)
+    target = join_host_port(host, port)
+    try:
+        root_pem = await _fetch_root(target, leaf)
+        token.verify_root(root_pem)
+        return await _request(target, root_pem, token, applicant)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+async def _fetch_root(target: str, leaf_pem: bytes) -> bytes:
+    async with secure_channel(target, joiner_credentials(leaf_pem)) as channel:
+        answer = await ca_pb2_grpc.CaStub(channel).GetRootCaCertificate(
+            ca_pb2.GetRootCaCertificateRequest(), timeout=TIMEOUT_S
+        )
+    return answer.certificate
+
+
+async def _request(
+    target: str, root_pem: bytes, token: JoinToken, applicant: Applicant
+) -> NodeIdentity:
+    key_pem = await asyncio.to_thread(make_key)
+    request = ca_pb2.IssueNodeCertificateRequest(
+        csr=make_csr(key_pem),
+        token=token.render(),
+        availability=types_pb2.NodeAvailability.ValueType(applicant.availability),
+        hostname=applicant.hostname,
+    )
+    async with secure_channel(target, joiner_credentials(root_pem)) as channel:
+        answer = await ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(request, timeout=TIMEOUT_S)
+    # During a root rotation the manager sends both roots; it has proved to hold the right one.
+    identity = make_identity(answer.certificate, key_pem, answer.root_certificate or root_pem)
+    if (identity.peer.node_id, identity.peer.cluster_id) != (answer.node_id, answer.cluster_id):
+        raise Internal(f"{target}: the certificate is not for the node it was said to be for")
+    return identity

@@ -1,0 +1,139 @@
+"""The node's processes, kept running: started when wanted, started again when they die.
+
+A child is level-triggered: `start` and `stop` say what is wanted, one supervised loop makes it so.
+Pauses between restarts double from 0.1 s to 5 s and begin anew after 5 s of running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from shoal.aio.backoff import Backoff
+from shoal.aio.signal import Signal
+from swarmd.process import ChildProcess, describe_exit, end_leftover, write_pid_file
+from swarmd.settings import DaemonSettings
+
+MANAGER = "manager"
+WORKER = "worker"
+RESTART_PAUSE_MAX_S = 5.0
+STEADY_AFTER_S = 5.0
+
+CommandFor = Callable[[DaemonSettings, str], Sequence[str]]
+
+_log = structlog.get_logger()
+
+
+def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
+    """The command line of a process of the node. name: MANAGER or WORKER."""
+    command = [
+        sys.executable, "-P", "-m", name,
+        "--state-dir", str(settings.paths.state),
+        "--run-dir", str(settings.paths.run),
+        "--log-level", settings.log_level,
+        "--parent-pid", str(os.getpid()),
+    ]  # fmt: skip
+    if name == WORKER:
+        command += ["--hostname", settings.hostname, "--cgroup-parent", settings.cgroup_parent]
+    return command
+
+
+class Child:
+    """One process of the node. Give `run` to a supervisor; `start` and `stop` at will."""
+
+    def __init__(self, name: str, command: Callable[[], Sequence[str]], pid_file: Path) -> None:
+        self.name = name
+        self.restarts = 0
+        self.last_exit = ""
+        self._command = command
+        self._pid_file = pid_file
+        self._wanted = False
+        self._wake = Signal()
+        self._process: ChildProcess | None = None
+        self._backoff = Backoff(max_s=RESTART_PAUSE_MAX_S)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it should run."""
+        return self._wanted
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None while it does not run."""
+        return self._process.pid if self._process and self._process.running else None
+
+    def why_not(self) -> str:
+        """Why nobody may answer at its socket, for people."""
+        if not self._wanted:
+            return f"the {self.name} process is not meant to run on this node"
+        if self.pid is not None:
+            return f"the {self.name} process (pid {self.pid}) does not answer yet"
+        if self.last_exit:
+            return f"the {self.name} process {self.last_exit} and is being started again"
+        return f"the {self.name} process is being started"
+
+    def start(self) -> None:
+        """Want it to run; at once, whatever pause was left."""
+        self._wanted = True
+        self.last_exit = ""
+        self._backoff.reset()
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Want it not to run, and wait until it does not: SIGTERM, 8 s, SIGKILL."""
+        self._wanted = False
+        self._wake.set()
+        if self._process is not None:
+            await self._process.end()
+
+    async def restart(self) -> None:
+        """End the process and let a new one start. Nothing if it is not wanted."""
+        if self._wanted and self._process is not None:
+            await self._process.end()
+
+    async def run(self) -> None:
+        """Keep the process as it is wanted, until cancelled; the process ends with the loop."""
+        leftover = await end_leftover(self._pid_file)
+        if leftover is not None:
+            _log.warning("process.leftover_ended", child=self.name, child_pid=leftover)
+        while True:
+            while not self._wanted:
+                await self._wake.wait()
+            await self._live()
+            if self._wanted:
+                self.restarts += 1
+                pause_s = self._backoff.next_s(spread=0)
+                _log.warning(
+                    "process.restarting", child=self.name, pause_s=pause_s, restarts=self.restarts
+                )
+                await self._wake.wait(pause_s)
+
+    async def _live(self) -> None:
+        """One process from start to end."""
+        self._wake = Signal()  # a wake-up of before this start must not shorten the next pause
+        process = ChildProcess(self._command())
+        self._process = process
+        try:
+            write_pid_file(self._pid_file, process.pid)
+            _log.info("process.started", child=self.name, child_pid=process.pid)
+            status = await process.wait()
+        finally:
+            await process.end()
+            self._pid_file.unlink(missing_ok=True)
+            self._process = None
+        self.last_exit = describe_exit(status)
+        lived_s = asyncio.get_running_loop().time() - process.started_s
+        if lived_s > STEADY_AFTER_S:
+            self._backoff.reset()
+        _log.info(
+            "process.ended",
+            child=self.name,
+            child_pid=process.pid,
+            how=self.last_exit,
+            lived_s=round(lived_s, 3),
+        )

@@ -1,0 +1,123 @@
+"""NodeControl on the node's own socket: what this node is, and init, join and leave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+
+from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
+from shoal.model.enums import NodeRole
+from shoal.security.roles import Role
+from swarmd.core import InitWish
+from swarmd.host import read_host
+from swarmd.membership import JoinWish, MembershipChanges
+from swarmd.node import LocalNode
+from swarmd.settings import VERSION, DaemonSettings
+from swarmd.status import NodeStatus
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What does not change while swarmd runs. metrics_address: bound, empty: off."""
+
+    settings: DaemonSettings
+    metrics_address: str
+
+
+class NodeServer(node_pb2_grpc.NodeControlServicer):
+    """The servicer."""
+
+    def __init__(
+        self, facts: Facts, node: LocalNode, status: NodeStatus, changes: MembershipChanges
+    ) -> None:
+        self._facts = facts
+        self._node = node
+        self._status = status
+        self._changes = changes
+
+    @override
+    async def Info(self, request: node_pb2.InfoRequest, context: Any) -> node_pb2.InfoResponse:
+        host = await asyncio.to_thread(read_host)
+        membership, paths = self._node.membership, self._facts.settings.paths
+        answer = node_pb2.InfoResponse(
+            version=VERSION,
+            hostname=self._facts.settings.hostname,
+            state=self._node.state,
+            error=self._node.error,
+            managers=membership.managers,
+            state_dir=str(paths.state),
+            metrics_address=self._facts.metrics_address,
+            kernel=host.kernel,
+            os=host.os,
+            architecture=host.architecture,
+            nano_cpus=host.nano_cpus,
+            memory_bytes=host.memory_bytes,
+            processes=self._status.pids(),
+            docker_socket=str(paths.docker_socket) if paths.docker_socket.exists() else "",
+            cgroup_version=host.cgroup_version,
+        )
+        if membership.identity is not None and membership.config is not None:
+            peer = membership.identity.peer
+            answer.node_id = peer.node_id
+            answer.cluster_id = peer.cluster_id
+            answer.role = _role(peer.role)
+            answer.advertise_address = membership.config.advertise_address
+        return answer
+
+    @override
+    async def Init(self, request: node_pb2.InitRequest, context: Any) -> node_pb2.InitResponse:
+        cluster = await self._changes.init(
+            InitWish(
+                advertise_address=request.advertise_address,
+                listen_address=request.listen_address,
+                data_path_address=request.data_path_address,
+                availability=request.availability,
+                data_path_port=request.data_path_port,
+                ingress_pool=request.ingress_pool,
+                task_history_retention_limit=_optional(request, "task_history_retention_limit"),
+                dispatcher_heartbeat_period_ns=_optional(request, "dispatcher_heartbeat_period_ns"),
+                node_certificate_validity_ns=_optional(request, "node_certificate_validity_ns"),
+                snapshot_interval=_optional(request, "snapshot_interval"),
+            )
+        )
+        peer, tokens = cluster.identity.peer, cluster.secrets.tokens
+        return node_pb2.InitResponse(
+            node_id=peer.node_id,
+            cluster_id=peer.cluster_id,
+            join_tokens=types_pb2.JoinTokens(worker=tokens.worker, manager=tokens.manager),
+            advertise_address=cluster.advertise_address,
+        )
+
+    @override
+    async def Join(self, request: node_pb2.JoinRequest, context: Any) -> node_pb2.JoinResponse:
+        identity = await self._changes.join(
+            JoinWish(
+                remote_addresses=tuple(request.remote_addresses),
+                token=request.token,
+                advertise_address=request.advertise_address,
+                listen_address=request.listen_address,
+                data_path_address=request.data_path_address,
+                availability=request.availability,
+            )
+        )
+        return node_pb2.JoinResponse(
+            node_id=identity.peer.node_id,
+            cluster_id=identity.peer.cluster_id,
+            role=_role(identity.peer.role),
+        )
+
+    @override
+    async def Leave(self, request: node_pb2.LeaveRequest, context: Any) -> node_pb2.LeaveResponse:
+        await self._changes.leave(force=request.force)
+        return node_pb2.LeaveResponse()
+
+
+def _optional(request: node_pb2.InitRequest, field: Any) -> int | None:
+    return int(getattr(request, field)) if request.HasField(field) else None
+
+
+def _role(role: Role) -> types_pb2.NodeRole.ValueType:
+    number = NodeRole.MANAGER if role is Role.MANAGER else NodeRole.WORKER
+    return types_pb2.NodeRole.ValueType(number)

@@ -1,0 +1,27 @@
+"""What the command line of swarmd says, as one value."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from shoal.settings.paths import NodePaths
+
+VERSION = version("shoal")
+
+
+class DaemonSettings(msgspec.Struct, frozen=True):
+    """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off."""
+
+    paths: NodePaths
+    hostname: str
+    cgroup_parent: str = "/shoal"
+    metrics_address: str = "127.0.0.1:9323"
+    log_level: str = "info"
+
+
+def make_paths(state: Path, run: Path) -> NodePaths:
+    """The node's paths, absolute: the children may run in another directory."""
+    return NodePaths(state=state.absolute(), run=run.absolute())
