@@ -175,7 +175,7 @@ class Archive:
             member,
             manifest=content,
             layers=[self._blob(layer.digest, "layer") for layer in manifest.layers],
-            names=names or tags.get(member.digest, []),
+            names=[*names, *tags.get(member.digest, [])],
         )
 
     # -- members ----------------------------------------------------------------------------

@@ -83,6 +83,47 @@ def docker_save(layers, tags=("web:1",), *, settings=None, **runtime):
     return tar(*members)
 
 
+def hybrid_archive(layers, tags):
+    """What docker 25 and later save: an OCI layout with docker's manifest.json beside it."""
+    document = config(layers)
+    manifest = {
+        "schemaVersion": 2,
+        "config": {"digest": digest(document), "size": len(document)},
+        "layers": [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(layer)}
+            for layer in layers
+        ],
+    }
+    content = json.dumps(manifest).encode()
+    descriptor = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest(content),
+        "annotations": {
+            "io.containerd.image.name": f"docker.io/library/{tags[0]}",
+            "org.opencontainers.image.ref.name": tags[0].rpartition(":")[2],
+        },
+    }
+
+    def path(blob):
+        return f"blobs/sha256/{digest(blob)[7:]}"
+
+    saved = [
+        {
+            "Config": path(document),
+            "RepoTags": list(tags),
+            "Layers": [path(layer) for layer in layers],
+        }
+    ]
+    return tar(
+        directory("blobs/"),
+        directory("blobs/sha256/"),
+        *(member(path(blob), blob) for blob in {document, content, *layers}),
+        member("index.json", json.dumps({"manifests": [descriptor]}).encode()),
+        member("manifest.json", json.dumps(saved).encode()),
+        member("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'),
+    )
+
+
 def oci_archive(images, *, damage=None):
     """images: (layers, platform, annotations) each; layers are stored as gzip."""
     blobs = {}

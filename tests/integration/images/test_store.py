@@ -27,6 +27,7 @@ from tests.integration.images.tars import (
     directory,
     docker_save,
     hardlink,
+    hybrid_archive,
     member,
     oci_archive,
     symlink,
@@ -226,6 +227,33 @@ async def test_load_old_docker_save_with_links(store, tmp_path):
     assert await store.load(path) == ["web:1"]
 
 
+async def test_load_hybrid_keeps_every_tag_and_the_manifest(store, root, tmp_path):
+    content = hybrid_archive([tar(member("a", b"1")), tar(member("b", b"2"))], ["web:1", "web:2"])
+    assert await store.load(write(tmp_path / "a.tar", content)) == ["web:1", "web:2"]
+    image = store.resolve("web:2")
+    manifest = (root / "content/blobs/sha256" / image.digest[7:]).read_bytes()
+    assert b'"config"' in manifest
+    assert digest(manifest) == image.digest
+
+
+async def test_load_several_images_is_all_or_nothing(store, root, tmp_path):
+    layer = tar(member("a", b"1"))
+    good = hybrid_archive([layer], ["web:1"])
+    members = {}
+    for content in (good, docker_save([layer, tar(member("../x", b""))], ["web:2"])):
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for info in archive:
+                if info.isfile() and info.name not in ("index.json", "oci-layout"):
+                    members.setdefault(info.name, []).append(archive.extractfile(info).read())
+    saved = b"[" + b",".join(part.strip(b"[]") for part in members.pop("manifest.json")) + b"]"
+    everything = [member(name, parts[0]) for name, parts in members.items()]
+    path = write(tmp_path / "a.tar", tar(*everything, member("manifest.json", saved)))
+    with pytest.raises(InvalidArgument, match=r"contains '\.\.'"):
+        await store.load(path)
+    assert leftovers(root) == []
+    assert store.list() == []
+
+
 async def test_load_oci_takes_this_platform(store, root, tmp_path):
     images = [
         ([tar(member("a", b"arm"))], {"os": "linux", "architecture": "arm64"}, {}),
@@ -330,7 +358,9 @@ async def test_full_disk(tmp_path):
             big = write(tmp_path / "big.tar", tar(member("a", os.urandom(6_000_000))))
             saved = write(tmp_path / "saved.tar", docker_save([big.read_bytes()]))
             for attempt in (store.import_rootfs(big, "web"), store.load(saved)):
-                with pytest.raises(ResourceExhausted, match=r"are needed next|No space left on device"):
+                with pytest.raises(
+                    ResourceExhausted, match=r"are needed next|No space left on device"
+                ):
                     await attempt
                 assert leftovers(small / "images") == []
             parts = tar(*(member(f"f{i}", os.urandom(100_000)) for i in range(60)))
