@@ -14,18 +14,22 @@ from swarmctl.lab.plan import LabPlan, NodePlan
 _Command = Callable[..., Any]
 
 
-def _lab_options(command: _Command) -> _Command:
-    command = click.option(
+def _dir_option(command: _Command) -> _Command:
+    return click.option(
         "--dir",
         "root",
         envvar="SHOAL_LAB_DIR",
         default=record.DEFAULT_DIRECTORY,
         show_default=True,
         show_envvar=True,
-        type=click.Path(file_okay=False, resolve_path=True),
+        type=click.Path(file_okay=False, readable=False, resolve_path=True),
         help="Where labs keep their state",
     )(command)
-    return click.option("--name", default="default", show_default=True, help="The lab")(command)
+
+
+def _lab_options(command: _Command) -> _Command:
+    name = click.option("--name", default="default", show_default=True, help="The lab")
+    return name(_dir_option(command))
 
 
 def _node_argument(command: _Command) -> _Command:
@@ -73,31 +77,29 @@ def down(*, name: str, root: str) -> None:
 
 @lab.command("ls")
 @show.format_options
-@_lab_options
-def list_(*, output: str, quiet: bool, name: str, root: str) -> None:
+@_dir_option
+def list_(*, template: str, quiet: bool, root: str) -> None:
     """List the labs of this machine."""
-    del name
     found = [record.find_lab(root, each) for each in record.list_labs(root)]
-    show.labs([each for each in found if each], output=output, quiet=quiet)
+    show.labs([each for each in found if each], template=template, quiet=quiet)
 
 
 @lab.command()
 @show.format_options
 @_lab_options
-def ps(*, output: str, quiet: bool, name: str, root: str) -> None:
+def ps(*, template: str, quiet: bool, name: str, root: str) -> None:
     """List a lab's nodes and what has become of them."""
     kernel.check_machine()
-    show.nodes(labs.rows(record.read_lab(root, name).plan), output=output, quiet=quiet)
+    show.nodes(labs.rows(record.read_lab(root, name).plan), template=template, quiet=quiet)
 
 
-@lab.command(
-    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
+@lab.command("exec", context_settings={"allow_interspersed_args": False})
+@click.argument("node")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@_node_argument
+@_lab_options
 def execute(*, node: str, command: tuple[str, ...], name: str, root: str) -> None:
     """Run COMMAND in a node's network and mount namespaces."""
-    verbs.execute(root, name, node, command)
+    verbs.execute(root, name, node, command[1:] if command[0] == "--" else command)
 
 
 @lab.command()

@@ -11,17 +11,19 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from shoal.errors import FailedPrecondition, Internal
+from shoal.errors import DeadlineExceeded, FailedPrecondition, Internal
 from swarmctl.lab import cgroups, kernel, processes, record
 from swarmctl.lab.plan import LabPlan, NodePaths, NodePlan, netns_name, node_cgroup, node_paths
 from swarmctl.lab.processes import Family, Process
 
 Status = Literal["running", "paused", "killed", "partitioned", "down"]
 
+_POLL_S = 0.01
 # Joins the groups named before `--`, then becomes the daemon: its children are born in them.
 _JOIN_SCRIPT = 'while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@"'
 
@@ -160,20 +162,27 @@ def switch_off(lab: str, node: str, *, veth: str, paths: NodePaths) -> int:
     return killed
 
 
-def pause(lab: LabPlan, node: NodePlan) -> None:
-    """Freeze the node's daemons; helpers and containers run on."""
-    _signal_daemons(lab, node, signal.SIGSTOP)
+def pause(lab: LabPlan, node: NodePlan, *, timeout_s: float = 10.0) -> None:
+    """Freeze the node's daemons; helpers and containers run on. Returns once all stand still.
+
+    Raises: FailedPrecondition when swarmd does not run; DeadlineExceeded.
+    """
+    require_running(lab, node)
+    deadline_s = time.monotonic() + timeout_s
+    while moving := [p for p in family(lab, node).daemons if p.state not in "Tt"]:
+        for process in moving:
+            processes.send(process, signal.SIGSTOP)
+        if time.monotonic() > deadline_s:
+            left = ", ".join(str(process.pid) for process in moving)
+            raise DeadlineExceeded(f"node {node.name}: not stopped after {timeout_s:g} s: {left}")
+        time.sleep(_POLL_S)
 
 
 def resume(lab: LabPlan, node: NodePlan) -> None:
-    """Let frozen daemons go on."""
-    _signal_daemons(lab, node, signal.SIGCONT)
-
-
-def _signal_daemons(lab: LabPlan, node: NodePlan, number: signal.Signals) -> None:
+    """Let frozen daemons go on. Raises: FailedPrecondition when swarmd does not run."""
     require_running(lab, node)
     for process in family(lab, node).daemons:
-        processes.send(process, number)
+        processes.send(process, signal.SIGCONT)
 
 
 def require_running(lab: LabPlan, node: NodePlan) -> Process:

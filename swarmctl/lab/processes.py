@@ -111,17 +111,22 @@ def classify(in_daemons: Mapping[int, Process], in_containers: Mapping[int, Proc
 
 
 def is_helper(argv: tuple[str, ...]) -> bool:
-    """Whether a command line is that of a process which outlives the daemons."""
-    program = ""
+    """Whether a command line is that of a process which outlives the daemons.
+
+    The worker names the part as the last word; a module or script of that name counts as well.
+    """
+    if not argv:
+        return False
+    program: list[str] = []
     words = iter(argv[1:])
     for word in words:
         if word == "-m":
-            program = next(words, "")
+            program = next(words, "").split(".")
             break
         if not word.startswith("-"):
-            program = word.removesuffix(".py")
+            program = [word.rpartition("/")[2].removesuffix(".py")]
             break
-    return any(part in _HELPERS for part in program.replace("/", ".").split("."))
+    return argv[-1] in _HELPERS or any(part in _HELPERS for part in program)
 
 
 def send(process: Process, signal_number: signal.Signals) -> bool:

@@ -1,4 +1,4 @@
-"""How labs and their nodes are shown: a table for people, JSON for programs, names for shells."""
+"""How labs and their nodes are shown: a table for people, JSON and templates for programs."""
 
 from __future__ import annotations
 
@@ -6,100 +6,81 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import msgspec
 
+from swarmctl import output
+from swarmctl.gotemplate.values import Record
 from swarmctl.lab.labs import NodeRow
 from swarmctl.lab.record import LabRecord
 
 _Command = Callable[..., Any]
 
-
-class NodeView(msgspec.Struct, frozen=True, rename="pascal"):
-    """A node's fields, as templates and JSON name them."""
-
-    name: str
-    role: str
-    address: str
-    status: str
-    socket: str
-    docker_socket: str
-    pid: int
-    metrics: str
-    log: str
-
-
-class LabView(msgspec.Struct, frozen=True, rename="pascal"):
-    """A lab's fields, as templates and JSON name them."""
-
-    name: str
-    managers: int
-    workers: int
-    subnet: str
-    status: str
-    directory: str
+NODE_COLUMNS = {
+    "Name": "NAME",
+    "Role": "ROLE",
+    "Address": "ADDRESS",
+    "Status": "STATUS",
+    "Socket": "SOCKET",
+    "DockerSocket": "DOCKER SOCKET",
+}
+LAB_COLUMNS = {
+    "Name": "NAME",
+    "Managers": "MANAGERS",
+    "Workers": "WORKERS",
+    "Subnet": "SUBNET",
+    "Status": "STATUS",
+    "Directory": "DIRECTORY",
+}
 
 
 def format_options(command: _Command) -> _Command:
     """Adds --format and --quiet."""
     command = click.option("-q", "--quiet", is_flag=True, help="Names only")(command)
     return click.option(
-        "--format", "output", default="table", metavar="FORMAT", help="table or json"
+        "--format", "template", default="", metavar="FORMAT", help="table, json or a Go template"
     )(command)
 
 
-def nodes(rows: Sequence[NodeRow], *, output: str, quiet: bool) -> None:
+def nodes(rows: Sequence[NodeRow], *, template: str, quiet: bool) -> None:
     """Print nodes."""
-    views = [NodeView(**msgspec.structs.asdict(row)) for row in rows]
-    columns = ("Name", "Role", "Address", "Status", "Socket", "DockerSocket")
-    _show(views, columns, output=output, quiet=quiet)
+    records = [node_fields(row) for row in rows]
+    text = output.rows_text(records, columns=NODE_COLUMNS, template=template, quiet=quiet)
+    output.write(text)
 
 
-def labs(records: Sequence[LabRecord], *, output: str, quiet: bool) -> None:
+def labs(found: Sequence[LabRecord], *, template: str, quiet: bool) -> None:
     """Print labs."""
-    views = [_lab_view(record) for record in records]
-    columns = ("Name", "Managers", "Workers", "Subnet", "Status", "Directory")
-    _show(views, columns, output=output, quiet=quiet)
+    records = [lab_fields(lab) for lab in found]
+    text = output.rows_text(records, columns=LAB_COLUMNS, template=template, quiet=quiet)
+    output.write(text)
 
 
-def _lab_view(record: LabRecord) -> LabView:
-    roles = [node.role for node in record.plan.nodes]
-    return LabView(
-        name=record.plan.name,
-        managers=roles.count("manager"),
-        workers=roles.count("worker"),
-        subnet=record.plan.subnet,
-        status=record.phase,
-        directory=record.plan.directory,
+def node_fields(row: NodeRow) -> Record:
+    """A node under the names that templates use; all of them text."""
+    return Record(
+        {
+            "Name": row.name,
+            "Role": row.role,
+            "Address": row.address,
+            "Status": row.status,
+            "Socket": row.socket,
+            "DockerSocket": row.docker_socket,
+            "Pid": str(row.pid or ""),
+            "Metrics": row.metrics,
+            "Log": row.log,
+        }
     )
 
 
-def _show(
-    views: Sequence[NodeView | LabView], columns: tuple[str, ...], *, output: str, quiet: bool
-) -> None:
-    fields = [msgspec.to_builtins(view) for view in views]
-    if quiet:
-        lines = [row["Name"] for row in fields]
-    elif output == "json":
-        lines = [msgspec.json.encode(row).decode() for row in fields]
-    elif output == "table":
-        lines = table(columns, [[str(row[column]) for column in columns] for row in fields])
-    else:
-        raise click.UsageError(f"--format {output!r}: use table or json")
-    for line in lines:
-        click.echo(line)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns as wide as their widest cell, upper-case headings first."""
-    heads = [heading(column) for column in columns]
-    widths = [max(map(len, cells)) for cells in zip(heads, *rows, strict=True)]
-    return [
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [heads, *rows]
-    ]
-
-
-def heading(column: str) -> str:
-    """`DockerSocket` as a heading: `DOCKER SOCKET`."""
-    spaced = "".join(f" {c}" if c.isupper() and i else c for i, c in enumerate(column))
-    return spaced.upper()
+def lab_fields(lab: LabRecord) -> Record:
+    """A lab under the names that templates use; all of them text."""
+    roles = [node.role for node in lab.plan.nodes]
+    return Record(
+        {
+            "Name": lab.plan.name,
+            "Managers": str(roles.count("manager")),
+            "Workers": str(roles.count("worker")),
+            "Subnet": lab.plan.subnet,
+            "Status": lab.phase,
+            "Directory": lab.plan.directory,
+        }
+    )

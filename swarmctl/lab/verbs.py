@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from shoal.errors import SwarmError
+from shoal.errors import InvalidArgument, SwarmError
 from swarmctl import contexts
 from swarmctl.lab import kernel, labs, nodes, record
 from swarmctl.lab.plan import LabPlan, NodePlan, check_name, daemon_command
@@ -190,6 +190,8 @@ def wait(root: str, name: str, names: tuple[str, ...], *, timeout_s: float) -> N
 def execute(root: str, name: str, node: str, command: tuple[str, ...]) -> None:
     """Become `command` inside the node's namespaces. Does not return."""
     kernel.check_machine()
+    if not command:
+        raise InvalidArgument("COMMAND is missing: `swarmctl lab exec NODE -- COMMAND`")
     lab = record.read_lab(root, name).plan
     words = [*kernel.enter(nodes.paths_of(lab, lab.node(node))), *command]
     os.execvp(words[0], words)  # noqa: S606 - a fixed program with a list of arguments
