@@ -201,11 +201,17 @@ class Fabric:
         if found == skeleton.version_of(self._settings):
             return
         carried: dict[str, Mapping[bytes, bytes]] = {}
+        resting: dict[bytes, int] = {}
         if found is not None:
             for name in _CARRIED:
                 with contextlib.suppress(NetlinkError):  # an older version may lack the set
                     carried[name] = self._nft.elements(name)
+            with contextlib.suppress(NetlinkError):
+                resting = self._nft.expirations_ms("resting")
         skeleton.load(skeleton.render(self._settings, carried))
+        self._nft.apply(
+            [], [Element("resting", key, timeout_ms=rest) for key, rest in resting.items() if rest]
+        )
 
     def _tune_conntrack(self) -> None:
         """Short TIME_WAIT and a large table: each is a rate limit on new connections.

@@ -148,22 +148,23 @@ def test_a_detached_task_frees_its_address_later_and_its_link_at_once(lab: Lab) 
     assert second.address != first.address
     with pytest.raises(AlreadyExists, match="held by task ephemeral2"):
         node.wait(node.network.attach("ephemeral3", address=second.address))
-    # Quarantine outlives a restart.
-    _reopen_bare(lab, node)
-    third = node.wait(node.network.attach("ephemeral4"))
-    assert third.address != first.address
-    for name in ("ephemeral2", "ephemeral4"):
-        node.wait(node.network.detach(name))
+    # Quarantine outlives a restart, and a new version of the rules.
+    for name, changes in (("ephemeral2", {}), ("ephemeral4", {"mark_shift": 18})):
+        _reopen_bare(lab, node, stray=name, **changes)
+        later = node.wait(node.network.attach("ephemeral4"))
+        assert later.address != first.address
+    node.wait(node.network.detach("ephemeral4"))
+    _reopen(lab, node)
 
 
-def _reopen_bare(lab: Lab, node) -> None:
+def _reopen_bare(lab: Lab, node, *, stray: str, **changes) -> None:
     node.close()
-    node.open()
+    node.open(msgspec.structs.replace(node.settings, **changes))
     node.wait(node.network.set_peers(lab.peers))
     for task in lab.tasks:
         if task.node is node:
             node.wait(node.network.adopt(task.task_id, task.address))
-    assert node.wait(node.network.sweep()) == ["ephemeral2"]
+    assert node.wait(node.network.sweep()) == [stray]
 
 
 def test_the_same_task_may_come_back_at_once(lab: Lab) -> None:
