@@ -57,9 +57,8 @@ class LogState(msgspec.Struct):
             self.mark = mark
         floor = max(self.hard_state.commit, self.mark.index if self.mark is not None else 0)
         for entry in batch.entries:
-            invariant(
-                entry.index > floor, "overwrites a committed entry", index=entry.index, commit=floor
-            )
+            if entry.index <= floor:
+                violated("overwrites a committed entry", index=entry.index, commit=floor)
             shape.append(entry.index, entry.term)
         if batch.hard_state is not None:
             self._vote(batch.hard_state)

@@ -34,8 +34,11 @@ def test_a_batch_that_found_no_space_leaves_no_trace(tmp_path, space_bytes):
     assert (wal.last_index, wal.hard_state) == (2, HardState(1, 0, 1))
     files.space_bytes = None
     wal.append(entries(3, 3, term=5))
+    files.calls.clear()
+    wal.append(entries(4, 4, term=5))
+    assert files.calls == ["pwrite", "fdatasync"]
     recovered = recover(wal)
-    assert recovered.entries == (*entries(1, 2), *entries(3, 3, term=5))
+    assert recovered.entries == (*entries(1, 2), *entries(3, 4, term=5))
     assert recovered.repaired is None
     assert files.open_fds == set()
 
