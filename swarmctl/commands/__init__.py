@@ -1,0 +1,1 @@
+"""The commands, one module per group; thin: options in, client calls, rendered text out."""

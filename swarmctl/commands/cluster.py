@@ -1,0 +1,232 @@
+"""init, join, join-token, leave, info, version: this node and the cluster it belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shoal.errors import SwarmError
+from shoal.model.enums import NodeAvailability, NodeRole
+from swarmctl import VERSION, output
+from swarmctl.options import Parsed, Word, inspect_format_option
+from swarmctl.parsing.units import parse_count, parse_duration
+from swarmctl.parsing.words import spell
+from swarmctl.render.info import info_json, info_text
+from swarmctl.session import Session
+from swarmctl.types import InitOptions, JoinOptions, NodeInfo
+
+if TYPE_CHECKING:
+    from swarmctl.client import Client
+
+__all__ = ["info", "init", "join", "join_token", "leave", "version"]
+
+AVAILABILITY = Word(*NodeAvailability)
+DURATION = Parsed("duration", parse_duration)
+
+
+def _snapshot_interval(text: str) -> int:
+    return parse_count(text, name="the interval")
+
+
+@click.command(short_help="Make a new cluster of this node")
+@click.option(
+    "--advertise-addr",
+    default="",
+    metavar="ADDR",
+    help="Address other nodes dial: IP[:PORT] or INTERFACE[:PORT]",
+)
+@click.option(
+    "--listen-addr", default="", metavar="ADDR", help="Address to listen at (default 0.0.0.0:2377)"
+)
+@click.option(
+    "--availability",
+    type=AVAILABILITY,
+    default="active",
+    help="Availability of this node (default active)",
+)
+@click.option(
+    "--data-path-addr",
+    default="",
+    metavar="ADDR",
+    help="Address or interface of the containers' traffic",
+)
+@click.option(
+    "--data-path-port",
+    type=click.IntRange(1024, 49151),
+    help="UDP port of that traffic (default 7789)",
+)
+@click.option(
+    "--task-history-limit", type=int, help="Dead tasks kept per slot (default 5; -1: all)"
+)
+@click.option("--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats (default 5s)")
+@click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
+@click.option(
+    "--snapshot-interval",
+    type=Parsed("count", _snapshot_interval),
+    help="Log entries between snapshots (default 10000)",
+)
+@click.option(
+    "--ingress-pool",
+    default="",
+    metavar="CIDR",
+    help="Addresses of the routing mesh (default 10.240.0.0/12)",
+)
+@click.pass_obj
+def init(session: Session, /, **flags: Any) -> None:
+    """Make a new cluster of this node, with it as the first manager."""
+    options = InitOptions(
+        advertise_address=flags["advertise_addr"],
+        listen_address=flags["listen_addr"],
+        availability=flags["availability"],
+        data_path_address=flags["data_path_addr"],
+        data_path_port=flags["data_path_port"] or 0,
+        task_history_retention_limit=flags["task_history_limit"],
+        dispatcher_heartbeat_period_ns=flags["dispatcher_heartbeat"],
+        node_certificate_validity_ns=flags["cert_expiry"],
+        snapshot_interval=flags["snapshot_interval"],
+        ingress_pool=flags["ingress_pool"],
+    )
+
+    async def work(client: Client) -> None:
+        result = await client.init(options)
+        command = join_command(result.worker_token, result.advertise_address)
+        click.echo(
+            f"Swarm initialized: current node ({result.node_id}) is now a manager.\n\n"
+            f"To add a worker to this swarm, run the following command:\n\n    {command}\n\n"
+            "To add a manager to this swarm, run 'swarmctl join-token manager' and follow the "
+            "instructions.\n"
+        )
+
+    session.run(work)
+
+
+@click.command(short_help="Let this node join a cluster")
+@click.argument("addresses", nargs=-1, required=True, metavar="HOST:PORT...")
+@click.option("--token", required=True, help="Join token of a worker or manager")
+@click.option("--advertise-addr", default="", metavar="ADDR", help="Address other nodes dial")
+@click.option(
+    "--listen-addr", default="", metavar="ADDR", help="Address to listen at (default 0.0.0.0:2377)"
+)
+@click.option(
+    "--availability",
+    type=AVAILABILITY,
+    default="active",
+    help="Availability of this node (default active)",
+)
+@click.option(
+    "--data-path-addr",
+    default="",
+    metavar="ADDR",
+    help="Address or interface of the containers' traffic",
+)
+@click.pass_obj
+def join(session: Session, /, addresses: tuple[str, ...], **flags: Any) -> None:
+    """Let this node join the cluster whose manager is at HOST:PORT.
+
+    Several addresses are tried in order.
+    """
+    options = JoinOptions(
+        remote_addresses=addresses,
+        token=flags["token"],
+        advertise_address=flags["advertise_addr"],
+        listen_address=flags["listen_addr"],
+        availability=flags["availability"],
+        data_path_address=flags["data_path_addr"],
+    )
+
+    async def work(client: Client) -> None:
+        role = await client.join(options)
+        click.echo(f"This node joined a swarm as a {spell(role)}.")
+
+    session.run(work)
+
+
+@click.command("join-token", short_help="Show or rotate a join token")
+@click.argument("role", type=Word(*NodeRole), metavar="worker|manager")
+@click.option("--rotate", is_flag=True, help="Make a new token; the old one is worthless")
+@click.option("-q", "--quiet", is_flag=True, help="Only print the token")
+@click.pass_obj
+def join_token(session: Session, role: NodeRole, *, rotate: bool, quiet: bool) -> None:
+    """Show the token with which nodes join as workers or managers."""
+
+    async def work(client: Client) -> None:
+        cluster = await client.cluster()
+        if rotate:
+            cluster = await client.rotate_join_token(cluster, role)
+        tokens = cluster.root_ca.join_tokens
+        token = tokens.manager if role is NodeRole.MANAGER else tokens.worker
+        if quiet:
+            click.echo(token)
+            return
+        if rotate:
+            click.echo(f"Successfully rotated {spell(role)} join token.\n")
+        node = await client.info()
+        address = node.advertise_address or next(iter(node.managers), "HOST:2377")
+        click.echo(
+            f"To add a {spell(role)} to this swarm, run the following command:\n\n"
+            f"    {join_command(token, address)}\n"
+        )
+
+    session.run(work)
+
+
+@click.command(short_help="Let this node leave its cluster")
+@click.option("-f", "--force", is_flag=True, help="Leave although the cluster may lose its quorum")
+@click.pass_obj
+def leave(session: Session, *, force: bool) -> None:
+    """Let this node leave its cluster; its tasks are stopped."""
+
+    async def work(client: Client) -> None:
+        await client.leave(force=force)
+        click.echo("Node left the swarm.")
+
+    session.run(work)
+
+
+@click.command(short_help="Show the node and its cluster")
+@inspect_format_option
+@click.pass_obj
+def info(session: Session, template: str) -> None:
+    """Show what the daemon says of its node and cluster."""
+    target = session.target()
+
+    async def work(client: Client) -> NodeInfo:
+        return await client.info()
+
+    node = session.run(work, target=target)
+    if template:
+        output.write(output.objects_text([info_json(node)], template))
+        return
+    output.write(info_text(node, host=target.host, context=target.context))
+
+
+@click.command(short_help="Show versions")
+@inspect_format_option
+@click.pass_obj
+def version(session: Session, template: str) -> None:
+    """Show the versions of the client and of the daemon, if it can be reached."""
+
+    async def work(client: Client) -> NodeInfo:
+        return await client.info()
+
+    failure: SwarmError | None = None
+    server = ""
+    try:
+        server = session.run(work).version
+    except SwarmError as error:
+        failure = error
+    if template:
+        versions: dict[str, Any] = {"Client": {"Version": VERSION}, "Server": None}
+        if server:
+            versions["Server"] = {"Version": server}
+        output.write(output.objects_text([versions], template))
+    else:
+        click.echo(f"Client: {VERSION}" + (f"\nServer: {server}" if server else ""))
+    if failure is not None:
+        raise failure
+
+
+def join_command(token: str, address: str) -> str:
+    """The command that joins a node."""
+    return f"swarmctl join --token {token} {address}"

@@ -1,0 +1,184 @@
+"""node ls, inspect, update, ps, rm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from shoal.clock import SystemClock
+from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.model.enums import NodeAvailability
+from shoal.model.objects import Node
+from swarmctl import output
+from swarmctl.complete import complete_nodes
+from swarmctl.each import each, exit_with
+from swarmctl.edit.lists import edited_map
+from swarmctl.filters import NODE_RULES, TASK_RULES, parse_filters
+from swarmctl.options import (
+    Parsed,
+    Word,
+    filter_option,
+    format_option,
+    given,
+    inspect_format_option,
+    no_resolve_option,
+    no_trunc_option,
+    quiet_option,
+)
+from swarmctl.parsing.values import parse_pair
+from swarmctl.render.docker import node_json
+from swarmctl.render.pretty import node_text
+from swarmctl.render.rows import NODE_COLUMNS, TASK_COLUMNS, node_row
+from swarmctl.session import Session
+from swarmctl.tasks import resolve_nodes, task_rows
+
+if TYPE_CHECKING:
+    from swarmctl.client import Client
+
+SELF = "self"
+
+
+@click.group()
+def node() -> None:
+    """Nodes of the cluster."""
+
+
+@node.command("ls")
+@filter_option
+@format_option
+@quiet_option
+@click.pass_obj
+def list_nodes(session: Session, filters: tuple[str, ...], template: str, *, quiet: bool) -> None:
+    """List nodes; `*` marks the one that answers.
+
+    Filters: id, name, label (of the engine), node.label, role, membership.
+    """
+    wanted = parse_filters(filters, NODE_RULES)
+
+    async def work(client: Client) -> None:
+        nodes = await client.nodes(wanted)
+        self_id = (await client.info()).node_id
+        rows = [
+            node_row(item, self_id)
+            for item in sorted(nodes, key=lambda item: (item.description.hostname, item.id))
+        ]
+        output.write(output.rows_text(rows, columns=NODE_COLUMNS, template=template, quiet=quiet))
+
+    session.run(work)
+
+
+@node.command("inspect")
+@click.argument(
+    "names", nargs=-1, required=True, metavar="self|NODE...", shell_complete=complete_nodes
+)
+@inspect_format_option
+@click.option("--pretty", is_flag=True, help="For people")
+@click.pass_obj
+def inspect_nodes(session: Session, names: tuple[str, ...], template: str, *, pretty: bool) -> None:
+    """Show everything about nodes."""
+    if pretty and template:
+        raise InvalidArgument("--pretty and --format exclude each other: give one of them")
+
+    async def work(client: Client) -> None:
+        nodes, errors = await each(names, lambda name: _get(client, name))
+        if pretty:
+            output.write("\n".join(node_text(item) for item in nodes))
+        else:
+            output.write(output.objects_text([node_json(item) for item in nodes], template))
+        exit_with(errors)
+
+    session.run(work)
+
+
+@node.command("update")
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@click.option("--availability", type=Word(*NodeAvailability), help="active, pause or drain")
+@click.option(
+    "--label-add", type=Parsed("key=value", parse_pair), multiple=True, help="Add or change a label"
+)
+@click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label")
+@click.pass_obj
+def update_node(session: Session, /, name: str, **flags: Any) -> None:
+    """Change a node's availability and labels."""
+    changes = given(flags)
+
+    async def work(client: Client) -> None:
+        found = await _get(client, name)
+        labels = found.spec.annotations.labels
+        missing = [key for key in changes.get("label_rm", ()) if key not in labels]
+        if missing:
+            raise FailedPrecondition(f"--label-rm {missing[0]}: node {name} has no such label")
+        annotations = found.spec.annotations.replaced(labels=edited_map(labels, changes, "label"))
+        spec = found.spec.replaced(
+            annotations=annotations,
+            availability=changes.get("availability", found.spec.availability),
+        )
+        await client.update_node(found, spec)
+        click.echo(name)
+
+    session.run(work)
+
+
+@node.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="NODE...", shell_complete=complete_nodes)
+@click.option("-f", "--force", is_flag=True, help="Remove a node although it is not down")
+@click.pass_obj
+def remove_nodes(session: Session, names: tuple[str, ...], *, force: bool) -> None:
+    """Take nodes out of the cluster."""
+
+    async def work(client: Client) -> None:
+        async def remove(name: str) -> None:
+            await client.remove_node(name, force=force)
+            click.echo(name)
+
+        _, errors = await each(names, remove)
+        exit_with(errors)
+
+    session.run(work)
+
+
+@node.command("ps")
+@click.argument("names", nargs=-1, metavar="[NODE...]", shell_complete=complete_nodes)
+@filter_option
+@format_option
+@quiet_option
+@no_resolve_option
+@no_trunc_option
+@click.pass_obj
+def list_tasks_of_nodes(
+    session: Session,
+    names: tuple[str, ...],
+    filters: tuple[str, ...],
+    template: str,
+    *,
+    quiet: bool,
+    no_resolve: bool,
+    no_trunc: bool,
+) -> None:
+    """List the tasks of nodes, by default of the one that answers."""
+    wanted = parse_filters(filters, TASK_RULES)
+
+    async def work(client: Client) -> None:
+        nodes, errors = await each(names or (SELF,), lambda name: _get(client, name))
+        ids = tuple(item.id for item in nodes)
+        limited = await resolve_nodes(client, wanted)
+        tasks = await client.tasks(msgspec.structs.replace(limited, nodes=ids)) if ids else []
+        if limited.nodes:
+            tasks = [task for task in tasks if task.node_id in limited.nodes]
+        rows = await task_rows(
+            client,
+            tasks,
+            now_ns=SystemClock().now_ns(),
+            trunc=not (no_trunc or quiet),
+            resolve=not no_resolve,
+        )
+        output.write(output.rows_text(rows, columns=TASK_COLUMNS, template=template, quiet=quiet))
+        exit_with(errors)
+
+    session.run(work)
+
+
+async def _get(client: Client, name: str) -> Node:
+    return await client.node((await client.info()).node_id if name == SELF else name)

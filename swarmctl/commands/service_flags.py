@@ -1,0 +1,278 @@
+"""The flags of `service create` and `service update`, from one table.
+
+List flags are `--env` in create and `--env-add`, `--env-rm` in update; both arrive as the
+parameters `env_add` and `env_rm` that `swarmctl.edit` knows. Docker's flags that this version
+cannot honour are hidden and refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from shoal.errors import InvalidArgument
+from shoal.model.enums import FailureAction, RestartCondition, UpdateOrder
+from swarmctl.options import FunctionT, Parsed, Word, combined
+from swarmctl.parsing.mounts import parse_mount
+from swarmctl.parsing.ports import parse_publish, parse_target
+from swarmctl.parsing.units import parse_bytes, parse_count, parse_cpus, parse_duration
+from swarmctl.parsing.values import (
+    parse_command,
+    parse_constraint,
+    parse_environment,
+    parse_environment_file,
+    parse_generic_resource,
+    parse_host,
+    parse_log_option,
+    parse_pair,
+    parse_preference,
+    parse_ulimit,
+)
+
+UINT32_MAX = 2**32 - 1
+
+Option = Callable[[Any], Any]
+
+
+def _count(text: str) -> int:
+    return parse_count(text, name="value")
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise InvalidArgument(f"{text!r} is not a ratio from 0 to 1")
+    return ratio
+
+
+def _variable(text: str) -> str:
+    return parse_environment(text, os.environ) or ""
+
+
+def _variables(path: str) -> tuple[str, ...]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse_environment_file(file, os.environ, name=path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path}: {error}") from error
+
+
+def _replica_count(text: str) -> int:
+    return parse_count(text, name="replicas", maximum=UINT32_MAX)
+
+
+def _score(text: str) -> int:
+    try:
+        score = int(text)
+    except ValueError:
+        score = 1001
+    if not -1000 <= score <= 1000:
+        raise InvalidArgument(f"{text!r} is not a whole number from -1000 to 1000")
+    return score
+
+
+COUNT = Parsed("count", _count)
+DURATION = Parsed("duration", parse_duration)
+BYTES = Parsed("bytes", parse_bytes)
+CPUS = Parsed("decimal", parse_cpus)
+COMMAND = Parsed("command", parse_command)
+REPLICAS = Parsed("count", _replica_count)
+
+# name, type of what is added, type of what is removed, help, short flag of create
+_LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], ...] = (
+    (
+        "constraint",
+        Parsed("expression", parse_constraint),
+        click.STRING,
+        "placement constraint",
+        "",
+    ),
+    ("container-label", Parsed("key=value", parse_pair), click.STRING, "container label", ""),
+    ("dns", click.STRING, click.STRING, "DNS server", ""),
+    ("dns-option", click.STRING, click.STRING, "DNS option", ""),
+    ("dns-search", click.STRING, click.STRING, "DNS search domain", ""),
+    ("env", Parsed("key=value", _variable), click.STRING, "environment variable", "-e"),
+    (
+        "generic-resource",
+        Parsed("kind=count", parse_generic_resource),
+        click.STRING,
+        "reserved user-defined resource",
+        "",
+    ),
+    ("group", click.STRING, click.STRING, "supplementary group of the container's user", ""),
+    (
+        "host",
+        Parsed("name:address", parse_host),
+        Parsed("name:address", parse_host),
+        "line of /etc/hosts",
+        "",
+    ),
+    ("label", Parsed("key=value", parse_pair), click.STRING, "service label", "-l"),
+    ("mount", Parsed("mount", parse_mount), click.STRING, "bind or tmpfs mount (rm: target)", ""),
+    (
+        "placement-pref",
+        Parsed("preference", parse_preference),
+        Parsed("preference", parse_preference),
+        "placement preference, spread=node.labels.X",
+        "",
+    ),
+    (
+        "publish",
+        Parsed("port", parse_publish),
+        Parsed("port", parse_target),
+        "published port (rm: target port)",
+        "-p",
+    ),
+    ("sysctl", Parsed("key=value", parse_pair), click.STRING, "sysctl of the container", ""),
+    ("ulimit", Parsed("ulimit", parse_ulimit), click.STRING, "ulimit, name=soft[:hard]", ""),
+)
+
+# flag, type, help
+_VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
+    (("--hostname",), click.STRING, "Host name inside the container"),
+    (("--workdir", "-w"), click.STRING, "Working directory inside the container"),
+    (("--user", "-u"), click.STRING, "User, and group after a colon"),
+    (("--entrypoint",), COMMAND, "Command in place of the image's entrypoint"),
+    (("--stop-signal",), click.STRING, "Signal that stops the container"),
+    (("--stop-grace-period",), DURATION, "Time between that signal and SIGKILL (default 10s)"),
+    (("--oom-score-adj",), Parsed("score", _score), "Preference of the OOM killer, -1000..1000"),
+    (("--limit-cpu",), CPUS, "Limit of CPUs"),
+    (("--limit-memory",), BYTES, "Limit of memory"),
+    (("--limit-pids",), COUNT, "Limit of processes (default 0: none)"),
+    (("--reserve-cpu",), CPUS, "Reserved CPUs"),
+    (("--reserve-memory",), BYTES, "Reserved memory"),
+    (("--replicas",), REPLICAS, "Number of tasks"),
+    (("--replicas-max-per-node",), COUNT, "Most tasks per node (default 0: no limit)"),
+    (("--restart-condition",), Word(*RestartCondition), "When a task is replaced (default any)"),
+    (("--restart-delay",), DURATION, "Delay before that (default 5s)"),
+    (("--restart-max-attempts",), COUNT, "Most restarts (default 0: no limit)"),
+    (("--restart-window",), DURATION, "Window in which restarts are counted"),
+)
+
+
+def create_flags(function: FunctionT) -> FunctionT:
+    """The flags of `service create`."""
+    lists = [
+        click.option(f"--{name}", *_short(short), _parameter(name, "add"), type=kind,
+                     multiple=True, help=text[0].upper() + text[1:])
+        for name, kind, _, text, short in _LISTS
+    ]  # fmt: skip
+    env_file = click.option(
+        "--env-file",
+        multiple=True,
+        type=Parsed("file", _variables),
+        help="File of environment variables",
+    )
+    name = click.option("--name", help="Name of the service")
+    return combined(name, *lists, env_file, *_common(), *_refused(create=True))(function)
+
+
+def update_flags(function: FunctionT) -> FunctionT:
+    """The flags of `service update`."""
+    lists: list[Option] = []
+    for name, kind, removed, text, _ in _LISTS:
+        add, remove = _parameter(name, "add"), _parameter(name, "rm")
+        lists += [
+            click.option(f"--{name}-add", add, type=kind, multiple=True, help=f"Add a {text}"),
+            click.option(
+                f"--{name}-rm", remove, type=removed, multiple=True, help=f"Remove a {text}"
+            ),
+        ]
+    own = [
+        click.option("--image", help="Image"),
+        click.option("--args", type=COMMAND, help="Arguments of the command"),
+        click.option("--force", is_flag=True, default=None, help="Replace tasks without a change"),
+    ]
+    return combined(*own, *lists, *_common(), *_refused(create=False))(function)
+
+
+def _common() -> list[Option]:
+    values = [click.option(*names, type=kind, help=text) for names, kind, text in _VALUES]
+    return [
+        *values,
+        *_update_options("update", "ing tasks", FailureAction),
+        *_update_options("rollback", " of tasks", (FailureAction.PAUSE, FailureAction.CONTINUE)),
+        click.option("--cap-add", multiple=True, help="Add a capability"),
+        click.option("--cap-drop", multiple=True, help="Drop a capability"),
+        click.option("--log-opt", type=Parsed("key=value", parse_log_option), multiple=True,
+                     help="Log option: max-size, max-file"),
+        click.option("--read-only/--no-read-only", default=None, help="Read-only root file system"),
+        click.option("--no-new-privileges/--new-privileges", default=None,
+                     help="Whether processes may gain privileges, as by setuid"),
+    ]  # fmt: skip
+
+
+def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
+    return [
+        click.option(f"--{kind}-parallelism", type=COUNT,
+                     help=f"Tasks at once when {kind}{what} (default 1; 0: all)"),
+        click.option(f"--{kind}-delay", type=DURATION, help="Delay between them (default 0s)"),
+        click.option(f"--{kind}-failure-action", type=Word(*actions),
+                     help="What to do when too many fail (default pause)"),
+        click.option(f"--{kind}-monitor", type=DURATION,
+                     help="How long a new task is watched for failure (default 5s)"),
+        click.option(f"--{kind}-max-failure-ratio", type=Parsed("ratio", _ratio),
+                     help="Failures to tolerate, 0..1 (default 0)"),
+        click.option(f"--{kind}-order", type=Word(*UpdateOrder),
+                     help="Whether the old task stops first (default stop-first)"),
+    ]  # fmt: skip
+
+
+_REFUSED_VALUES = (
+    "config", "credential-spec", "endpoint-mode", "health-cmd", "health-interval",
+    "health-retries", "health-start-interval", "health-start-period", "health-timeout",
+    "isolation", "log-driver", "max-concurrent", "network", "secret",
+)  # fmt: skip
+_REFUSED_LISTS = ("config", "network", "secret")
+_REFUSED_SWITCHES = ("init", "no-healthcheck", "tty", "with-registry-auth")
+
+
+def _refused(*, create: bool) -> list[Option]:
+    names = [
+        name for name in _REFUSED_VALUES if create or name not in (*_REFUSED_LISTS, "log-driver")
+    ]
+    if not create:
+        names += ["log-driver"]
+        names += [f"{name}-{verb}" for name in _REFUSED_LISTS for verb in ("add", "rm")]
+    options = [
+        click.option(f"--{name}", hidden=True, expose_value=False, callback=_refuse)
+        for name in names
+    ]
+    options += [
+        click.option(
+            f"--{name}", is_flag=True, default=None, hidden=True, expose_value=False,
+            callback=_refuse,
+        )
+        for name in _REFUSED_SWITCHES
+    ]  # fmt: skip
+    if create:
+        options.append(
+            click.option("--mode", hidden=True, expose_value=False, callback=_refuse_mode)
+        )
+    return options
+
+
+def _refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    if value is not None:
+        raise click.UsageError(f"{param.opts[0]} is not supported by this version", ctx)
+
+
+def _refuse_mode(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value not in (None, "replicated"):
+        raise click.UsageError(
+            f"--mode {value} is not supported by this version: services are replicated", ctx
+        )
+
+
+def _parameter(name: str, verb: str) -> str:
+    return f"{name.replace('-', '_')}_{verb}"
+
+
+def _short(flag: str) -> tuple[str, ...]:
+    return (flag,) if flag else ()

@@ -1,0 +1,59 @@
+"""Completion of names of services and nodes: asks the daemon, briefly, and never complains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from shoal.errors import SwarmError
+from swarmctl.session import Session, choice_of
+
+if TYPE_CHECKING:
+    from swarmctl.client import Client
+
+TIMEOUT_S = 1.0
+
+
+def complete_services(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of services that start with what was typed."""
+
+    async def names(client: Client) -> list[str]:
+        return [entry.service.spec.annotations.name for entry in await client.services()]
+
+    return _asked(ctx, names, incomplete)
+
+
+def complete_nodes(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Host names of nodes that start with what was typed."""
+
+    async def names(client: Client) -> list[str]:
+        return [node.description.hostname for node in await client.nodes()]
+
+    return _asked(ctx, names, incomplete)
+
+
+def complete_contexts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of contexts that start with what was typed."""
+    from swarmctl import contexts  # here: msgspec is only needed once a name is completed
+
+    with contextlib.suppress(SwarmError):
+        known = [contexts.DEFAULT_CONTEXT, *contexts.load().contexts]
+        return sorted(name for name in known if name.startswith(incomplete))
+    return []
+
+
+def _asked(
+    ctx: click.Context, names: Callable[[Client], Awaitable[list[str]]], incomplete: str
+) -> list[str]:
+    async def briefly(client: Client) -> list[str]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await names(client)
+
+    with contextlib.suppress(SwarmError, TimeoutError):
+        found = Session(choice_of(ctx.find_root().params)).run(briefly)
+        return sorted({name for name in found if name.startswith(incomplete)})
+    return []

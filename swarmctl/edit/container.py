@@ -1,0 +1,106 @@
+"""The container of a service's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shoal.model.specs import ContainerSpec
+from shoal.model.types import DnsConfig, Mount, Ulimit
+from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
+
+_PLAIN = {
+    "image": "image",
+    "args": "args",
+    "entrypoint": "command",
+    "hostname": "hostname",
+    "workdir": "dir",
+    "user": "user",
+    "read_only": "read_only",
+    "stop_signal": "stop_signal",
+    "stop_grace_period": "stop_grace_period_ns",
+    "oom_score_adj": "oom_score_adj",
+}
+
+
+def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
+    """The container with every given flag applied."""
+    plain = {field: flags[flag] for flag, field in _PLAIN.items() if flag in flags}
+    add, drop = edit_capabilities(container.capability_add, container.capability_drop, flags)
+    privileges = container.privileges
+    if "no_new_privileges" in flags:
+        privileges = privileges.replaced(no_new_privileges=flags["no_new_privileges"])
+    return container.replaced(
+        **plain,
+        env=merged(
+            container.env,
+            add=flags.get("env_add", ()),
+            remove=flags.get("env_rm", ()),
+            key=_variable,
+        ),
+        labels=edited_map(container.labels, flags, "container_label"),
+        groups=edited_list(container.groups, flags, "group"),
+        hosts=edited_list(container.hosts, flags, "host"),
+        sysctls=edited_map(container.sysctls, flags, "sysctl"),
+        dns=_edit_dns(container.dns, flags),
+        mounts=merged(
+            container.mounts,
+            add=flags.get("mount_add", ()),
+            remove=flags.get("mount_rm", ()),
+            key=_target,
+        ),
+        ulimits=merged(
+            container.ulimits,
+            add=flags.get("ulimit_add", ()),
+            remove=flags.get("ulimit_rm", ()),
+            key=_limit_name,
+        ),
+        capability_add=add,
+        capability_drop=drop,
+        privileges=privileges,
+    )
+
+
+def edit_capabilities(
+    added: Iterable[str], dropped: Iterable[str], flags: Flags
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Both lists under `cap_add` and `cap_drop`; adding what was dropped undoes it, and back."""
+    add, drop = dict.fromkeys(added), dict.fromkeys(dropped)
+    for name in flags.get("cap_add", ()):
+        _move(name, into=add, out_of=drop)
+    for name in flags.get("cap_drop", ()):
+        _move(name, into=drop, out_of=add)
+    return tuple(add), tuple(drop)
+
+
+def capability(name: str) -> str:
+    """The full name of a capability: `CAP_NET_ADMIN` for `net_admin`; `ALL` stays."""
+    upper = name.strip().upper()
+    return upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
+
+
+def _move(name: str, *, into: dict[str, None], out_of: dict[str, None]) -> None:
+    full = capability(name)
+    if full in out_of:
+        del out_of[full]
+    else:
+        into[full] = None
+
+
+def _edit_dns(dns: DnsConfig, flags: Flags) -> DnsConfig:
+    return DnsConfig(
+        nameservers=edited_list(dns.nameservers, flags, "dns"),
+        search=edited_list(dns.search, flags, "dns_search"),
+        options=edited_list(dns.options, flags, "dns_option"),
+    )
+
+
+def _variable(assignment: str) -> str:
+    return assignment.partition("=")[0]
+
+
+def _target(mount: Mount) -> str:
+    return mount.target
+
+
+def _limit_name(ulimit: Ulimit) -> str:
+    return ulimit.name

@@ -1,0 +1,149 @@
+"""A whole service spec: annotations, replicas, ports, updates, and its task template."""
+
+from __future__ import annotations
+
+from shoal.errors import InvalidArgument
+from shoal.model.enums import PortProtocol
+from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSpec
+from shoal.model.types import (
+    Driver,
+    EndpointSpec,
+    GenericResource,
+    Placement,
+    PlacementPreference,
+    PortConfig,
+    ResourceRequirements,
+    RestartPolicy,
+    UpdateConfig,
+)
+from swarmctl.edit.container import edit_container
+from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
+
+LOG_DRIVER = "json-file"
+
+
+def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
+    """The spec with every given flag applied. Raises InvalidArgument for what does not fit it."""
+    annotations = spec.annotations.replaced(
+        name=flags.get("name", spec.annotations.name),
+        labels=edited_map(spec.annotations.labels, flags, "label"),
+    )
+    return spec.replaced(
+        annotations=annotations,
+        task=edit_task(spec.task, flags),
+        mode=with_replicas(spec, flags["replicas"]).mode if "replicas" in flags else spec.mode,
+        update=_edit_update(spec.update, flags, "update"),
+        rollback=_edit_update(spec.rollback, flags, "rollback"),
+        endpoint=_edit_ports(spec.endpoint, flags),
+    )
+
+
+def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
+    """The template of the service's tasks with every given flag applied."""
+    if not isinstance(task.runtime, ContainerSpec):
+        raise InvalidArgument("the service runs no containers: it cannot be changed from here")
+    return task.replaced(
+        runtime=edit_container(task.runtime, flags),
+        resources=_edit_resources(task.resources, flags),
+        restart=_edit_restart(task.restart, flags),
+        placement=_edit_placement(task.placement, flags),
+        log_driver=_edit_log_driver(task.log_driver, flags),
+        force_update=task.force_update + (1 if flags.get("force") else 0),
+    )
+
+
+def with_replicas(spec: ServiceSpec, replicas: int) -> ServiceSpec:
+    """The spec with another number of tasks. Raises InvalidArgument for other modes."""
+    if not isinstance(spec.mode, ReplicatedMode):
+        raise InvalidArgument(
+            f"service {spec.annotations.name!r}: replicas can only be set in replicated mode"
+        )
+    return spec.replaced(mode=ReplicatedMode(replicas=replicas))
+
+
+def _edit_resources(resources: ResourceRequirements, flags: Flags) -> ResourceRequirements:
+    limits, reservations = resources.limits, resources.reservations
+    return ResourceRequirements(
+        limits=limits.replaced(
+            nano_cpus=flags.get("limit_cpu", limits.nano_cpus),
+            memory_bytes=flags.get("limit_memory", limits.memory_bytes),
+            pids=flags.get("limit_pids", limits.pids),
+        ),
+        reservations=reservations.replaced(
+            nano_cpus=flags.get("reserve_cpu", reservations.nano_cpus),
+            memory_bytes=flags.get("reserve_memory", reservations.memory_bytes),
+            generic=merged(
+                reservations.generic,
+                add=flags.get("generic_resource_add", ()),
+                remove=flags.get("generic_resource_rm", ()),
+                key=_kind,
+            ),
+        ),
+    )
+
+
+def _edit_restart(policy: RestartPolicy | None, flags: Flags) -> RestartPolicy | None:
+    fields = {
+        "condition": "restart_condition",
+        "delay_ns": "restart_delay",
+        "max_attempts": "restart_max_attempts",
+        "window_ns": "restart_window",
+    }
+    changes = {field: flags[flag] for field, flag in fields.items() if flag in flags}
+    return (policy or RestartPolicy()).replaced(**changes) if changes else policy
+
+
+def _edit_update(config: UpdateConfig | None, flags: Flags, kind: str) -> UpdateConfig | None:
+    fields = {
+        "parallelism": "parallelism",
+        "delay_ns": "delay",
+        "failure_action": "failure_action",
+        "monitor_ns": "monitor",
+        "max_failure_ratio": "max_failure_ratio",
+        "order": "order",
+    }
+    changes = {
+        field: flags[f"{kind}_{flag}"]
+        for field, flag in fields.items()
+        if f"{kind}_{flag}" in flags
+    }
+    return (config or UpdateConfig(parallelism=1)).replaced(**changes) if changes else config
+
+
+def _edit_placement(placement: Placement, flags: Flags) -> Placement:
+    return placement.replaced(
+        constraints=edited_list(placement.constraints, flags, "constraint"),
+        preferences=merged(
+            placement.preferences,
+            add=flags.get("placement_pref_add", ()),
+            remove=[item.spread_descriptor for item in flags.get("placement_pref_rm", ())],
+            key=_descriptor,
+        ),
+        max_replicas=flags.get("replicas_max_per_node", placement.max_replicas),
+    )
+
+
+def _edit_log_driver(driver: Driver | None, flags: Flags) -> Driver | None:
+    """As in docker, the given options replace all earlier ones."""
+    if "log_opt" not in flags:
+        return driver
+    return Driver(name=LOG_DRIVER, options=dict(flags["log_opt"]))
+
+
+def _edit_ports(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:
+    gone = set(flags.get("publish_rm", ()))
+    kept = [port for port in endpoint.ports if _target(port) not in gone]
+    added = [port for ports in flags.get("publish_add", ()) for port in ports]
+    return endpoint.replaced(ports=tuple(dict.fromkeys([*kept, *added])))
+
+
+def _target(port: PortConfig) -> tuple[int, PortProtocol]:
+    return port.target_port, port.protocol
+
+
+def _kind(resource: GenericResource) -> str:
+    return resource.kind
+
+
+def _descriptor(preference: PlacementPreference) -> str:
+    return preference.spread_descriptor

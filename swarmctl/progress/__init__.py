@@ -1,0 +1,1 @@
+"""Waiting for a service to converge: `core` judges, `loop` asks, `display` shows."""

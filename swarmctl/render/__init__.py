@@ -1,0 +1,1 @@
+"""Model rows to text: Docker's JSON shapes, tables, times. Pure; `now` is an argument."""
