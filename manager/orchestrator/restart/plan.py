@@ -21,6 +21,7 @@ from manager.orchestrator.slots import (
     service_slots,
 )
 from manager.orchestrator.tasks import new_task
+from manager.orchestrator.update.dirty import is_dirty
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, restart_delay_ns
@@ -71,10 +72,10 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
             return
         head = slot.newest  # nothing runs here any more: finished, unless the policy says go on
     else:
-        head = max(lost, key=lambda task: task.spec_version == service.spec_version)
+        head = max(lost, key=lambda task: not is_dirty(view, service, task))
     gone = {task.id for task in lost}
     kept = [task for task in wanted if task.id not in gone]
-    replaced = _is_uncovered(service, head, kept) and may_replace(slot, head)
+    replaced = _is_uncovered(view, service, head, kept) and may_replace(slot, head)
     if not lost and not replaced:
         return
     if not draft.room(*lost, new=int(replaced)):
@@ -91,7 +92,7 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
     )
 
 
-def _is_uncovered(service: Service, head: Task, kept: list[Task]) -> bool:
+def _is_uncovered(view: View, service: Service, head: Task, kept: list[Task]) -> bool:
     """Whether the slot would miss what `head` did.
 
     While an update starts the new task before it stops the old one, both are wanted: the loss of
@@ -99,9 +100,7 @@ def _is_uncovered(service: Service, head: Task, kept: list[Task]) -> bool:
     """
     if not kept:
         return True
-    return head.spec_version == service.spec_version and all(
-        task.spec_version != service.spec_version for task in kept
-    )
+    return not is_dirty(view, service, head) and all(is_dirty(view, service, task) for task in kept)
 
 
 def _replacement(view: View, service: Service, head: Task, *, now_ns: int, task_id: str) -> Task:

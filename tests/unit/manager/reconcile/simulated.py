@@ -1,0 +1,355 @@
+"""A cluster with agents, users and disasters, all from one seed and on a virtual clock."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from manager.allocator.ports import check_ports
+from manager.orchestrator.slots import node_is_lost
+from manager.orchestrator.update.dirty import is_dirty
+from manager.reconcile.agenda import Agenda
+from manager.reconcile.plan import dirty_from_event, plan_round
+from shoal.errors import SwarmError
+from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.enums import (
+    FailureAction,
+    NodeAvailability,
+    NodeState,
+    PublishMode,
+    RestartCondition,
+    TaskState,
+    UpdateOrder,
+    UpdateState,
+)
+from shoal.model.objects import Node, Service, Task
+from shoal.model.specs import ContainerSpec, ReplicatedMode, TaskSpec
+from shoal.model.types import (
+    ContainerStatus,
+    EndpointSpec,
+    Placement,
+    PortConfig,
+    ResourceRequirements,
+    Resources,
+    RestartPolicy,
+    UpdateConfig,
+)
+from tests.support.planning import SECOND_NS, Cell, a_node, a_port, a_service
+
+_LADDER = [
+    TaskState.ASSIGNED,
+    TaskState.ACCEPTED,
+    TaskState.PREPARING,
+    TaskState.READY,
+    TaskState.STARTING,
+    TaskState.RUNNING,
+]
+_NODES = 5
+_MEMORY = 64 << 20
+
+
+class Simulation:
+    """Everything that happens to one cluster; `check` holds after each commit."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.cell = Cell(a_node(f"n{i}", resources=_room()) for i in range(_NODES))
+        self.agenda = Agenda()
+        self.seen = 0
+        self.trouble = True
+        self.has_been_down: set[str] = set()
+        self.start_first: set[str] = set()
+        self.images = 0
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.user()
+            self.disaster()
+            self.plan()
+            for _ in range(self.random.randint(1, 6)):
+                self.agents()
+                self.plan()
+                self.cell.advance(self.random.choice([0.05, 0.5, 2.0, 7.0]))
+
+    def heal(self) -> None:
+        """End of all trouble: nodes are well, containers run on, users resume paused updates."""
+        self.trouble = False
+        for node in list(self.cell.tables.nodes):
+            self._set_node(node, NodeState.READY, NodeAvailability.ACTIVE)
+        for _ in range(240):
+            for service in list(self.cell.tables.services):
+                status = service.update_status
+                if status is not None and status.state in {
+                    UpdateState.PAUSED,
+                    UpdateState.ROLLBACK_PAUSED,
+                }:
+                    self.cell.put(service.replaced(update_status=None))
+            self.plan()
+            self.agents()
+            self.cell.advance(2.5)
+        self.plan()
+
+    # What the managers do.
+
+    def plan(self) -> None:
+        for _ in range(60):
+            self._watch()
+            dirty = self.agenda.take(self.cell.now_ns)
+            if not dirty:
+                self._check_rest()
+                return
+            done = plan_round(self.cell.tables, dirty, now_ns=self.cell.now_ns, ids=self.cell.ids)
+            self.cell.commit(done.changes)
+            self.agenda.finish(dirty, done)
+            self.check()
+        raise AssertionError("planning does not come to rest")
+
+    def _watch(self) -> None:
+        for commit in self.cell.commits[self.seen :]:
+            for event in commit.events:
+                self.agenda.add(dirty_from_event(event.action, event.old, event.object))
+        self.seen = len(self.cell.commits)
+
+    # What the agents do.
+
+    def agents(self) -> None:
+        for task in sorted(self.cell.tables.tasks, key=lambda row: row.id):
+            node = self.cell.tables.nodes.get(task.node_id) if task.node_id else None
+            if node is None or node.status.state is not NodeState.READY or is_terminal(task):
+                continue
+            if task.status.state < TaskState.ASSIGNED or self.random.random() < 0.25:
+                continue
+            if task.desired_state >= TaskState.SHUTDOWN:
+                self._report(task, TaskState.SHUTDOWN)
+            elif self.trouble and self.random.random() < 0.06:
+                self._fail(task)
+            else:
+                self._climb(task)
+
+    def _climb(self, task: Task) -> None:
+        place = _LADDER.index(task.status.state)
+        waits = task.status.state is TaskState.READY and task.desired_state <= TaskState.READY
+        if place + 1 < len(_LADDER) and not waits:
+            self._report(task, _LADDER[place + 1])
+
+    def _fail(self, task: Task) -> None:
+        if task.status.state < TaskState.STARTING:
+            self._report(task, TaskState.REJECTED)
+        else:
+            self._report(task, self.random.choice([TaskState.FAILED, TaskState.COMPLETE]))
+
+    def _report(self, task: Task, state: TaskState) -> None:
+        container = task.status.container or ContainerStatus(container_id=task.id)
+        if state is TaskState.STARTING:
+            container = container.replaced(started_at_ns=self.cell.now_ns)
+        if state > TaskState.RUNNING:
+            container = container.replaced(finished_at_ns=self.cell.now_ns)
+        self.cell.report(task.id, state, container=container)
+
+    # What users do.
+
+    def user(self) -> None:
+        services = sorted(self.cell.tables.services, key=lambda row: row.id)
+        live = [service for service in services if not service.pending_delete]
+        action = self.random.random()
+        if len(live) < 2 or (action < 0.1 and len(live) < 4):
+            self._create()
+        elif action < 0.3:
+            service = self.random.choice(live)
+            self._change(service, mode=ReplicatedMode(replicas=self.random.randint(0, 7)))
+        elif action < 0.6:
+            service = self.random.choice(live)
+            self._change(service, task=self._task(), update=self._update(service.id))
+        elif action < 0.65:
+            service = self.random.choice(live)
+            ports = self._ports()
+            self._change(service, endpoint=EndpointSpec(ports=ports))
+        elif action < 0.7:
+            self.cell.put(self.random.choice(live).replaced(pending_delete=True))
+        elif action < 0.72:
+            self.cell.remove(self.random.choice(live))
+        elif action < 0.8:
+            self._roll_back(self.random.choice(live))
+
+    def _create(self) -> None:
+        self.images += 1
+        name = f"s{self.images}"
+        service = a_service(
+            name,
+            replicas=self.random.randint(1, 6),
+            task=self._task(),
+            ports=self._ports(),
+            update=self._update(name),
+            rollback=UpdateConfig(parallelism=2, failure_action=FailureAction.CONTINUE),
+        )
+        if self._accepts(service):
+            self.cell.put(service)
+
+    def _change(self, service: Service, **fields: object) -> None:
+        spec = service.spec.replaced(**fields)
+        changed = service.replaced(spec=spec, previous_spec=service.spec, update_status=None)
+        if self._accepts(changed):
+            self.cell.put(changed)
+
+    def _roll_back(self, service: Service) -> None:
+        if service.previous_spec is not None:
+            changed = service.replaced(
+                spec=service.previous_spec, previous_spec=service.spec, update_status=None
+            )
+            if self._accepts(changed):
+                self.cell.put(changed)
+
+    def _accepts(self, service: Service) -> bool:
+        try:
+            check_ports(self.cell.tables, service.spec, service_id=service.id)
+        except SwarmError:
+            return False
+        return True
+
+    def _task(self) -> TaskSpec:
+        self.images += 1
+        choose = self.random.choice
+        return TaskSpec(
+            runtime=ContainerSpec(image=f"image:{self.images}"),
+            resources=ResourceRequirements(
+                reservations=Resources(memory_bytes=choose([0, _MEMORY]))
+            ),
+            restart=RestartPolicy(
+                condition=choose([*[RestartCondition.ANY] * 4, *RestartCondition]),
+                delay_ns=choose([0, None, 3 * SECOND_NS]),
+                max_attempts=choose([0, 0, 0, 2]),
+                window_ns=choose([0, SECOND_NS, 60 * SECOND_NS]),
+            ),
+            placement=Placement(max_replicas=choose([0, 0, 2])),
+        )
+
+    def _update(self, service_id: str) -> UpdateConfig:
+        choose = self.random.choice
+        order = choose(list(UpdateOrder))
+        if order is UpdateOrder.START_FIRST:
+            self.start_first.add(service_id)
+        return UpdateConfig(
+            parallelism=choose([0, 1, 2]),
+            delay_ns=choose([0, 0, 3 * SECOND_NS]),
+            failure_action=choose(list(FailureAction)),
+            monitor_ns=choose([0, None, SECOND_NS]),
+            max_failure_ratio=choose([0.0, 0.5]),
+            order=order,
+        )
+
+    def _ports(self) -> tuple[PortConfig, ...]:
+        published = self.random.choice([0, 8080, 8081, 30_000])
+        return self.random.choice([(), (a_port(80, published),), (a_port(80), a_port(81))])
+
+    # What happens to nodes.
+
+    def disaster(self) -> None:
+        nodes = sorted(self.cell.tables.nodes, key=lambda row: row.id)
+        action = self.random.random()
+        node = self.random.choice(nodes)
+        if action < 0.12:
+            self.has_been_down.add(node.id)
+            self._set_node(node, NodeState.DOWN, node.spec.availability)
+        elif action < 0.4:
+            self._set_node(node, NodeState.READY, node.spec.availability)
+        elif action < 0.5:
+            self._set_node(node, node.status.state, self.random.choice(list(NodeAvailability)))
+        elif action < 0.53 and len(nodes) > 3:
+            self.has_been_down.add(node.id)
+            self.cell.remove(node)
+        elif action < 0.6 and len(nodes) < _NODES:
+            self.images += 1
+            self.cell.put(a_node(f"m{self.images}", resources=_room()))
+
+    def _set_node(self, node: Node, state: NodeState, availability: NodeAvailability) -> None:
+        self.cell.put(
+            node.replaced(
+                status=node.status.replaced(state=state),
+                spec=node.spec.replaced(availability=availability),
+            )
+        )
+
+    # What must always hold, and what must hold in the end.
+
+    def check(self) -> None:
+        tables = self.cell.tables
+        self._check_slots()
+        ports = Counter(
+            (port.protocol, port.published_port)
+            for service in tables.services
+            if service.endpoint is not None and not service.pending_delete
+            for port in service.endpoint.ports
+            if port.publish_mode is PublishMode.INGRESS
+        )
+        assert not [port for port, count in ports.items() if count > 1], ports
+        indexes = [node.ingress.index for node in tables.nodes if node.ingress is not None]
+        assert len(indexes) == len(set(indexes))
+        for node in tables.nodes:
+            reserved = sum(
+                task.spec.resources.reservations.memory_bytes
+                for task in tables.tasks_of_node(node.id).values()
+                if not is_terminal(task)
+            )
+            assert reserved <= node.description.resources.memory_bytes
+
+    def _check_slots(self) -> None:
+        """At no moment two tasks of a slot are wanted, or at work where no node was lost."""
+        wanted: Counter[tuple[str, int]] = Counter()
+        at_work: Counter[tuple[str, int]] = Counter()
+        for task in self.cell.tables.tasks:
+            if task.desired_state >= TaskState.REMOVE or is_terminal(task):
+                continue
+            key = (task.service_id, task.slot)
+            wanted[key] += is_wanted(task)
+            if task.node_id not in self.has_been_down:
+                at_work[key] += task.status.state >= TaskState.STARTING
+        for count_by_slot in (wanted, at_work):
+            for key, count in count_by_slot.items():
+                assert count <= 1 + (key[0] in self.start_first), self.cell.tasks(key[0])
+
+    def _check_rest(self) -> None:
+        """When planning came to rest: all is answered, and the slots are those of the spec."""
+        tables = self.cell.tables
+        slots: dict[str, set[int]] = {}
+        for task in tables.tasks:
+            if task.desired_state < TaskState.REMOVE:
+                slots.setdefault(task.service_id, set()).add(task.slot)
+            if is_wanted(task):
+                assert not is_terminal(task), task
+                assert not node_is_lost(tables, task), task
+        for service in tables.services:
+            mode = service.spec.mode
+            assert isinstance(mode, ReplicatedMode)
+            used = slots.get(service.id, set())
+            assert len(used) == (0 if service.pending_delete else mode.replicas), service.id
+
+    def check_goal(self) -> None:
+        """Every slot runs one task of the present spec, or ended for good by its policy."""
+        tables = self.cell.tables
+        known = {service.id for service in tables.services}
+        assert {task.service_id for task in tables.tasks} <= known
+        for service in tables.services:
+            assert not service.pending_delete
+            status = service.update_status
+            assert status is None or status.state not in {
+                UpdateState.UPDATING,
+                UpdateState.ROLLBACK_STARTED,
+            }, status
+            self._check_service(service)
+
+    def _check_service(self, service: Service) -> None:
+        tasks = self.cell.tasks(service.id)
+        for slot in {task.slot for task in tasks}:
+            members = [task for task in tasks if task.slot == slot]
+            wanted = [task for task in members if is_wanted(task)]
+            if not wanted:
+                policy = members[-1].spec.restart or RestartPolicy()
+                assert policy.max_attempts or policy.condition is not RestartCondition.ANY
+                continue
+            (task,) = wanted
+            assert task.status.state is TaskState.RUNNING, (task, service)
+            assert not is_dirty(self.cell.tables, service, task), (task, service)
+
+
+def _room() -> Resources:
+    return Resources(nano_cpus=4 * SECOND_NS, memory_bytes=40 * _MEMORY)

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.manager.reconcile.simulated import Simulation
+
+SEEDS = 1500
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_cluster_in_trouble_keeps_its_promises_and_recovers(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.run(steps=25)
+    simulation.heal()
+    simulation.check_goal()
