@@ -1,1 +1,56 @@
-"""Placeholder."""
+"""Entry of the worker process; started by swarmd, not by people."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported
+
+import asyncio
+
+import structlog
+
+from shoal.errors import InvariantViolation, SwarmError
+from shoal.settings.paths import NodePaths
+from shoal.settings.process import die_with_parent
+from shoal.telemetry.logs import LEVELS, configure
+from worker.app import WorkerSettings, run
+
+
+def main() -> None:
+    """Parse the arguments, run, and exit with 1 on any failure."""
+    parser = argparse.ArgumentParser(prog="worker", description=__doc__)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--log-level", choices=sorted(LEVELS), default="info")
+    parser.add_argument("--hostname", required=True)
+    parser.add_argument("--cgroup-parent", required=True)
+    parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
+    arguments = parser.parse_args()
+    if arguments.parent_pid:
+        die_with_parent(arguments.parent_pid)
+    configure("worker", arguments.log_level)
+    log = structlog.get_logger()
+    try:
+        asyncio.run(run(_settings(arguments)))
+    except SwarmError as error:
+        log.error("worker.failed", reason=error.message, code=error.code.value)  # noqa: TRY400 - the message says it all
+        sys.exit(1)
+    except InvariantViolation as error:
+        log.critical("worker.broken", exc_info=error)
+        sys.exit(70)
+
+
+def _settings(arguments: argparse.Namespace) -> WorkerSettings:
+    return WorkerSettings(
+        paths=NodePaths(state=arguments.state_dir, run=arguments.run_dir),
+        hostname=arguments.hostname,
+        cgroup_parent=arguments.cgroup_parent,
+    )
+
+
+if __name__ == "__main__":
+    main()

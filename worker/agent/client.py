@@ -1,0 +1,192 @@
+"""The agent's calls to a manager: rows in, rows out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import grpc
+
+from shoal.api.v1 import dispatcher_pb2 as pb
+from shoal.api.v1 import logs_pb2, types_pb2
+from shoal.api.v1.dispatcher_pb2_grpc import DispatcherStub
+from shoal.api.v1.logs_pb2_grpc import LogBrokerStub
+from shoal.errors import Unavailable
+from shoal.model.enums import PublishMode
+from shoal.model.objects import Node, Task
+from shoal.model.row import Row
+from shoal.model.types import NodeDescription, TaskStatus
+from shoal.wire.errors import from_rpc_error
+from shoal.wire.objects import from_pb, to_pb
+from worker.network.api import Peer, PublishedPort
+
+RPC_TIMEOUT_S = 5.0
+PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
+
+
+class SessionNews(Row, frozen=True):
+    """What the manager says of the node and of the cluster."""
+
+    session_id: str
+    node: Node
+    managers: tuple[str, ...]
+    data_path_port: int
+
+
+class PortKey(Row, frozen=True):
+    """Identity of a published port in assignments."""
+
+    service_id: str
+    protocol: str
+    published_port: int
+
+
+class AssignmentsBatch:
+    """One message of the stream, decoded."""
+
+    def __init__(self, message: pb.AssignmentsMessage) -> None:
+        self.complete = message.kind == pb.ASSIGNMENTS_KIND_COMPLETE
+        self.applies_to = message.applies_to
+        self.results_in = message.results_in
+        self.more = message.more
+        self.endpoints_version = message.endpoints_version
+        self.tasks: list[Task] = []
+        self.removed_tasks: list[str] = []
+        self.peers: list[Peer] = []
+        self.removed_peers: list[str] = []
+        self.ports: dict[PortKey, PublishedPort] = {}
+        self.removed_ports: list[PortKey] = []
+        for change in message.changes:
+            self._add(change)
+
+    def _add(self, change: pb.AssignmentChange) -> None:
+        item = change.assignment
+        match item.WhichOneof("item"):
+            case "task" if change.remove:
+                self.removed_tasks.append(item.task.id)
+            case "task":
+                self.tasks.append(from_pb(item.task, Task))
+            case "peer" if change.remove:
+                self.removed_peers.append(item.peer.node_id)
+            case "peer":
+                peer = item.peer
+                self.peers.append(Peer(peer.node_id, peer.index, peer.address, peer.subnet))
+            case "port" if change.remove:
+                self.removed_ports.append(_port_key(item.port))
+            case "port":
+                self.ports[_port_key(item.port)] = _port(item.port)
+            case _:
+                raise Unavailable("the manager assigns something this version does not know")
+
+
+class ManagerClient:
+    """One manager, over one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._dispatcher = DispatcherStub(channel)
+        self._logs = LogBrokerStub(channel)
+        self.session_id = ""
+
+    async def session(self, description: NodeDescription) -> AsyncIterator[SessionNews]:
+        """Register, and hear what changes. The session lasts as long as this is read."""
+        request = pb.SessionRequest(
+            description=to_pb(description, types_pb2.NodeDescription), session_id=self.session_id
+        )
+        try:
+            async for message in self._dispatcher.Session(request):
+                self.session_id = message.session_id
+                yield SessionNews(
+                    session_id=message.session_id,
+                    node=from_pb(message.node, Node),
+                    managers=tuple(manager.address for manager in message.managers),
+                    data_path_port=message.data_path_port,
+                )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        raise Unavailable("the manager has ended the session")
+
+    async def heartbeat(self) -> float:
+        """Beat once. Result: seconds until the next beat is expected."""
+        request = pb.HeartbeatRequest(session_id=self.session_id)
+        try:
+            response = await self._dispatcher.Heartbeat(request, timeout=RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return response.period_ns / 1e9
+
+    async def close_session(self) -> None:
+        """Say goodbye; failing to is no trouble."""
+        request = pb.CloseSessionRequest(session_id=self.session_id)
+        try:
+            await self._dispatcher.CloseSession(request, timeout=1.0)
+        except grpc.aio.AioRpcError:
+            return
+
+    async def report(self, statuses: Mapping[str, TaskStatus]) -> None:
+        """Send task statuses; returns when they are committed."""
+        request = pb.UpdateTaskStatusRequest(session_id=self.session_id)
+        for task_id, status in statuses.items():
+            request.updates.add(task_id=task_id, status=to_pb(status, types_pb2.TaskStatus))
+        try:
+            await self._dispatcher.UpdateTaskStatus(request, timeout=4 * RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def acknowledge(self, version: int, errors: Mapping[tuple[str, int], str]) -> None:
+        """Say which endpoint version is in force, and which ports are not served."""
+        request = pb.AcknowledgeEndpointsRequest(
+            session_id=self.session_id, endpoints_version=version
+        )
+        numbers = {name: number for number, name in PROTOCOLS.items()}
+        for (protocol, port), reason in sorted(errors.items()):
+            request.conflicts.add(
+                protocol=types_pb2.PortProtocol.ValueType(numbers[protocol]),
+                published_port=port,
+                error=reason,
+            )
+        try:
+            await self._dispatcher.AcknowledgeEndpoints(request, timeout=RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def assignments(self) -> AsyncIterator[AssignmentsBatch]:
+        """What this node has to run and to know, in messages that build on each other."""
+        request = pb.AssignmentsRequest(session_id=self.session_id)
+        try:
+            async for message in self._dispatcher.Assignments(request):
+                yield AssignmentsBatch(message)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        raise Unavailable("the manager has ended the assignments")
+
+    async def log_subscriptions(self) -> AsyncIterator[logs_pb2.SubscriptionMessage]:
+        """What readers ask of this node."""
+        request = logs_pb2.ListenSubscriptionsRequest()
+        try:
+            async for message in self._logs.ListenSubscriptions(request):
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def publish_logs(self, messages: AsyncIterator[logs_pb2.PublishLogsMessage]) -> None:
+        """Send lines until the iterator ends. Raises NotFound when nobody reads any more."""
+        try:
+            await self._logs.PublishLogs(messages)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.InvalidStateError as error:
+            raise Unavailable("the manager went away") from error
+
+
+def _port_key(message: pb.PublishedPort) -> PortKey:
+    return PortKey(message.service_id, PROTOCOLS[message.protocol], message.published_port)
+
+
+def _port(message: pb.PublishedPort) -> PublishedPort:
+    return PublishedPort(
+        protocol=PROTOCOLS[message.protocol],
+        published_port=message.published_port,
+        target_port=message.target_port,
+        mode=PublishMode(message.publish_mode).name.lower(),
+        endpoints=tuple(message.addresses),
+    )

@@ -1,0 +1,27 @@
+"""What this node says of itself when it registers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+from shoal.model.types import EngineDescription, NodeDescription, Platform, Resources
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def describe_node(hostname: str, data_path_address: str, root_pem: bytes) -> NodeDescription:
+    """Hostname, platform and capacity of the machine."""
+    machine = platform.machine()
+    return NodeDescription(
+        hostname=hostname,
+        platform=Platform(architecture=ARCHITECTURES.get(machine, machine), os="linux"),
+        resources=Resources(
+            nano_cpus=len(os.sched_getaffinity(0)) * 1_000_000_000,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        ),
+        engine=EngineDescription(engine_version=version("shoal")),
+        trust_root=root_pem,
+        data_path_address=data_path_address,
+    )

@@ -1,0 +1,84 @@
+"""What the agent remembers over its own restarts: its tasks, and its place in the network.
+
+One file per task, replaced atomically. They need not survive a power cut (the containers do not
+either, and the managers know the rest), so nothing is synced: a kill -9 loses nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from shoal.errors import SwarmError
+from shoal.ids import is_id
+from shoal.model.objects import Task
+from shoal.wire.objects import object_from_bytes, object_to_bytes
+
+_log = structlog.get_logger()
+
+
+class NetworkRecord(msgspec.Struct, frozen=True):
+    """What the node needs to open its data plane before a manager answers."""
+
+    index: int
+    subnet: str
+    data_path_port: int
+    managers: tuple[str, ...]
+    version: int = 1
+
+
+class Records:
+    """Files under the worker's state directory. Blocking, but small: used on the event loop."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tasks = directory / "tasks"
+        self._network = directory / "network.json"
+        self._tasks.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def save_task(self, task: Task) -> None:
+        """Remember a task with its newest status."""
+        _replace(self._tasks / f"{task.id}.task", object_to_bytes(task))
+
+    def forget_task(self, task_id: str) -> None:
+        """The task is no longer assigned to this node."""
+        (self._tasks / f"{task_id}.task").unlink(missing_ok=True)
+
+    def tasks(self) -> list[Task]:
+        """Every remembered task; damaged files are left out, and said so."""
+        found: list[Task] = []
+        for path in sorted(self._tasks.glob("*.task")):
+            if not is_id(path.stem):
+                continue
+            try:
+                task = object_from_bytes(path.read_bytes())
+            except SwarmError as error:
+                _log.warning("task.record_damaged", path=str(path), reason=error.message)
+                continue
+            if isinstance(task, Task):
+                found.append(task)
+        return found
+
+    def save_network(self, record: NetworkRecord) -> None:
+        """Remember the node's place in the network."""
+        _replace(self._network, msgspec.json.encode(record))
+
+    def network(self) -> NetworkRecord | None:
+        """The remembered place; None when there is none that can be read."""
+        try:
+            return msgspec.json.decode(self._network.read_bytes(), type=NetworkRecord)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def clear(self) -> None:
+        """Forget everything: the node leaves its cluster."""
+        for path in self._tasks.glob("*.task"):
+            path.unlink(missing_ok=True)
+        self._network.unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.rename(path)
