@@ -1,0 +1,55 @@
+# `make` lists the targets. Those marked (root) need `sudo make ...`; `setup` only if it installs.
+PYTHON := .venv/bin/python
+SOURCES := shoal manager worker engine swarmd swarmctl
+.DEFAULT_GOAL := help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit test bench clean help
+
+setup: ## Install what is missing from Debian and make .venv
+	@tools/setup.sh
+
+demo: setup ## Raise a cluster on this machine with a published web service (root)
+	@$(PYTHON) -P tools/demo.py up
+
+demo-down: ## Take the demo's cluster down and leave nothing behind (root)
+	@$(PYTHON) -P tools/demo.py down
+
+check: setup fmt-check lint type imports proto-check tidy unit ## Everything that needs no cluster
+
+fmt: ## Format the code
+	@$(PYTHON) -m ruff format .
+
+fmt-check: ## Is the code formatted?
+	@$(PYTHON) -m ruff format --check .
+
+lint: ## Look for faults and broken rules of style
+	@$(PYTHON) -m ruff check .
+
+type: ## Check the types
+	@$(PYTHON) -m mypy
+
+imports: ## Check who imports whom
+	@.venv/bin/lint-imports
+
+proto: ## Generate shoal/api/v1 from proto/
+	@$(PYTHON) tools/proto.py
+
+proto-check: ## Is the generated code up to date?
+	@$(PYTHON) tools/proto.py --check
+
+tidy: ## Check the sizes of files and functions, and leftovers
+	@$(PYTHON) tools/tidy.py
+
+unit: ## Unit tests
+	@$(PYTHON) -m pytest -q tests/unit
+
+test: setup ## All tests (root: without it those that need a kernel are skipped)
+	@$(PYTHON) -m pytest tests
+
+bench: setup ## Measure; one script of bench/ with ONLY=name (root)
+	@for script in $(or $(ONLY:%=bench/%.py),$(wildcard bench/*.py)); do echo "== $$script"; PYTHONPATH=. $(PYTHON) $$script || exit 1; done
+
+clean: ## Remove what was generated, but not .venv and no cluster
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache; find $(SOURCES) tests tools bench -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
