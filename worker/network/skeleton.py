@@ -127,52 +127,30 @@ def load(text: str) -> None:
 
 
 # What the ruleset needs of the kernel, each with the smallest text that uses it.
-_CHAIN = (
-    "table inet shoalprobe {{ {sets} chain c {{ type {kind} hook {hook} priority 0; {rule} }} }}"
+_SLOT_RULE = (
+    "meta nfproto ipv4 meta l4proto tcp dnat ip to "
+    "meta l4proto . th dport . numgen random mod 64 map @m"
 )
+_SLOT_MAP = "map m { typeof meta l4proto . th dport . numgen random mod 64 : ip daddr . th dport; }"
+
+
+def _probe(hook: str, rule: str, *, kind: str = "filter", priority: int = 0, sets: str = "") -> str:
+    chain = f"type {kind} hook {hook} priority {priority};\n{rule}"
+    return f"table inet shoalprobe {{\n{sets}\nchain c {{\n{chain}\n}}\n}}"
+
+
 _PROBES: Final[tuple[tuple[str, str], ...]] = (
     ("nf_tables with the inet family", "table inet shoalprobe { }"),
-    (
-        "network address translation (nft nat chains)",
-        _CHAIN.format(sets="", kind="nat", hook="prerouting", rule=""),
-    ),
-    (
-        "fib lookups in nft",
-        _CHAIN.format(
-            sets="", kind="filter", hook="prerouting", rule="fib daddr type local accept"
-        ),
-    ),
-    (
-        "numgen inside a map key",
-        _CHAIN.format(
-            sets="map m { typeof meta l4proto . th dport . numgen random mod 64 : "
-            "ip daddr . th dport; }",
-            kind="nat",
-            hook="prerouting",
-            rule="meta nfproto ipv4 meta l4proto tcp dnat ip to "
-            "meta l4proto . th dport . numgen random mod 64 map @m",
-        ),
-    ),
-    (
-        "jhash in nft",
-        _CHAIN.format(
-            sets="",
-            kind="filter",
-            hook="prerouting",
-            rule="meta nfproto ipv4 meta mark set jhash ip saddr mod 64",
-        ),
-    ),
+    ("nat chains in nft", _probe("prerouting", "", kind="nat")),
+    ("fib lookups in nft", _probe("prerouting", "fib daddr type local accept")),
+    ("numgen inside a map key", _probe("prerouting", _SLOT_RULE, kind="nat", sets=_SLOT_MAP)),
+    ("jhash in nft", _probe("prerouting", "meta nfproto ipv4 meta mark set jhash ip saddr mod 64")),
     (
         "connection tracking zones by direction",
-        _CHAIN.format(
-            sets="", kind="filter", hook="prerouting", rule="ct original zone set 1"
-        ).replace("priority 0", "priority -290"),
+        _probe("prerouting", "ct original zone set 1", priority=-290),
     ),
-    (
-        "masquerade in nft",
-        _CHAIN.format(sets="", kind="nat", hook="postrouting", rule="masquerade"),
-    ),
-    ("reject in nft", _CHAIN.format(sets="", kind="filter", hook="input", rule="reject")),
+    ("masquerade in nft", _probe("postrouting", "masquerade", kind="nat")),
+    ("reject in nft", _probe("input", "reject")),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from shoal.errors import AlreadyExists, Internal, InvalidArgument, NotFound, Unimplemented
 from tests.integration.network.lab import (
     CLIENT,
     Lab,
@@ -18,6 +18,7 @@ from tests.integration.network.lab import (
     running_lab,
     tcp,
 )
+from worker.network import skeleton
 from worker.network.node import NodeNetwork
 
 pytestmark = pytest.mark.root
@@ -225,6 +226,12 @@ def test_a_machine_without_nft_is_told_what_to_install(
         with pytest.raises(Unimplemented, match="install the package nftables"):
             node.wait(NodeNetwork.open(node.settings))
         monkeypatch.undo()
+
+
+def test_a_text_nft_refuses_is_not_blamed_on_the_kernel(lab: Lab) -> None:
+    """Every probe passes on this kernel, so a refusal must be our own fault."""
+    with pytest.raises(Internal, match="nft refused"):
+        lab.client.run(lambda: skeleton.load("table inet shoal { nonsense }"))
 
 
 def test_settings_are_checked_before_anything_is_made(lab: Lab) -> None:

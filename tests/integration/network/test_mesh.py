@@ -182,6 +182,22 @@ def test_vxlan_frames_from_outside_the_cluster_are_dropped(lab: Lab) -> None:
         sink.close()
 
 
+def test_a_peer_cannot_use_a_node_as_its_way_out(lab: Lab) -> None:
+    node, peer = lab.nodes[0], lab.nodes[1]
+    sink = lab.client.run(lambda: _bound_udp(7002))
+    member = peer.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    ethernet = vtep_mac(node.settings.subnet) + vtep_mac(peer.settings.subnet) + b"\x08\x00"
+    packet = _udp_packet("192.0.2.77", CLIENT, 7002)
+    with sink, member:
+        frame = struct.pack("!II", 0x08000000, VNI << 8) + ethernet + packet
+        member.sendto(frame + b"smuggled", (node.address, 7789))
+        member.sendto(b"straight", (CLIENT, 7002))
+        assert sink.recv(100) == b"straight"
+        sink.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            sink.recv(100)
+
+
 def test_loopback_addresses_are_not_accepted_from_the_wire(lab: Lab) -> None:
     """route_localnet is on for our devices: the guard chain must drop what abuses it."""
     node, task = lab.nodes[0], lab.tasks[0]
