@@ -1,7 +1,7 @@
 """The one loop that turns plans into commits.
 
 It holds no decisions: it gathers what became dirty, lets `plan_round` decide on one view, commits
-the result as one entry, and sleeps until something changes, a timer of the plan is due, or the
+the result as one entry, and sleeps until something changes, a timer of the agenda is due, or the
 resync period is over (a safety net: everything is dirty again). A conflict means that somebody
 else was faster; the same keys are planned again on the newer view.
 """
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import structlog
 
+from manager.reconcile.agenda import Agenda
+from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.metrics import PLAN_SECONDS, ROUNDS
 from manager.reconcile.plan import Dirty, dirty_from_event, plan_round
 from manager.store.store import Commit, Store, Watcher
@@ -37,49 +39,55 @@ class ReconcileLoop:
 
     async def run(self) -> None:
         """Reconcile for ever. Raises FailedPrecondition when the watch fell behind: start anew."""
+        agenda = Agenda()
         with self._store.watch() as watcher:
-            dirty = Dirty(everything=True)
             while True:
-                wake_at_ns = await self._settle(dirty, watcher)
-                dirty = await self._wait(watcher, wake_at_ns)
+                dirty = agenda.take(self._clock.now_ns())
+                if dirty:
+                    await self._round(agenda, dirty)
+                    _note_commits(agenda, watcher.take_ready())
+                else:
+                    await self._wait(agenda, watcher)
 
-    async def _settle(self, dirty: Dirty, watcher: Watcher) -> int | None:
-        """Plan and commit until nothing is left to do now. Result: when to plan again."""
-        while True:
-            with PLAN_SECONDS.time():
-                plan = plan_round(
-                    self._store.view, dirty, now_ns=self._clock.now_ns(), ids=self._ids
-                )
-            for note in plan.notes:
-                _write(note)
-            if not plan.changes:
-                return plan.wake_at_ns
-            ROUNDS.inc()
-            try:
-                await self._store.commit(plan.changes)
-            except SwarmError as error:
-                if not error.retryable:
-                    _log.error("reconcile.refused", reason=error.message)
-                await asyncio.sleep(0 if error.retryable else RETRY_PAUSE_S)
-            dirty = _merged(dirty, watcher.take_ready())
+    async def _round(self, agenda: Agenda, dirty: Dirty) -> None:
+        with PLAN_SECONDS.time():
+            plan = plan_round(self._store.view, dirty, now_ns=self._clock.now_ns(), ids=self._ids)
+        for note in plan.notes:
+            _write(note)
+        if not plan.changes:
+            agenda.finish(dirty, plan)
+            await asyncio.sleep(0)  # a long agenda must not keep the others from running
+            return
+        ROUNDS.inc()
+        try:
+            await self._store.commit(plan.changes)
+        except SwarmError as error:
+            if not error.retryable:
+                _log.error("reconcile.refused", reason=error.message)
+            agenda.add(dirty)
+            await asyncio.sleep(0 if error.retryable else RETRY_PAUSE_S)
+        else:
+            agenda.finish(dirty, plan)
 
-    async def _wait(self, watcher: Watcher, wake_at_ns: int | None) -> Dirty:
+    async def _wait(self, agenda: Agenda, watcher: Watcher) -> None:
         timeout_s = RESYNC_PERIOD_S
+        wake_at_ns = agenda.wake_at_ns
         if wake_at_ns is not None:
             timeout_s = min(timeout_s, max(0, wake_at_ns - self._clock.now_ns()) / NS_PER_S)
         try:
             async with asyncio.timeout(timeout_s):
                 first = await watcher.next()
         except TimeoutError:
-            return Dirty(everything=True)
-        return _merged(Dirty(), [first, *watcher.take_ready()])
+            if timeout_s == RESYNC_PERIOD_S:
+                agenda.add(EVERYTHING)
+            return
+        _note_commits(agenda, [first, *watcher.take_ready()])
 
 
-def _merged(dirty: Dirty, commits: list[Commit]) -> Dirty:
+def _note_commits(agenda: Agenda, commits: list[Commit]) -> None:
     for commit in commits:
         for event in commit.events:
-            dirty = dirty.union(dirty_from_event(event.action, event.old, event.object))
-    return dirty
+            agenda.add(dirty_from_event(event.action, event.old, event.object))
 
 
 def _write(note: Note) -> None:
