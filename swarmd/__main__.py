@@ -101,7 +101,7 @@ def main(
 def _run(settings: DaemonSettings) -> int:
     try:
         require_root()
-        asyncio.run(_serve(settings))
+        asyncio.run(serve(Daemon(settings)))
     except InvalidArgument as error:
         _log.error("node.not_started", reason=error.message)
         return EXIT_USAGE
@@ -114,12 +114,13 @@ def _run(settings: DaemonSettings) -> int:
     return 0
 
 
-async def _serve(settings: DaemonSettings) -> None:
+async def serve(daemon: Daemon) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises SwarmError, InvariantViolation."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    async with Daemon(settings) as daemon:
+    async with daemon:
         waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(daemon.wait_failed())]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -69,12 +69,15 @@ async def _forward(
 ) -> AsyncGenerator[bytes, None]:
     channel = await upstream.channel()
     call: Any = channel.stream_stream(method)(
-        metadata=_metadata(context.invocation_metadata()), timeout=context.time_remaining()
+        metadata=_metadata(context.invocation_metadata()),
+        timeout=context.time_remaining(),
+        wait_for_ready=True,
     )
     pump = asyncio.create_task(_pump(requests, call), name=f"proxy {method}")
     # gRPC does not close our generator when the client goes away between two messages.
     context.add_done_callback(lambda _: call.cancel())
     try:
+        await upstream.connected(call)
         await context.send_initial_metadata(_metadata(await call.initial_metadata()))
         while (response := await call.read()) is not grpc.aio.EOF:
             yield response

@@ -12,6 +12,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -20,6 +21,18 @@ from shoal.security.grpc_tls import local_channel
 
 WAIT_S = 5.0
 _PROBE_PERIOD_S = 0.05
+
+
+class Connecting(Protocol):
+    """A streaming call of `grpc.aio`."""
+
+    async def wait_for_connection(self) -> None:
+        """Wait until its metadata was sent."""
+        ...
+
+    def cancel(self) -> bool:
+        """End it."""
+        ...
 
 
 class Upstream:
@@ -43,6 +56,18 @@ class Upstream:
                 raise Unavailable(self._why_not())
             await asyncio.sleep(min(_PROBE_PERIOD_S, left_s))
         return await self._renewed()
+
+    async def connected(self, call: Connecting) -> None:
+        """Wait until a `wait_for_ready` call is under way: nothing was sent before that.
+
+        Raises: Unavailable after WAIT_S; the call is then cancelled.
+        """
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await call.wait_for_connection()
+        except TimeoutError:
+            call.cancel()
+            raise Unavailable(self._why_not()) from None
 
     async def close(self) -> None:
         """Close the channel and with it every call."""
