@@ -23,12 +23,19 @@ STREAMS = ("stdout", "stderr")
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     """Replace the file by rename. Not synced: a power cut ends every container anyway."""
     fresh = f"{path}.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    write_new(fresh, text, mode)
+    os.rename(fresh, path)
+
+
+def write_new(path: str, text: str, mode: int = 0o600) -> None:
+    """Write a file nobody reads yet. Raises: OSError, also when the disk takes only a part."""
+    content = text.encode()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.write(fd, text.encode())
+        if os.write(fd, content) != len(content):
+            raise OSError(28, os.strerror(28), path)
     finally:
         os.close(fd)
-    os.rename(fresh, path)
 
 
 def discard(path: str) -> None:

@@ -23,6 +23,7 @@ import time
 from worker.runtime.lean import cgroups, child, files, linux, loop, tinyjson
 from worker.runtime.lean.container import EXIT_LOST, EXITED, RUNNING, Container
 from worker.runtime.lean.holds import Holds
+from worker.runtime.lean.launching import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,15 +33,9 @@ if TYPE_CHECKING:
     Request = dict[str, Any]
     Operation = Callable[["Supervisor", loop.Client, Request], None]
 
-_NAMESPACES = {
-    "mount": linux.CLONE_NEWNS,
-    "pid": linux.CLONE_NEWPID,
-    "ipc": linux.CLONE_NEWIPC,
-    "uts": linux.CLONE_NEWUTS,
-    "network": linux.CLONE_NEWNET,
-}
 _RECORD_WAIT_S = 3.0  # how long an inherited child's exit record may take to appear
 _RETRY_S = 0.02
+_KEEPER_DELAY_S = 0.05
 _FREEZE_WAIT_S = 5.0
 ORPHAN_ERROR = "exit status lost: the container ended while no process of the runtime was alive"
 REBOOT_ERROR = "exit status lost: the machine was restarted while the container ran"
@@ -82,6 +77,7 @@ class Supervisor:
             directory = f"{self.containers_dir}/{name}"
             record = files.read_record(f"{directory}/{files.STATE_FILE}")
             if record is None:
+                self._discard(name)  # its making was cut short
                 continue
             container = self.containers[name] = Container(directory, record)
             self.holds.take(name)
@@ -126,44 +122,47 @@ class Supervisor:
         directory = f"{self.containers_dir}/{name}"
         container = Container(directory, {"id": name, "labels": request["labels"]})
         container.created_at_ns = time.time_ns()
+        try:
+            self._lay_out(directory, request)
+            container.save()  # last: a directory without a record was never finished
+        except (OSError, KeyError):
+            self._discard(name)
+            raise
+        self.containers[name] = container
+        self._reply(client, request, container)
+        self._publish(container)
+
+    def _lay_out(self, directory: str, request: Request) -> None:
         os.mkdir(directory, 0o710)
         for part in ("rootfs", "upper", "work", "logs"):
             os.mkdir(f"{directory}/{part}", 0o755)
         for stream in files.STREAMS:
             os.mkfifo(f"{directory}/{stream}", 0o600)
         for part, text in request["files"].items():
-            files.write_atomically(f"{directory}/{part}", text, 0o644)
+            files.write_new(f"{directory}/{part}", text, 0o644)
         text = tinyjson.dumps(request["bundle"])
-        files.write_atomically(f"{directory}/{files.BUNDLE_FILE}", text)
-        files.write_atomically(f"{directory}/log.conf", tinyjson.dumps(request["log"]))
-        container.save()
-        self.containers[name] = container
-        self._reply(client, request, container)
-        self._publish(container)
+        files.write_new(f"{directory}/{files.BUNDLE_FILE}", text)
+        files.write_new(f"{directory}/log.conf", tinyjson.dumps(request["log"]))
+
+    def _discard(self, name: str) -> str:
+        """Move a container's directory to the trash, which the worker empties."""
+        trash = f"{self.state_dir}/trash/{name}.{time.time_ns()}"
+        os.rename(f"{self.containers_dir}/{name}", trash)
+        return trash
 
     def start(self, client: loop.Client, request: Request) -> None:
-        """Make the cgroup, clone the child; the reply is sent when its program runs or failed."""
+        """Clone the child; the reply is sent when its program runs or has failed to."""
         container = self._find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is already running")
         bundle = tinyjson.loads(files.read_text(f"{container.directory}/{files.BUNDLE_FILE}"))
-        opened: list[int] = []
+        launch = Launch(container, bundle, self.driver)
         try:
-            self._launch(container, bundle, opened)
+            self._launch(container, launch, bundle["annotations"].get("dev.shoal.seccomp", ""))
         except (OSError, KeyError, ValueError) as error:
-            self._undo_launch(container)
-            message = str(error)
-            if isinstance(error, OSError):
-                message = f"{error.filename or 'start'}: {error.strerror or error}"
-            container.error = message
-            container.started_at_ns = container.finished_at_ns = time.time_ns()
-            container.state, container.exit_code = EXITED, child.SETUP_FAILED
-            container.save()
-            self._publish(container)
-            raise Refused("failed_precondition", message) from None
+            raise self._failed_launch(container, launch, error) from None
         finally:
-            for fd in opened:
-                os.close(fd)
+            launch.close()
 
         def answer(failure: str) -> None:
             if failure:
@@ -173,65 +172,33 @@ class Supervisor:
 
         container.starting = answer
 
-    def _launch(self, container: Container, bundle: Request, opened: list[int]) -> None:
-        """Clone the child; appends every descriptor the parent must close to `opened`."""
-        name, directory = container.id, container.directory
-        start = child.Start()
-        start.bundle, start.directory = bundle, directory
-        start.layers = bundle["annotations"]["dev.shoal.layers"].split("\n")
-        start.seccomp = self._seccomp_program(bundle["annotations"].get("dev.shoal.seccomp", ""))
-        start.netns_fd = -1
-        flags = 0
-        for namespace in bundle["linux"]["namespaces"]:
-            if namespace.get("path"):
-                start.netns_fd = os.open(namespace["path"], os.O_RDONLY | os.O_CLOEXEC)
-                opened.append(start.netns_fd)
-            else:
-                flags |= _NAMESPACES.get(namespace["type"], 0)
-        self._reset_stdio(name)
-        writers = [os.open(f"{directory}/{s}", os.O_RDWR | os.O_CLOEXEC) for s in files.STREAMS]
-        opened += writers
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        opened.append(null)
-        start.stdio_fds = (null, writers[0], writers[1])
-        cgroup_fd = self._make_cgroup(name, bundle, opened)
-        start.cgroup_paths = [] if cgroup_fd >= 0 else self.driver.paths(name)
-        start.cgroup_views = self.driver.views(name)
-        start.go_fd, go_write = os.pipe2(os.O_CLOEXEC)
-        container.status_fd, start.status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        opened += [start.go_fd, go_write, start.status_fd]
-        start.close_fds = [go_write, container.status_fd]
-        try:
-            pid, container.pidfd = linux.clone(flags, cgroup_fd=cgroup_fd)
-        except OSError:
-            self._close_status(container)
-            raise
-        if pid == 0:
-            child.run(start)
+    def _launch(self, container: Container, launch: Launch, seccomp: str) -> None:
+        self._reset_stdio(container.id)
+        pid = launch.clone(self._seccomp_program(seccomp))
         self._record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
         self._watch_exit(container)
-        os.write(go_write, b"g")
-        self._announce(name)
+        launch.go()
+        self._announce(container.id)
 
-    def _undo_launch(self, container: Container) -> None:
-        if container.pidfd >= 0:  # cloned, but its record could not be written
-            _signal.pidfd_send_signal(container.pidfd, _signal.SIGKILL)
+    def _failed_launch(self, container: Container, launch: Launch, error: Exception) -> Refused:
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename or 'start'}: {error.strerror or error}"
+        launch.undo()
+        if launch.cloned:
             self.loop.forget(container.pidfd)
-            os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
             container.close()
             self._close_status(container)
+        container.started_at_ns = container.finished_at_ns = time.time_ns()
+        container.state, container.exit_code = EXITED, child.SETUP_FAILED
+        container.error = message
+        container.save()
         self._drop_cgroup(container.id)
-
-    def _make_cgroup(self, name: str, bundle: Request, opened: list[int]) -> int:
-        self.driver.remove(name)
-        self.driver.create(name, bundle["linux"]["resources"])
-        target = self.driver.clone_target(name)
-        if not target:
-            return -1
-        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.append(fd)
-        return fd
+        self.holds.drain(container.id)
+        self._send_to_logger(container.id)
+        self._publish(container)
+        return Refused("failed_precondition", message)
 
     def _reset_stdio(self, name: str) -> None:
         self.holds.release(name)
@@ -332,8 +299,10 @@ class Supervisor:
         container.save()
         self._drop_cgroup(container.id)
         self.holds.drain(container.id)
-        self._tell_keeper("-" + container.id)
-        self._announce(container.id)
+        if container.kept:
+            container.kept = False
+            self._tell_keeper("-" + container.id)
+        self._send_to_logger(container.id)
         self._answer_start(container, container.error or f"exited at once with code {code}")
         waiters, container.waiters = container.waiters, []
         for client, request in waiters:
@@ -362,10 +331,15 @@ class Supervisor:
 
     def _announce(self, name: str) -> None:
         """Tell keeper and logger that the container has live stdio."""
-        container = self.containers[name]
-        if container.state == RUNNING:
-            self._tell_keeper("+" + name)
         self._send_to_logger(name)
+        # Not at once: the keeper's hold only matters when we die, and a start has more urgent work.
+        self.loop.after(_KEEPER_DELAY_S, lambda: self._hold_by_keeper(name))
+
+    def _hold_by_keeper(self, name: str) -> None:
+        container = self.containers.get(name)
+        if container is not None and container.state == RUNNING and not container.kept:
+            container.kept = True
+            self._tell_keeper("+" + name)
 
     def _tell_keeper(self, message: str) -> None:
         try:
@@ -464,9 +438,8 @@ class Supervisor:
 
     def _answer_pause(self, client: loop.Client, request: Request, deadline_s: float) -> None:
         container = self._find(request)
-        if container.state != RUNNING or not request["paused"]:
-            self._reply(client, request, container)
-        elif self.driver.is_frozen(container.id):
+        settled = container.state != RUNNING or not request["paused"]
+        if settled or self.driver.is_frozen(container.id):
             self._reply(client, request, container)
         elif time.monotonic() < deadline_s:
             self.loop.after(0.001, lambda: self._answer_pause(client, request, deadline_s))
@@ -485,10 +458,8 @@ class Supervisor:
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
         self._drop_cgroup(container.id)
-        trash = f"{self.state_dir}/trash/{container.id}.{time.time_ns()}"
-        os.rename(container.directory, trash)
+        trash = self._discard(container.id)
         self.holds.release(container.id)
-        self._tell_keeper("-" + container.id)
         self._send_to_logger(container.id)
         del self.containers[container.id]
         client.send({"seq": request["seq"], "result": {"trash": trash}})
