@@ -93,6 +93,16 @@ def ps(*, template: str, quiet: bool, name: str, root: str) -> None:
     show.nodes(labs.rows(record.read_lab(root, name).plan), template=template, quiet=quiet)
 
 
+@lab.command()
+@show.format_options
+@_node_argument
+def top(*, node: str, template: str, quiet: bool, name: str, root: str) -> None:
+    """List a node's processes: its daemons, its helpers and what runs in its containers."""
+    kernel.check_machine()
+    plan = record.read_lab(root, name).plan
+    show.processes(nodes.family(plan, plan.node(node)), template=template, quiet=quiet)
+
+
 @lab.command("exec", context_settings={"allow_interspersed_args": False})
 @click.argument("node")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -23,6 +23,7 @@ from swarmctl.lab.processes import Family, Process
 
 Status = Literal["running", "paused", "killed", "partitioned", "down"]
 
+LOG_LINE_MAX = 400
 _POLL_S = 0.01
 # Joins the groups named before `--`, then becomes the daemon: its children are born in them.
 _JOIN_SCRIPT = 'while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@"'
@@ -215,4 +216,4 @@ def log_tail(paths: NodePaths, *, lines: int = 20) -> str:
             text = log.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(line[:LOG_LINE_MAX] for line in text.splitlines()[-lines:])

@@ -10,6 +10,7 @@ import click
 from swarmctl import output
 from swarmctl.gotemplate.values import Record
 from swarmctl.lab.labs import NodeRow
+from swarmctl.lab.processes import Family
 from swarmctl.lab.record import LabRecord
 
 _Command = Callable[..., Any]
@@ -22,6 +23,7 @@ NODE_COLUMNS = {
     "Socket": "SOCKET",
     "DockerSocket": "DOCKER SOCKET",
 }
+PROCESS_COLUMNS = {"Pid": "PID", "Kind": "KIND", "Command": "COMMAND"}
 LAB_COLUMNS = {
     "Name": "NAME",
     "Managers": "MANAGERS",
@@ -54,6 +56,13 @@ def labs(found: Sequence[LabRecord], *, template: str, quiet: bool) -> None:
     output.write(text)
 
 
+def processes(family: Family, *, template: str, quiet: bool) -> None:
+    """Print a node's processes; `quiet`: pids alone."""
+    records = process_fields(family)
+    text = output.rows_text(records, columns=PROCESS_COLUMNS, template=template, quiet=quiet)
+    output.write(text)
+
+
 def node_fields(row: NodeRow) -> Record:
     """A node under the names that templates use; all of them text."""
     return Record(
@@ -69,6 +78,18 @@ def node_fields(row: NodeRow) -> Record:
             "Log": row.log,
         }
     )
+
+
+def process_fields(family: Family) -> list[Record]:
+    """A node's processes under the names that templates use; all of them text."""
+    kinds = (
+        ("daemon", family.daemons), ("helper", family.helpers), ("container", family.containers),
+    )  # fmt: skip
+    return [
+        Record({"Pid": str(process.pid), "Kind": kind, "Command": " ".join(process.argv)})
+        for kind, members in kinds
+        for process in members
+    ]
 
 
 def lab_fields(lab: LabRecord) -> Record:
