@@ -113,12 +113,17 @@ def _begin(draft: Draft, service: Service, *, now_ns: int) -> Service:
 
 
 def _retire_outdated(draft: Draft, slot: SlotProgress) -> None:
-    """Stop old tasks of a slot whose new task runs."""
-    if any(task.status.state is TaskState.RUNNING for task in slot.current):
-        old = [task for task in slot.outdated if is_wanted(task)]
-        if old and draft.room(*old):
-            for task in old:
-                draft.update(task.with_desired_state(TaskState.SHUTDOWN))
+    """Stop old tasks of a slot whose new task runs, and all but one that are up to date.
+
+    Two tasks are up to date when a change was taken back while its task was on the way.
+    """
+    by_merit = sorted(slot.current, key=lambda task: task.status.state is not TaskState.RUNNING)
+    old = by_merit[1:]
+    if by_merit and by_merit[0].status.state is TaskState.RUNNING:
+        old += [task for task in slot.outdated if is_wanted(task)]
+    if old and draft.room(*old):
+        for task in old:
+            draft.update(task.with_desired_state(TaskState.SHUTDOWN))
 
 
 def _stop_on_failure(

@@ -32,8 +32,14 @@ class SlotProgress(Row, frozen=True):
 
     @property
     def is_due(self) -> bool:
-        """Whether the update still has to begin with this slot."""
-        return bool(self.outdated) and not self.current and not self.made
+        """Whether the update still has to begin with this slot.
+
+        Where its own task ended by itself it did what it could: the restart policy decides. Where
+        that was stopped, the user had changed their mind in between, and it begins again.
+        """
+        if not self.outdated or self.current:
+            return False
+        return not self.made or not ended_by_itself(self.made[-1])
 
     @property
     def done_at_ns(self) -> int | None:

@@ -74,6 +74,8 @@ class Simulation:
     def heal(self) -> None:
         """End of all trouble: nodes are well, containers run on, users resume paused updates."""
         self.trouble = False
+        for place in range(_NODES - len(self.cell.tables.nodes)):
+            self.cell.put(a_node(f"new{place}", resources=_room()))
         for node in list(self.cell.tables.nodes):
             self._set_node(node, NodeState.READY, NodeAvailability.ACTIVE)
         for _ in range(240):
@@ -342,9 +344,11 @@ class Simulation:
         for slot in {task.slot for task in tasks}:
             members = [task for task in tasks if task.slot == slot]
             wanted = [task for task in members if is_wanted(task)]
-            if not wanted:
-                policy = members[-1].spec.restart or RestartPolicy()
-                assert policy.max_attempts or policy.condition is not RestartCondition.ANY
+            policy = members[-1].spec.restart or RestartPolicy()
+            finite = policy.max_attempts or policy.condition is not RestartCondition.ANY
+            if is_terminal(members[-1]) and finite:
+                # It ended for good. A start-first update then leaves the old task in place.
+                assert len(wanted) <= 1
                 continue
             (task,) = wanted
             assert task.status.state is TaskState.RUNNING, (task, service)

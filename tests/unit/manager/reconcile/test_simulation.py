@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.manager.reconcile.simulated import Simulation
 
-SEEDS = 1500
+SEEDS = 100
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
