@@ -65,6 +65,7 @@ async def test_exit_while_supervisor_and_logger_are_dead(site: Site):
     container = await site.start("read x < /go; echo last words; exit 43", mounts=_gate(site))
     pid = (await site.runtime.status(container)).pid
     keeper = site.pid_of("keeper")
+    await until(lambda: _holds(keeper, f"{site.runtime.container_dir(container)}/stdout"))
     os.kill(keeper, signal.SIGSTOP)
     try:
         site.kill_hard("supervisor", "logger")
@@ -157,6 +158,10 @@ def _replaced(site: Site, part: str, old: int) -> bool:
         return False
     pid, ticks = (int(word) for word in text.split())
     return pid != old and files.start_ticks(pid) == ticks
+
+
+def _holds(pid: int, path: str) -> bool:
+    return path in [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
 
 
 def _is_zombie(pid: int) -> bool:

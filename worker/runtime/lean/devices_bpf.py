@@ -39,8 +39,13 @@ def assemble(rules: list[dict[str, Any]]) -> bytes:
         _instruction(0x61, _R5, _R1, 8, 0),  # r5 = minor
     ]
     for rule in reversed(rules):
+        if rule.get("type", "a") == "a" and len(rule.get("access") or "rwm") == 3:
+            # Decides everything; the kernel refuses a program with code nobody can reach.
+            program += _verdict(allow=rule["allow"])
+            break
         program += _rule(rule)
-    program += _verdict(allow=False)
+    else:
+        program += _verdict(allow=False)
     return b"".join(program)
 
 

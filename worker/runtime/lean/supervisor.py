@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _RECORD_WAIT_S = 3.0  # how long an inherited child's exit record may take to appear
 _RETRY_S = 0.02
-_KEEPER_DELAY_S = 0.05
+_KEEPER_DELAY_S = 0.01
 _FREEZE_WAIT_S = 5.0
 ORPHAN_ERROR = "exit status lost: the container ended while no process of the runtime was alive"
 REBOOT_ERROR = "exit status lost: the machine was restarted while the container ran"
