@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+from pathlib import Path
 
 import aiohttp
 import grpc
@@ -33,11 +34,11 @@ async def get(node: Node, path: str) -> tuple[int, str]:
 
 
 def exists(pid: int) -> bool:
+    """Whether it runs; a zombie waits for init only."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
         return False
-    return True
 
 
 def pid_of(node: Node, name: str) -> int:
