@@ -13,6 +13,7 @@ from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import EndpointMode, FailureAction, MountType, PublishMode
 from shoal.model.objects import Node
+from shoal.model.reference import parse_reference
 from shoal.model.specs import (
     ClusterSpec,
     ContainerSpec,
@@ -40,11 +41,6 @@ SPEC_BYTES_MAX = 1 << 20
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
-_IMAGE = re.compile(
-    r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-    r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?"
-    r"(?:@sha256:[0-9a-f]{64})?|sha256:[0-9a-f]{64}"
-)
 
 
 def service_spec(spec: ServiceSpec) -> None:
@@ -141,11 +137,10 @@ def _task(task: TaskSpec) -> None:
 def _container(container: ContainerSpec) -> None:
     if not container.image:
         raise InvalidArgument("image: must be given")
-    if not _IMAGE.fullmatch(container.image):
-        raise InvalidArgument(
-            f"image: {container.image!r} is not a valid reference: "
-            "[HOST[:PORT]/]NAME[:TAG][@DIGEST], the name in lower case"
-        )
+    try:
+        parse_reference(container.image)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"image: {error.message}") from error
     for text in container.env:
         if text.startswith("=") or not text:
             raise InvalidArgument(f"env: {text!r} must be NAME=VALUE or NAME")

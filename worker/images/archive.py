@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from shoal.errors import InvalidArgument
+from shoal.model.reference import Reference, parse_reference
 from worker.images import oci
 from worker.images.jobs import Member
 from worker.images.model import StoreSettings
-from worker.images.reference import Reference, parse_reference
 
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _INDEX_DEPTH_MAX = 4

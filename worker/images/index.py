@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import msgspec
 
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from shoal.model.reference import Reference, parse_reference
 from worker.images.model import Image, ImageConfig, Layer
-from worker.images.reference import Reference, parse_reference
 
 FORMAT = 1
 _HEX = frozenset("0123456789abcdef")

@@ -17,12 +17,12 @@ import structlog
 
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import Internal, InvalidArgument
+from shoal.model.reference import Reference
 from worker.images import archive, jobs, oci
 from worker.images.index import ImageRecord
 from worker.images.keyed import KeyedLocks
 from worker.images.ledger import Added, Job, Ledger
 from worker.images.model import ImageConfig, Layer, StoreSettings
-from worker.images.reference import Reference
 from worker.images.runner import Runner, Source
 from worker.images.settle import settle
 

@@ -19,10 +19,10 @@ import structlog
 
 from shoal.errors import FailedPrecondition, NotFound, ResourceExhausted
 from shoal.ids import new_id
+from shoal.model.reference import Reference
 from worker.images import disk, index
 from worker.images.keyed import uninterrupted
 from worker.images.model import GcReport, Layer, StoreSettings
-from worker.images.reference import Reference
 
 _log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 from shoal.api.v1 import node_pb2 as pb
 from shoal.api.v1.node_pb2_grpc import ImagesServicer
 from shoal.errors import InvalidArgument
+from shoal.model.reference import parse_reference
 from worker.images.model import Image
-from worker.images.reference import parse_reference
 from worker.images.store import ImageStore
 
 CHANGES_MAX = 256

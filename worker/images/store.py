@@ -17,12 +17,12 @@ import structlog
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.model.reference import Reference, parse_reference
 from worker.images import index
 from worker.images.changes import apply_changes
 from worker.images.intake import Intake
 from worker.images.ledger import Ledger
 from worker.images.model import GcReport, Image, ImageConfig, Removal, StoreSettings
-from worker.images.reference import Reference, parse_reference
 from worker.images.runner import Source
 
 _log = structlog.get_logger()

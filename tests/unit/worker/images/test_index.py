@@ -7,7 +7,7 @@ import pytest
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from worker.images import index
 from worker.images.model import ImageConfig
-from worker.images.reference import parse_reference
+from shoal.model.reference import parse_reference
 
 MANIFEST = "sha256:" + "d" * 64
 

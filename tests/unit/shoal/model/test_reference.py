@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidArgument
-from worker.images.reference import Reference, parse_reference
+from shoal.model.reference import Reference, parse_reference
 
 SHA = "sha256:" + "a" * 64
 
