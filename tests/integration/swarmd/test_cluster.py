@@ -284,3 +284,17 @@ async def test_metrics_of_a_manager(node: Node):
         assert "\nswarm_raft_transaction_latency_seconds_count " in text
         types = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         assert len(types) == len(set(types))
+
+
+async def test_stopping_swarmd_undoes_an_init_under_way(node: Node):
+    """Its manager never gets ready: the scripted one says so."""
+    node.paths.state.mkdir(parents=True)
+    node.tell("manager.unready", "still replaying")
+    async with node.running():
+        call = asyncio.create_task(init(node))
+        await node.until_called("manager", "serving")
+        assert (await info(node)).state == "pending"
+    await asyncio.gather(call, return_exceptions=True)
+    assert node.calls("manager")[-1] == "ended"
+    async with node.running():
+        assert (await info(node)).state == "inactive"
