@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 SWARMCTL = ".venv/bin/swarmctl"
@@ -29,6 +29,7 @@ LAB = "demo"
 ARCHIVE = "build/demo/web.tar"
 IMAGE = "demo/web:1"
 PORT = 8080
+METRICS_PORT = 9323
 REPLICAS = 3
 VICTIM = "w1"
 TIMEOUT_S = 60.0
@@ -57,6 +58,13 @@ class Answer(str):
     def client(self) -> str:
         """The address it saw the question come from."""
         return self.split()[-1]
+
+
+class Page(NamedTuple):
+    """What a server sent, and the address it was asked from."""
+
+    body: str
+    own_address: str
 
 
 def main() -> None:
@@ -97,7 +105,7 @@ def up() -> None:
     )  # fmt: skip
     wait_for_tasks(lambda _: True)
     ask_everywhere(nodes)
-    show_client_addresses(nodes)
+    show_client_addresses()
     kill_a_container(nodes)
     kill_a_node(nodes)
     bring_back(nodes)
@@ -128,16 +136,9 @@ def ask_everywhere(nodes: dict[str, str]) -> None:
         fail(f"{REPLICAS} containers should have answered, but these did: {sorted(seen)}")
 
 
-def show_client_addresses(nodes: dict[str, str]) -> None:
-    """The service sees who asks, also when the question entered at another node."""
+def show_client_addresses() -> None:
+    """`ask` has compared them; here they are in the containers' own logs."""
     title("Containers see the client's own address, whichever node it entered at")
-    for client, own in nodes.items():
-        entry = next(name for name in nodes if name != client)
-        url = f"http://{nodes[entry]}:{PORT}/"
-        words = ["lab", "exec", "--name", LAB, client, "--", "busybox", "wget", "-qO-", url]
-        answer = Answer(swarmctl(*words).strip())
-        if answer.client != own:
-            fail(f"{client} asked with {own}, but the container saw {answer.client}")
     swarmctl("service", "logs", "--tail", "2", "web")
 
 
@@ -145,15 +146,14 @@ def kill_a_container(nodes: dict[str, str]) -> None:
     """SIGKILL one container's process and see its task replaced."""
     title("A container is killed: its task is replaced")
     task, node = running_tasks()[0]
-    columns = "{{.Pid}} {{.Kind}} {{.Command}}"
-    listing = swarmctl("lab", "top", "--name", LAB, node, "--format", columns)
-    servers = [line.split() for line in listing.splitlines() if " container httpd" in line]
+    listing = swarmctl("lab", "top", "--name", LAB, node, "--kind", "container")
+    servers = [line.split() for line in listing.splitlines() if " httpd " in line]
     if not servers:
         fail(f"no container of {node} runs httpd, but task {task} is running there")
-    before = {name for name, _ in running_tasks()}
+    before = {known for known, _ in running_tasks()}
     started_s = time.monotonic()
     run(["kill", "-9", servers[0][0]])
-    wait_for_tasks(lambda tasks: {name for name, _ in tasks} != before)
+    wait_for_tasks(lambda tasks: {known for known, _ in tasks} != before)
     note(f"replaced after {time.monotonic() - started_s:.1f} s")
     swarmctl("service", "ps", "web")
     check_answers(nodes)
@@ -177,6 +177,14 @@ def bring_back(nodes: dict[str, str]) -> None:
     swarmctl("lab", "start", "--name", LAB, VICTIM)
     swarmctl("lab", "wait", "--name", LAB, VICTIM)
     check_answers(nodes)
+    title("Every node has metrics for Prometheus")
+    for address in nodes.values():
+        note(f"$ curl http://{address}:{METRICS_PORT}/metrics")
+        page = fetch(address, METRICS_PORT, "/metrics")
+        if page is None or not page.body.strip():
+            fail(f"no metrics on {address}:{METRICS_PORT}")
+        samples = [line for line in page.body.splitlines() if not line.startswith("#")]
+        print(f"  {len(samples)} samples, as {samples[0]}")
 
 
 def farewell(nodes: dict[str, str], took_s: float) -> None:
@@ -189,7 +197,7 @@ def farewell(nodes: dict[str, str], took_s: float) -> None:
   sudo {SWARMCTL} service logs --follow web
   sudo {SWARMCTL} lab pause --name {LAB} w2        # also: resume, partition, heal, kill, start
   curl http://{manager}:{PORT}/
-  curl http://{manager}:9323/metrics
+  curl http://{manager}:{METRICS_PORT}/metrics
   sudo make demo-down""")
 
 
@@ -202,16 +210,29 @@ def check_answers(nodes: dict[str, str]) -> None:
 
 def ask(address: str) -> Answer | None:
     """The page, fetched through the node at `address`; None without an answer."""
-    connection = http.client.HTTPConnection(address, PORT, timeout=3)
+    page = fetch(address, PORT, "/")
+    if page is None:
+        return None
+    answer = Answer(page.body.strip())
+    if answer.client != page.own_address:
+        fail(f"{page.own_address} asked {address}, but the container saw {answer.client}")
+    return answer
+
+
+def fetch(address: str, port: int, path: str) -> Page | None:
+    """GET on a connection of its own; None without a good answer."""
+    connection = http.client.HTTPConnection(address, port, timeout=3)
     try:
-        connection.request("GET", "/", headers={"Connection": "close"})
+        connection.connect()
+        own_address = connection.sock.getsockname()[0]
+        connection.request("GET", path, headers={"Connection": "close"})
         response = connection.getresponse()
-        text = response.read().decode().strip()
-        return Answer(text) if response.status == 200 else None
+        body = response.read().decode()
     except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+    return Page(body, own_address) if response.status == 200 else None
 
 
 def ask_often(address: str) -> bool:
@@ -220,8 +241,8 @@ def ask_often(address: str) -> bool:
 
 
 def running_tasks() -> list[tuple[str, str]]:
-    """Name and node of the tasks that should run and do."""
-    columns = "{{.Name}} {{.Node}} {{.CurrentState}}"
+    """Id and node of the tasks that should run and do."""
+    columns = "{{.ID}} {{.Node}} {{.CurrentState}}"
     words = ("service", "ps", "--filter", "desired-state=running", "--format", columns, "web")
     rows = [line.split() for line in quietly(*words).splitlines()]
     return [(row[0], row[1]) for row in rows if row[2] == "Running"]

@@ -94,13 +94,15 @@ def ps(*, template: str, quiet: bool, name: str, root: str) -> None:
 
 
 @lab.command()
+@click.option("--kind", type=click.Choice(show.KINDS), help="Only these")
 @show.format_options
 @_node_argument
-def top(*, node: str, template: str, quiet: bool, name: str, root: str) -> None:
+def top(*, node: str, kind: str | None, template: str, quiet: bool, name: str, root: str) -> None:
     """List a node's processes: its daemons, its helpers and what runs in its containers."""
     kernel.check_machine()
     plan = record.read_lab(root, name).plan
-    show.processes(nodes.family(plan, plan.node(node)), template=template, quiet=quiet)
+    family = nodes.family(plan, plan.node(node))
+    show.processes(family, kind=kind, template=template, quiet=quiet)
 
 
 @lab.command("exec", context_settings={"allow_interspersed_args": False})

@@ -23,6 +23,7 @@ NODE_COLUMNS = {
     "Socket": "SOCKET",
     "DockerSocket": "DOCKER SOCKET",
 }
+KINDS = ("daemon", "helper", "container")
 PROCESS_COLUMNS = {"Pid": "PID", "Kind": "KIND", "Command": "COMMAND"}
 LAB_COLUMNS = {
     "Name": "NAME",
@@ -56,9 +57,9 @@ def labs(found: Sequence[LabRecord], *, template: str, quiet: bool) -> None:
     output.write(text)
 
 
-def processes(family: Family, *, template: str, quiet: bool) -> None:
-    """Print a node's processes; `quiet`: pids alone."""
-    records = process_fields(family)
+def processes(family: Family, *, kind: str | None, template: str, quiet: bool) -> None:
+    """Print a node's processes, or those of one kind; `quiet`: pids alone."""
+    records = [row for row in process_fields(family) if kind in (None, row["Kind"])]
     text = output.rows_text(records, columns=PROCESS_COLUMNS, template=template, quiet=quiet)
     output.write(text)
 
@@ -82,12 +83,10 @@ def node_fields(row: NodeRow) -> Record:
 
 def process_fields(family: Family) -> list[Record]:
     """A node's processes under the names that templates use; all of them text."""
-    kinds = (
-        ("daemon", family.daemons), ("helper", family.helpers), ("container", family.containers),
-    )  # fmt: skip
+    groups = (family.daemons, family.helpers, family.containers)
     return [
         Record({"Pid": str(process.pid), "Kind": kind, "Command": " ".join(process.argv)})
-        for kind, members in kinds
+        for kind, members in zip(KINDS, groups, strict=True)
         for process in members
     ]
 
