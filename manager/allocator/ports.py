@@ -46,26 +46,26 @@ class PortOwners:
         there is no dynamic port left.
         """
         check_spec(service.spec)
-        taken: set[PortKey] = set()
-        ports: list[PortConfig | None] = []
-        for port in service.spec.endpoint.ports:
+        wishes = service.spec.endpoint.ports
+        numbers = [port.published_port for port in wishes]
+        taken = {_key(port) for port in wishes if port.published_port}
+        for port in wishes:
             if port.published_port:
                 self._check(service, port)
-                taken.add(_key(port))
-                ports.append(port)
-            elif port.publish_mode is PublishMode.HOST:
-                ports.append(port)  # the node chooses
-            else:
-                ports.append(None)
-        for place, port in enumerate(service.spec.endpoint.ports):
-            if ports[place] is None:
-                number = self._dynamic(service, port, taken)
-                taken.add((port.protocol, number))
-                ports[place] = port.replaced(published_port=number)
+        # Ports that are kept come before new ones, which take the lowest that is left then.
+        for choose in (self._kept, self._lowest):
+            for place, port in enumerate(wishes):
+                if numbers[place] or port.publish_mode is PublishMode.HOST:
+                    continue  # in host mode the node chooses
+                numbers[place] = choose(service, port, taken)
+                taken.add((port.protocol, numbers[place]))
         virtual_ips = service.endpoint.virtual_ips if service.endpoint is not None else ()
         return Endpoint(
             spec=service.spec.endpoint,
-            ports=tuple(port for port in ports if port is not None),
+            ports=tuple(
+                port.replaced(published_port=number)
+                for port, number in zip(wishes, numbers, strict=True)
+            ),
             virtual_ips=virtual_ips,
         )
 
@@ -95,11 +95,25 @@ class PortOwners:
                 f"service {owner.spec.annotations.name}: publish another one, or remove it there"
             )
 
-    def _dynamic(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
-        numbers: list[int] = [*_kept_numbers(service, port), *DYNAMIC_PORTS]
-        for number in numbers:
-            key = (port.protocol, number)
-            if key not in taken and self._owner(service, key, PublishMode.INGRESS) is None:
+    def _is_free(self, service: Service, key: PortKey, taken: set[PortKey]) -> bool:
+        return key not in taken and self._owner(service, key, PublishMode.INGRESS) is None
+
+    def _kept(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
+        """The dynamic number that the service has for this port; 0 where there is none."""
+        for held in (service.endpoint or Endpoint()).ports:
+            number = held.published_port
+            if (
+                number in DYNAMIC_PORTS
+                and held.replaced(published_port=0) == port
+                and self._is_free(service, (port.protocol, number), taken)
+            ):
+                return number
+        return 0
+
+    def _lowest(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
+        """The lowest free dynamic number. Raises: ResourceExhausted."""
+        for number in DYNAMIC_PORTS:
+            if self._is_free(service, (port.protocol, number), taken):
                 return number
         raise ResourceExhausted(
             f"no free port for {port.target_port}/{port.protocol.name.lower()}: all of "
@@ -157,14 +171,3 @@ def _key(port: PortConfig) -> PortKey:
 
 def _seniority(service: Service) -> tuple[int, str]:
     return (service.meta.created_at_ns, service.id)
-
-
-def _kept_numbers(service: Service, wanted: PortConfig) -> list[int]:
-    """The dynamic number the service had for this port, if any."""
-    endpoint = service.endpoint or Endpoint()
-    return [
-        port.published_port
-        for port in endpoint.ports
-        if port.published_port in DYNAMIC_PORTS
-        and port.replaced(published_port=0) == wanted.replaced(published_port=0)
-    ]

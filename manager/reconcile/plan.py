@@ -90,7 +90,7 @@ class _Planning:
         examined = 0
         for place, service_id in enumerate(service_ids):
             examined += len(self._view.tasks_of_service(service_id)) + 1
-            if self._draft.full or (examined > EXAMINED_MAX and place):
+            if examined > EXAMINED_MAX and place:
                 self._draft.more = True
                 return set(service_ids[place:])
             self._one_service(service_id)

@@ -65,7 +65,7 @@ class Scheduling:
                 self._draft.more = True
                 waiting.add(group[0].service_id)
                 continue
-            tasks = [task for task in group if self._draft.room(task)]
+            tasks = self._draft.fitting(group)
             if len(tasks) < len(group):
                 waiting.add(group[0].service_id)
             if tasks:

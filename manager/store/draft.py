@@ -7,12 +7,17 @@ for room first, so that no half of a step is ever committed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from manager.store.overlay import Overlay
 from manager.store.view import View
 from shoal.model.objects import AnyObject
 from shoal.model.plan import CHANGES_MAX, Change, Note, Plan, create, remove, update
 
 NOTES_MAX = 100
+
+RowT = TypeVar("RowT", bound=AnyObject)
 
 
 class Draft:
@@ -26,11 +31,6 @@ class Draft:
         self._touched: set[tuple[type[AnyObject], str]] = set()
         self._notes: list[Note] = []
 
-    @property
-    def full(self) -> bool:
-        """Whether no other object can be changed in this round."""
-        return len(self._touched) >= self._limit
-
     def room(self, *rows: AnyObject, new: int = 0) -> bool:
         """Whether all of these objects and `new` ones more can be changed in this round.
 
@@ -41,6 +41,18 @@ class Draft:
             return True
         self.more = True
         return False
+
+    def fitting(self, rows: Sequence[RowT]) -> list[RowT]:
+        """Those of the objects, in order, that can all be changed in this round."""
+        free = self._limit - len(self._touched)
+        fits: list[RowT] = []
+        for row in rows:
+            fresh = (type(row), row.id) not in self._touched
+            if not fresh or free > 0:
+                free -= fresh
+                fits.append(row)
+        self.more |= len(fits) < len(rows)
+        return fits
 
     def create(self, row: AnyObject) -> None:
         """Insert an object."""
