@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 from typing_extensions import override
 
 
@@ -37,13 +38,18 @@ class LazyGroup(click.Group):
 
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The member; during help and completion of names a stand-in with its help line."""
-        member = self._members.get(cmd_name)
-        if member is None:
-            return super().get_command(ctx, cmd_name)
-        if ctx.resilient_parsing and not ctx.args and not ctx._protected_args:
-            return _stand_in(cmd_name, member)
-        return self.load(cmd_name)
+        """The member, imported now."""
+        return self.load(cmd_name) if cmd_name in self._members else self.commands.get(cmd_name)
+
+    @override
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of members and flags that start with what was typed, without importing any."""
+        names = [
+            CompletionItem(name, help=help_line)
+            for name, help_line in self._help_lines()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def load(self, name: str) -> click.Command:
         """Import the member."""
@@ -56,16 +62,16 @@ class LazyGroup(click.Group):
     @override
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of members without importing them."""
-        rows = [(name, member.help) for name, member in self._members.items()]
-        rows += [
+        rows = self._help_lines()
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def _help_lines(self) -> list[tuple[str, str]]:
+        lines = [(name, member.help) for name, member in self._members.items()]
+        lines += [
             (name, command.get_short_help_str(80))
             for name, command in self.commands.items()
             if not command.hidden
         ]
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(sorted(rows))
-
-
-def _stand_in(name: str, member: Lazy) -> click.Command:
-    return click.Command(name, help=member.help, short_help=member.help)
+        return sorted(lines)

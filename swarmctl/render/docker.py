@@ -279,7 +279,7 @@ def _update_config(config: UpdateConfig) -> Record:
         {
             "Parallelism": config.parallelism,
             "FailureAction": spell(config.failure_action),
-            "MaxFailureRatio": config.max_failure_ratio,
+            "MaxFailureRatio": _ratio(config.max_failure_ratio),
             "Order": spell(config.order),
         },
         Delay=config.delay_ns,
@@ -287,9 +287,14 @@ def _update_config(config: UpdateConfig) -> Record:
     )
 
 
+def _ratio(ratio: float) -> float:
+    """The ratio; whole numbers without a decimal point, as Go's JSON has them."""
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
 def _update_status(status: UpdateStatus) -> Record:
     return record(
-        {"State": spell(status.state), "Message": status.message},
+        {"State": spell(status.state).replace("-", "_"), "Message": status.message},
         StartedAt=status.started_at_ns and timestamp(status.started_at_ns),
         CompletedAt=status.completed_at_ns and timestamp(status.completed_at_ns),
     )

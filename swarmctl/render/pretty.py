@@ -120,7 +120,7 @@ def _update(title: str, verb: str, config: UpdateConfig | None) -> list[str]:
         f" On failure:\t{spell(full.failure_action)}",
         f" Monitoring Period: {format_duration(full.monitor_ns or 0)}",
         f" Max failure ratio: {full.max_failure_ratio:g}",
-        f" {verb} order:      {spell(full.order)}",
+        f"{f' {verb} order:':<20}{spell(full.order)}",
     ]
 
 
