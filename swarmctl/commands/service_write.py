@@ -83,7 +83,7 @@ def update_service(
         service = (await client.service(name)).service
         return await client.update_service(service, edit_service(service.spec, flags))
 
-    _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet)
+    _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet, rollback=rollback)
 
 
 @click.command("rollback")
@@ -99,6 +99,7 @@ def rollback_service(session: Session, name: str, *, detach: bool, quiet: bool) 
         shown=lambda _: name,
         detach=detach,
         quiet=quiet,
+        rollback=True,
     )
 
 
@@ -165,6 +166,7 @@ def _run(
     shown: Callable[[Written], str] | None,
     detach: bool,
     quiet: bool,
+    rollback: bool = False,
 ) -> None:
     done: list[Written] = []
 
@@ -178,7 +180,7 @@ def _run(
         if not detach:
             for written in done:
                 with make_display(quiet=quiet) as display:
-                    await wait_converged(client, written.service.id, display)
+                    await wait_converged(client, written.service.id, display, rollback=rollback)
 
     try:
         session.run(work)

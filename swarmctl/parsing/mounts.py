@@ -13,14 +13,14 @@ from swarmctl.parsing.units import parse_bytes
 _TYPES = {"bind": MountType.BIND, "tmpfs": MountType.TMPFS}
 _LATER_TYPES = ("volume", "npipe", "cluster", "image")
 _PROPAGATIONS = {item.name.lower(): item for item in MountPropagation}
-_RECURSION = {item.name.lower(): item for item in MountRecursive}
+_RECURSION = {"enabled": MountRecursive.ENABLED, "disabled": MountRecursive.DISABLED}
 _ALIASES = {
     "src": "source",
     "dst": "target",
     "destination": "target",
     "ro": "readonly",
 }
-_BIND_KEYS = ("bind-propagation", "bind-nonrecursive", "bind-recursive", "bind-create-src")
+_BIND_KEYS = ("bind-propagation", "bind-nonrecursive", "bind-recursive")
 _TMPFS_KEYS = ("tmpfs-size", "tmpfs-mode")
 
 _Setter = Callable[[Mount, str | None], Mount]
@@ -93,12 +93,10 @@ def _non_recursive(mount: Mount, value: str | None) -> Mount:
 
 def _recursive(mount: Mount, value: str | None) -> Mount:
     if value not in _RECURSION:
-        raise InvalidArgument(f"bind-recursive={value} is unknown: use {', '.join(_RECURSION)}")
+        raise InvalidArgument(
+            f"bind-recursive={value} is not supported: use {' or '.join(_RECURSION)}"
+        )
     return mount.replaced(recursive=_RECURSION[value])
-
-
-def _create_source(mount: Mount, value: str | None) -> Mount:
-    return mount.replaced(create_source=parse_bool(value, key="bind-create-src"))
 
 
 def _tmpfs_size(mount: Mount, value: str | None) -> Mount:
@@ -124,7 +122,6 @@ _SETTERS: dict[str, _Setter] = {
     "bind-propagation": _propagation,
     "bind-nonrecursive": _non_recursive,
     "bind-recursive": _recursive,
-    "bind-create-src": _create_source,
     "tmpfs-size": _tmpfs_size,
     "tmpfs-mode": _tmpfs_mode,
 }

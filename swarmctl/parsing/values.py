@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +16,9 @@ ULIMIT_NAMES = (
     "rss", "rtprio", "rttime", "sigpending", "stack",
 )  # fmt: skip
 LOG_OPTIONS = ("max-size", "max-file")
+LOG_SIZE_BYTES_MIN = 4096
+
+_LOG_SIZE = re.compile(r"\d+(?:[kmg](?:i?b)?|b)?", re.IGNORECASE)
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -105,8 +109,11 @@ def parse_log_option(text: str) -> tuple[str, str]:
     key, value = parse_pair(text)
     match key:
         case "max-size":
-            if value != "-1" and parse_bytes(value) == 0:
-                raise InvalidArgument("max-size must be greater than 0, as in 10m")
+            if not _LOG_SIZE.fullmatch(value) or parse_bytes(value) < LOG_SIZE_BYTES_MIN:
+                raise InvalidArgument(
+                    f"max-size={value} must be a whole number and a unit (k, m, g), as in 10m, "
+                    f"and at least {LOG_SIZE_BYTES_MIN} bytes"
+                )
         case "max-file":
             if not value.isdigit() or int(value) < 1:
                 raise InvalidArgument(f"max-file={value} must be 1 or more")

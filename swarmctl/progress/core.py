@@ -35,6 +35,8 @@ _STEP_BY_STATE = {
     TaskState.RUNNING: 9,
 }
 
+_UNDER_WAY = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
+
 
 class Look(msgspec.Struct, frozen=True):
     """One look at the cluster: up-to-date tasks only, and the ids of nodes that are not down."""
@@ -100,17 +102,22 @@ def _judge(wait: Wait, look: Look, now_s: float) -> Wait:
         task = failed[0]
         reason = task.status.error or task.status.message
         return _failed(wait, f"task {task.id} {spell(task.status.state)}: {reason}", lines)
-    if running != wanted or (wait.rolling_back and not wait.rolled_back):
+    if running != wanted:
         if wait.converged_at_s is not None:
             lines.append(Line("verify", "Detected task failure"))
         return _with(wait, converged_at_s=None, lines=lines)
     converged_at_s = now_s if wait.converged_at_s is None else wait.converged_at_s
-    monitor_ns = update_config(look.service.spec.update).monitor_ns or 0
+    status, spec = look.service.update_status, look.service.spec
+    config = spec.rollback if wait.rolling_back else spec.update
+    monitor_ns = update_config(config).monitor_ns or 0
     left_s = monitor_ns / NS_PER_S - (now_s - converged_at_s)
     if left_s > 0:
         seconds = int(left_s) + 1
         text = f"Waiting {seconds} seconds to verify that tasks are stable..."
         lines.append(Line("verify", text))
+        return _with(wait, converged_at_s=converged_at_s, lines=lines)
+    if status is not None and status.state in _UNDER_WAY:
+        lines.append(Line("verify", "Waiting for the cluster to end the update..."))
         return _with(wait, converged_at_s=converged_at_s, lines=lines)
     return _finished(wait, look.service, lines, converged_at_s)
 

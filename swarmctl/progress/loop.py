@@ -26,8 +26,13 @@ WATCHED_PERIOD_S = 1.0
 LOOK_PERIOD_MIN_S = 0.1
 
 
-async def wait_converged(client: Client, service_id: str, display: Display) -> None:
-    """Return when the service has converged; CommandFailed when it cannot."""
+async def wait_converged(
+    client: Client, service_id: str, display: Display, *, rollback: bool = False
+) -> None:
+    """Return when the service has converged; CommandFailed when it cannot.
+
+    rollback: the user asked for one; otherwise a service that was rolled back is a failure.
+    """
     changed = asyncio.Event()
     watching = asyncio.Event()
     watcher = asyncio.create_task(
@@ -40,7 +45,7 @@ async def wait_converged(client: Client, service_id: str, display: Display) -> N
         await asyncio.gather(watcher, return_exceptions=True)
     if wait.outcome is Outcome.FAILED:
         raise CommandFailed(wait.message)
-    if wait.rolled_back:
+    if wait.rolled_back and not rollback:
         raise CommandFailed(f"service rolled back: {wait.message}")
 
 

@@ -13,7 +13,8 @@ from shoal.wire.objects import from_pb
 from tests.unit.swarmctl.conftest import run
 from tests.unit.swarmctl.rows import NODE_A, NODE_B
 
-CREATE = ("service", "create", "--name", "web", "--replicas", "2", "--update-monitor", "0s")
+AT_ONCE = ("--update-monitor", "0s", "--rollback-monitor", "0s")
+CREATE = ("service", "create", "--name", "web", "--replicas", "2", *AT_ONCE)
 
 
 def last(daemon, kind):
@@ -250,6 +251,7 @@ def test_service_rollback(daemon):
     create(daemon)
     assert run("service", "rollback", "web", host=daemon.address).exit_code == 6
     run("service", "update", "-d", "--image", "web:2", "web", host=daemon.address)
+    daemon.state.update_state = UpdateState.ROLLBACK_COMPLETED
     assert run("service", "rollback", "-q", "web", host=daemon.address).exit_code == 0
     assert daemon.state.service("web").spec.task.runtime.image == "web:1"
     request = last(daemon, control_pb2.UpdateServiceRequest)

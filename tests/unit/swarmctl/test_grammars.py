@@ -127,23 +127,22 @@ def test_what_publish_rm_takes():
             Mount(type=MountType.BIND, source="/a,b", target="/b"),
         ),
         (
-            "type=bind,src=/a,dst=/b,bind-propagation=rslave,bind-recursive=readonly",
+            "type=bind,src=/a,dst=/b,bind-propagation=rslave,bind-recursive=disabled",
             Mount(
                 type=MountType.BIND,
                 source="/a",
                 target="/b",
                 propagation=MountPropagation.RSLAVE,
-                recursive=MountRecursive.READONLY,
+                recursive=MountRecursive.DISABLED,
             ),
         ),
         (
-            "bind-nonrecursive,type=bind,src=/a,dst=/b,bind-create-src",
+            "bind-nonrecursive,type=bind,src=/a,dst=/b",
             Mount(
                 type=MountType.BIND,
                 source="/a",
                 target="/b",
                 recursive=MountRecursive.DISABLED,
-                create_source=True,
             ),
         ),
         (
@@ -170,6 +169,8 @@ def test_mounts(text, expected):
         ("type=tmpfs,target=/x,tmpfs-mode=9", "octal"),
         ("type=tmpfs,target=/x,size=9", "unknown key"),
         ("type=bind,source=/a,target=/x,bind-propagation=up", "unknown"),
+        ("type=bind,source=/a,target=/x,bind-recursive=readonly", "not supported"),
+        ("type=bind,source=/a,target=/x,bind-create-src", "unknown key"),
         ("type=bind,source=/a,target=/x,ro=maybe", "true or false"),
         ('type=bind,"source=/a', "quotes"),
     ],
@@ -236,7 +237,7 @@ def test_generic_resources_are_counts():
 def test_log_options():
     assert values.parse_log_option("max-size=10m") == ("max-size", "10m")
     assert values.parse_log_option("max-file=3") == ("max-file", "3")
-    for text in ("max-size=x", "max-file=0", "tag=x", "max-size=0"):
+    for text in ("max-size=x", "max-file=0", "tag=x", "max-size=0", "max-size=1.5m", "max-size=1k"):
         with pytest.raises(InvalidArgument):
             values.parse_log_option(text)
 

@@ -110,10 +110,20 @@ def test_a_rollback_is_waited_for_and_then_a_failure():
     assert wait.outcome is None
     assert texts(wait)["rollback"] == "task x failed"
     assert texts(wait)["rolling back update"] == "2 out of 2 tasks"
+    assert step(wait, started, 9.0).outcome is None
     done = look(*RUNNING, state=UpdateState.ROLLBACK_COMPLETED, message="rolled back")
     wait = step(wait, done, 1.0)
     wait = step(wait, done, 6.0)
     assert (wait.outcome, wait.rolled_back) == (Outcome.CONVERGED, True)
+
+
+def test_convergence_waits_for_the_update_to_end():
+    wait = step(Wait(), look(*RUNNING, state=UpdateState.UPDATING), 0.0)
+    wait = step(wait, look(*RUNNING, state=UpdateState.UPDATING), 6.0)
+    assert wait.outcome is None
+    assert texts(wait)["verify"] == "Waiting for the cluster to end the update..."
+    wait = step(wait, look(*RUNNING, state=UpdateState.COMPLETED), 6.5)
+    assert wait.outcome is Outcome.CONVERGED
 
 
 def test_tasks_that_complete_and_are_not_restarted_are_done():
