@@ -16,6 +16,7 @@ import msgspec
 from shoal.errors import DeadlineExceeded, FailedPrecondition
 
 DAEMONS = "daemons"
+_DELEGATED = ("cpu", "cpuset", "io", "memory", "pids")
 _POLL_S = 0.02
 
 
@@ -78,8 +79,9 @@ def _make(path: str, hierarchy: Hierarchy) -> None:
 
 
 def _delegate(path: str) -> None:
-    """Hand every controller of a version 2 group down to its children."""
-    for controller in Path(path, "cgroup.controllers").read_text().split():
+    """Hand the controllers that containers need down to a version 2 group's children."""
+    available = Path(path, "cgroup.controllers").read_text().split()
+    for controller in [each for each in available if each in _DELEGATED]:
         try:
             Path(path, "cgroup.subtree_control").write_text(f"+{controller}")
         except OSError as error:
