@@ -244,8 +244,6 @@ class Logger:
 
     def run(self) -> None:
         """Serve until the keeper is gone."""
-        link = select.poll()
-        link.register(_LINK_FD, 0)
         self._epoll.register(_LINK_FD, select.EPOLLIN)
         while True:
             timeout_s = 0 if self._ready else -1
@@ -259,7 +257,7 @@ class Logger:
                     stream.ended = stream.ended or bool(events & select.EPOLLHUP)
                     self._ready[fd] = stream
             for fd, stream in list(self._ready.items()):
-                if not self._turn(stream):
+                if not self._guarded_turn(stream):
                     self._ready.pop(fd, None)
 
     def _read_inbox(self) -> None:
@@ -275,6 +273,15 @@ class Logger:
         except OSError as error:  # removed meanwhile, or no descriptors left
             os.write(2, f"logger: {name}: {error}\n".encode())
             self._drop(name)
+
+    def _guarded_turn(self, stream: Stream) -> bool:
+        try:
+            return self._turn(stream)
+        except OSError as error:  # its directory was removed under us
+            name = os.path.basename(stream.log.directory)
+            os.write(2, f"logger: {name}: {error}\n".encode())
+            self._drop(name)
+            return False
 
     def _turn(self, stream: Stream) -> bool:
         """Copy one chunk; True when there may be more to do now."""

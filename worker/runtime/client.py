@@ -2,7 +2,7 @@
 
 Holds no state of its own: whatever it knows it reads from the supervisor, so a new worker process
 sees every container the old one started. Requests that change nothing are repeated after a lost
-connection; `start` is answered from the container's state then.
+connection; `create` and `start` are answered from the container's state then.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from worker.runtime.api import (
     Device,
     Runtime,
 )
-from worker.runtime.lean.files import BUNDLE_FILE
+from worker.runtime.lean import cgroups
+from worker.runtime.lean.files import BUNDLE_FILE, read_text
 
 _log = structlog.get_logger()
 REQUEST_DEADLINE_S = 20.0
 START_DEADLINE_S = 60.0
 _RECONNECT_S = 0.05
 _PROBE_DEADLINE_S = 10.0
+_RUN_DIR_BYTES_MAX = 80
 _LINE_BYTES_MAX = 64 << 20
 _IDLE_CONNECTIONS_MAX = 8
 _REPEATABLE = frozenset(("status", "list", "stats", "ping", "wait"))
@@ -72,6 +74,11 @@ class NativeRuntime(Runtime):
 
     @override
     async def ensure_running(self) -> None:
+        if len(os.fsencode(self.run_dir)) > _RUN_DIR_BYTES_MAX:
+            raise InvalidArgument(
+                f"run directory {self.run_dir}: longer than {_RUN_DIR_BYTES_MAX} bytes, which the "
+                "kernel's limit on socket paths does not allow"
+            )
         launch.make_directories(self.run_dir, self.state_dir)
         await asyncio.to_thread(_make_init_layer, f"{self.state_dir}/init-layer")
         async with _deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
@@ -119,7 +126,14 @@ class NativeRuntime(Runtime):
                 "max_files": config.log_max_files,
             },
         }
-        return _status(await self._request("create", request))
+        try:
+            return _status(await self._request("create", request))
+        except Unavailable:
+            try:
+                return await self.status(config.id)
+            except NotFound:
+                pass
+            raise
 
     async def _seccomp(self, config: ContainerConfig) -> str:
         if not config.seccomp:
@@ -128,7 +142,13 @@ class NativeRuntime(Runtime):
 
     @override
     async def start(self, container: str) -> ContainerStatus:
-        return _status(await self._request("start", {"id": container}, START_DEADLINE_S))
+        try:
+            return _status(await self._request("start", {"id": container}, START_DEADLINE_S))
+        except Unavailable:
+            status = await self.status(container)  # what became of it, from the next supervisor
+            if status.state == "created":
+                raise
+            return status
 
     @override
     async def kill(self, container: str, signal: int) -> None:
@@ -230,6 +250,8 @@ class NativeRuntime(Runtime):
                 except ProcessLookupError:
                     break
                 await asyncio.sleep(_RECONNECT_S)
+        mountinfo = await asyncio.to_thread(read_text, "/proc/self/mountinfo")
+        await asyncio.to_thread(cgroups.remove_parent, self.cgroup_parent, mountinfo)
 
     async def close(self) -> None:
         """Let go of idle connections; the processes behind the runtime go on."""

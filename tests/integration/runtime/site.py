@@ -86,17 +86,25 @@ class Site:
                     cgroups.write(f"{path}/freezer.state", "THAWED")
             if state.get("state") == "running" and files.start_ticks(pid) == state["start_ticks"]:
                 os.kill(pid, signal.SIGKILL)
+        await until(self._no_processes_left)
         await self.runtime.shutdown()
         await until(self._remove_cgroups)
 
+    def _no_processes_left(self) -> bool:
+        try:
+            return not any(files.read_text(f"{p}/cgroup.procs") for p in self.cgroups_left())
+        except OSError:  # removed while we looked
+            return False
+
     def _remove_cgroups(self) -> bool:
-        roots = glob.glob(f"/sys/fs/cgroup/*{self.cgroup_parent}")
-        for path in [*self.cgroups_left(), *roots]:
+        for path in self.cgroups_left():
             try:
                 os.rmdir(path)
             except OSError:
-                return False
-        return True
+                continue
+        mountinfo = files.read_text("/proc/self/mountinfo")
+        cgroups.remove_parent(self.cgroup_parent, mountinfo)
+        return not glob.glob(f"/sys/fs/cgroup/*{self.cgroup_parent}")
 
 
 async def until(
@@ -111,3 +119,8 @@ async def until(
             if result:
                 return
             await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """False once the process is gone or a zombie its parent is slow to reap."""
+    return files.is_alive(pid, files.start_ticks(pid))

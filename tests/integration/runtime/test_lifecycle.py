@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from shoal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from tests.integration.runtime.site import DEADLINE_S, Site, until
+from tests.integration.runtime.site import DEADLINE_S, Site, is_alive, until
 from worker.runtime.api import Mount
 
 pytestmark = pytest.mark.root
@@ -184,3 +184,43 @@ async def _until_output(site: Site, container: str, text: str) -> None:
         return text in await site.output(container)
 
     await until(said)
+
+
+async def test_shutdown_leaves_no_process_and_no_group(site: Site):
+    status, _ = await site.run("true")
+    await site.runtime.remove(status.id)
+    pids = [site.pid_of(part) for part in ("keeper", "supervisor", "logger")]
+    await site.runtime.shutdown()
+    await until(lambda: not any(is_alive(pid) for pid in pids))
+    assert not os.path.exists(f"/sys/fs/cgroup/memory{site.cgroup_parent}")
+    assert sorted(os.listdir(f"{site.directory}/run")) == ["keeper.lock"]
+
+
+async def test_two_workers_start_one_keeper(site: Site):
+    await site.runtime.shutdown()
+    clients = [site.another_client() for _ in range(4)]
+    await asyncio.gather(*(client.ensure_running() for client in clients))
+    for client in clients:
+        assert await client.list() == []
+        await client.close()
+    await until(lambda: len(_keepers(site)) == 1)
+
+
+def _keepers(site: Site) -> list[int]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if f"{site.directory}/run".encode() in words and b"keeper" in words:
+            found.append(int(name))
+    return found
+
+
+async def test_long_run_directory_is_refused(site: Site):
+    client = site.another_client()
+    client.run_dir = "/" + "x" * 100
+    with pytest.raises(InvalidArgument, match="socket paths"):
+        await client.ensure_running()

@@ -246,6 +246,20 @@ class V2:
         return _remove_all(self.paths(container))
 
 
+def remove_parent(parent: str, mountinfo: str) -> None:
+    """Remove `parent` and its ancestors in every hierarchy, as far as they are empty."""
+    for line in mountinfo.splitlines():
+        if line.partition(" - ")[2].split()[0] not in ("cgroup", "cgroup2"):
+            continue
+        mountpoint, path = line.split()[4], parent
+        while path not in ("", "/"):
+            try:
+                os.rmdir(mountpoint + path)
+            except OSError:
+                break
+            path = path.rpartition("/")[0]
+
+
 def device_rule(rule: dict[str, Any]) -> str:
     """An OCI device rule in the kernel's text form, for example `c 1:3 rwm`."""
     kind = rule.get("type", "a")

@@ -22,9 +22,8 @@ def main() -> None:
 
         supervisor.main(run_dir, state_dir, cgroup_parent, 3)
     elif role == "logger":
-        from worker.logs import logger
-
-        logger.main(run_dir, state_dir)
+        # By name: the runtime starts the logger, but knows nothing of it.
+        __import__("worker.logs.logger", fromlist=["main"]).main(run_dir, state_dir)
     else:
         sys.exit(f"unknown role {role}; one of {', '.join(ROLES)}")
 

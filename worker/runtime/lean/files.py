@@ -68,11 +68,30 @@ def read_record(path: str) -> Any:
 
 def start_ticks(pid: int) -> int:
     """When the process started, in clock ticks since boot; 0 when there is no such process."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def zombie_status(pid: int, ticks: int) -> int | None:
+    """The wait status of that process while it is a zombie, whoever its parent is."""
+    fields = _stat_fields(pid)
+    if not fields or fields[0] != "Z" or int(fields[19]) != ticks:
+        return None
+    return int(fields[49])
+
+
+def is_alive(pid: int, ticks: int) -> bool:
+    """True while that process runs; a zombie does not."""
+    fields = _stat_fields(pid)
+    return bool(fields) and fields[0] != "Z" and int(fields[19]) == ticks
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Field 3 (state) and on of /proc/<pid>/stat; empty when there is no such process."""
     try:
-        text = read_text(f"/proc/{pid}/stat")
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (OSError, ValueError):
-        return 0
-    return int(text.rpartition(")")[2].split()[19])
+        return []
 
 
 def boot_id() -> str:

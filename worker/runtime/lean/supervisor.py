@@ -268,24 +268,29 @@ class Supervisor:
         if container.state != RUNNING:
             return
         path = files.exit_record(self.state_dir, container.pid, container.start_ticks)
-        known = os.path.exists(path) or linux.exit_status_of(container.pidfd) is not None
+        known = os.path.exists(path) or self._status_of_stranger(container) is not None
         if known or time.monotonic() > container.wait_deadline:
             self._finish_inherited(container)
         else:
             self.loop.after(_RETRY_S / 4, lambda: self._await_record(container))
+
+    def _status_of_stranger(self, container: Container) -> int | None:
+        """The wait status of a process some other parent reaps: before it does, or after."""
+        status = files.zombie_status(container.pid, container.start_ticks)
+        return linux.exit_status_of(container.pidfd) if status is None else status
 
     def _finish_inherited(self, container: Container) -> None:
         path = files.exit_record(self.state_dir, container.pid, container.start_ticks)
         record = files.read_record(path)
         wait_status = record["status"] if record else None
         if wait_status is None and container.pidfd >= 0:
-            wait_status = linux.exit_status_of(container.pidfd)
+            wait_status = self._status_of_stranger(container)
         if wait_status is None:
             container.error = ORPHAN_ERROR
         code = EXIT_LOST if wait_status is None else files.code_of(wait_status)
         self._finish(container, code, (record or {}).get("at_ns", 0))
-        if record:
-            os.unlink(path)
+        files.discard(path)
+        self.loop.after(_RECORD_WAIT_S, lambda: files.discard(path))  # the keeper may be slower
 
     def _finish(self, container: Container, code: int, at_ns: int = 0) -> None:
         failure = container.failure
@@ -296,7 +301,7 @@ class Supervisor:
         container.oom_killed = self.driver.oom_kills(container.id) > 0
         container.finished_at_ns = at_ns or time.time_ns()
         container.state, container.paused, container.is_child = EXITED, False, False
-        container.save()
+        self._save_end(container)
         self._drop_cgroup(container.id)
         self.holds.drain(container.id)
         if container.kept:
@@ -308,6 +313,15 @@ class Supervisor:
         for client, request in waiters:
             self._reply(client, request, container)
         self._publish(container)
+
+    def _save_end(self, container: Container) -> None:
+        if container.state != EXITED or self.containers.get(container.id) is not container:
+            return
+        try:
+            container.save()
+        except OSError as error:  # a full disk must not keep the end from those who wait for it
+            files.complain(f"{container.id}: cannot record the exit: {error}")
+            self.loop.after(1.0, lambda: self._save_end(container))
 
     def _drop_cgroup(self, name: str, attempts: int = 250) -> None:
         owner = self.containers.get(name)
