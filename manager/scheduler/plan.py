@@ -7,11 +7,11 @@ with a node (global services) are only checked.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from manager.scheduler.filters import Pipeline, count_refusals, explain
-from manager.scheduler.rank import FAILURES_WINDOW_NS, Ranking
+from manager.scheduler.filters import Pipeline, count_refusals, explain, is_ready
+from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
 from manager.scheduler.usage import PortKey, Usage, host_ports
 from manager.store.draft import Draft
 from manager.store.view import View
@@ -52,6 +52,7 @@ class Scheduling:
         self._draft = draft
         self._now_ns = now_ns
         self._usage: list[Usage] | None = None
+        self._emptiest: EmptiestFirst | None = None
         self._evaluations = 0
 
     def run(self, selects: Callable[[str], bool]) -> set[str]:
@@ -87,6 +88,14 @@ class Scheduling:
             elif self._draft.room(task):
                 self._assign(task, usage, CONFIRMED_MESSAGE)
 
+    def _ready(self) -> list[Usage]:
+        return [usage for usage in self._nodes() if is_ready(usage.node)]
+
+    def _order(self) -> EmptiestFirst:
+        if self._emptiest is None:
+            self._emptiest = EmptiestFirst(self._ready())
+        return self._emptiest
+
     def _groups(self, selects: Callable[[str], bool]) -> list[list[Task]]:
         tasks_by_group: dict[GroupKey, list[Task]] = {}
         for task in self._draft.view.unassigned_tasks().values():
@@ -117,22 +126,57 @@ class Scheduling:
         first = group[0]
         pipeline = Pipeline(first)
         copies = _copies(view, first)
-        names = [pipeline.refusal(usage, copies.get(usage.node.id, 0)) for usage in self._nodes()]
-        self._evaluations += len(names)
-        candidates = [usage for usage, name in zip(self._nodes(), names, strict=True) if not name]
+        failures = _failures(view, first, self._now_ns)
+        preferences = first.spec.placement.preferences
+        waiting = deque(group)
+        if preferences:
+            candidates = self._ready()
+        else:
+            candidates = self._place_on_new_nodes(waiting, pipeline, copies, failures)
+        if not waiting:
+            return
+        self._evaluations += len(candidates)
         ranking = Ranking(
-            candidates,
+            [
+                usage
+                for usage in candidates
+                if not pipeline.refusal(usage, copies.get(usage.node.id, 0))
+            ],
             copies,
-            _failures(view, first, self._now_ns),
-            [preference.spread_descriptor for preference in first.spec.placement.preferences],
+            failures,
+            [preference.spread_descriptor for preference in preferences],
         )
-        error = ""
-        for task in group:
-            if not error:
-                if self._place(task, pipeline, ranking, copies):
-                    continue
-                error = self._explain(pipeline, copies)
-            self._refuse(task, error)
+        while waiting and self._place(waiting[0], pipeline, ranking, copies):
+            waiting.popleft()
+        if waiting:
+            error = self._explain(pipeline, copies)
+            for task in waiting:
+                self._refuse(task, error)
+
+    def _place_on_new_nodes(
+        self,
+        waiting: deque[Task],
+        pipeline: Pipeline,
+        copies: dict[str, int],
+        failures: Mapping[str, int],
+    ) -> list[Usage]:
+        """Place tasks on nodes that have none of the service, while there are any.
+
+        Returns: when tasks are left over, all nodes that may still be candidates for them.
+        """
+        candidates: list[Usage] = []
+        nodes = self._order().each()
+        while waiting and (usage := next(nodes, None)) is not None:
+            node_id = usage.node.id
+            self._evaluations += 1
+            if copies.get(node_id) or failures.get(node_id, 0) >= FAILURES_MAX:
+                candidates.append(usage)
+            elif not pipeline.refusal(usage, 0):
+                self._assign(waiting.popleft(), usage, ASSIGNED_MESSAGE)
+                copies[node_id] = 1
+                candidates.append(usage)
+        nodes.close()
+        return candidates
 
     def _place(
         self, task: Task, pipeline: Pipeline, ranking: Ranking, copies: dict[str, int]

@@ -9,7 +9,7 @@ then fewest tasks in all, then the node id. A node without a label is in a branc
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from manager.scheduler.constraints import label_of
 from manager.scheduler.usage import Usage
@@ -19,6 +19,35 @@ FAILURES_MAX = 5
 FAILURES_WINDOW_NS = 300_000_000_000
 
 NodeKey = tuple[bool, int, int, str]
+
+
+class EmptiestFirst:
+    """All ready nodes of a round by number of tasks: the order for services that are new to them.
+
+    Nodes that neither have a task of the service nor failed it come before all others, in this
+    very order; so a small group need not look at every node of a large cluster.
+    """
+
+    def __init__(self, usages: Iterable[Usage]) -> None:
+        self._usage = {usage.node.id: usage for usage in usages}
+        self._heap = [(usage.tasks, node_id) for node_id, usage in self._usage.items()]
+        heapq.heapify(self._heap)
+
+    def each(self) -> Generator[Usage, None, None]:
+        """Every node once, the emptiest first. Close the iterator before asking for another."""
+        seen: list[str] = []
+        try:
+            while self._heap:
+                tasks, node_id = heapq.heappop(self._heap)
+                usage = self._usage[node_id]
+                if tasks != usage.tasks:  # it got tasks by another way since it was put here
+                    heapq.heappush(self._heap, (usage.tasks, node_id))
+                    continue
+                seen.append(node_id)
+                yield usage
+        finally:
+            for node_id in seen:
+                heapq.heappush(self._heap, (self._usage[node_id].tasks, node_id))
 
 
 class Ranking:
