@@ -22,15 +22,15 @@ import structlog
 from manager.consensus.metrics import SNAPSHOT_LATENCY, TRANSACTION_LATENCY
 from manager.storage.driver import AsyncWal
 from manager.storage.entries import Entry, SnapshotMark
-from manager.storage.errors import StorageFailed
+from manager.storage.errors import REJOIN, StorageFailed
 from manager.storage.frames import WalIdentity
 from manager.storage.snapshot_dir import SnapshotDir
 from manager.storage.snapshot_file import SnapshotRecord
-from manager.storage.wal import Wal
+from manager.storage.wal import SEGMENT_BYTES, Wal
 from manager.store.apply import Commit
-from manager.store.store import Store
+from manager.store.store import Store, TransactionTooLarge
 from manager.store.tables import Tables
-from shoal.errors import InvariantViolation, ResourceExhausted, SwarmError, Unavailable
+from shoal.errors import FailedPrecondition, InvariantViolation, SwarmError, Unavailable
 from shoal.model.defaults import SNAPSHOT_INTERVAL
 from shoal.model.objects import AnyObject, StoreEntry
 from shoal.wire.objects import (
@@ -47,6 +47,8 @@ GROUP_ENTRIES_MAX = 512
 GROUP_BYTES_MAX = 4 << 20
 APPLY_SLICE_S = 0.01
 """Applying yields to the event loop after this long."""
+RETRY_FRACTION = 10
+"""A snapshot that failed is tried again after this fraction of the snapshot interval."""
 TERM = 1
 KIND_STORE = 1
 """Entry and snapshot record kind: a StoreEntry, an Object."""
@@ -68,17 +70,21 @@ class Recovery(NamedTuple):
     snapshots: SnapshotDir
 
 
-def recover(directory: Path, cluster_id: str) -> Recovery:
+def recover(directory: Path, cluster_id: str, *, segment_bytes: int = SEGMENT_BYTES) -> Recovery:
     """Load the newest snapshot and replay the log after it; begins an empty log when there is none.
 
     Blocking: call it before the event loop has work, or in a thread.
-    Raises: CorruptLog, CorruptSnapshot, FailedPrecondition (locked, foreign or newer).
+    Raises: CorruptLog, CorruptSnapshot, FailedPrecondition (locked, foreign or newer; snapshots
+    without a log), ResourceExhausted when there is no space for a log.
     """
     identity = WalIdentity(cluster_id=cluster_id, raft_id=_raft_id(directory))
     snapshots = SnapshotDir(directory / "snapshots", cluster_id=cluster_id)
-    if not any((directory / "wal").glob("*.wal")):
-        return Recovery(Tables(), Wal.create(directory / "wal", identity), snapshots)
-    wal, recovered = Wal.open(directory / "wal", identity)
+    path = directory / "wal"
+    if not any(path.glob("*.wal")):
+        _refuse_orphans(snapshots)
+        wal = Wal.create(path, identity, segment_bytes=segment_bytes)
+        return Recovery(Tables(), wal, snapshots)
+    wal, recovered = Wal.open(path, identity, segment_bytes=segment_bytes)
     try:
         snapshot = snapshots.load(recovered.mark)
         tables = Tables()
@@ -110,12 +116,12 @@ class LocalConsensus:
         self._snapshot_interval = snapshot_interval
         self._last_index = recovery.wal.last_index
         mark = recovery.wal.mark
-        self._snapshot_index = 0 if mark is None else mark.index
+        self._snapshot_due = (0 if mark is None else mark.index) + snapshot_interval
         self._queue: asyncio.Queue[_Proposal | None] = asyncio.Queue(QUEUE_MAX)
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
-        self._failed: BaseException | None = None
+        self._refusal: str | None = None
 
     async def __aenter__(self) -> Self:
         """Start writing."""
@@ -130,25 +136,30 @@ class LocalConsensus:
         traceback: TracebackType | None,
     ) -> None:
         """Finish what is queued and close the log."""
-        if self._task is not None:
-            await self._queue.put(None)
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._snapshot_task is not None:
-            await asyncio.gather(self._snapshot_task, return_exceptions=True)
-        await self._stack.aclose()
+        self._refusal = self._refusal or "the manager is stopping: ask another one"
+        try:
+            if self._task is not None:
+                if not self._task.done():
+                    await self._queue.put(None)
+                await asyncio.gather(self._task, return_exceptions=True)
+            if self._snapshot_task is not None:
+                await asyncio.gather(self._snapshot_task, return_exceptions=True)
+        finally:
+            await self._stack.aclose()
 
     async def propose(self, entry: StoreEntry) -> Commit:
         """Make an entry durable, apply it, and return what it changed."""
         data = entry_to_bytes(entry)
         if len(data) > ENTRY_BYTES_MAX:
-            raise ResourceExhausted(
+            raise TransactionTooLarge(
                 f"transaction: {len(data)} bytes, at most {ENTRY_BYTES_MAX}: make it smaller"
             )
-        if self._failed is not None:
-            raise Unavailable(f"the manager's log has failed ({self._failed}): restart it")
+        self._check_open()
         done: asyncio.Future[Commit] = asyncio.get_running_loop().create_future()
         with TRANSACTION_LATENCY.time():
             await self._queue.put(_Proposal(entry, data, done))
+            if self._task is None or self._task.done():
+                self._check_open()  # it may have waited for a place while the log failed
             return await done
 
     async def wait_failed(self) -> None:
@@ -156,29 +167,44 @@ class LocalConsensus:
         if self._task is not None:
             await asyncio.shield(self._task)
 
+    def _check_open(self) -> None:
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+
     async def _run(self) -> None:
-        while group := await self._gather():
-            first = self._last_index + 1
-            entries = [
-                Entry(index=first + offset, term=TERM, kind=KIND_STORE, data=proposal.data)
-                for offset, proposal in enumerate(group)
-            ]
-            try:
-                await self._log_file.append(entries)
-            except StorageFailed as error:
-                self._failed = error
-                _refuse(group, Unavailable(str(error)))
-                self._refuse_queued()
-                raise InvariantViolation(f"the log failed: {error}") from error
-            except SwarmError as error:
-                _log.error("log.refused", reason=error.message)
-                _refuse(group, error)
-                continue
-            self._last_index = first + len(entries) - 1
-            await self._apply(group, first)
-            self._begin_snapshot()
+        group: list[_Proposal] = []
+        try:
+            while group := await self._gather():
+                await self._write(group)
+                self._begin_snapshot()
+        except BaseException as error:
+            self._refusal = f"the manager's log has failed ({error}): restart the manager"
+            raise
+        finally:
+            reason = Unavailable(self._refusal or "the manager is stopping: ask another one")
+            _refuse(group, reason)
+            self._refuse_queued(reason)
+
+    async def _write(self, group: Sequence[_Proposal]) -> None:
+        """Make a group durable and apply it; raises only what ends the process."""
+        first = self._last_index + 1
+        entries = [
+            Entry(index=first + offset, term=TERM, kind=KIND_STORE, data=proposal.data)
+            for offset, proposal in enumerate(group)
+        ]
+        try:
+            await self._log_file.append(entries)
+        except StorageFailed as error:
+            raise InvariantViolation(error.message) from error
+        except SwarmError as error:
+            _log.error("log.refused", reason=error.message)
+            _refuse(group, error)
+            return
+        self._last_index = first + len(entries) - 1
+        await self._apply(group, first)
 
     async def _gather(self) -> list[_Proposal]:
+        """What waits, up to the limits of one write; empty when it is time to stop."""
         first = await self._queue.get()
         if first is None:
             return []
@@ -208,14 +234,14 @@ class LocalConsensus:
                 await asyncio.sleep(0)
                 slice_end_s = loop.time() + APPLY_SLICE_S
 
-    def _refuse_queued(self) -> None:
+    def _refuse_queued(self, reason: SwarmError) -> None:
         while not self._queue.empty():
             proposal = self._queue.get_nowait()
             if proposal is not None:
-                _refuse([proposal], Unavailable("the manager's log has failed: restart it"))
+                _refuse([proposal], reason)
 
     def _begin_snapshot(self) -> None:
-        due = self._last_index - self._snapshot_index >= self._snapshot_interval
+        due = self._last_index >= self._snapshot_due
         if due and (self._snapshot_task is None or self._snapshot_task.done()):
             rows, index = self._store.rows(), self._last_index
             self._snapshot_task = asyncio.create_task(self._snapshot(rows, index), name="snapshot")
@@ -223,6 +249,8 @@ class LocalConsensus:
     async def _snapshot(self, rows: tuple[AnyObject, ...], index: int) -> None:
         """Write a snapshot beside the log; on any failure the log simply stays longer."""
         mark = SnapshotMark(index=index, term=TERM)
+        # Also after a failure the next one is some way off: a full disk is not written to for ever.
+        self._snapshot_due = index + max(1, self._snapshot_interval // RETRY_FRACTION)
         try:
             with SNAPSHOT_LATENCY.time():
                 await asyncio.to_thread(self._snapshots.save, index, TERM, _records(rows))
@@ -232,7 +260,7 @@ class LocalConsensus:
         except SwarmError as error:
             _log.error("snapshot.failed", index=index, reason=error.message)
             return
-        self._snapshot_index = index
+        self._snapshot_due = index + self._snapshot_interval
         _log.info("snapshot.written", index=index, objects=len(rows))
 
 
@@ -246,6 +274,15 @@ class _NoClock:
         raise InvariantViolation("replay read a clock")
 
 
+def _refuse_orphans(snapshots: SnapshotDir) -> None:
+    """Snapshots without a log: somebody took the log away; to begin anew would lose the cluster."""
+    if any(snapshots.directory.glob("*.snap")):
+        raise FailedPrecondition(
+            f"{snapshots.directory} holds snapshots, but the log beside it is gone: "
+            f"restore it, or {REJOIN}"
+        )
+
+
 def _records(rows: Sequence[AnyObject]) -> Iterator[SnapshotRecord]:
     for row in rows:
         yield SnapshotRecord(kind=KIND_STORE, data=object_to_bytes(row))
@@ -254,14 +291,18 @@ def _records(rows: Sequence[AnyObject]) -> Iterator[SnapshotRecord]:
 def _refuse(group: Sequence[_Proposal], error: SwarmError) -> None:
     for proposal in group:
         if not proposal.done.done():
-            proposal.done.set_exception(error)
+            # One object each: a raised exception collects the tracebacks of all who raise it.
+            proposal.done.set_exception(type(error)(error.message, **error.context))
 
 
 def _raft_id(directory: Path) -> int:
     """This manager's id in the log, made once. A 64-bit number, never 0."""
     path = directory / "raft_id"
     if path.exists():
-        return int(path.read_text(encoding="ascii"), 16)
+        try:
+            return int(path.read_text(encoding="ascii"), 16)
+        except ValueError as error:
+            raise FailedPrecondition(f"{path}: damaged ({error}); {REJOIN}") from error
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     raft_id = secrets.randbits(63) | 1
     temporary = path.with_suffix(".tmp")

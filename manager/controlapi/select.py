@@ -16,6 +16,8 @@ from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
 
 PAGE_SIZE_MAX = 1_000
+PAGE_BYTES_MAX = 2 << 20
+"""A page is full when it holds more than this: with its last object it stays below gRPC's limit."""
 
 _MODES: dict[str, type[Row]] = {
     "replicated": ReplicatedMode,
@@ -84,11 +86,9 @@ def select_tasks(view: View, filters: Filters) -> list[Task]:
     node_ids = _resolve(view.nodes.resolve, filters.nodes)
     candidates: Iterable[Task] = view.tasks
     if filters.services:
-        candidates = [
-            task
-            for service_id in service_ids
-            for task in view.tasks_of_service(service_id).values()
-        ]
+        candidates = [task for key in service_ids for task in view.tasks_of_service(key).values()]
+    elif filters.nodes:
+        candidates = [task for key in node_ids for task in view.tasks_of_node(key).values()]
 
     def matches(task: Task) -> bool:
         return (
@@ -109,26 +109,31 @@ def task_name(task: Task) -> str:
     return f"{task.service_annotations.name}.{task.slot or task.node_id}.{task.id}"
 
 
-def page(rows: Sequence[RowT], *, size: int, token: str, attach: Callable[[RowT], None]) -> str:
+def page(rows: Sequence[RowT], *, size: int, token: str, attach: Callable[[RowT], int]) -> str:
     """Hand the rows of one page to `attach`, oldest first; the result is the next page's token.
 
-    size: 0 means the most a page may hold. Raises InvalidArgument for a token that is none.
+    size: 0 means the most a page may hold. attach: answers the bytes the row takes on the wire.
+    Raises InvalidArgument for a token that is none.
     """
-    ordered = sorted(rows, key=_order)
-    start = 0
-    if token:
-        created, _, object_id = token.partition("-")
-        if not created.isdigit():
-            raise InvalidArgument("page token: must be the one the last page gave")
-        after = (int(created), object_id)
-        start = next((i for i, row in enumerate(ordered) if _order(row) > after), len(ordered))
-    end = start + min(size or PAGE_SIZE_MAX, PAGE_SIZE_MAX)
-    for row in ordered[start:end]:
-        attach(row)
-    if end >= len(ordered):
-        return ""
-    last_created, last_id = _order(ordered[end - 1])
-    return f"{last_created}-{last_id}"
+    after = _after(token)
+    ordered = sorted((row for row in rows if _order(row) > after), key=_order)
+    used_bytes = 0
+    for place, row in enumerate(ordered):
+        used_bytes += attach(row)
+        is_full = place + 1 >= (size or PAGE_SIZE_MAX) or place + 1 >= PAGE_SIZE_MAX
+        if (is_full or used_bytes > PAGE_BYTES_MAX) and place + 1 < len(ordered):
+            created_at_ns, object_id = _order(row)
+            return f"{created_at_ns}-{object_id}"
+    return ""
+
+
+def _after(token: str) -> tuple[int, str]:
+    if not token:
+        return -1, ""
+    created, _, object_id = token.partition("-")
+    if not (created.isascii() and created.isdigit() and object_id) or len(created) > 20:
+        raise InvalidArgument("page token: must be the one the last page gave")
+    return int(created), object_id
 
 
 def _order(row: AnyObject) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from manager.controlapi.select import (
     select_services,
     select_tasks,
 )
+from manager.controlapi.validate import SPEC_BYTES_MAX
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
@@ -56,6 +57,8 @@ class ControlServer(ControlServicer):
     ) -> pb.UpdateClusterResponse:
         spec = from_pb(request.spec, ClusterSpec) if request.HasField("spec") else None
         rotate = (request.rotate_worker_token, request.rotate_manager_token)
+        if spec is None and not any(rotate):
+            raise InvalidArgument("spec: must be given, unless a join token is to be rotated")
 
         def build(view: View) -> Sequence[Change]:
             tokens = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
@@ -76,8 +79,10 @@ class ControlServer(ControlServicer):
     ) -> pb.ListNodesResponse:
         response = pb.ListNodesResponse()
 
-        def attach(node: Node) -> None:
-            fill_pb(node, response.nodes.add())
+        def attach(node: Node) -> int:
+            message = response.nodes.add()
+            fill_pb(node, message)
+            return message.ByteSize()
 
         response.next_page_token = page(
             select_nodes(self._store.view, _filters(request.filters)),
@@ -91,6 +96,7 @@ class ControlServer(ControlServicer):
     async def UpdateNode(
         self, request: pb.UpdateNodeRequest, context: Context
     ) -> pb.UpdateNodeResponse:
+        _require_spec(request)
         spec = from_pb(request.spec, NodeSpec)
         version = request.version.index
         commit = await self._commit(
@@ -114,6 +120,7 @@ class ControlServer(ControlServicer):
     async def CreateService(
         self, request: pb.CreateServiceRequest, context: Context
     ) -> pb.CreateServiceResponse:
+        _require_spec(request)
         spec = from_pb(request.spec, ServiceSpec)
         service_id = new_id()
         commit = await self._commit(
@@ -140,9 +147,11 @@ class ControlServer(ControlServicer):
         response = pb.ListServicesResponse()
         down = self._down_nodes()
 
-        def attach(service: Service) -> None:
-            fill_pb(service, response.services.add())
+        def attach(service: Service) -> int:
+            message = response.services.add()
+            fill_pb(service, message)
             response.statuses.append(self._status(service, down))
+            return message.ByteSize()
 
         response.next_page_token = page(
             select_services(self._store.view, _filters(request.filters)),
@@ -157,7 +166,9 @@ class ControlServer(ControlServicer):
         self, request: pb.UpdateServiceRequest, context: Context
     ) -> pb.UpdateServiceResponse:
         version = request.version.index
-        if request.rollback and request.HasField("spec"):
+        if not request.rollback:
+            _require_spec(request)
+        elif request.HasField("spec"):
             raise InvalidArgument("spec: must be unset when a rollback is asked for")
         spec = from_pb(request.spec, ServiceSpec)
 
@@ -189,8 +200,10 @@ class ControlServer(ControlServicer):
     ) -> pb.ListTasksResponse:
         response = pb.ListTasksResponse()
 
-        def attach(task: Task) -> None:
-            fill_pb(task, response.tasks.add())
+        def attach(task: Task) -> int:
+            message = response.tasks.add()
+            fill_pb(task, message)
+            return message.ByteSize()
 
         response.next_page_token = page(
             select_tasks(self._store.view, _filters(request.filters)),
@@ -218,6 +231,20 @@ class ControlServer(ControlServicer):
             running_tasks=status.running_tasks,
             desired_tasks=status.desired_tasks,
             completed_tasks=status.completed_tasks,
+        )
+
+
+def _require_spec(
+    request: pb.CreateServiceRequest | pb.UpdateServiceRequest | pb.UpdateNodeRequest,
+) -> None:
+    """Refuse a request without a spec, which would read as one with every field unset."""
+    if not request.HasField("spec"):
+        raise InvalidArgument("spec: must be given")
+    size_bytes = request.spec.ByteSize()
+    if size_bytes > SPEC_BYTES_MAX:
+        raise InvalidArgument(
+            f"spec: {size_bytes} bytes, at most {SPEC_BYTES_MAX}: "
+            "keep large content in the image or in a mount"
         )
 
 

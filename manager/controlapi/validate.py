@@ -37,10 +37,14 @@ PORTS_MAX = 1_024
 LABELS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
 MEMORY_BYTES_MIN = 4 << 20
-SPEC_BYTES_MAX = 1 << 20
+SPEC_BYTES_MAX = 256 << 10
+"""A service holds its spec and the previous one, a slot's step up to four tasks with it: all of
+that has to fit into one log entry (1.5 MiB)."""
+IMAGE_LENGTH_MAX = 512
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
-_NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
+# Without nested repeats: a name that almost fits must not cost exponential time.
+_NAME = re.compile(r"[A-Za-z0-9](?:[-_A-Za-z0-9]*[A-Za-z0-9])?")
 
 
 def service_spec(spec: ServiceSpec) -> None:
@@ -88,7 +92,8 @@ def cluster_spec(spec: ClusterSpec) -> None:
         raise InvalidArgument("certificate expiry: must be at least 1h")
     if spec.autolock_managers:
         raise Unimplemented("autolock: not possible in this version")
-    if spec.ca.external_cas or spec.ca.signing_ca_certificate or spec.ca.force_rotate:
+    ca = spec.ca
+    if ca.external_cas or ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
         raise Unimplemented("ca: the root certificate cannot be rotated in this version")
     if spec.task_defaults.log_driver is not None:
         raise Unimplemented("task defaults: a default log driver is not possible in this version")
@@ -137,6 +142,10 @@ def _task(task: TaskSpec) -> None:
 def _container(container: ContainerSpec) -> None:
     if not container.image:
         raise InvalidArgument("image: must be given")
+    if len(container.image) > IMAGE_LENGTH_MAX:
+        raise InvalidArgument(
+            f"image: {len(container.image)} characters, at most {IMAGE_LENGTH_MAX}"
+        )
     try:
         parse_reference(container.image)
     except InvalidArgument as error:
@@ -144,6 +153,12 @@ def _container(container: ContainerSpec) -> None:
     for text in container.env:
         if text.startswith("=") or not text:
             raise InvalidArgument(f"env: {text!r} must be NAME=VALUE or NAME")
+    _no_nul("command", container.command)
+    _no_nul("args", container.args)
+    _no_nul("env", container.env)
+    texts = (container.dir, container.user, container.hostname, container.stop_signal)
+    _no_nul("dir, user, hostname, stop signal", texts)
+    _no_nul("mount", (text for mount in container.mounts for text in (mount.source, mount.target)))
     for mount in container.mounts:
         _mount(mount)
     if len({mount.target for mount in container.mounts}) != len(container.mounts):
@@ -254,6 +269,11 @@ def _port(port: PortConfig) -> None:
         raise Unimplemented("publish: sctp is not possible in this version")
     if port.publish_mode is PublishMode.HOST and not port.published_port:
         raise Unimplemented("publish: mode=host needs a published port in this version")
+
+
+def _no_nul(field: str, texts: Iterable[str]) -> None:
+    if any("\0" in text for text in texts):
+        raise InvalidArgument(f"{field}: must not hold NUL characters")
 
 
 def _known(field: str, given: Iterable[str], known: set[str]) -> None:

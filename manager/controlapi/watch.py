@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from manager.controlapi.nodes import without_keys
 from manager.store.store import Store, StoreEvent
 from shoal.api.v1 import watch_pb2 as pb
 from shoal.api.v1.objects_pb2 import ActionKind as PbActionKind
@@ -82,13 +83,7 @@ def _shown(row: AnyObject) -> AnyObject:
     """The object without what never leaves the managers."""
     if isinstance(row, Secret):
         return row.replaced(spec=row.spec.replaced(data=b""))
-    if isinstance(row, Cluster):
-        return row.replaced(
-            root_ca=row.root_ca.replaced(key=b"", rotation=None),
-            unlock_keys=(),
-            network_bootstrap_keys=(),
-        )
-    return row
+    return without_keys(row) if isinstance(row, Cluster) else row
 
 
 def _selectors(request: pb.WatchRequest) -> tuple[Selector, ...]:
@@ -150,7 +145,11 @@ def _matches_task(row: AnyObject, selector: Selector) -> bool:
 
 
 def _name(row: AnyObject) -> str:
-    return row.annotations.name if isinstance(row, Task) else row.spec.annotations.name
+    if isinstance(row, Task):
+        return row.annotations.name
+    if isinstance(row, Node):
+        return row.spec.annotations.name or row.description.hostname
+    return row.spec.annotations.name
 
 
 def _has_label(row: AnyObject, wanted: str) -> bool:

@@ -11,6 +11,7 @@ from manager.store.tables import Tables
 from manager.store.view import unique_name
 from shoal.errors import (
     AlreadyExists,
+    InvalidArgument,
     NameConflict,
     NotFound,
     SequenceConflict,
@@ -48,8 +49,8 @@ def apply_entry(tables: Tables, entry: StoreEntry, index: int) -> Commit:
     """Apply all actions of an entry, or none.
 
     index: position of the entry in the log; becomes the version of every object it writes.
-    Raises: SequenceConflict, NotFound, AlreadyExists, NameConflict. The tables then hold what
-    they held before, but for their version, which is `index` in any case.
+    Raises: SequenceConflict, NotFound, AlreadyExists, NameConflict, InvalidArgument. The tables
+    then hold what they held before, but for their version, which is `index` in any case.
     """
     tables.version = index
     undo: list[tuple[AnyObject, AnyObject | None]] = []
@@ -73,6 +74,8 @@ def apply_entry(tables: Tables, entry: StoreEntry, index: int) -> Commit:
 def _check(tables: Tables, action: StoreAction, old: AnyObject | None) -> None:
     row = action.object
     kind = tables.table_of(row).kind
+    if action.kind is ActionKind.UNSPECIFIED:
+        raise InvalidArgument(f"{kind} {row.id}: the action must be create, update or remove")
     if action.kind is ActionKind.CREATE:
         if old is not None:
             raise AlreadyExists(f"{kind} {row.id} already exists")

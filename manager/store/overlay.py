@@ -7,11 +7,11 @@ addresses and put on a node in a single entry. The store below is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from manager.store.view import TableView, View, unique_name
-from shoal.errors import InvalidArgument, NotFound, violated
+from manager.store.view import TableView, View, oldest_first, resolve_in, unique_name
+from shoal.errors import violated
 from shoal.model.enums import ActionKind
 from shoal.model.objects import AnyObject, Cluster, Config, Network, Node, Secret, Service, Task
 from shoal.model.plan import Change
@@ -34,24 +34,25 @@ class OverlayTable(Generic[RowT]):
         return self._below.get(object_id)
 
     def by_name(self, name: str) -> RowT | None:
-        """The object with that name."""
-        for row in self.changed.values():
-            if row is not None and unique_name(row) == name.lower():
-                return row
-        found = self._below.by_name(name)
-        return None if found is None or found.id in self.changed else found
+        """The object with that name, upper and lower case alike; the youngest of several nodes."""
+        found = self.named(name)
+        return found[-1] if found else None
+
+    def named(self, name: str) -> Sequence[RowT]:
+        """All objects with that name, oldest first: at most one, but for nodes."""
+        if not name:
+            return ()
+        found = [row for row in self._below.named(name) if row.id not in self.changed]
+        found.extend(
+            row
+            for row in self.changed.values()
+            if row is not None and unique_name(row) == name.lower()
+        )
+        return oldest_first(found)
 
     def resolve(self, reference: str) -> RowT:
-        """The object by full id, exact name or unique id prefix."""
-        found = self.get(reference) or self.by_name(reference)
-        if found is not None:
-            return found
-        matches = [row for row in self if reference and row.id.startswith(reference)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise InvalidArgument(f"{self._kind} {reference} is ambiguous")
-        raise NotFound(f"{self._kind} {reference} not found")
+        """The object by full id, exact name or unique id prefix, in this order."""
+        return resolve_in(self, self._kind, reference)
 
     def __iter__(self) -> Iterator[RowT]:
         """Every object."""

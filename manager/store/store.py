@@ -20,6 +20,7 @@ from shoal.clock import Clock
 from shoal.errors import (
     FailedPrecondition,
     InvalidArgument,
+    ResourceExhausted,
     SequenceConflict,
     SwarmError,
     violated,
@@ -32,14 +33,18 @@ WATCH_QUEUE_MAX = 4096
 """Commits a watcher may lag behind before it is told to resync."""
 
 
+class TransactionTooLarge(ResourceExhausted):
+    """More bytes than one log entry may hold; whoever can, commits it in several parts."""
+
+
 class Proposer(Protocol):
     """Makes an entry durable and decides its place in the log (the seam that Raft fills)."""
 
     async def propose(self, entry: StoreEntry) -> Commit:
         """Return when the entry is durable and applied.
 
-        Raises: what `apply_entry` raised; Unavailable or ResourceExhausted when the entry could
-        not be made durable. A cancelled caller's entry may still commit.
+        Raises: what `apply_entry` raised; TransactionTooLarge; Unavailable or ResourceExhausted
+        when the entry could not be made durable. A cancelled caller's entry may still commit.
         """
         ...
 
@@ -115,7 +120,8 @@ class Store:
         """Propose a transaction: all changes or none, as one entry.
 
         Raises: InvalidArgument above CHANGES_MAX changes; SequenceConflict, NotFound,
-        AlreadyExists, NameConflict as decided at apply; Unavailable, ResourceExhausted.
+        AlreadyExists, NameConflict as decided at apply; TransactionTooLarge, Unavailable,
+        ResourceExhausted.
         """
         if len(changes) > CHANGES_MAX:
             raise InvalidArgument(f"transaction: {len(changes)} changes, at most {CHANGES_MAX}")
@@ -170,4 +176,12 @@ def _action(change: Change) -> StoreAction:
     return StoreAction(kind=change.kind, object=change.object, expected_version=expected)
 
 
-__all__ = ["Commit", "Proposer", "Store", "StoreEvent", "Watcher", "commit_with_retry"]
+__all__ = [
+    "Commit",
+    "Proposer",
+    "Store",
+    "StoreEvent",
+    "TransactionTooLarge",
+    "Watcher",
+    "commit_with_retry",
+]

@@ -7,7 +7,7 @@ for as long as one likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from shoal.errors import InvalidArgument, NotFound
@@ -34,13 +34,17 @@ class TableView(Protocol[RowT_co]):
         ...
 
     def by_name(self, name: str) -> RowT_co | None:
-        """The object with that name, upper and lower case alike."""
+        """The object with that name, upper and lower case alike; the youngest of several nodes."""
+        ...
+
+    def named(self, name: str) -> Sequence[RowT_co]:
+        """All objects with that name, oldest first: at most one, but for nodes."""
         ...
 
     def resolve(self, reference: str) -> RowT_co:
         """The object by full id, exact name or unique id prefix, in this order.
 
-        Raises: NotFound; InvalidArgument when a prefix fits several objects.
+        Raises: NotFound; InvalidArgument when a name or prefix fits several objects.
         """
         ...
 
@@ -120,33 +124,24 @@ class Table(Generic[RowT]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.rows: dict[str, RowT] = {}
-        self._id_by_name: dict[str, str] = {}
+        self._ids_by_name: dict[str, set[str]] = {}
 
     def get(self, object_id: str) -> RowT | None:
         """The object with that id."""
         return self.rows.get(object_id)
 
     def by_name(self, name: str) -> RowT | None:
-        """The object with that name, upper and lower case alike."""
-        object_id = self._id_by_name.get(name.lower())
-        return None if object_id is None else self.rows[object_id]
+        """The object with that name, upper and lower case alike; the youngest of several nodes."""
+        found = self.named(name)
+        return found[-1] if found else None
+
+    def named(self, name: str) -> Sequence[RowT]:
+        """All objects with that name, oldest first: at most one, but for nodes."""
+        return oldest_first(self.rows[row_id] for row_id in self._ids_by_name.get(name.lower(), ()))
 
     def resolve(self, reference: str) -> RowT:
         """The object by full id, exact name or unique id prefix, in this order."""
-        if not reference:
-            raise InvalidArgument(f"{self.kind}: a name or id is needed")
-        found = self.rows.get(reference) or self.by_name(reference)
-        if found is not None:
-            return found
-        matches = [row for object_id, row in self.rows.items() if object_id.startswith(reference)]
-        if len(matches) > 1:
-            raise InvalidArgument(
-                f"{self.kind} {reference} is ambiguous ({len(matches)} matches found): "
-                "use more characters of the id"
-            )
-        if not matches:
-            raise NotFound(f"{self.kind} {reference} not found")
-        return matches[0]
+        return resolve_in(self, self.kind, reference)
 
     def __iter__(self) -> Iterator[RowT]:
         """Every object."""
@@ -159,28 +154,62 @@ class Table(Generic[RowT]):
     def put(self, row: RowT) -> None:
         """Insert or replace, keeping the name index right."""
         old = self.rows.get(row.id)
-        new_name = unique_name(row)
-        if old is not None:
-            old_name = unique_name(old)
-            if old_name and old_name != new_name:
-                self._id_by_name.pop(old_name, None)
-        if new_name:
-            self._id_by_name[new_name] = row.id
+        name = unique_name(row)
+        if old is not None and unique_name(old) != name:
+            self._forget_name(old)
+        if name:
+            self._ids_by_name.setdefault(name, set()).add(row.id)
         self.rows[row.id] = row
 
     def remove(self, object_id: str) -> RowT | None:
         """Take out an object."""
         old = self.rows.pop(object_id, None)
         if old is not None:
-            self._id_by_name.pop(unique_name(old), None)
+            self._forget_name(old)
         return old
+
+    def _forget_name(self, row: RowT) -> None:
+        name = unique_name(row)
+        ids = self._ids_by_name.get(name)
+        if ids is not None:
+            ids.discard(row.id)
+            if not ids:
+                del self._ids_by_name[name]
+
+
+def resolve_in(table: TableView[RowT], kind: str, reference: str) -> RowT:
+    """The object by full id, exact name or unique id prefix, in this order.
+
+    Raises: NotFound; InvalidArgument without a reference, or when it fits several objects.
+    """
+    if not reference:
+        raise InvalidArgument(f"{kind}: a name or id is needed")
+    found = table.get(reference)
+    if found is not None:
+        return found
+    matches = table.named(reference)
+    if not matches:
+        matches = [row for row in table if row.id.startswith(reference)]
+    if len(matches) > 1:
+        raise InvalidArgument(
+            f"{kind} {reference} is ambiguous ({len(matches)} matches found): "
+            "give the id, or more characters of it"
+        )
+    if not matches:
+        raise NotFound(f"{kind} {reference} not found")
+    return matches[0]
+
+
+def oldest_first(rows: Iterable[RowT]) -> list[RowT]:
+    """Sorted by age; those made by the same entry, or not committed yet, by id."""
+    return sorted(rows, key=lambda row: (row.meta.created_at_ns, row.id))
 
 
 def unique_name(row: AnyObject) -> str:
     """The name that no other object of the kind may have, in lower case; "" where none is unique.
 
-    Tasks have no unique name. Nodes are found by their hostname, which may repeat: the newest
-    wins the index, and full ids always work.
+    Tasks have no unique name. Nodes are found by their name or hostname, which may repeat: then
+    only their ids name one of them.
     """
     if isinstance(row, Task):
         return ""
