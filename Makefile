@@ -45,8 +45,8 @@ unit: ## Unit tests
 test: setup ## All tests (root: without it those that need a kernel are skipped)
 	@$(PYTHON) -m pytest tests
 
-bench: setup ## Measure; one script of bench/ with ONLY=name (root)
-	@for script in $(or $(ONLY:%=bench/%.py),$(wildcard bench/*.py)); do echo "== $$script"; PYTHONPATH=. $(PYTHON) $$script || exit 1; done
+bench: setup ## Measure, against others where they are installed; ARGS=... is passed on (root)
+	@$(PYTHON) -m bench $(ARGS)
 
 clean: ## Remove what was generated, but not .venv and no cluster
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache; find $(SOURCES) tests tools bench -name __pycache__ -prune -exec rm -rf {} +
