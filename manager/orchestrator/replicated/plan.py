@@ -15,6 +15,7 @@ from manager.orchestrator.slots import Slot, age_key, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.store.draft import Draft
 from manager.store.view import View
+from shoal.model.defaults import is_wanted
 from shoal.model.enums import TaskState
 from shoal.model.objects import Service
 from shoal.model.plan import Plan
@@ -93,6 +94,17 @@ def _scale_up(
 
 
 def _remove(draft: Draft, slot: Slot) -> None:
-    if draft.room(*slot.tasks):
-        for task in slot.tasks:
+    """Mark a slot for removal, its past first: a slot with a past alone would be filled again.
+
+    The past may be longer than one round holds; then the wanted tasks go in a later one.
+    """
+    wanted = slot.wanted
+    past = [task for task in slot.tasks if not is_wanted(task)]
+    for task in past if wanted else past[:-1]:
+        if not draft.room(task):
+            return
+        draft.update(task.with_desired_state(TaskState.REMOVE))
+    last = wanted or tuple(past[-1:])
+    if draft.room(*last):
+        for task in last:
             draft.update(task.with_desired_state(TaskState.REMOVE))
