@@ -138,11 +138,15 @@ class Cell:
         self.put(*rows)
 
     def put(self, *rows: AnyObject) -> None:
-        """Write objects, as their owners (user, agents) do; versions are not checked."""
+        """Write objects, as their owners (user, agents) do; versions are not checked.
+
+        A new object with a time of creation is written at that time.
+        """
         for row in rows:
             exists = self.tables.get_same(row) is not None
             kind = ActionKind.UPDATE if exists else ActionKind.CREATE
-            self._apply([StoreAction(kind=kind, object=row)])
+            at_ns = 0 if exists else row.meta.created_at_ns
+            self._apply([StoreAction(kind=kind, object=row)], at_ns=at_ns)
 
     def remove(self, row: AnyObject) -> None:
         self._apply([StoreAction(kind=ActionKind.REMOVE, object=row)])
@@ -195,6 +199,6 @@ class Cell:
         )
         self.put(task.with_status(status))
 
-    def _apply(self, actions: list[StoreAction]) -> None:
-        entry = StoreEntry(actions=tuple(actions), proposed_at_ns=self.now_ns)
+    def _apply(self, actions: list[StoreAction], *, at_ns: int = 0) -> None:
+        entry = StoreEntry(actions=tuple(actions), proposed_at_ns=at_ns or self.now_ns)
         self.commits.append(apply_entry(self.tables, entry, self.tables.version + 1))
