@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from shoal.errors import FailedPrecondition
 from tests.integration.runtime.site import Site
 from worker.runtime.api import Device, Mount, Ulimit
 
@@ -243,3 +244,23 @@ async def test_many_layers(site: Site, tmp_path):
     await site.runtime.start(config.id)
     await site.runtime.wait(config.id)
     assert await site.output(config.id) == "120\n"
+
+
+async def test_the_interpreter_cannot_be_written_through_a_container(site: Site):
+    flags = os.statvfs(f"/proc/{site.pid_of('supervisor')}/exe").f_flag
+    assert flags & os.ST_RDONLY
+
+
+@pytest.mark.parametrize("number", [4, 5, 6, 7, 8, 9, 10, 12, 15])
+async def test_no_descriptor_of_the_host_is_left_to_stand_on(site: Site, number):
+    config = site.config("sh", "-c", "pwd; ls /proc/self/fd", cwd=f"/proc/self/fd/{number}")
+    await site.runtime.create(config)
+    with pytest.raises(FailedPrecondition, match="cwd"):
+        await site.runtime.start(config.id)
+
+
+async def test_the_program_inherits_three_descriptors(site: Site):
+    _, output = await site.run("for f in /proc/$$/fd/*; do readlink $f; done")
+    names = output.splitlines()
+    assert names[0] == "/dev/null"
+    assert [os.path.basename(name) for name in names[1:]] == ["stdout", "stderr"]

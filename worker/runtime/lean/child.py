@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SETUP_FAILED, NOT_EXECUTABLE, NOT_FOUND = 128, 126, 127
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_STATUS_FD = 3
 
 
 class Start:
@@ -102,7 +103,11 @@ def _become(start: Start) -> NoReturn:
     _set_limits(process)
     for target, source in enumerate(start.stdio_fds):
         os.dup2(source, target)
-    linux.close_range_on_exec(3)
+    # Nothing of the host may be open when the working directory is entered: an image could name
+    # /proc/self/fd/N as its directory and stand outside (CVE-2024-21626).
+    os.dup2(start.status_fd, _STATUS_FD, inheritable=False)
+    start.status_fd = _STATUS_FD
+    linux.close_from(_STATUS_FD + 1)
     _drop_privileges(start)
     _execute(process["args"], process["env"])
 
@@ -211,6 +216,7 @@ def _drop_privileges(start: Start) -> None:
     linux.set_capabilities(bounding if account.uid == 0 else 0)
     try:
         os.chdir(process["cwd"])
+        os.getcwd()  # fails when it is not below the root
     except OSError as error:
         raise StartFailure(
             SETUP_FAILED, f"chdir to cwd {process['cwd']!r}: {error.strerror}"

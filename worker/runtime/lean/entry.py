@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-ROLES = ("spawn", "keeper", "supervisor", "logger")
+ROLES = ("spawn", "keeper", "supervisor", "fork-server", "logger")
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
 
         keeper.main(run_dir, state_dir)
     elif role == "supervisor":
+        run_read_only("fork-server")
+    elif role == "fork-server":
         from worker.runtime.lean import supervisor
 
         supervisor.main(run_dir, state_dir, cgroup_parent, 3)
@@ -26,6 +28,21 @@ def main() -> None:
         __import__("worker.logs.logger", fromlist=["main"]).main(run_dir, state_dir)
     else:
         sys.exit(f"unknown role {role}; one of {', '.join(ROLES)}")
+
+
+def run_read_only(role: str) -> None:
+    """Execute the interpreter again through a read-only mount nobody else has.
+
+    A container's first process is a clone of the supervisor until it executes its program, and an
+    image may name `/proc/self/exe` as that program or its interpreter. Through this mount the
+    host's binary cannot be opened for writing then (CVE-2019-5736).
+    """
+    from worker.runtime.lean import linux
+
+    tree = linux.open_tree(linux.AT_FDCWD, os.path.realpath(sys.executable), recursive=False)
+    attributes = linux.MOUNT_ATTR_RDONLY
+    linux.set_mount_attributes(tree, attributes, propagation=linux.MS_PRIVATE)
+    os.execve(tree, [*sys.orig_argv[:-1], role], dict(os.environ))  # noqa: S606
 
 
 def spawn() -> None:

@@ -297,9 +297,9 @@ def pivot_root_here() -> None:
     umount(".")
 
 
-def close_range_on_exec(first: int) -> None:
-    """Mark every descriptor from `first` on close-on-exec."""
-    _checked(_close_range(_NR["close_range"], first, 0x7FFFFFFF, 4), "close_range")
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    _checked(_close_range(_NR["close_range"], first, 0x7FFFFFFF, 0), "close_range")
 
 
 def set_capabilities(mask: int) -> None:
