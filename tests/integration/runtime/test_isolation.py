@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from shoal.errors import FailedPrecondition
-from tests.integration.runtime.site import Site
+from tests.integration.runtime.site import Site, until
 from worker.runtime.api import Device, Mount, Ulimit
 
 pytestmark = pytest.mark.root
@@ -264,3 +265,19 @@ async def test_the_program_inherits_three_descriptors(site: Site):
     names = output.splitlines()
     assert names[0] == "/dev/null"
     assert [os.path.basename(name) for name in names[1:]] == ["stdout", "stderr"]
+
+
+async def test_joins_a_given_network_namespace(site: Site):
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "60"])
+    try:
+        own = os.readlink("/proc/self/ns/net")
+        path = f"/proc/{holder.pid}/ns/net"
+        await until(lambda: os.readlink(path) != own)
+        _, output = await site.run(
+            "readlink /proc/self/ns/net; cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+            netns_path=path,
+        )
+        assert output.split() == [os.readlink(path), "0"]
+    finally:
+        holder.kill()
+        holder.wait()

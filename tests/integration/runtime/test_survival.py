@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from shoal.errors import Unavailable
 from tests.integration.runtime.site import DEADLINE_S, Site, is_alive, until
 from worker.runtime.lean import files
 
@@ -194,3 +195,43 @@ def _open_gate(site: Site) -> None:
     os.write(fd, b"go\n")
     # Closed by the end of the test process at the latest; the reader has its own end open.
     asyncio.get_running_loop().call_later(1, os.close, fd)
+
+
+async def test_events_go_on_after_the_supervisor_restarted(site: Site):
+    first = await site.start("sleep 60")
+    seen: list[tuple[str, str]] = []
+
+    async def collect() -> None:
+        async for status in site.runtime.events():
+            seen.append((status.id, status.state))
+            if status.state == "exited":
+                return
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+        group.create_task(collect())
+        await until(lambda: bool(seen))
+        site.kill_hard("supervisor")
+        await until(lambda: len(seen) > 1)
+        await site.runtime.stop(first, 0)
+    assert seen == [(first, "running"), (first, "running"), (first, "exited")]
+
+
+async def test_starts_while_the_supervisor_is_killed_are_whole_or_refused(site: Site):
+    names = []
+    for index in range(12):
+        config = site.config("sh", "-c", "sleep 60")
+        try:
+            await site.runtime.create(config)
+            if index % 3 == 1:
+                old = site.pid_of("supervisor")
+                os.kill(old, signal.SIGKILL)
+            await site.runtime.start(config.id)
+            names.append(config.id)
+        except Unavailable:
+            await site.runtime.ensure_running()
+    running = [s for s in await site.runtime.list() if s.state == "running"]
+    assert {s.id for s in running} == set(names)
+    assert all(is_alive(s.pid) for s in running)
+    for name in names:
+        assert (await site.runtime.stop(name, 0)).exit_code == 137
+    await until(lambda: not site.cgroups_left())
