@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from manager.orchestrator.update.dirty import is_dirty
 from manager.store.view import View
 from shoal.errors import InvalidArgument, SwarmError
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
@@ -154,7 +155,7 @@ def _labels(labels: Mapping[str, str], wanted: tuple[str, ...]) -> bool:
 
 def _is_up_to_date(view: View, task: Task) -> bool:
     service = view.services.get(task.service_id)
-    return service is not None and service.spec_version == task.spec_version
+    return service is not None and not is_dirty(view, service, task)
 
 
 def _resolve(resolve: Callable[[str], AnyObject], references: tuple[str, ...]) -> set[str]:

@@ -86,7 +86,7 @@ def step(wait: Wait, look: Look, now_s: float) -> Wait:
         converged_at_s=wait.converged_at_s,
         rolling_back=rolling_back or rolled_back,
         rolled_back=rolled_back,
-        message=message if rolling_back or rolled_back else "",
+        message=(wait.message or message) if rolling_back or rolled_back else "",
     )
     return _judge(wait, look, now_s)
 

@@ -115,6 +115,7 @@ def test_a_rollback_is_waited_for_and_then_a_failure():
     wait = step(wait, done, 1.0)
     wait = step(wait, done, 6.0)
     assert (wait.outcome, wait.rolled_back) == (Outcome.CONVERGED, True)
+    assert wait.message == "task x failed"
 
 
 def test_convergence_waits_for_the_update_to_end():
