@@ -94,6 +94,8 @@ def check(config: ContainerConfig) -> None:
         raise Unimplemented("tty: the native executor gives no terminal yet")
     if config.init:
         raise Unimplemented("init: the native executor brings no init process yet")
+    if len(config.hostname) > 64:
+        raise InvalidArgument("hostname: at most 64 characters")
     if not config.args or not config.args[0]:
         raise InvalidArgument("args: no command specified")
     if not config.layers:

@@ -100,6 +100,7 @@ class NativeRuntime(Runtime):
     @override
     async def create(self, config: ContainerConfig) -> ContainerStatus:
         bundle.check(config)
+        signal_number(config.stop_signal)
         _warn_clamped(config)
         around = bundle.Surroundings(
             container_dir=self.container_dir(config.id),

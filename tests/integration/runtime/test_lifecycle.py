@@ -91,6 +91,8 @@ async def test_requests_that_make_no_sense(site: Site):
         await site.runtime.create(site.config("true", id=container))
     with pytest.raises(InvalidArgument, match="no command"):
         await site.runtime.create(site.config())
+    with pytest.raises(InvalidArgument, match="unknown signal 'SIGNOPE'"):
+        await site.runtime.create(site.config("true", stop_signal="SIGNOPE"))
     with pytest.raises(Unimplemented, match="tty"):
         await site.runtime.create(site.config("true", tty=True))
     await site.runtime.remove(container, force=True)

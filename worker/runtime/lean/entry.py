@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+# Up to four descriptors per container in one process; containers inherit it, and programs that
+# close every possible descriptor would crawl with a million.
+FILES_MAX = 65536
 ROLES = ("spawn", "keeper", "supervisor", "fork-server", "logger")
 
 
@@ -50,11 +53,16 @@ def spawn() -> None:
 
     The subreaper flag survives execve, so the keeper itself need not load ctypes.
     """
+    import resource
+
     from worker.runtime.lean import linux
 
     if os.fork():
         return
     os.setsid()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
     os.chdir("/")
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606

@@ -27,6 +27,7 @@ def _config(**fields) -> ContainerConfig:
         ({"id": "x" * 65}, "id"),
         ({"id": "../x"}, "id"),
         ({"args": ()}, "args"),
+        ({"hostname": "h" * 65}, "hostname"),
         ({"layers": ()}, "layers"),
         ({"layers": ("a\nb",)}, "layers"),
         ({"cwd": "relative"}, "cwd"),
