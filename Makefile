@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 SOURCES := shoal manager worker engine swarmd swarmctl
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit test bench clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit test bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -47,6 +47,9 @@ test: setup ## All tests (root: without it those that need a kernel are skipped)
 
 bench: setup ## Measure, against others where they are installed; ARGS=... is passed on (root)
 	@$(PYTHON) -m bench $(ARGS)
+
+bench-peers: ## Install what the measurements compare with (root)
+	@tools/bench_peers.sh
 
 clean: ## Remove what was generated, but not .venv and no cluster
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache; find $(SOURCES) tests tools bench -name __pycache__ -prune -exec rm -rf {} +
