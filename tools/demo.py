@@ -33,6 +33,7 @@ METRICS_PORT = 9323
 REPLICAS = 3
 VICTIM = "w1"
 TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 
 # Answers "/": who is asked by whom. Its second line goes to the container's log.
 PAGE = """#!/bin/sh
@@ -282,19 +283,43 @@ def lines_of(*words: str) -> list[tuple[str, str]]:
 def run(words: list[str]) -> str:
     """Show a command, run it, show what it prints. Ends the demo when it fails."""
     note(f"$ {shlex.join(words)}")
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, env=environment())
-    sys.stdout.write("".join(f"  {line}\n" for line in done.stdout.splitlines()))
-    sys.stdout.flush()
+    try:
+        done = subprocess.run(
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment(),
+            timeout=COMMAND_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        show((error.stdout or b"").decode(errors="replace"))
+        fail(f"that did not end within {COMMAND_TIMEOUT_S:g} s")
+    show(done.stdout)
     if done.returncode != 0:
         fail(f"that failed with exit status {done.returncode}")
     return done.stdout
 
 
+def show(text: str) -> None:
+    """Print what a command printed, indented."""
+    sys.stdout.write("".join(f"  {line}\n" for line in text.splitlines()))
+    sys.stdout.flush()
+
+
 def quietly(*words: str) -> str:
     """Run swarmctl without showing it; "" when it fails, as polls may."""
-    done = subprocess.run(
-        [SWARMCTL, *words], capture_output=True, text=True, check=False, env=environment()
-    )
+    try:
+        done = subprocess.run(
+            [SWARMCTL, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(),
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return ""
     return done.stdout if done.returncode == 0 else ""
 
 
