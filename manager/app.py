@@ -43,7 +43,7 @@ from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, Unavailable
 from shoal.ids import NodeId
 from shoal.model.defaults import SNAPSHOT_INTERVAL
-from shoal.model.objects import Cluster
+from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, create, update
 from shoal.model.types import ManagerStatus
 from shoal.security.grpc_tls import server_credentials, server_options
@@ -58,6 +58,8 @@ from shoal.wire.objects import entry_from_bytes
 from shoal.wire.telemetry import TelemetryServer
 
 STOP_GRACE_S = 1.0
+CONCURRENT_RPCS_MAX = 16_384
+"""Calls in progress on the whole server; an agent has four streams open. More are refused."""
 
 _log = structlog.get_logger()
 
@@ -133,15 +135,20 @@ async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     REGISTRY.register(collector)
     stack.callback(REGISTRY.unregister, collector)
     supervisor = await stack.enter_async_context(Supervisor())
+    supervisor.start("task statuses", dispatcher.statuses.run)
     supervisor.start("dispatcher", dispatcher.run)
     supervisor.start("node expiry", dispatcher.run_expiry)
     supervisor.start("reconcile", ReconcileLoop(store, clock).run)
-    supervisor.start("removed nodes", lambda: _follow_removed_nodes(store, manager.verifier))
+    supervisor.start("removed nodes", lambda: _follow_removed_nodes(store, manager, broker))
     interceptors = [
         AuthorizationInterceptor(manager.verifier, permissions()),
         ErrorInterceptor(),
     ]
-    server = grpc.aio.server(interceptors=interceptors, options=server_options())
+    server = grpc.aio.server(
+        interceptors=interceptors,
+        options=server_options(),
+        maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
+    )
     control_pb2_grpc.add_ControlServicer_to_server(ControlServer(store, clock), server)
     watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), server)
     logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), server)
@@ -186,20 +193,22 @@ async def _announce(manager: Manager) -> None:
     await commit_with_retry(manager.store, build)
 
 
-async def _follow_removed_nodes(store: Store, verifier: PeerVerifier) -> None:
-    """Refuse the certificates of removed nodes as soon as the removal is committed."""
+async def _follow_removed_nodes(store: Store, manager: Manager, broker: LogBroker) -> None:
+    """Refuse the certificates of removed nodes, and end their streams, once that is committed."""
 
     def refuse(cluster: Cluster | None) -> None:
         if cluster is not None:
-            verifier.replace_removed(
-                frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
-            )
+            removed = frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
+            manager.verifier.replace_removed(removed)
 
     with store.watch() as watcher:
         refuse(store.view.cluster)
         async for commit in watcher:
             if any(isinstance(event.object, Cluster) for event in commit.events):
                 refuse(store.view.cluster)
+            for event in commit.events:
+                if event.object is None and isinstance(event.old, Node):
+                    broker.forget(event.old.id)
 
 
 async def _wait_any(*waits: Coroutine[Any, Any, object]) -> None:

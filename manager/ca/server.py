@@ -56,8 +56,7 @@ class CaServer(CaServicer):
                 "this version runs one manager: join with the worker token instead "
                 "(`swarmctl join-token worker`)"
             )
-        if len(request.hostname) > HOSTNAME_LENGTH_MAX:
-            raise InvalidArgument(f"hostname: at most {HOSTNAME_LENGTH_MAX} characters")
+        _check_request(request)
         issued = issue_to_joiner(
             authority,
             request.csr,
@@ -92,6 +91,13 @@ def authority_of(cluster: Cluster) -> Authority:
         tokens=JoinTokens(worker=tokens.worker, manager=tokens.manager),
         validity_s=validity_ns // NS_PER_S,
     )
+
+
+def _check_request(request: pb.IssueNodeCertificateRequest) -> None:
+    if len(request.hostname) > HOSTNAME_LENGTH_MAX:
+        raise InvalidArgument(f"hostname: at most {HOSTNAME_LENGTH_MAX} characters")
+    if not request.hostname.isprintable():
+        raise InvalidArgument("hostname: must not hold control characters")
 
 
 def _new_node(issued: IssuedCertificate, request: pb.IssueNodeCertificateRequest) -> Node:

@@ -7,7 +7,7 @@ every connected data plane has acknowledged that it is out of the load balancer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from manager.dispatcher.endpoints import EndpointTable, PeerRow, PortKey, PortRow
 from manager.store.view import View
@@ -57,10 +57,11 @@ class NodeAssignments:
         self._held_since_s: dict[str, float] = {}
 
     def mark_all(self, view: View, table: EndpointTable) -> None:
-        """Everything may have to be sent: the stream has just begun."""
+        """Everything may have to be sent: the stream has just begun, or commits were missed."""
+        self._dirty_tasks.update(dict.fromkeys(self._sent_tasks))
         self._dirty_tasks.update(dict.fromkeys(view.tasks_of_node(self.node_id)))
-        self._dirty_peers.update(table.peers)
-        self._dirty_ports.update(table.ports)
+        self._dirty_peers.update(self._sent_peers, table.peers)
+        self._dirty_ports.update(self._sent_ports, table.ports)
 
     def mark(
         self,
@@ -87,11 +88,11 @@ class NodeAssignments:
         return min(self._held_since_s.values()) + DRAIN_DEADLINE_S
 
     def take(
-        self, view: View, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+        self, view: View, table: EndpointTable, acknowledged: int | None, now_s: float
     ) -> AssignmentDiff:
         """The next changes; marks them as sent.
 
-        acknowledged: endpoint version in force on each connected node.
+        acknowledged: endpoint version in force on every connected node; None without any.
         """
         peers, removed_peers = self._take_peers(table)
         ports, removed_ports = self._take_ports(table)
@@ -128,7 +129,7 @@ class NodeAssignments:
         return tuple(changed), tuple(removed)
 
     def _take_tasks(
-        self, view: View, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+        self, view: View, table: EndpointTable, acknowledged: int | None, now_s: float
     ) -> tuple[tuple[Task, ...], tuple[str, ...]]:
         changed: list[Task] = []
         removed: list[str] = []
@@ -149,7 +150,7 @@ class NodeAssignments:
         return tuple(changed), tuple(removed)
 
     def _must_hold(
-        self, task: Task, table: EndpointTable, acknowledged: Mapping[str, int], now_s: float
+        self, task: Task, table: EndpointTable, acknowledged: int | None, now_s: float
     ) -> bool:
         sent = self._sent_tasks.get(task.id)
         if sent is None or is_wanted(task) or not is_wanted(sent):
@@ -157,7 +158,7 @@ class NodeAssignments:
         if task.status.state is not TaskState.RUNNING:
             return False
         left_at = table.left_at(task.id)
-        if all(version >= left_at for version in acknowledged.values()):
+        if acknowledged is None or acknowledged >= left_at:
             return False
         since_s = self._held_since_s.setdefault(task.id, now_s)
         return now_s < since_s + DRAIN_DEADLINE_S

@@ -41,11 +41,26 @@ class Sessions:
         """Nodes that have a session."""
         return frozenset(self._by_node)
 
+    def is_connected(self, node_id: str) -> bool:
+        """Whether the node has a session."""
+        return node_id in self._by_node
+
+    def known(self) -> frozenset[str]:
+        """Nodes that have a session or are waited for."""
+        return frozenset(self._by_node) | frozenset(self._awaited)
+
     def expect(self, node_ids: frozenset[str], now_s: float) -> None:
-        """Nodes that were there before this manager started: they get time to come back."""
+        """Nodes that should have a session: those without get time to come back, once."""
         wait_s = max(FIRST_CONTACT_S, self.grace_s)
         for node_id in node_ids - self._by_node.keys():
-            self._awaited[node_id] = now_s + wait_s
+            self._awaited.setdefault(node_id, now_s + wait_s)
+
+    def postpone(self, by_s: float) -> None:
+        """Nobody could be heard for that long: every deadline moves."""
+        for node_id, session in self._by_node.items():
+            self._by_node[node_id] = session.replaced(deadline_s=session.deadline_s + by_s)
+        for node_id in self._awaited:
+            self._awaited[node_id] += by_s
 
     def register(self, node_id: str, session_id: str, now_s: float) -> None:
         """Open a session, in place of the node's older one."""

@@ -1,7 +1,9 @@
 """The dispatcher's shell: feeds sessions, endpoint table and streams from the store and a clock.
 
 One loop reads commits and marks what each open stream has to say; one loop expires sessions. Node
-states are written here and nowhere else.
+states are written here and nowhere else. A node that has a session is READY; why another one is
+absent is noted before it is written, so that neither a failed write nor a node that comes back in
+between can leave the store with a wrong state.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from manager.dispatcher.assignments import NodeAssignments, is_assigned
+from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey
 from manager.dispatcher.statuses import StatusWriter
@@ -29,6 +31,10 @@ from shoal.model.plan import Change, update
 from shoal.model.types import NodeDescription, NodeStatus
 
 EXPIRY_CHECK_S = 0.25
+SWEEP_S = 5.0
+"""How often nodes that the store calls ready are compared with the sessions."""
+WRITES_MAX = 256
+"""Node states that are written at once."""
 MESSAGE_LENGTH_MAX = 1_000
 
 _log = structlog.get_logger()
@@ -54,28 +60,40 @@ class Dispatcher:
         self.acknowledged: dict[str, int] = {}
         self._streams: dict[str, Stream] = {}
         self._session_signals: dict[str, Signal] = {}
+        self._absent: dict[str, tuple[NodeState, str]] = {}
+        self._sweep_at_s = 0.0
 
     async def run(self) -> None:
-        """Follow the store for ever."""
+        """Follow the store for ever. Raises FailedPrecondition when the watch fell behind."""
         with self._store.watch() as watcher:
-            view = self._store.view
-            self.table.update_nodes(view, [node.id for node in view.nodes])
-            self.table.update_services(view, [service.id for service in view.services])
-            for stream in self._streams.values():
-                stream.assignments.mark_all(view, self.table)
-                stream.signal.set()
+            self._resync()
             async for commit in watcher:
                 self._observe(commit)
 
     async def run_expiry(self) -> None:
         """Call nodes down when their beats stay away."""
         await self._await_known_nodes()
+        loop = asyncio.get_running_loop()
         while True:
+            slept_from_s = loop.time()
             await asyncio.sleep(EXPIRY_CHECK_S)
-            for node_id in self.sessions.expire(self._clock.monotonic_s()):
-                self._forget_acknowledgement(node_id)
-                _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
-                await self.write_node_state(node_id, NodeState.DOWN, "heartbeat failure")
+            late_s = loop.time() - slept_from_s - EXPIRY_CHECK_S
+            if late_s > EXPIRY_CHECK_S:
+                # This process did not run: beats may be waiting in its sockets. Not their fault.
+                self.sessions.postpone(late_s)
+            await self.expire()
+
+    async def expire(self) -> None:
+        """Call down the nodes whose time is over; write what could not be written before."""
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._sweep_at_s:
+            self._sweep_at_s = now_s + SWEEP_S
+            self.sessions.expect(frozenset(self._nodes_in(NodeState.READY)), now_s)
+        for node_id in self.sessions.expire(now_s):
+            _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
+            self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
+            self._end(node_id)
+        await self._write_absences()
 
     async def register(self, node_id: str, description: NodeDescription, address: str) -> str:
         """Open a session for a node. Result: the session id. Raises NotFound if it was removed."""
@@ -85,44 +103,50 @@ class Dispatcher:
             if node is None:
                 raise NotFound(f"node {node_id} was removed from the cluster: let it join again")
             status = NodeStatus(state=NodeState.READY, address=address)
-            if (node.description, node.status) == (description, status):
+            same = (node.description, node.status) == (description, status)
+            if same and node_id not in self._absent:
                 return []
             return [update(node.replaced(description=description, status=status))]
 
         session_id = new_id()
         self.sessions.register(node_id, session_id, self._clock.monotonic_s())
-        await commit_with_retry(self._store, build)
+        try:
+            await commit_with_retry(self._store, build)
+        except BaseException:
+            self.sessions.close(node_id, session_id)
+            raise
+        self._absent.pop(node_id, None)
         _log.info("node.registered", node_id=node_id, address=address)
         return session_id
 
     async def close_session(self, node_id: str, session_id: str) -> None:
         """The node said goodbye (its agent stopped in order)."""
         if self.sessions.close(node_id, session_id):
-            self._forget_acknowledgement(node_id)
-            await self.write_node_state(node_id, NodeState.DISCONNECTED, "the agent has stopped")
+            self._absent[node_id] = (NodeState.DISCONNECTED, "the agent has stopped")
+            self._end(node_id)
+            await self._write_absence(node_id)
 
-    async def write_node_state(self, node_id: str, state: NodeState, message: str) -> None:
-        """Write what is known of a node; a node that is gone is left alone."""
+    async def acknowledge(self, node_id: str, version: int, conflicts: Iterable[str]) -> None:
+        """The node's data plane is at this version of the endpoint table.
+
+        conflicts: ports it cannot serve, with reasons; shown in the node's status until they end.
+        """
+        if node_id in self._streams:
+            before = self._acknowledged_by_all()
+            known = self.acknowledged.get(node_id, 0)
+            self.acknowledged[node_id] = max(known, min(version, self.table.version))
+            if self._acknowledged_by_all() != before:
+                self._wake_holding()
+        message = "; ".join(conflicts)[:MESSAGE_LENGTH_MAX]
 
         def build(view: View) -> list[Change]:
             node = view.nodes.get(node_id)
-            if node is None:
+            if node is None or node.status.state is not NodeState.READY:
                 return []
-            status = node.status.replaced(state=state, message=message[:MESSAGE_LENGTH_MAX])
+            status = node.status.replaced(message=message)
             return [] if status == node.status else [update(node.replaced(status=status))]
 
-        try:
-            await commit_with_retry(self._store, build)
-        except SwarmError as error:
-            _log.error("node.state_not_written", node_id=node_id, reason=error.message)
-
-    async def acknowledge(self, node_id: str, version: int, conflicts: Iterable[str]) -> None:
-        """The node's data plane is at this version of the endpoint table."""
-        self.acknowledged[node_id] = version
-        for stream in self._streams.values():
-            if stream.assignments.next_deadline_s() is not None:
-                stream.signal.set()
-        await self.write_node_state(node_id, NodeState.READY, "; ".join(conflicts))
+        await commit_with_retry(self._store, build)
 
     @contextmanager
     def stream(self, node_id: str) -> Iterator[Stream]:
@@ -143,14 +167,29 @@ class Dispatcher:
                 self._forget_acknowledgement(node_id)
 
     def is_current(self, stream: Stream) -> bool:
-        """Whether no newer stream of the same node has taken over."""
+        """Whether the stream goes on: its node is connected and has opened no newer one."""
         return self._streams.get(stream.assignments.node_id) is stream
+
+    def take(self, stream: Stream) -> tuple[AssignmentDiff, bool]:
+        """What the stream has to say next, and whether there is more at once."""
+        diff = stream.assignments.take(
+            self._store.view, self.table, self._acknowledged_by_all(), self._clock.monotonic_s()
+        )
+        return diff, stream.assignments.is_dirty
+
+    def held_for_s(self, stream: Stream) -> float | None:
+        """Seconds until the stream lets go of a held task; None when it holds none."""
+        deadline_s = stream.assignments.next_deadline_s()
+        return None if deadline_s is None else max(deadline_s - self._clock.monotonic_s(), 0.01)
 
     @contextmanager
     def session_changes(self, node_id: str) -> Iterator[Signal]:
         """A signal for whatever a session has to pass on: node, managers, end of the session."""
         signal = Signal()
+        previous = self._session_signals.get(node_id)
         self._session_signals[node_id] = signal
+        if previous is not None:
+            previous.set()
         try:
             yield signal
         finally:
@@ -159,17 +198,56 @@ class Dispatcher:
 
     async def _await_known_nodes(self) -> None:
         """Nodes that were ready before this manager started are unknown until they come back."""
-        known = [
-            node.id
-            for node in self._store.view.nodes
-            if node.status.state in {NodeState.READY, NodeState.UNKNOWN}
-        ]
+        known = self._nodes_in(NodeState.READY, NodeState.UNKNOWN)
         self.sessions.expect(frozenset(known), self._clock.monotonic_s())
         for node_id in known:
-            if node_id not in self.sessions.connected():
-                await self.write_node_state(
-                    node_id, NodeState.UNKNOWN, "waiting for the node after a manager's restart"
-                )
+            if not self.sessions.is_connected(node_id):
+                message = "waiting for the node after a manager's restart"
+                self._absent[node_id] = (NodeState.UNKNOWN, message)
+        await self._write_absences()
+
+    async def _write_absences(self) -> None:
+        """Write why nodes are absent; what fails is tried again at the next check."""
+        waiting = list(self._absent)
+        for start in range(0, len(waiting), WRITES_MAX):
+            await asyncio.gather(*map(self._write_absence, waiting[start : start + WRITES_MAX]))
+
+    async def _write_absence(self, node_id: str) -> None:
+        """Write why a node is absent, unless it is back or gone for good by then."""
+        absence = self._absent.get(node_id)
+        if absence is None:
+            return
+        state, message = absence
+
+        def build(view: View) -> list[Change]:
+            node = view.nodes.get(node_id)
+            if node is None or self.sessions.is_connected(node_id):
+                return []
+            status = node.status.replaced(state=state, message=message)
+            return [] if status == node.status else [update(node.replaced(status=status))]
+
+        try:
+            await commit_with_retry(self._store, build)
+        except SwarmError as error:
+            _log.error("node.state_not_written", node_id=node_id, reason=error.message)
+            return
+        if self._absent.get(node_id) == absence and not self.sessions.is_connected(node_id):
+            del self._absent[node_id]
+
+    def _resync(self) -> None:
+        """Take everything from the store anew, and forget what is not in it any more."""
+        view = self._store.view
+        self.sessions.period_s = heartbeat_period_ns(view.cluster) / NS_PER_S
+        for node_id in (self.sessions.known() | self._absent.keys()) - {n.id for n in view.nodes}:
+            self._remove_node(node_id)
+        self.table.update_nodes(view, {*self.table.peers, *(node.id for node in view.nodes)})
+        services = {*self.table.service_ids(), *(service.id for service in view.services)}
+        self.table.update_services(view, services)
+        for stream in self._streams.values():
+            stream.assignments.mark_all(view, self.table)
+            stream.signal.set()
+        for signal in self._session_signals.values():
+            signal.set()
 
     def _observe(self, commit: Commit) -> None:
         services: set[str] = set()
@@ -189,7 +267,7 @@ class Dispatcher:
                 nodes.add(row.id)
                 managers_changed |= row.manager_status is not None
                 if event.object is None:
-                    self.sessions.forget(row.id)
+                    self._remove_node(row.id)
             elif isinstance(row, Cluster):
                 self.sessions.period_s = heartbeat_period_ns(row) / NS_PER_S
         view = self._store.view
@@ -210,11 +288,36 @@ class Dispatcher:
             if stream.assignments.is_dirty:
                 stream.signal.set()
 
+    def _remove_node(self, node_id: str) -> None:
+        self.sessions.forget(node_id)
+        self._absent.pop(node_id, None)
+        self._end(node_id)
+
+    def _end(self, node_id: str) -> None:
+        """The node has no session any more: its streams end now."""
+        stream = self._streams.pop(node_id, None)
+        if stream is not None:
+            stream.signal.set()
+        self._forget_acknowledgement(node_id)
+        signal = self._session_signals.get(node_id)
+        if signal is not None:
+            signal.set()
+
     def _forget_acknowledgement(self, node_id: str) -> None:
         """A node that is gone holds nobody back."""
         if self.acknowledged.pop(node_id, None) is not None:
-            for stream in self._streams.values():
+            self._wake_holding()
+
+    def _acknowledged_by_all(self) -> int | None:
+        return min(self.acknowledged.values(), default=None)
+
+    def _wake_holding(self) -> None:
+        for stream in self._streams.values():
+            if stream.assignments.next_deadline_s() is not None:
                 stream.signal.set()
+
+    def _nodes_in(self, *states: NodeState) -> list[str]:
+        return [node.id for node in self._store.view.nodes if node.status.state in states]
 
 
 def require_node(view: View, node_id: str) -> Node:

@@ -76,11 +76,19 @@ class EndpointTable:
         self.ports: dict[PortKey, PortRow] = {}
         self.peers: dict[str, PeerRow] = {}
         self._keys_by_service: dict[str, set[PortKey]] = {}
+        self._members: set[str] = set()
         self._left_at: dict[str, int] = {}
 
     def left_at(self, task_id: str) -> int:
-        """Version at which the task left the table; 0 if it is in it or never was."""
-        return self._left_at.get(task_id, 0)
+        """Version at which the task left the table; 0 if it never was in it.
+
+        A task that is in it has yet to leave: the result is a version that is still to come.
+        """
+        return self.version + 1 if task_id in self._members else self._left_at.get(task_id, 0)
+
+    def service_ids(self) -> frozenset[str]:
+        """Services that have rows."""
+        return frozenset(self._keys_by_service)
 
     def forget_task(self, task_id: str) -> None:
         """The task is gone for good."""
@@ -92,11 +100,13 @@ class EndpointTable:
         for service_id in service_ids:
             new = {row.key: row for row in _port_rows(view, service_id)}
             old_keys = self._keys_by_service.get(service_id, set())
-            for key in old_keys | new.keys():
-                if self.ports.get(key) != new.get(key):
-                    changed.add(key)
-            if changed:
-                self._note_members(old_keys, new)
+            differing = {
+                key for key in old_keys | new.keys() if self.ports.get(key) != new.get(key)
+            }
+            if not differing:
+                continue
+            changed |= differing
+            self._note_members(old_keys, new)
             for key in old_keys - new.keys():
                 del self.ports[key]
             self.ports.update(new)
@@ -127,8 +137,10 @@ class EndpointTable:
         before = {m.task_id for key in old_keys for m in self.ports[key].members}
         after = {m.task_id for row in new.values() for m in row.members}
         for task_id in before - after:
+            self._members.discard(task_id)
             self._left_at[task_id] = self.version + 1
         for task_id in after:
+            self._members.add(task_id)
             self._left_at.pop(task_id, None)
         while len(self._left_at) > LEFT_REMEMBERED_MAX:
             del self._left_at[next(iter(self._left_at))]

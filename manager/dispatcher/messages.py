@@ -1,6 +1,8 @@
-"""Assignment messages: from rows to protobuf."""
+"""Assignment messages: from rows to protobuf, numbered, none larger than gRPC takes."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from manager.dispatcher.assignments import AssignmentDiff
 from manager.dispatcher.endpoints import PeerRow, PortKey, PortRow
@@ -8,29 +10,79 @@ from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
 from shoal.wire.objects import fill_pb
 
+MESSAGE_BYTES_MAX = 2 << 20
+"""A message is full when it holds more than this: with its last item it stays below gRPC's limit
+of 4 MiB, since no item is larger than a log entry."""
 
-def assignments_message(
-    diff: AssignmentDiff, *, kind: pb.AssignmentsKind.ValueType, sequence: int, version: int
-) -> pb.AssignmentsMessage:
-    """The message of a diff. sequence: number of messages sent before it on this stream."""
-    message = pb.AssignmentsMessage(
-        kind=kind, applies_to=sequence, results_in=sequence + 1, endpoints_version=version
-    )
+
+class MessageWriter:
+    """Makes the messages of one stream: the complete set first, then increments.
+
+    A message names the endpoint version only when with it all endpoints of that version have been
+    sent: the node acknowledges what it has.
+    """
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._version = 0
+        self._complete = True
+
+    def messages(
+        self, diff: AssignmentDiff, *, version: int, more: bool
+    ) -> list[pb.AssignmentsMessage]:
+        """The messages of a diff; none when there is nothing new to say.
+
+        version: of the endpoint table the diff was taken from. more: another diff follows at once.
+        """
+        parts = _parts(diff)
+        ends_set = self._complete and not more
+        if not parts and (ends_set or (version != self._version and not self._complete)):
+            parts = [pb.AssignmentsMessage()]
+        for number, message in enumerate(parts, start=1):
+            is_last = number == len(parts)
+            self._version = version if is_last else self._version
+            message.kind = (
+                pb.ASSIGNMENTS_KIND_COMPLETE if self._complete else pb.ASSIGNMENTS_KIND_INCREMENTAL
+            )
+            message.applies_to = self._sequence
+            message.results_in = self._sequence = self._sequence + 1
+            message.endpoints_version = self._version
+            message.more = self._complete and (more or not is_last)
+        if not more:
+            self._complete = False
+        return parts
+
+
+def _parts(diff: AssignmentDiff) -> list[pb.AssignmentsMessage]:
+    parts: list[pb.AssignmentsMessage] = []
+    size_bytes = MESSAGE_BYTES_MAX + 1
+    for change in _changes(diff):
+        if size_bytes > MESSAGE_BYTES_MAX:
+            parts.append(pb.AssignmentsMessage())
+            size_bytes = 0
+        parts[-1].changes.append(change)
+        size_bytes += change.ByteSize()
+    return parts
+
+
+def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
     for peer in diff.peers:
-        message.changes.add().assignment.peer.CopyFrom(_peer(peer))
+        yield pb.AssignmentChange(assignment=pb.Assignment(peer=_peer(peer)))
     for port in diff.ports:
-        message.changes.add().assignment.port.CopyFrom(_port(port))
+        yield pb.AssignmentChange(assignment=pb.Assignment(port=_port(port)))
     for task in diff.tasks:
-        fill_pb(task, message.changes.add().assignment.task)
+        change = pb.AssignmentChange()
+        fill_pb(task, change.assignment.task)
+        yield change
     for task_id in diff.removed_tasks:
-        change = message.changes.add(remove=True)
+        change = pb.AssignmentChange(remove=True)
         change.assignment.task.id = task_id
+        yield change
     for key in diff.removed_ports:
-        message.changes.add(remove=True).assignment.port.CopyFrom(_port_key(key))
+        yield pb.AssignmentChange(assignment=pb.Assignment(port=_port_key(key)), remove=True)
     for node_id in diff.removed_peers:
-        change = message.changes.add(remove=True)
-        change.assignment.peer.node_id = node_id
-    return message
+        gone = pb.PeerNode(node_id=node_id)
+        yield pb.AssignmentChange(assignment=pb.Assignment(peer=gone), remove=True)
 
 
 def _peer(row: PeerRow) -> pb.PeerNode:

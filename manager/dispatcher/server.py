@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from typing_extensions import override
 
-from manager.dispatcher.driver import Dispatcher, Stream, require_node
-from manager.dispatcher.messages import assignments_message
+from manager.dispatcher.driver import Dispatcher, require_node
+from manager.dispatcher.messages import MessageWriter
 from manager.store.store import Store
 from shoal.api.v1 import dispatcher_pb2 as pb
+from shoal.api.v1 import types_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer
 from shoal.api.v1.objects_pb2 import Node as PbNode
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
+from shoal.model.enums import TaskState
 from shoal.model.types import NodeDescription, TaskStatus
 from shoal.security.peer import current_peer
 from shoal.wire.objects import from_pb, to_pb
 
 UPDATES_MAX = 1024
+DESCRIPTION_BYTES_MAX = 64 << 10
+TEXT_LENGTH_MAX = 2_000
+"""Characters of a report's message and error; the rest is cut off."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,6 +44,12 @@ class DispatcherServer(DispatcherServicer):
         self, request: pb.SessionRequest, context: Context
     ) -> AsyncIterator[pb.SessionMessage]:
         node_id = current_peer().node_id
+        size_bytes = request.description.ByteSize()
+        if size_bytes > DESCRIPTION_BYTES_MAX:
+            raise InvalidArgument(
+                f"description: {size_bytes} bytes, at most {DESCRIPTION_BYTES_MAX}: "
+                "give the engine fewer labels"
+            )
         description = from_pb(request.description, NodeDescription)
         session_id = await self._dispatcher.register(node_id, description, _address(context.peer()))
         with self._dispatcher.session_changes(node_id) as signal:
@@ -68,7 +80,7 @@ class DispatcherServer(DispatcherServicer):
         node_id = self._check(request.session_id)
         if len(request.updates) > UPDATES_MAX:
             raise InvalidArgument(f"updates: {len(request.updates)}, at most {UPDATES_MAX}")
-        statuses = {item.task_id: from_pb(item.status, TaskStatus) for item in request.updates}
+        statuses = {item.task_id: _status(item.status) for item in request.updates}
         await self._dispatcher.statuses.write(node_id, statuses)
         return pb.UpdateTaskStatusResponse()
 
@@ -87,48 +99,24 @@ class DispatcherServer(DispatcherServicer):
         self, request: pb.AssignmentsRequest, context: Context
     ) -> AsyncIterator[pb.AssignmentsMessage]:
         node_id = self._check(request.session_id)
-        sequence = 0
+        writer = MessageWriter()
         with self._dispatcher.stream(node_id) as stream:
-            complete = True
-            while self._dispatcher.is_current(stream):
-                await stream.signal.wait(self._held_for_s(stream))
-                self._check(request.session_id)
-                while True:
-                    diff = stream.assignments.take(
-                        self._store.view,
-                        self._dispatcher.table,
-                        self._dispatcher.acknowledged,
-                        self._clock.monotonic_s(),
-                    )
-                    more = stream.assignments.is_dirty
-                    if diff or (complete and not more):
-                        message = assignments_message(
-                            diff,
-                            kind=(
-                                pb.ASSIGNMENTS_KIND_COMPLETE
-                                if complete
-                                else pb.ASSIGNMENTS_KIND_INCREMENTAL
-                            ),
-                            sequence=sequence,
-                            version=self._dispatcher.table.version,
-                        )
-                        message.more = complete and more
-                        sequence += 1
+            while True:
+                await stream.signal.wait(self._dispatcher.held_for_s(stream))
+                more = True
+                while more:
+                    self._check(request.session_id)
+                    if not self._dispatcher.is_current(stream):
+                        return  # a newer stream of the node has taken over
+                    diff, more = self._dispatcher.take(stream)
+                    version = self._dispatcher.table.version
+                    for message in writer.messages(diff, version=version, more=more):
                         yield message
-                    if not more:
-                        complete = False
-                        break
 
     def _check(self, session_id: str) -> str:
         node_id = current_peer().node_id
         self._dispatcher.sessions.check(node_id, session_id)
         return node_id
-
-    def _held_for_s(self, stream: Stream) -> float | None:
-        deadline_s = stream.assignments.next_deadline_s()
-        if deadline_s is None:
-            return None
-        return max(deadline_s - self._clock.monotonic_s(), 0.01)
 
     def _session_message(self, node_id: str, session_id: str) -> pb.SessionMessage:
         view = self._store.view
@@ -143,6 +131,24 @@ class DispatcherServer(DispatcherServicer):
             message.root_ca = view.cluster.root_ca.certificate
             message.data_path_port = view.cluster.data_path_port
         return message
+
+
+def _status(message: types_pb2.TaskStatus) -> TaskStatus:
+    """A report. Raises InvalidArgument for a state that is not the agent's to set, or no address.
+
+    The agent's states are those from ASSIGNED to REJECTED.
+    """
+    status = from_pb(message, TaskStatus)
+    if not TaskState.ASSIGNED <= status.state <= TaskState.REJECTED:
+        raise InvalidArgument(f"state: {status.state.name} is not for an agent to report")
+    if status.address:
+        try:
+            ipaddress.ip_address(status.address)
+        except ValueError as error:
+            raise InvalidArgument(f"address: {error}") from error
+    return status.replaced(
+        message=status.message[:TEXT_LENGTH_MAX], error=status.error[:TEXT_LENGTH_MAX]
+    )
 
 
 def _address(peer: str) -> str:

@@ -1,18 +1,21 @@
 """Writes what agents report: merged, in batches, never backwards.
 
 While one batch is being committed the next gathers, so the log sees few entries under load and a
-single report waits for nothing. Callers resume when their reports are in the store.
+single report waits for nothing. Callers resume when their reports are in the store; what cannot be
+written fails the callers who reported it and nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from manager.store.store import Store
+from manager.store.store import Store, TransactionTooLarge
 from manager.store.view import View
+from shoal.aio.signal import Signal
 from shoal.clock import Clock
-from shoal.errors import ResourceExhausted, SequenceConflict, SwarmError
+from shoal.errors import NotFound, ResourceExhausted, SequenceConflict, SwarmError, Unavailable
 from shoal.model.objects import Task
 from shoal.model.plan import CHANGES_MAX, Change, update
 from shoal.model.types import TaskStatus
@@ -21,20 +24,31 @@ PENDING_MAX = 20_000
 ATTEMPTS_MAX = 20
 
 
+class _Key(NamedTuple):
+    node_id: str
+    task_id: str
+
+
+class _Caller(NamedTuple):
+    keys: frozenset[_Key]
+    done: asyncio.Future[None]
+
+
 class StatusWriter:
-    """The one writer of task statuses on this manager."""
+    """The one writer of task statuses on this manager; `run` must be running."""
 
     def __init__(self, store: Store, clock: Clock, *, manager_id: str) -> None:
         self._store = store
         self._clock = clock
         self._manager_id = manager_id
-        self._pending: dict[str, tuple[str, TaskStatus]] = {}
-        self._flushed: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self._pending: dict[_Key, TaskStatus] = {}
+        self._callers: list[_Caller] = []
+        self._signal = Signal()
 
     async def write(self, node_id: str, statuses: Mapping[str, TaskStatus]) -> None:
         """Write a node's reports; returns when they are committed.
 
+        Reports of tasks that are not on the node, or below what is known, are dropped.
         Raises: ResourceExhausted when too much waits; what the store raises.
         """
         if not statuses:
@@ -42,56 +56,76 @@ class StatusWriter:
         if len(self._pending) + len(statuses) > PENDING_MAX:
             raise ResourceExhausted(f"{PENDING_MAX} task reports wait already: report again later")
         for task_id, status in statuses.items():
-            waiting = self._pending.get(task_id)
-            if waiting is None or waiting[1].state <= status.state:
-                self._pending[task_id] = (node_id, status)
-        if self._flushed is None:
-            self._flushed = asyncio.get_running_loop().create_future()
-        flushed = self._flushed
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_all(), name="task statuses")
-        await asyncio.shield(flushed)
+            waiting = self._pending.get(_Key(node_id, task_id))
+            if waiting is None or waiting.state <= status.state:
+                self._pending[_Key(node_id, task_id)] = status
+        keys = frozenset(_Key(node_id, task_id) for task_id in statuses)
+        caller = _Caller(keys, asyncio.get_running_loop().create_future())
+        self._callers.append(caller)
+        self._signal.set()
+        await caller.done
 
-    async def _write_all(self) -> None:
-        while self._pending and self._flushed is not None:
-            batch, flushed = self._pending, self._flushed
-            self._pending, self._flushed = {}, None
+    async def run(self) -> None:
+        """Write what is reported, for ever."""
+        while True:
+            await self._signal.wait()
+            batch, callers = self._pending, self._callers
+            self._pending, self._callers = {}, []
+            errors: dict[_Key, SwarmError] = {}
             try:
                 items = list(batch.items())
-                for start in range(0, len(items), CHANGES_MAX):
-                    await self._commit(items[start : start + CHANGES_MAX])
-            except Exception as error:  # noqa: BLE001 - the callers get it
-                flushed.set_exception(error)
-                flushed.exception()  # a caller may have gone away; that is no warning
-            else:
-                flushed.set_result(None)
+                parts = [items[at : at + CHANGES_MAX] for at in range(0, len(items), CHANGES_MAX)]
+                for failed in await asyncio.gather(*map(self._commit, parts)):
+                    errors.update(failed)
+            except BaseException:
+                errors = dict.fromkeys(batch, Unavailable("the manager could not write reports"))
+                raise
+            finally:
+                _answer(callers, errors)
 
-    async def _commit(self, items: Sequence[tuple[str, tuple[str, TaskStatus]]]) -> None:
-        for attempt in range(ATTEMPTS_MAX):
+    async def _commit(self, items: Sequence[tuple[_Key, TaskStatus]]) -> dict[_Key, SwarmError]:
+        """Write some reports. Result: those that could not be written, and why."""
+        attempt = 1
+        while True:
             try:
                 await self._store.commit(self._changes(self._store.view, items))
-            except SequenceConflict:
-                if attempt == ATTEMPTS_MAX - 1:
-                    raise
+            except TransactionTooLarge as error:
+                if len(items) == 1:
+                    return {items[0][0]: error}
+                half = len(items) // 2
+                return await self._commit(items[:half]) | await self._commit(items[half:])
+            except (SequenceConflict, NotFound) as error:
+                # Written or removed in between; a task that is gone is left out the next time.
+                if attempt == ATTEMPTS_MAX:
+                    return dict.fromkeys((key for key, _ in items), error)
+                attempt += 1
             except SwarmError as error:
-                if error.retryable or attempt == ATTEMPTS_MAX - 1:
-                    raise  # a task that is gone in between is left out of the next attempt
+                return dict.fromkeys((key for key, _ in items), error)
             else:
-                return
+                return {}
 
-    def _changes(
-        self, view: View, items: Sequence[tuple[str, tuple[str, TaskStatus]]]
-    ) -> list[Change]:
+    def _changes(self, view: View, items: Sequence[tuple[_Key, TaskStatus]]) -> list[Change]:
         changes: list[Change] = []
-        for task_id, (node_id, status) in items:
-            task = view.tasks.get(task_id)
-            if task is None or task.node_id != node_id or not _is_news(task, status):
+        for key, status in items:
+            task = view.tasks.get(key.task_id)
+            if task is None or task.node_id != key.node_id or not _is_news(task, status):
                 continue
             written = status.replaced(
                 applied_at_ns=self._clock.now_ns(), applied_by=self._manager_id
             )
             changes.append(update(task.with_status(written)))
         return changes
+
+
+def _answer(callers: Sequence[_Caller], errors: Mapping[_Key, SwarmError]) -> None:
+    for caller in callers:
+        if caller.done.done():
+            continue  # it went away
+        error = next((errors[key] for key in caller.keys if key in errors), None)
+        if error is None:
+            caller.done.set_result(None)
+        else:
+            caller.done.set_exception(type(error)(error.message, **error.context))
 
 
 def _is_news(task: Task, status: TaskStatus) -> bool:

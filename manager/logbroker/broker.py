@@ -1,54 +1,45 @@
 """Joins log readers with the nodes that hold the logs.
 
 A reader subscribes with a selector; the broker asks every node that has tasks of it, and each of
-those opens one publishing stream. Without `follow` the streams are merged by time: a line is
-passed on when every stream has shown its next line or has ended. With `follow` lines are passed
-on as they come, and nodes that get new tasks of the selector are asked as well. Queues are
-bounded: a slow reader slows the publishers, through gRPC's flow control.
+those opens one publishing stream. With `follow` nodes that get new tasks of the selector are asked
+as well, and nodes that come back are asked for what came after their last line. A slow reader
+slows the publishers, through gRPC's flow control.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 
+from manager.logbroker.subscription import (
+    Ask,
+    Listener,
+    LogLine,
+    LogOptions,
+    Publisher,
+    Subscription,
+)
 from manager.store.store import Store
 from manager.store.view import View
-from shoal.errors import NotFound, ResourceExhausted, SwarmError
-from shoal.ids import new_id
+from shoal.aio.signal import Signal
+from shoal.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SwarmError,
+)
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.row import Row
 
-LINES_MAX = 512
-"""Lines a publisher may be ahead of the reader."""
 SUBSCRIPTIONS_MAX = 256
-LISTENER_QUEUE_MAX = 256
+SELECTED_MAX = 256
 PUBLISHER_WAIT_S = 5.0
 """How long an asked node may take to open its stream."""
-
-
-class LogLine(Row, frozen=True):
-    """One line of a task. stream: 1 stdout, 2 stderr."""
-
-    service_id: str
-    node_id: str
-    task_id: str
-    timestamp_ns: int
-    stream: int
-    data: bytes
-
-
-class LogOptions(Row, frozen=True):
-    """What a reader wants of each task. tail: lines from the end; None: all."""
-
-    follow: bool = False
-    streams: tuple[int, ...] = ()
-    tail: int | None = None
-    since_ns: int = 0
-    until_ns: int = 0
+FOLLOW_PAUSE_S = 0.2
+"""Changes of tasks within this time are looked at together."""
 
 
 class Selector(Row, frozen=True):
@@ -59,138 +50,65 @@ class Selector(Row, frozen=True):
     tasks: tuple[str, ...] = ()
 
 
-class Ask(Row, frozen=True):
-    """What a node is asked: publish these tasks under that id, or stop."""
-
-    subscription_id: str
-    task_ids: tuple[str, ...] = ()
-    options: LogOptions = LogOptions()
-    close: bool = False
-
-
-class Publisher:
-    """One node's lines for one subscription."""
-
-    def __init__(self, node_id: str) -> None:
-        self.node_id = node_id
-        self.lines: deque[LogLine] = deque()
-        self.opened = False
-        self.closed = False
-
-
-class Subscription:
-    """One reader."""
-
-    def __init__(self, options: LogOptions) -> None:
-        self.id = new_id()
-        self.options = options
-        self.publishers: dict[str, Publisher] = {}
-        self.asked: set[str] = set()
-        self.incomplete: deque[str] = deque()
-        self.changed = asyncio.Condition()
-        self.abandoned = False
-
-    async def put(self, publisher: Publisher, lines: list[LogLine]) -> None:
-        """Add a publisher's lines; waits while it is too far ahead.
-
-        Raises: NotFound when the reader has left.
-        """
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.abandoned or len(publisher.lines) < LINES_MAX)
-            if self.abandoned:
-                raise NotFound("nobody reads these logs any more")
-            publisher.lines.extend(lines)
-            publisher.opened = True
-            self.changed.notify_all()
-
-    async def end(self, publisher: Publisher, error: str) -> None:
-        """The publisher has no more lines."""
-        async with self.changed:
-            publisher.closed = True
-            if error:
-                self.incomplete.append(error)
-            self.changed.notify_all()
-
-    async def abandon(self) -> None:
-        """The reader has left: let go of publishers that wait for it."""
-        async with self.changed:
-            self.abandoned = True
-            self.changed.notify_all()
-
-    async def read(self) -> AsyncIterator[list[LogLine] | str]:
-        """Lines in order, and the texts of what is missing, until all publishers have ended."""
-        while True:
-            async with self.changed:
-                await self.changed.wait_for(self._has_news)
-                news: list[LogLine] | str = (
-                    self.incomplete.popleft() if self.incomplete else self._take()
-                )
-                self.changed.notify_all()
-            if not news:
-                return
-            yield news
-
-    def _has_news(self) -> bool:
-        if self.incomplete:
-            return True
-        waiting = [p for p in self.publishers.values() if not p.closed and not p.lines]
-        if self.options.follow:
-            return any(p.lines for p in self.publishers.values())
-        return not waiting
-
-    def _take(self) -> list[LogLine]:
-        taken: list[LogLine] = []
-        if self.options.follow:
-            for publisher in self.publishers.values():
-                taken.extend(publisher.lines)
-                publisher.lines.clear()
-            return sorted(taken, key=lambda line: line.timestamp_ns)
-        while True:
-            heads = [p for p in self.publishers.values() if p.lines]
-            if not heads or any(not p.closed and not p.lines for p in self.publishers.values()):
-                return taken
-            earliest = min(heads, key=lambda p: p.lines[0].timestamp_ns)
-            taken.append(earliest.lines.popleft())
-
-
 class LogBroker:
     """All subscriptions and listening nodes of this manager."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._subscriptions: dict[str, Subscription] = {}
-        self._listeners: dict[str, asyncio.Queue[Ask]] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._arrived: dict[str, Signal] = {}
 
     @contextmanager
-    def listen(self, node_id: str) -> Iterator[asyncio.Queue[Ask]]:
-        """Register a node; it is asked through the queue."""
-        queue: asyncio.Queue[Ask] = asyncio.Queue(LISTENER_QUEUE_MAX)
-        self._listeners[node_id] = queue
+    def listen(self, node_id: str) -> Iterator[Listener]:
+        """Register a node, in place of its older stream; it is asked through the listener."""
+        listener = Listener()
+        previous = self._listeners.get(node_id)
+        self._listeners[node_id] = listener
+        if previous is not None:
+            previous.end()
+        for arrived in self._arrived.values():
+            arrived.set()
         try:
-            yield queue
+            yield listener
         finally:
-            if self._listeners.get(node_id) is queue:
+            if self._listeners.get(node_id) is listener:
                 del self._listeners[node_id]
+
+    def forget(self, node_id: str) -> None:
+        """The node was removed from the cluster: its stream ends."""
+        listener = self._listeners.pop(node_id, None)
+        if listener is not None:
+            listener.end()
 
     async def subscribe(
         self, selector: Selector, options: LogOptions
-    ) -> AsyncIterator[list[LogLine] | str]:
+    ) -> AsyncGenerator[list[LogLine] | str, None]:
         """Read logs. Raises NotFound for a selector that names nothing; ResourceExhausted."""
         if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
-            raise ResourceExhausted(f"{SUBSCRIPTIONS_MAX} log readers are connected already")
+            raise ResourceExhausted(
+                f"{SUBSCRIPTIONS_MAX} log readers are connected already: try again later"
+            )
         _check(self._store.view, selector)
         subscription = Subscription(options)
         self._subscriptions[subscription.id] = subscription
-        watch = asyncio.create_task(self._ask_nodes(subscription, selector), name="log asks")
+        self._arrived[subscription.id] = Signal()
         self._ask(subscription, selector)
+        asking = [asyncio.create_task(self._give_up(subscription), name="log patience")]
+        if options.follow:
+            follow = self._follow(subscription, selector)
+            asking.append(asyncio.create_task(follow, name="log asks"))
         try:
             async for news in subscription.read():
                 yield news
         finally:
-            watch.cancel()
             del self._subscriptions[subscription.id]
-            await subscription.abandon()
+            del self._arrived[subscription.id]
+            for task in asking:
+                task.cancel()
             self._close(subscription)
+            await subscription.abandon()
+            await asyncio.gather(*asking, return_exceptions=True)
 
     def publisher(self, subscription_id: str, node_id: str) -> tuple[Subscription, Publisher]:
         """The place for a node's lines. Raises NotFound when nobody reads any more."""
@@ -205,56 +123,61 @@ class LogBroker:
         task = self._store.view.tasks.get(task_id)
         return task.service_id if task is not None and task.node_id == node_id else ""
 
-    async def _ask_nodes(self, subscription: Subscription, selector: Selector) -> None:
-        """Give up on nodes that never open their stream, and follow new tasks."""
-        with self._store.watch() as watcher:
-            loop = asyncio.get_running_loop()
-            deadline_s = loop.time() + PUBLISHER_WAIT_S
-            while subscription.options.follow or loop.time() < deadline_s:
+    async def _give_up(self, subscription: Subscription) -> None:
+        await asyncio.sleep(PUBLISHER_WAIT_S)
+        await subscription.give_up_silent(lambda node_id: _hostname(self._store.view, node_id))
+
+    async def _follow(self, subscription: Subscription, selector: Selector) -> None:
+        """Ask nodes that get tasks of the selector, and those that come back."""
+        arrived = self._arrived[subscription.id]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_tasks(arrived))
+            while True:
+                await arrived.wait()
+                self._ask(subscription, selector)
+                async with subscription.changed:
+                    subscription.changed.notify_all()
+                await asyncio.sleep(FOLLOW_PAUSE_S)
+
+    async def _watch_tasks(self, changed: Signal) -> None:
+        while True:
+            with self._store.watch() as watcher:
                 try:
-                    async with asyncio.timeout(0.5):
-                        await watcher.next()
-                    watcher.take_ready()
-                except TimeoutError:
-                    pass
-                if subscription.options.follow:
-                    self._ask(subscription, selector)
-                    async with subscription.changed:
-                        subscription.changed.notify_all()
-        for publisher in subscription.publishers.values():
-            if not publisher.opened and not publisher.closed:
-                name = _hostname(self._store.view, publisher.node_id)
-                await subscription.end(publisher, f"node {name} did not answer in time")
+                    async for commit in watcher:
+                        if any(isinstance(event.subject, Task) for event in commit.events):
+                            changed.set()
+                except FailedPrecondition:
+                    changed.set()  # commits were missed: look at all tasks, and watch anew
 
     def _ask(self, subscription: Subscription, selector: Selector) -> None:
-        wanted = _wanted(self._store.view, selector)
-        for node_id, task_ids in wanted.items():
-            new = tuple(sorted(task_ids - subscription.asked))
-            if not new:
+        """Ask nodes for tasks they have not been asked for since they last came back."""
+        for node_id, task_ids in _wanted(self._store.view, selector).items():
+            listener = self._listeners.get(node_id)
+            publisher = subscription.publishers.get(node_id)
+            if publisher is None or (listener is not None and listener is not publisher.listener):
+                publisher = Publisher(node_id, listener, before=publisher)
+                subscription.publishers[node_id] = publisher
+            new = tuple(sorted(task_ids - publisher.asked))
+            if not new or publisher.closed:
                 continue
-            subscription.asked.update(new)
-            publisher = subscription.publishers.setdefault(node_id, Publisher(node_id))
-            ask = Ask(subscription.id, new, subscription.options)
-            if not self._offer(node_id, ask):
-                publisher.closed = not subscription.options.follow or publisher.closed
+            publisher.asked.update(new)
+            options = subscription.options.after(publisher.resume_ns)
+            if listener is None or not listener.offer(Ask(subscription.id, new, options)):
                 name = _hostname(self._store.view, node_id)
-                subscription.incomplete.append(f"node {name} is not available")
+                subscription.lose(publisher, f"node {name} is not available")
 
     def _close(self, subscription: Subscription) -> None:
-        for node_id in subscription.publishers:
-            self._offer(node_id, Ask(subscription.id, close=True))
-
-    def _offer(self, node_id: str, ask: Ask) -> bool:
-        queue = self._listeners.get(node_id)
-        if queue is None or queue.full():
-            return False
-        queue.put_nowait(ask)
-        return True
+        for publisher in subscription.publishers.values():
+            if publisher.listener is not None:
+                publisher.listener.offer(Ask(subscription.id, close=True))
 
 
 def _check(view: View, selector: Selector) -> None:
-    if not (selector.services or selector.nodes or selector.tasks):
-        raise NotFound("logs: name a service, a node or a task")
+    selected = len(selector.services) + len(selector.nodes) + len(selector.tasks)
+    if not selected:
+        raise InvalidArgument("logs: name a service, a node or a task")
+    if selected > SELECTED_MAX:
+        raise InvalidArgument(f"logs: {selected} names, at most {SELECTED_MAX}")
     for service in selector.services:
         view.services.resolve(service)
     for node in selector.nodes:

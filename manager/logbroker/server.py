@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from typing_extensions import override
 
-from manager.logbroker.broker import Ask, LogBroker, LogLine, LogOptions, Publisher, Selector
+from manager.logbroker.broker import LogBroker, Selector
+from manager.logbroker.subscription import Ask, LogLine, LogOptions, Publisher, Subscription
 from shoal.api.v1 import logs_pb2 as pb
 from shoal.api.v1.logs_pb2_grpc import LogBrokerServicer, LogsServicer
-from shoal.errors import InvalidArgument, NotFound
+from shoal.errors import InvalidArgument
 from shoal.security.peer import current_peer
 
 MESSAGES_PER_REPLY = 256
+REPLY_BYTES_MAX = 1 << 20
+"""A reply holds no more lines or bytes than that, and one line more."""
+ERROR_LENGTH_MAX = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,13 +39,15 @@ class LogsServer(LogsServicer):
             nodes=tuple(request.selector.nodes),
             tasks=tuple(request.selector.tasks),
         )
-        async for news in self._broker.subscribe(selector, _options(request.options)):
-            if isinstance(news, str):
-                yield pb.SubscribeLogsMessage(incomplete=news)
-                continue
-            for start in range(0, len(news), MESSAGES_PER_REPLY):
-                part = news[start : start + MESSAGES_PER_REPLY]
-                yield pb.SubscribeLogsMessage(messages=[_message(line) for line in part])
+        async with aclosing(
+            self._broker.subscribe(selector, _options(request.options))
+        ) as everything:
+            async for news in everything:
+                if isinstance(news, str):
+                    yield pb.SubscribeLogsMessage(incomplete=news)
+                    continue
+                for part in _parts(news):
+                    yield pb.SubscribeLogsMessage(messages=[_message(line) for line in part])
 
 
 class LogBrokerServer(LogBrokerServicer):
@@ -53,37 +60,29 @@ class LogBrokerServer(LogBrokerServicer):
     async def ListenSubscriptions(
         self, request: pb.ListenSubscriptionsRequest, context: Context
     ) -> AsyncIterator[pb.SubscriptionMessage]:
-        with self._broker.listen(current_peer().node_id) as asks:
-            while True:
-                yield _subscription(await asks.get())
+        with self._broker.listen(current_peer().node_id) as listener:
+            while (ask := await listener.next()) is not None:
+                yield _subscription(ask)
 
     @override
     async def PublishLogs(
         self, request_iterator: AsyncIterator[pb.PublishLogsMessage], context: Context
     ) -> pb.PublishLogsResponse:
         node_id = current_peer().node_id
-        publisher: Publisher | None = None
+        place: tuple[Subscription, Publisher] | None = None
         error = "the node stopped sending"
-        subscription_id = ""
         try:
             async for message in request_iterator:
-                subscription_id = subscription_id or message.subscription_id
-                subscription, publisher = self._broker.publisher(subscription_id, node_id)
-                await subscription.put(publisher, self._lines(message, node_id))
+                place = place or self._broker.publisher(message.subscription_id, node_id)
+                await place[0].put(place[1], self._lines(message, node_id))
                 if message.close:
                     error = message.error
                     break
         finally:
-            if publisher is not None:
-                await self._end(subscription_id, node_id, error)
+            if place is not None:
+                text = f"node {node_id}: {error[:ERROR_LENGTH_MAX]}" if error else ""
+                await place[0].end(place[1], text)
         return pb.PublishLogsResponse()
-
-    async def _end(self, subscription_id: str, node_id: str, error: str) -> None:
-        try:
-            subscription, publisher = self._broker.publisher(subscription_id, node_id)
-        except NotFound:
-            return  # the reader left first
-        await subscription.end(publisher, f"node {node_id}: {error}" if error else "")
 
     def _lines(self, message: pb.PublishLogsMessage, node_id: str) -> list[LogLine]:
         """The lines of tasks that are on the node; others it has no business with."""
@@ -114,6 +113,20 @@ def _options(message: pb.LogOptions) -> LogOptions:
         since_ns=message.since_ns,
         until_ns=message.until_ns,
     )
+
+
+def _parts(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
+    """Lines as replies of a bounded size."""
+    part: list[LogLine] = []
+    size_bytes = 0
+    for line in lines:
+        part.append(line)
+        size_bytes += len(line.data)
+        if len(part) == MESSAGES_PER_REPLY or size_bytes >= REPLY_BYTES_MAX:
+            yield part
+            part, size_bytes = [], 0
+    if part:
+        yield part
 
 
 def _message(line: LogLine) -> pb.LogMessage:

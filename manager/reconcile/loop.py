@@ -3,7 +3,8 @@
 It holds no decisions: it gathers what became dirty, lets `plan_round` decide on one view, commits
 the result as one entry, and sleeps until something changes, a timer of the agenda is due, or the
 resync period is over (a safety net: everything is dirty again). A conflict means that somebody
-else was faster; the same keys are planned again on the newer view.
+else was faster; the same keys are planned again on the newer view. A plan that is too large for a
+log entry is made again with fewer changes; any other refusal is tried again after a growing pause.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from manager.reconcile.agenda import Agenda
 from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.metrics import PLAN_SECONDS, ROUNDS
 from manager.reconcile.plan import Dirty, dirty_from_event, plan_round
-from manager.store.store import Commit, Store, Watcher
+from manager.store.store import Commit, Store, TransactionTooLarge, Watcher
+from shoal.aio.backoff import Backoff
 from shoal.clock import NS_PER_S, Clock
-from shoal.errors import SwarmError
+from shoal.errors import SequenceConflict, SwarmError
 from shoal.ids import new_id
-from shoal.model.plan import Note
+from shoal.model.plan import CHANGES_MAX, Note
 
 RESYNC_PERIOD_S = 300.0
-RETRY_PAUSE_S = 0.2
+RETRY_PAUSE_MAX_S = 5.0
+CHANGES_MIN = 4
+"""A step of one slot: smaller transactions are not tried."""
 
 _log = structlog.get_logger()
 
@@ -36,22 +40,34 @@ class ReconcileLoop:
         self._store = store
         self._clock = clock
         self._ids = _random_ids()
+        self._limit = CHANGES_MAX
+        self._backoff = Backoff(max_s=RETRY_PAUSE_MAX_S)
 
     async def run(self) -> None:
         """Reconcile for ever. Raises FailedPrecondition when the watch fell behind: start anew."""
         agenda = Agenda()
+        resync_at_s = self._clock.monotonic_s() + RESYNC_PERIOD_S
         with self._store.watch() as watcher:
             while True:
+                if self._clock.monotonic_s() >= resync_at_s:
+                    resync_at_s = self._clock.monotonic_s() + RESYNC_PERIOD_S
+                    agenda.add(EVERYTHING)
                 dirty = agenda.take(self._clock.now_ns())
                 if dirty:
                     await self._round(agenda, dirty)
                     _note_commits(agenda, watcher.take_ready())
                 else:
-                    await self._wait(agenda, watcher)
+                    await self._wait(agenda, watcher, resync_at_s)
 
     async def _round(self, agenda: Agenda, dirty: Dirty) -> None:
         with PLAN_SECONDS.time():
-            plan = plan_round(self._store.view, dirty, now_ns=self._clock.now_ns(), ids=self._ids)
+            plan = plan_round(
+                self._store.view,
+                dirty,
+                now_ns=self._clock.now_ns(),
+                ids=self._ids,
+                limit=self._limit,
+            )
         for note in plan.notes:
             _write(note)
         if not plan.changes:
@@ -61,16 +77,31 @@ class ReconcileLoop:
         ROUNDS.inc()
         try:
             await self._store.commit(plan.changes)
-        except SwarmError as error:
-            if not error.retryable:
-                _log.error("reconcile.refused", reason=error.message)
+        except SequenceConflict:
             agenda.add(dirty)
-            await asyncio.sleep(0 if error.retryable else RETRY_PAUSE_S)
+        except TransactionTooLarge as error:
+            agenda.add(dirty)
+            await self._shrink(error)
+        except SwarmError as error:
+            agenda.add(dirty)
+            await self._pause(error)
         else:
             agenda.finish(dirty, plan)
+            self._limit = min(self._limit * 2, CHANGES_MAX)
+            self._backoff.reset()
 
-    async def _wait(self, agenda: Agenda, watcher: Watcher) -> None:
-        timeout_s = RESYNC_PERIOD_S
+    async def _shrink(self, error: SwarmError) -> None:
+        """The specs are too large for that many changes in one entry: fewer the next time."""
+        if self._limit == CHANGES_MIN:
+            await self._pause(error)
+        self._limit = max(self._limit // 2, CHANGES_MIN)
+
+    async def _pause(self, error: SwarmError) -> None:
+        _log.error("reconcile.refused", reason=error.message)
+        await asyncio.sleep(self._backoff.next_s(0))
+
+    async def _wait(self, agenda: Agenda, watcher: Watcher, resync_at_s: float) -> None:
+        timeout_s = max(0.0, resync_at_s - self._clock.monotonic_s())
         wake_at_ns = agenda.wake_at_ns
         if wake_at_ns is not None:
             timeout_s = min(timeout_s, max(0, wake_at_ns - self._clock.now_ns()) / NS_PER_S)
@@ -78,8 +109,6 @@ class ReconcileLoop:
             async with asyncio.timeout(timeout_s):
                 first = await watcher.next()
         except TimeoutError:
-            if timeout_s == RESYNC_PERIOD_S:
-                agenda.add(EVERYTHING)
             return
         _note_commits(agenda, [first, *watcher.take_ready()])
 

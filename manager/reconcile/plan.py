@@ -21,7 +21,7 @@ from manager.scheduler.plan import Scheduling
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.enums import TaskState
-from shoal.model.plan import Plan
+from shoal.model.plan import CHANGES_MAX, Plan
 
 __all__ = ["EXAMINED_MAX", "Dirty", "Round", "dirty_from_event", "plan_round"]
 
@@ -40,17 +40,19 @@ class Round(Plan, frozen=True):
     wakes: tuple[tuple[str, int], ...] = ()
 
 
-def plan_round(view: View, dirty: Dirty, *, now_ns: int, ids: Iterator[str]) -> Round:
-    """Plan everything that is dirty, within the bounds of one transaction."""
-    return _Planning(view, now_ns=now_ns, ids=ids).run(dirty)
+def plan_round(
+    view: View, dirty: Dirty, *, now_ns: int, ids: Iterator[str], limit: int = CHANGES_MAX
+) -> Round:
+    """Plan everything that is dirty, within the bounds of one transaction: `limit` changes."""
+    return _Planning(Draft(view, limit=limit), now_ns=now_ns, ids=ids).run(dirty)
 
 
 class _Planning:
     """State of one round."""
 
-    def __init__(self, view: View, *, now_ns: int, ids: Iterator[str]) -> None:
-        self._view = view
-        self._draft = Draft(view)
+    def __init__(self, draft: Draft, *, now_ns: int, ids: Iterator[str]) -> None:
+        self._view = draft.below
+        self._draft = draft
         self._now_ns = now_ns
         self._ids = ids
         self._wakes: list[tuple[str, int]] = []

@@ -24,6 +24,7 @@ class Draft:
     """Collects changes, wake-up times and notes; `plan` gives the result."""
 
     def __init__(self, view: View, *, limit: int = CHANGES_MAX) -> None:
+        self.below = view
         self.view = Overlay(view)
         self.more = False
         self.wake_at_ns: int | None = None

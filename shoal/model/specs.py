@@ -173,7 +173,7 @@ class RaftConfig(Row, frozen=True):
 
 
 class DispatcherConfig(Row, frozen=True):
-    """Heartbeats. `heartbeat_period_ns` None: 5 s."""
+    """Heartbeats. `heartbeat_period_ns` None: 1 s."""
 
     heartbeat_period_ns: int | None = None
 

@@ -18,6 +18,8 @@ from shoal.security.joiner import joiner_identity
 from shoal.security.roles import MANAGER_NAME
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+STREAMS_PER_CONNECTION_MAX = 1024
+"""Calls in progress on one connection; a client's further calls wait on its side."""
 KEEPALIVE_TIME_S = 10
 KEEPALIVE_TIMEOUT_S = 5
 RECONNECT_BACKOFF_MIN_S = 0.1
@@ -106,6 +108,7 @@ def server_options() -> Options:
     """The options of every server; it tolerates the keepalive pings of `channel_options`."""
     return [
         *_common_options(),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_S * 1000 // 2),
         ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not share it
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -11,6 +13,8 @@ from typing_extensions import override
 from shoal.errors import ERROR_BY_CODE, Code, Internal, SwarmError
 
 CODE_KEY = "shoal-code"
+MESSAGE_BYTES_MAX = 2_000
+"""A message travels in the trailers, which gRPC limits to 8 KiB, up to three bytes a byte."""
 
 STATUS_BY_CODE: dict[Code, grpc.StatusCode] = {
     Code.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
@@ -34,6 +38,8 @@ _CODE_BY_STATUS: dict[grpc.StatusCode, Code] = {
 } | {
     grpc.StatusCode.UNAVAILABLE: Code.UNAVAILABLE,
     grpc.StatusCode.ALREADY_EXISTS: Code.ALREADY_EXISTS,
+    grpc.StatusCode.CANCELLED: Code.UNAVAILABLE,  # the channel was closed, or the server stopped
+    grpc.StatusCode.OUT_OF_RANGE: Code.INVALID_ARGUMENT,
 }
 
 _log = structlog.get_logger()
@@ -41,7 +47,11 @@ _log = structlog.get_logger()
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) -> NoReturn:
     """End the call with the error."""
-    await context.abort(STATUS_BY_CODE[error.code], error.message, ((CODE_KEY, error.code.value),))
+    encoded = error.message.encode("utf-8", "replace")
+    message = encoded[:MESSAGE_BYTES_MAX].decode("utf-8", "ignore")
+    if len(encoded) > MESSAGE_BYTES_MAX:
+        message += " ..."
+    await context.abort(STATUS_BY_CODE[error.code], message, ((CODE_KEY, error.code.value),))
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SwarmError:
@@ -85,8 +95,6 @@ def _single(behavior: Any, method: str) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await behavior(request, context)
-        except (SwarmError, grpc.RpcError, grpc.aio.AbortError) as error:
-            await _end(context, error, method)
         except Exception as error:  # noqa: BLE001 - the boundary: one bad request, one failed call
             await _end(context, error, method)
 
@@ -96,8 +104,9 @@ def _single(behavior: Any, method: str) -> Any:
 def _streaming(behavior: Any, method: str) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
-            async for response in behavior(request, context):
-                yield response
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:  # noqa: BLE001 - the boundary: one bad request, one failed call
             await _end(context, error, method)
 
