@@ -4,8 +4,8 @@ Grammar: KEY OP VALUE with OP `==` or `!=`, spaces around each free. KEY starts 
 `_`, then letters, digits, `-`, `_`, `.`; VALUE holds letters, digits and `: - _ . * ( ) ? + [ ]
 \ ^ $ | /` and spaces inside; none of these symbols has a meaning. All constraints of a task must
 hold. Values compare without regard to case, label names with it. A label that a node does not
-have counts as empty. A key nobody knows never matches; `parse_constraints` lets it pass as Swarm
-does, so that the explanation of an unplaced task names it.
+have counts as empty. Swarm lets a key pass that nobody knows and never matches it; here it is
+refused with the list of those that exist, since the service could never run.
 """
 
 from __future__ import annotations
@@ -75,8 +75,19 @@ def _parse(text: str) -> Constraint:
         if not _VALUE.fullmatch(value):
             raise InvalidArgument(f"constraint {text!r}: value {value!r} is empty or has a sign "
                                   "that is not allowed")  # fmt: skip
+        _check_key(text, key)
         return Constraint(key=key, equal=operator == "==", value=value)
     raise InvalidArgument(f"constraint {text!r}: must be KEY==VALUE or KEY!=VALUE")
+
+
+def _check_key(text: str, key: str) -> None:
+    lower = key.lower()
+    for prefix in (_NODE_LABELS, _ENGINE_LABELS):
+        if lower.startswith(prefix) and len(lower) > len(prefix):
+            return
+    if lower not in _FIELDS and lower != "node.ip":
+        known = ", ".join((*sorted(_FIELDS), "node.ip", "node.labels.NAME", "engine.labels.NAME"))
+        raise InvalidArgument(f"constraint {text!r}: {key!r} is no key of a node, use {known}")
 
 
 def _holds(node: Node, constraint: Constraint) -> bool:

@@ -76,6 +76,11 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
     gone = {task.id for task in lost}
     kept = [task for task in wanted if task.id not in gone]
     replaced = _is_uncovered(view, service, head, kept) and may_replace(slot, head)
+    if replaced and ended_by_itself(head) and head.start_after_ns > now_ns:
+        # It ended before its turn (no image, say). A replacement made now would be prepared now,
+        # and so fail without any pause: it is made when the turn has come.
+        draft.wake(head.start_after_ns)
+        replaced = False
     if not lost and not replaced:
         return
     if not draft.room(*lost, new=int(replaced)):
@@ -111,9 +116,7 @@ def _replacement(view: View, service: Service, head: Task, *, now_ns: int, task_
     if ended_by_itself(head):
         delay_ns = restart_delay_ns(head.spec.restart)
         base_ns = min(now_ns, ended_at_ns(head) or now_ns)
-        if head.desired_state is TaskState.READY:
-            base_ns = max(base_ns, head.start_after_ns)
-        start_after_ns = max(now_ns, base_ns + delay_ns)
+        start_after_ns = max(now_ns, max(base_ns, head.start_after_ns) + delay_ns)
     return new_task(
         view,
         service,

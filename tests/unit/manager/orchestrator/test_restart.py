@@ -80,7 +80,15 @@ def test_a_failure_during_the_delay_waits_for_both_delays() -> None:
     first = _newest(cell)
     cell.report(first.id, TaskState.REJECTED)
     cell.settle(lambda _: _plan(cell))
+    # Replaced at once, every try would be prepared at once: a missing image would spin.
+    assert _newest(cell).id == first.id
+    assert _newest(cell).desired_state is TaskState.SHUTDOWN
+    assert _plan(cell).wake_at_ns == first.start_after_ns
 
+    cell.advance(4)
+    cell.settle(lambda _: _plan(cell))
+
+    assert _newest(cell).id != first.id
     assert _newest(cell).start_after_ns == first.start_after_ns + 5 * SECOND_NS
 
 
