@@ -66,7 +66,6 @@ class ContainerLog:
         self.bytes_max: int = conf.get("max_size_bytes", 10 << 20)
         self.files_max: int = conf.get("max_files", 3)
         self.last_ns = 0
-        os.makedirs(f"{directory}/logs", exist_ok=True)
         self.sequence = max(self._sequences(), default=1)
         self._file = self._open()
         self._size = os.fstat(self._file).st_size
@@ -270,7 +269,9 @@ class Logger:
     def _guarded_notice(self, name: str) -> None:
         try:
             self.notice(name)
-        except OSError as error:  # removed meanwhile, or no descriptors left
+        except FileNotFoundError:  # removed meanwhile
+            self._drop(name)
+        except OSError as error:
             os.write(2, f"logger: {name}: {error}\n".encode())
             self._drop(name)
 

@@ -143,13 +143,17 @@ class NativeRuntime(Runtime):
 
     @override
     async def start(self, container: str) -> ContainerStatus:
-        try:
-            return _status(await self._request("start", {"id": container}, START_DEADLINE_S))
-        except Unavailable:
-            status = await self.status(container)  # what became of it, from the next supervisor
-            if status.state == "created":
-                raise
-            return status
+        async with _deadline(START_DEADLINE_S, f"runtime: start {container}: no answer in time"):
+            while True:
+                try:
+                    return _status(await self._request("start", {"id": container}, None))
+                except Unavailable:
+                    # What became of it is known to the next supervisor.
+                    status = await self.status(container)
+                    if status.error:
+                        raise FailedPrecondition(status.error) from None
+                    if status.state != "created":
+                        return status
 
     @override
     async def kill(self, container: str, signal: int) -> None:
@@ -170,11 +174,15 @@ class NativeRuntime(Runtime):
         return await self._kill_now(container)
 
     async def _kill_now(self, container: str) -> ContainerStatus:
-        try:
-            await self.kill(container, signals.SIGKILL)
-        except FailedPrecondition:
-            return await self.status(container)
-        return await self.wait(container)
+        while True:
+            try:
+                await self.kill(container, signals.SIGKILL)
+            except FailedPrecondition:
+                return await self.status(container)
+            except Unavailable:
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            return await self.wait(container)
 
     def _stop_rule(self, container: str) -> tuple[int, float]:
         try:
@@ -205,8 +213,25 @@ class NativeRuntime(Runtime):
     async def remove(self, container: str, *, force: bool = False) -> None:
         if force and (await self.status(container)).state == "running":
             await self._kill_now(container)
-        result = await self._request("remove", {"id": container})
-        await asyncio.to_thread(shutil.rmtree, result["trash"], ignore_errors=True)
+        trash = await self._remove(container)
+        if trash:
+            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+
+    async def _remove(self, container: str) -> str:
+        """Directory to delete; "" when an attempt whose answer was lost has removed it."""
+        again = False
+        async with _deadline(REQUEST_DEADLINE_S, "runtime: remove: no answer in time"):
+            while True:
+                try:
+                    result = await self._request("remove", {"id": container})
+                    return str(result["trash"])
+                except Unavailable:
+                    again = True
+                    await asyncio.sleep(_RECONNECT_S)
+                except NotFound:
+                    if again:
+                        return ""
+                    raise
 
     @override
     async def stats(self, container: str) -> ContainerStats:

@@ -67,7 +67,7 @@ class StartFailure(Exception):
 
 
 def run(start: Start) -> NoReturn:
-    """Become the container. Never returns."""
+    """Become the container. Never returns, whatever happens: it is a clone of the supervisor."""
     code = SETUP_FAILED
     try:
         gc.disable()
@@ -79,13 +79,17 @@ def run(start: Start) -> NoReturn:
         _report(start.status_fd, code, str(failure))
     except OSError as error:
         _report(start.status_fd, code, f"{error.filename or 'start'}: {error.strerror or error}")
-    except BaseException as error:  # noqa: BLE001 - the child must never unwind into the parent
+    except BaseException as error:  # noqa: BLE001 - must not unwind into the supervisor's code
         _report(start.status_fd, code, f"{type(error).__name__}: {error}")
-    os._exit(code)
+    finally:
+        os._exit(code)
 
 
 def _report(fd: int, code: int, message: str) -> None:
-    os.write(fd, tinyjson.dumps({"code": code, "error": message[:2000]}).encode())
+    try:  # noqa: SIM105 - no contextlib here
+        os.write(fd, tinyjson.dumps({"code": code, "error": message[:2000]}).encode())
+    except OSError:
+        pass  # the supervisor is dead: nobody asks for the reason
 
 
 def _become(start: Start) -> NoReturn:

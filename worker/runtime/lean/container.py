@@ -47,7 +47,6 @@ class Container:
         self.pidfd = -1
         self.status_fd = -1
         self.is_child = False
-        self.kept = False  # the keeper holds its stdio
         self.failure: dict[str, Any] | None = None
         self.wait_deadline = 0.0
         self.starting: Callable[[str], None] | None = None

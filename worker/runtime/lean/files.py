@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STATE_FILE = "state.json"
 BUNDLE_FILE = "config.json"
 LOG_END_FILE = "log.end"
+HELD_VARIABLE = "SHOAL_HELD_FDS"  # descriptors a supervisor that becomes the keeper leaves it
 STREAMS = ("stdout", "stderr")
 
 

@@ -35,6 +35,19 @@ class Holds:
         if fds:
             self._fds[container] = fds
 
+    def keep(self, container: str, fds: list[int]) -> None:
+        """Take over descriptors somebody else has opened."""
+        self.release(container)
+        self._fds[container] = fds
+
+    def of(self, container: str) -> list[int]:
+        """The descriptors held for a container."""
+        return self._fds.get(container, [])
+
+    def all(self) -> list[int]:
+        """Every descriptor held."""
+        return [fd for fds in self._fds.values() for fd in fds]
+
     def drain(self, container: str) -> None:
         """The container has exited: let go once its log is complete (see `sweep`)."""
         if container in self._fds:

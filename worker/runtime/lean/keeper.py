@@ -13,6 +13,7 @@ import _socket
 import fcntl
 import os
 import select
+import struct
 import sys
 import time
 
@@ -23,6 +24,7 @@ LINK_FD = 3  # where a part finds its end of the pair
 _PARTS = ("supervisor", "logger")
 _RESTART_DELAY_MAX_S = 1.0
 _SWEEP_MS = 500
+_ANCILLARY_BYTES = 4096
 
 
 class Part:
@@ -35,6 +37,7 @@ class Part:
         self.started_at_s = 0.0
         self.delay_s = 0.0
         self.unread = b""
+        self.fds: list[int] = []  # received, not yet given to a container
 
 
 class Keeper:
@@ -60,6 +63,9 @@ class Keeper:
         """Keep both parts alive until SIGTERM, then end them and return."""
         for name in os.listdir(f"{self.state_dir}/containers"):
             self.holds.take(name)  # the supervisor tells which of them have ended
+        for held in os.environ.pop(files.HELD_VARIABLE, "").split(","):
+            if held:
+                os.close(int(held))
         self._reap()
         while not self.stopping:
             self._start_missing()
@@ -105,11 +111,13 @@ class Keeper:
         part = next(p for p in self.parts if p.link is not None and p.link.fileno() == fd)
         assert part.link is not None
         try:
-            text = part.link.recv(65536)
+            text, ancillary, _, _ = part.link.recvmsg(65536, _ANCILLARY_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            text = b""
+            text, ancillary = b"", []
+        for _, _, rights in ancillary:
+            part.fds += struct.unpack(f"{len(rights) // 4}i", rights)
         if not text:
             self._drop_link(part)
             return
@@ -117,16 +125,28 @@ class Keeper:
         for line in lines:
             name = line[1:].decode()
             if line[:1] == b"+":
-                self.holds.draining.discard(name)
-                self.holds.take(name)
+                fds, part.fds = part.fds[: len(files.STREAMS)], part.fds[len(files.STREAMS) :]
+                self._hold(name, fds)
             else:
                 self.holds.drain(name)
+
+    def _hold(self, name: str, fds: list[int]) -> None:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        self.holds.draining.discard(name)
+        if fds:
+            self.holds.keep(name, fds)
+        else:
+            self.holds.take(name)
 
     def _drop_link(self, part: Part) -> None:
         if part.link is not None:
             self._poll.unregister(part.link.fileno())
             part.link.close()
             part.link = None
+            for fd in part.fds:
+                os.close(fd)
+            part.fds = []
 
     def _reap(self) -> None:
         while True:

@@ -71,7 +71,10 @@ class Launch:
 
     def go(self) -> None:
         """Let the child join its groups and run the program."""
-        os.write(self._go_fd, b"g")
+        try:
+            os.write(self._go_fd, b"g")
+        except BrokenPipeError:
+            return  # it has failed already and says why on the status pipe
 
     def close(self) -> None:
         """Close what only the child needs."""

@@ -17,6 +17,7 @@ import errno
 import gc
 import os
 import select
+import struct
 import sys
 import time
 
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
 
 _RECORD_WAIT_S = 3.0  # how long an inherited child's exit record may take to appear
 _RETRY_S = 0.02
-_KEEPER_DELAY_S = 0.01
 _FREEZE_WAIT_S = 5.0
 ORPHAN_ERROR = "exit status lost: the container ended while no process of the runtime was alive"
+INTERRUPTED_ERROR = (
+    "exit code 128: the supervisor died while it started the container, unless its program ends so"
+)
 REBOOT_ERROR = "exit status lost: the machine was restarted while the container ran"
 
 
@@ -56,7 +59,7 @@ class Supervisor:
         self.run_dir = run_dir
         self.state_dir = state_dir
         self.containers_dir = f"{state_dir}/containers"
-        self.keeper_fd = keeper_fd
+        self._keeper = _socket.socket(fileno=keeper_fd)
         self.loop = loop.Loop()
         self.holds = Holds(self.containers_dir)
         self.driver = cgroups.find_driver(cgroup_parent, files.read_text("/proc/self/mountinfo"))
@@ -109,7 +112,7 @@ class Supervisor:
                     self._drop_cgroup(name)
         expected = {f"{c.pid}.{c.start_ticks}" for c in self.containers.values() if c.pidfd >= 0}
         for name in os.listdir(f"{self.state_dir}/exits"):
-            if name not in expected:
+            if name not in expected and not name.endswith(".new"):
                 os.unlink(f"{self.state_dir}/exits/{name}")
 
     # Create, start ----------------------------------------------------------------------------
@@ -178,8 +181,8 @@ class Supervisor:
         self._record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
         self._watch_exit(container)
+        self._announce(container.id)  # first: from `go` on there may be output to keep
         launch.go()
-        self._announce(container.id)
 
     def _failed_launch(self, container: Container, launch: Launch, error: Exception) -> Refused:
         message = str(error)
@@ -196,6 +199,7 @@ class Supervisor:
         container.save()
         self._drop_cgroup(container.id)
         self.holds.drain(container.id)
+        self._tell_keeper("-" + container.id)
         self._send_to_logger(container.id)
         self._publish(container)
         return Refused("failed_precondition", message)
@@ -288,6 +292,8 @@ class Supervisor:
         if wait_status is None:
             container.error = ORPHAN_ERROR
         code = EXIT_LOST if wait_status is None else files.code_of(wait_status)
+        if code == child.SETUP_FAILED:
+            container.error = INTERRUPTED_ERROR
         self._finish(container, code, (record or {}).get("at_ns", 0))
         files.discard(path)
         self.loop.after(_RECORD_WAIT_S, lambda: files.discard(path))  # the keeper may be slower
@@ -304,9 +310,7 @@ class Supervisor:
         self._save_end(container)
         self._drop_cgroup(container.id)
         self.holds.drain(container.id)
-        if container.kept:
-            container.kept = False
-            self._tell_keeper("-" + container.id)
+        self._tell_keeper("-" + container.id)
         self._send_to_logger(container.id)
         self._answer_start(container, container.error or f"exited at once with code {code}")
         waiters, container.waiters = container.waiters, []
@@ -346,18 +350,14 @@ class Supervisor:
     def _announce(self, name: str) -> None:
         """Tell keeper and logger that the container has live stdio."""
         self._send_to_logger(name)
-        # Not at once: the keeper's hold only matters when we die, and a start has more urgent work.
-        self.loop.after(_KEEPER_DELAY_S, lambda: self._hold_by_keeper(name))
+        # With the descriptors themselves: in flight they keep the pipes alive even if we die now.
+        self._tell_keeper("+" + name, self.holds.of(name))
 
-    def _hold_by_keeper(self, name: str) -> None:
-        container = self.containers.get(name)
-        if container is not None and container.state == RUNNING and not container.kept:
-            container.kept = True
-            self._tell_keeper("+" + name)
-
-    def _tell_keeper(self, message: str) -> None:
+    def _tell_keeper(self, message: str, fds: list[int] | None = None) -> None:
+        rights = struct.pack(f"{len(fds)}i", *fds) if fds else b""
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         try:
-            os.write(self.keeper_fd, message.encode() + b"\n")
+            self._keeper.sendmsg([message.encode() + b"\n"], ancillary)
         except OSError:
             return  # a dead keeper is noticed by its hang-up; the next one scans
 
@@ -374,8 +374,12 @@ class Supervisor:
         if events & (select.EPOLLHUP | select.EPOLLERR):
             files.complain("supervisor: the keeper died; taking its place")
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+            held = self.holds.all()
+            for fd in held:
+                os.set_inheritable(fd, True)
+            os.environ[files.HELD_VARIABLE] = ",".join(str(fd) for fd in held)
             os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606
-        os.read(self.keeper_fd, 4096)
+        self._keeper.recv(4096)
 
     # Requests ---------------------------------------------------------------------------------
 

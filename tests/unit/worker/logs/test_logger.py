@@ -19,6 +19,7 @@ class Place:
 
     def __init__(self, path: Path, **conf: int) -> None:
         self.path = path
+        (path / "logs").mkdir()
         (path / "log.conf").write_text(json.dumps(conf))
         self.writers = {}
         for name in logger.STREAMS:
