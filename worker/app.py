@@ -1,13 +1,16 @@
 """Composition root of the worker process: what is started, in which order, and stopped again.
 
 Images and runtime are there always; the agent comes with the node's membership in a cluster and
-goes with it, without restarting the process. No logic lives here.
+goes with it, without restarting the process. A broken invariant ends the process, so that swarmd
+starts another one; the containers run on. No other logic lives here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ import msgspec
 import structlog
 from typing_extensions import override
 
+from shoal.aio.supervise import Supervisor, find_violation
 from shoal.api.v1 import node_pb2, node_pb2_grpc
 from shoal.clock import SystemClock
-from shoal.errors import NotFound, SwarmError
+from shoal.errors import FailedPrecondition, NotFound
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.settings.node import NodeConfig, read_node_config
@@ -28,6 +32,7 @@ from shoal.telemetry.metrics import REGISTRY
 from shoal.wire.errors import ErrorInterceptor
 from shoal.wire.telemetry import TelemetryServer
 from worker.agent.agent import Agent
+from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
 from worker.agent.records import Records
@@ -41,6 +46,9 @@ from worker.runtime.client import NativeRuntime
 
 STOP_GRACE_S = 1.0
 AGENT_RESTART_PAUSE_S = 1.0
+COLLECT_DELAY_S = 30.0
+JOBS_END_S = 5.0
+JOBS_POLL_S = 0.05
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -66,8 +74,11 @@ class Membership:
         self._images = images
         self._clock = SystemClock()
         self._agent: Agent | None = None
+        self._broken: asyncio.Future[None]
         self._work: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
+        self._agent_failure = ""
+        self._broken = asyncio.get_running_loop().create_future()
         self.tasks: NodeTasks | None = None
         self.data_plane: DataPlane | None = None
         self.records: Records | None = None
@@ -75,17 +86,22 @@ class Membership:
     @property
     def why_not_ready(self) -> str:
         """The reason why the node does not do all it should; empty when it does."""
-        return "" if self._agent is None else self._agent.why_not_ready
+        if self._agent is None:
+            return ""
+        return "; ".join(filter(None, (self._agent_failure, self._agent.why_not_ready)))
 
-    def images_in_use(self) -> list[str]:
-        """Ids of the images of this node's tasks."""
-        found: list[str] = []
-        for task in self.tasks.tasks() if self.tasks is not None else ():
-            try:
-                found.append(self._images.resolve(task.container.image).id)
-            except SwarmError:
-                continue
-        return found
+    async def images_in_use(self) -> set[str]:
+        """Ids of the images that containers were made from, or are about to be.
+
+        Names may stand for other images by now, so the containers themselves are asked.
+        """
+        needed = set() if self.tasks is None else self.tasks.images_needed()
+        labels = [status.labels for status in await self._runtime.list()]
+        return needed | {label[IMAGE_ID_LABEL] for label in labels if IMAGE_ID_LABEL in label}
+
+    async def wait_broken(self) -> None:
+        """Wait until the agent broke an invariant, and raise that."""
+        await asyncio.shield(self._broken)
 
     async def reload(self) -> None:
         """Start the agent if the node is in a cluster now, stop it if it no longer is."""
@@ -108,7 +124,8 @@ class Membership:
             if tasks is not None:
                 await tasks.remove_all()
             for status in await self._runtime.list():
-                await self._runtime.remove(status.id, force=True)
+                if TASK_ID_LABEL in status.labels:
+                    await self._remove_container(status.id)
             if data_plane is not None:
                 await data_plane.close(remove=True)
             if records is not None:
@@ -119,6 +136,12 @@ class Membership:
         """Stop the agent; containers and data plane stay as they are."""
         async with self._changing:
             await self._stop()
+        if not self._broken.cancel():
+            self._broken.exception()  # it was logged, whether or not anybody waited
+
+    async def _remove_container(self, container: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._runtime.remove(container, force=True)
 
     def _start(self, identity: NodeIdentity, config: NodeConfig) -> None:
         paths, hostname = self._settings.paths, self._settings.hostname
@@ -145,12 +168,13 @@ class Membership:
             clock=self._clock,
         )
         self._agent = Agent(
+            node_id=facts.id,
             tasks=self.tasks,
             data_plane=self.data_plane,
             records=self.records,
             reporter=reporter,
             description=description,
-            managers=config.managers,
+            managers=config.managers or (config.advertise_address,),
             connect=lambda address: secure_channel(address, credentials),
             container_dir=self._runtime.container_dir,
         )
@@ -162,8 +186,13 @@ class Membership:
             try:
                 await agent.run()
             except Exception as error:  # noqa: BLE001 - the node must stay reachable
+                violation = find_violation(error)
+                if violation is not None and not self._broken.done():
+                    _log.critical("agent.broken", exc_info=error)
+                    self._broken.set_exception(violation)
+                    return
                 _log.error("agent.failed", exc_info=error)
-                agent.why_not_ready = f"{type(error).__name__}: {error}"
+                self._agent_failure = f"the agent failed: {type(error).__name__}: {error}"
             await asyncio.sleep(AGENT_RESTART_PAUSE_S)
 
     async def _cancel(self) -> None:
@@ -181,6 +210,7 @@ class Membership:
         self._forget()
 
     def _forget(self) -> None:
+        self._agent_failure = ""
         self._agent = self.tasks = self.data_plane = self.records = None
 
 
@@ -234,7 +264,7 @@ async def run(settings: WorkerSettings) -> None:
     paths = settings.paths
     async with AsyncExitStack() as stack:
         images = await ImageStore.open(Path(paths.images))
-        stack.push_async_callback(images.aclose)
+        stack.push_async_callback(_close_images, images)
         runtime = NativeRuntime(
             state_dir=str(paths.worker),
             run_dir=str(paths.run),
@@ -246,9 +276,45 @@ async def run(settings: WorkerSettings) -> None:
         stack.push_async_callback(membership.close)
         await membership.reload()
         await _serve(stack, paths, membership, images)
+        supervisor = await stack.enter_async_context(Supervisor())
+        supervisor.start("image collection", lambda: _collect_images(images))
         _log.info("worker.started", hostname=settings.hostname)
-        await stop.wait()
+        await _first_of(stop.wait(), membership.wait_broken())
         _log.info("worker.stopping")
+
+
+async def _collect_images(images: ImageStore) -> None:
+    """Once, after the start has had its time: remove what a crash left in the image store."""
+    await asyncio.sleep(COLLECT_DELAY_S)
+    report = await images.gc()
+    _log.info("images.collected", blobs=report.blobs, snapshots=report.snapshots)
+
+
+async def _close_images(images: ImageStore) -> None:
+    """Give the store up when the jobs of the calls that were cut short have cleaned up."""
+    try:
+        async with asyncio.timeout(JOBS_END_S):
+            while True:
+                try:
+                    await images.aclose()
+                    return
+                except FailedPrecondition:
+                    await asyncio.sleep(JOBS_POLL_S)
+    except TimeoutError:
+        _log.warning("images.jobs_cut_short")  # the next start cleans up after them
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them is done, and raise what it raises."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 async def _serve(

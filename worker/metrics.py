@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +26,7 @@ LABELS = [
     "container_label_com_docker_swarm_task_name",
 ]
 READS_MAX = 16
+REFRESH_TIMEOUT_S = 5.0
 
 
 class Sample(Row, frozen=True):
@@ -42,20 +44,27 @@ class ContainerCollector(Collector):
         self._samples: tuple[Sample, ...] = ()
 
     async def refresh(self, tasks: NodeTasks, data_plane: DataPlane) -> None:
-        """Read every running container; one that ends in between is left out."""
-        gate = asyncio.Semaphore(READS_MAX)
+        """Read every running container; one that ends in between is left out.
 
-        async def sample(task: Task) -> Sample | None:
+        What cannot be read within REFRESH_TIMEOUT_S (the runtime is restarting) is left out, too.
+        """
+        gate = asyncio.Semaphore(READS_MAX)
+        samples: list[Sample] = []
+
+        async def sample(task: Task) -> None:
             async with gate:
                 try:
                     stats = await tasks.runtime.stats(task.id)
                 except SwarmError:
-                    return None
-                return Sample(_labels(task), stats, await data_plane.link_bytes(task.id))
+                    return
+                link_bytes = await data_plane.link_bytes(task.id)
+                samples.append(Sample(_labels(task), stats, link_bytes))
 
         running = [task for task in tasks.tasks() if task.status.state is TaskState.RUNNING]
-        samples = await asyncio.gather(*(sample(task) for task in running))
-        self._samples = tuple(item for item in samples if item is not None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                await asyncio.gather(*(sample(task) for task in running))
+        self._samples = tuple(samples)
 
     def clear(self) -> None:
         """The node runs nothing any more."""

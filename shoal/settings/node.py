@@ -27,6 +27,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int = FORMAT_VERSION
 
 
+class _Head(msgspec.Struct):
+    version: int = FORMAT_VERSION
+
+
 def read_node_config(path: Path) -> NodeConfig | None:
     """The configuration, or None when the node is in no cluster.
 
@@ -37,15 +41,15 @@ def read_node_config(path: Path) -> NodeConfig | None:
     except FileNotFoundError:
         return None
     try:
-        config = msgspec.json.decode(data, type=NodeConfig)
+        version = msgspec.json.decode(data, type=_Head).version  # first: fields may differ later
+        if version > FORMAT_VERSION:
+            raise FailedPrecondition(
+                f"{path}: format version {version} is newer than {FORMAT_VERSION}: "
+                "run the version of Shoal that wrote it"
+            )
+        return msgspec.json.decode(data, type=NodeConfig)
     except msgspec.MsgspecError as error:
         raise FailedPrecondition(f"{path}: damaged ({error}): leave and join again") from error
-    if config.version > FORMAT_VERSION:
-        raise FailedPrecondition(
-            f"{path}: format version {config.version} is newer than {FORMAT_VERSION}: "
-            "run the version of Shoal that wrote it"
-        )
-    return config
 
 
 def write_node_config(path: Path, config: NodeConfig) -> None:
@@ -58,11 +62,15 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(path.name + ".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:  # a full disk: leave no half of it behind
+        temporary.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -9,7 +9,8 @@ enum values are refused with the name of the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -123,7 +124,8 @@ class Codec:
             def fill(value: Any, into: Any) -> None:
                 entries = getattr(value, name)
                 if entries:
-                    getattr(into, name).update(entries)
+                    with _named(name):
+                        getattr(into, name).update(entries)
 
             def read(message: Any, fields: dict[str, Any]) -> None:
                 entries = getattr(message, name)
@@ -135,7 +137,8 @@ class Codec:
 
         def fill_rows(value: Any, into: Any) -> None:
             for key, entry in getattr(value, name).items():
-                target = getattr(into, name)[key]
+                with _named(name):
+                    target = getattr(into, name)[key]
                 target.SetInParent()
                 converter.to_pb(entry, target)
 
@@ -170,7 +173,8 @@ class Codec:
         def fill(value: Any, into: Any) -> None:
             items = getattr(value, name)
             if items:
-                getattr(into, name).extend(items)
+                with _named(name):
+                    getattr(into, name).extend(items)
 
         def read(message: Any, fields: dict[str, Any]) -> None:
             items = getattr(message, name)
@@ -231,10 +235,8 @@ def _scalar(field: FieldDescriptor, hint: Any) -> tuple[Fill, Read]:
     def fill(value: Any, into: Any) -> None:
         member = getattr(value, name)
         if member is not None and (optional or member):
-            try:
+            with _named(name):
                 setattr(into, name, member)
-            except (ValueError, TypeError) as error:
-                raise InvalidArgument(f"{name}: {error}") from error
 
     def read(message: Any, fields: dict[str, Any]) -> None:
         if optional and not message.HasField(name):
@@ -243,6 +245,15 @@ def _scalar(field: FieldDescriptor, hint: Any) -> tuple[Fill, Read]:
         fields[name] = convert(member) if convert else member
 
     return fill, read
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Says which field a value does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"{field}: {error}") from error
 
 
 def _enum_reader(name: str, enum_type: type[IntEnum]) -> Callable[[int], IntEnum]:

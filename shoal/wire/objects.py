@@ -127,13 +127,18 @@ def entry_from_bytes(data: bytes) -> StoreEntry:
     except DecodeError as error:
         raise InvalidArgument(f"log entry: {error}") from error
     return StoreEntry(
-        actions=tuple(
-            StoreAction(
-                kind=ActionKind(action.kind),
-                object=object_from_pb(action.object),
-                expected_version=action.expected_version,
-            )
-            for action in message.actions
-        ),
+        actions=tuple(_action_from_pb(action) for action in message.actions),
         proposed_at_ns=message.proposed_at_ns,
+    )
+
+
+def _action_from_pb(message: objects_pb2.StoreAction) -> StoreAction:
+    try:
+        kind = ActionKind(message.kind)
+    except ValueError:
+        raise InvalidArgument(f"kind: {message.kind} is not an ActionKind") from None
+    return StoreAction(
+        kind=kind,
+        object=object_from_pb(message.object),
+        expected_version=message.expected_version,
     )

@@ -2,23 +2,28 @@
 
 Losing the managers changes nothing for the containers: they run on, reports wait, and the next
 session begins with the complete list of what the node has to run. A gap in the sequence of
-assignments ends the session, and the next one starts afresh.
+assignments ends the session, and the next one starts afresh. A network that cannot be opened does
+not end the session: the managers hear from the node why its tasks cannot run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Protocol
 
 import grpc
 import structlog
 
 from shoal.aio.backoff import Backoff
+from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
-from shoal.errors import FailedPrecondition, SwarmError, Unavailable
+from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError
+from shoal.model import defaults
 from shoal.model.types import NodeDescription
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
-from worker.agent.dataplane import DataPlane
+from worker.agent.endpoints import EndpointApplier
 from worker.agent.logs import LogPublisher
 from worker.agent.records import NetworkRecord, Records
 from worker.agent.reporter import Reporter
@@ -26,11 +31,30 @@ from worker.agent.tasks import NodeTasks
 from worker.network.api import Peer, PublishedPort
 
 FIRST_MESSAGE_TIMEOUT_S = 5.0
-PORT_RETRY_S = 5.0
+SESSION_SETTLED_S = 5.0
+"""A session that lasted so long makes the next pause the shortest again."""
+HEARTBEAT_MIN_S = 0.05
+NETWORK_RETRY_S = 5.0
+TASKS_PER_TURN = 16
+"""Tasks taken over before the event loop gets a turn: each writes a small file."""
 
 Connect = Callable[[str], grpc.aio.Channel]
 
 _log = structlog.get_logger()
+
+
+class Plane(Protocol):
+    """What the agent needs of the data plane."""
+
+    async def open(self, record: NetworkRecord, known: Mapping[str, str]) -> dict[str, str]:
+        """Open it at the node's place. Result: reason by id of tasks whose link is gone."""
+        ...
+
+    async def apply(
+        self, peers: Iterable[Peer], ports: Iterable[PublishedPort]
+    ) -> Mapping[tuple[str, int], str]:
+        """Bring the kernel in step. Result: ports that cannot be served here, with the reason."""
+        ...
 
 
 class Agent:
@@ -39,8 +63,9 @@ class Agent:
     def __init__(
         self,
         *,
+        node_id: str,
         tasks: NodeTasks,
-        data_plane: DataPlane,
+        data_plane: Plane,
         records: Records,
         reporter: Reporter,
         description: NodeDescription,
@@ -48,6 +73,7 @@ class Agent:
         connect: Connect,
         container_dir: Callable[[str], str],
     ) -> None:
+        self._spread = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
         self._data_plane = data_plane
         self._records = records
@@ -58,59 +84,99 @@ class Agent:
         self._container_dir = container_dir
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
-        self.why_not_ready = "the node has not reached a manager yet"
+        self._applier = EndpointApplier(self._apply_endpoints)
+        self._place: NetworkRecord | None = None
+        self._place_changed = Signal()
+        self._why_no_session = "the node has not reached a manager yet"
+        self._why_no_network = ""
+
+    @property
+    def why_not_ready(self) -> str:
+        """Why the node does not do all it should; empty when it does."""
+        reasons = (self._why_no_session, self._why_no_network, self._applier.problem)
+        return "; ".join(reason for reason in reasons if reason)
 
     async def run(self) -> None:
-        """Adopt what runs, then keep a session until cancelled."""
-        record = self._records.network()
+        """Adopt what runs, then keep a session until cancelled. May be called again if it fails."""
+        await self._tasks.restore()
+        record = await asyncio.to_thread(self._records.network)
         if record is not None:
             self._managers = record.managers or self._managers
-            await self._data_plane.open(record)
-        await self._tasks.restore()
+            self._set_place(record)
         async with Supervisor() as supervisor:
             supervisor.start("runtime events", self._tasks.follow_runtime)
-            await self._keep_session()
+            supervisor.start("data plane", self._keep_data_plane)
+            await supervisor.guard(self._keep_session())
+
+    # -- the node's place in the network -------------------------------------------------------
+
+    def _set_place(self, record: NetworkRecord) -> None:
+        if record != self._place:
+            self._place = record
+            self._place_changed.set()
+
+    async def _keep_data_plane(self) -> None:
+        """Open the data plane at the newest place, until that has worked; then wait for another."""
+        while True:
+            await self._place_changed.wait(NETWORK_RETRY_S if self._why_no_network else None)
+            place = self._place
+            if place is None:
+                continue
+            try:
+                lost = await self._data_plane.open(place, self._tasks.addresses())
+            except (SwarmError, OSError) as error:
+                self._why_no_network = f"the node's network cannot be opened: {error}"
+                _log.error("network.not_opened", reason=str(error))
+                continue
+            self._why_no_network = ""
+            self._tasks.lose_networks(lost)
+
+    # -- sessions ------------------------------------------------------------------------------
 
     async def _keep_session(self) -> None:
         backoff = Backoff()
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
-            address = self._managers[attempt % len(self._managers)]
+            address = self._managers[(self._spread + attempt) % len(self._managers)]
             attempt += 1
+            started_s = loop.time()
             try:
                 async with self._connect(address) as channel:
-                    await self._session(ManagerClient(channel), backoff)
+                    await self._session(ManagerClient(channel))
             except* SwarmError as group:
-                reason = "; ".join(str(error) for error in group.exceptions)
-                self.why_not_ready = f"no session with manager {address}: {reason}"
+                reason = "; ".join(sorted({str(error) for error in _leaves(group)}))
+                self._why_no_session = f"no session with manager {address}: {reason}"
                 _log.warning("session.lost", manager=address, reason=reason)
-            await asyncio.sleep(backoff.next_s())
+            if loop.time() - started_s >= SESSION_SETTLED_S:
+                backoff.reset()
+            # Nodes that lost the same manager come back one after the other.
+            await asyncio.sleep(backoff.next_s((self._spread * attempt) % 101 / 100))
 
-    async def _session(self, client: ManagerClient, backoff: Backoff) -> None:
-        news = client.session(self._description)
-        async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
-            first = await anext(news)
-        await self._learn(first)
-        backoff.reset()
-        self.why_not_ready = ""
-        _log.info("session.opened", session_id=first.session_id)
-        self._tasks.report_all()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._beat(client))
-                group.create_task(self._follow_news(news))
-                group.create_task(self._follow_assignments(client))
-                group.create_task(self._reporter.run(client.report))
-                group.create_task(LogPublisher(client, self._container_dir).run())
-        except asyncio.CancelledError:
-            await asyncio.shield(client.close_session())
-            raise
+    async def _session(self, client: ManagerClient) -> None:
+        async with aclosing(client.session(self._description)) as news:
+            first = await _first(news)
+            self._learn(first)
+            self._why_no_session = ""
+            _log.info("session.opened", session_id=first.session_id)
+            self._tasks.report_all()
+            publisher = LogPublisher(client, self._container_dir, self._tasks.task)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._beat(client))
+                    group.create_task(self._follow_news(news))
+                    group.create_task(self._follow_assignments(client))
+                    group.create_task(self._reporter.run(client.report))
+                    group.create_task(publisher.run())
+            except asyncio.CancelledError:
+                await asyncio.shield(client.close_session())
+                raise
 
-    async def _follow_news(self, news: object) -> None:
-        async for item in news:  # type: ignore[attr-defined]
-            await self._learn(item)
+    async def _follow_news(self, news: AsyncIterator[SessionNews]) -> None:
+        async for item in news:
+            self._learn(item)
 
-    async def _learn(self, news: SessionNews) -> None:
+    def _learn(self, news: SessionNews) -> None:
         if news.managers:
             self._managers = news.managers
         ingress = news.node.ingress
@@ -119,42 +185,59 @@ class Agent:
         record = NetworkRecord(
             index=ingress.index,
             subnet=ingress.subnet,
-            data_path_port=news.data_path_port,
+            data_path_port=news.data_path_port or defaults.DATA_PATH_PORT,
             managers=self._managers,
         )
-        self._records.save_network(record)
-        await self._data_plane.open(record)
+        if record != self._place:
+            try:
+                self._records.save_network(record)
+            except OSError as error:
+                _log.error("network.not_recorded", reason=str(error))
+        self._set_place(record)
 
     async def _beat(self, client: ManagerClient) -> None:
         while True:
             period_s = await client.heartbeat()
-            await asyncio.sleep(period_s)
+            await asyncio.sleep(max(period_s, HEARTBEAT_MIN_S))
+
+    # -- assignments ---------------------------------------------------------------------------
 
     async def _follow_assignments(self, client: ManagerClient) -> None:
+        self._peers, self._ports = {}, {}
+        self._applier.begin()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._applier.run(client.acknowledge))
+            await self._take_assignments(client)
+
+    async def _take_assignments(self, client: ManagerClient) -> None:
         sequence = 0
         complete: set[str] | None = set()
-        self._peers, self._ports = {}, {}
-        applier = EndpointApplier(self._apply_endpoints, client.acknowledge)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(applier.run())
-            async for batch in client.assignments():
-                if batch.applies_to != sequence:
+        async with aclosing(client.assignments()) as batches:
+            async for batch in batches:
+                if batch.applies_to != sequence or batch.complete != (complete is not None):
                     raise FailedPrecondition(
                         f"assignments: got {batch.applies_to} after {sequence}: begin again"
                     )
                 sequence = batch.results_in
                 self._merge_endpoints(batch)
+                await self._assign(batch)
                 if complete is not None:
                     complete.update(task.id for task in batch.tasks)
-                for task in batch.tasks:
-                    self._tasks.assign(task)
-                for task_id in batch.removed_tasks:
-                    self._tasks.unassign(task_id)
-                if complete is not None and not batch.more:
+                    complete.difference_update(batch.removed_tasks)
+                if batch.more:
+                    continue
+                if complete is not None:
                     self._tasks.keep_only(complete)
                     complete = None
-                if complete is None:
-                    applier.want(batch.endpoints_version)
+                self._applier.want(batch.endpoints_version)
+
+    async def _assign(self, batch: AssignmentsBatch) -> None:
+        for number, task in enumerate(batch.tasks, 1):
+            self._tasks.assign(task)
+            if number % TASKS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        for task_id in batch.removed_tasks:
+            self._tasks.unassign(task_id)
 
     def _merge_endpoints(self, batch: AssignmentsBatch) -> None:
         self._peers.update((peer.node_id, peer) for peer in batch.peers)
@@ -164,53 +247,25 @@ class Agent:
         for key in batch.removed_ports:
             self._ports.pop(key, None)
 
-    async def _apply_endpoints(self) -> dict[tuple[str, int], str]:
-        peers, ports = tuple(self._peers.values()), tuple(self._ports.values())
-        return dict(await self._data_plane.apply(peers, ports))
+    async def _apply_endpoints(self) -> Mapping[tuple[str, int], str]:
+        return await self._data_plane.apply(
+            tuple(self._peers.values()), tuple(self._ports.values())
+        )
 
 
-class EndpointApplier:
-    """Applies the newest endpoints and acknowledges their version; never falls behind.
+async def _first(news: AsyncIterator[SessionNews]) -> SessionNews:
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
+            return await anext(news)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the manager did not open a session within {FIRST_MESSAGE_TIMEOUT_S:g} s"
+        ) from None
 
-    Versions that arrive while one is being applied are merged into the next. Ports that could not
-    be served are tried again after a while: the process that holds one may end.
-    """
 
-    def __init__(
-        self,
-        apply: Callable[[], Awaitable[dict[tuple[str, int], str]]],
-        acknowledge: Callable[[int, dict[tuple[str, int], str]], Awaitable[None]],
-    ) -> None:
-        self._apply = apply
-        self._acknowledge = acknowledge
-        self._version = 0
-        self._wanted = asyncio.Event()
-
-    def want(self, version: int) -> None:
-        """This version is complete and may be applied."""
-        if version != self._version:
-            self._version = version
-            self._wanted.set()
-
-    async def run(self) -> None:
-        """Apply for ever."""
-        errors: dict[tuple[str, int], str] | None = None
-        while True:
-            try:
-                async with asyncio.timeout(PORT_RETRY_S if errors else None):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
-            self._wanted.clear()
-            version = self._version
-            try:
-                errors = await self._apply()
-            except Unavailable:
-                raise
-            except SwarmError as error:
-                _log.error("endpoints.not_applied", version=version, reason=error.message)
-                errors = {("tcp", 0): error.message}
-                await asyncio.sleep(1.0)
-                self._wanted.set()
-                continue
-            await self._acknowledge(version, errors)
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

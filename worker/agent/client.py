@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 import grpc
 
@@ -11,7 +11,7 @@ from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import logs_pb2, types_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherStub
 from shoal.api.v1.logs_pb2_grpc import LogBrokerStub
-from shoal.errors import Unavailable
+from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import PublishMode
 from shoal.model.objects import Node, Task
 from shoal.model.row import Row
@@ -87,7 +87,7 @@ class ManagerClient:
         self._logs = LogBrokerStub(channel)
         self.session_id = ""
 
-    async def session(self, description: NodeDescription) -> AsyncIterator[SessionNews]:
+    async def session(self, description: NodeDescription) -> AsyncGenerator[SessionNews, None]:
         """Register, and hear what changes. The session lasts as long as this is read."""
         request = pb.SessionRequest(
             description=to_pb(description, types_pb2.NodeDescription), session_id=self.session_id
@@ -149,7 +149,7 @@ class ManagerClient:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
-    async def assignments(self) -> AsyncIterator[AssignmentsBatch]:
+    async def assignments(self) -> AsyncGenerator[AssignmentsBatch, None]:
         """What this node has to run and to know, in messages that build on each other."""
         request = pb.AssignmentsRequest(session_id=self.session_id)
         try:
@@ -159,7 +159,7 @@ class ManagerClient:
             raise from_rpc_error(error) from error
         raise Unavailable("the manager has ended the assignments")
 
-    async def log_subscriptions(self) -> AsyncIterator[logs_pb2.SubscriptionMessage]:
+    async def log_subscriptions(self) -> AsyncGenerator[logs_pb2.SubscriptionMessage, None]:
         """What readers ask of this node."""
         request = logs_pb2.ListenSubscriptionsRequest()
         try:
@@ -167,6 +167,7 @@ class ManagerClient:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        raise Unavailable("the manager has ended the log subscriptions")
 
     async def publish_logs(self, messages: AsyncIterator[logs_pb2.PublishLogsMessage]) -> None:
         """Send lines until the iterator ends. Raises NotFound when nobody reads any more."""
@@ -179,14 +180,24 @@ class ManagerClient:
 
 
 def _port_key(message: pb.PublishedPort) -> PortKey:
-    return PortKey(message.service_id, PROTOCOLS[message.protocol], message.published_port)
+    protocol = PROTOCOLS.get(message.protocol)
+    if protocol is None:
+        raise InvalidArgument(f"port: protocol {message.protocol} is unknown to this version")
+    return PortKey(message.service_id, protocol, message.published_port)
 
 
 def _port(message: pb.PublishedPort) -> PublishedPort:
+    try:
+        mode = PublishMode(message.publish_mode)
+    except ValueError:
+        raise InvalidArgument(
+            f"port: publish mode {message.publish_mode} is unknown to this version"
+        ) from None
+    key = _port_key(message)
     return PublishedPort(
-        protocol=PROTOCOLS[message.protocol],
-        published_port=message.published_port,
+        protocol=key.protocol,
+        published_port=key.published_port,
         target_port=message.target_port,
-        mode=PublishMode(message.publish_mode).name.lower(),
+        mode=mode.name.lower(),
         endpoints=tuple(message.addresses),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from shoal.errors import InvalidArgument
+from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import defaults
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.objects import Task
@@ -12,7 +13,7 @@ from shoal.model.specs import ContainerSpec
 from shoal.model.types import Driver
 from shoal.model.types import Mount as SpecMount
 from worker.agent.templates import NodeFacts, expand
-from worker.images.model import ImageConfig
+from worker.images.model import Image, ImageConfig
 from worker.network.api import Attachment
 from worker.runtime.api import (
     LOG_FILES_DEFAULT,
@@ -22,12 +23,29 @@ from worker.runtime.api import (
     Ulimit,
 )
 
-_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+IMAGE_ID_LABEL = "dev.shoal.image-id"
+"""The image a container was made from, whatever its name stands for later."""
+TASK_ID_LABEL = "com.docker.swarm.task.id"
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+LOG_SIZE_BYTES_MIN = 4096
+LOG_SIZE_BYTES_MAX = 1 << 40
+_LOG_DRIVERS = {"", "json-file"}
+_LOG_OPTIONS = {"max-size", "max-file"}
+_PROPAGATION = {
+    MountPropagation.RPRIVATE: "rprivate",
+    MountPropagation.PRIVATE: "private",
+    MountPropagation.RSHARED: "rshared",
+    MountPropagation.SHARED: "shared",
+    MountPropagation.RSLAVE: "rslave",
+    MountPropagation.SLAVE: "slave",
+}
 
 
 def container_config(
     task: Task,
-    image: ImageConfig,
+    image: Image,
     layers: Sequence[str],
     attachment: Attachment | None,
     node: NodeFacts,
@@ -35,10 +53,12 @@ def container_config(
     """The container of a task.
 
     layers: lower directories of the image, topmost first. attachment: None for a namespace of its
-    own without a link. Raises InvalidArgument for what only shows here: no command, bad template.
+    own without a link. Raises InvalidArgument for what only shows here: no command, bad template;
+    Unimplemented for a wish that would be ignored.
     """
-    spec = task.container
-    arguments = _arguments(spec, image)
+    spec, base = task.container, image.config
+    _check_supported(spec)
+    arguments = _arguments(spec, base)
     if not arguments:
         raise InvalidArgument("no command specified: neither the service nor the image has one")
     size_bytes, files = _log_options(task.log_driver or task.spec.log_driver)
@@ -48,9 +68,9 @@ def container_config(
         id=task.id,
         layers=tuple(layers),
         args=arguments,
-        env=(*image.env, *(expand(text, task, node) for text in spec.env)),
-        cwd=spec.dir or image.working_dir or "/",
-        user=spec.user or image.user,
+        env=(*base.env, *(expand(text, task, node) for text in spec.env)),
+        cwd=spec.dir or base.working_dir or "/",
+        user=spec.user or base.user,
         groups=spec.groups,
         hostname=hostname,
         netns_path="" if attachment is None else attachment.netns_path,
@@ -68,11 +88,11 @@ def container_config(
         cap_drop=spec.capability_drop,
         no_new_privileges=spec.privileges.no_new_privileges,
         read_only=spec.read_only,
-        stop_signal=spec.stop_signal or image.stop_signal or defaults.STOP_SIGNAL,
+        stop_signal=spec.stop_signal or base.stop_signal or defaults.STOP_SIGNAL,
         stop_grace_s=defaults.stop_grace_period_ns(spec) / 1e9,
         sysctls=tuple(sorted(spec.sysctls.items())),
         oom_score_adj=spec.oom_score_adj,
-        labels=_labels(task, node),
+        labels=_labels(task, image, node),
         log_max_size_bytes=size_bytes,
         log_max_files=files,
     )
@@ -98,52 +118,85 @@ def _hosts(
 
 
 def _mount(mount: SpecMount, task: Task, node: NodeFacts) -> Mount:
-    propagation = {
-        MountPropagation.RPRIVATE: "rprivate",
-        MountPropagation.PRIVATE: "private",
-        MountPropagation.RSHARED: "rshared",
-        MountPropagation.SHARED: "shared",
-        MountPropagation.RSLAVE: "rslave",
-        MountPropagation.SLAVE: "slave",
-    }[mount.propagation]
     return Mount(
-        target=mount.target,
+        target=expand(mount.target, task, node),
         kind="tmpfs" if mount.type is MountType.TMPFS else "bind",
         source=expand(mount.source, task, node),
         read_only=mount.read_only,
-        propagation=propagation,  # type: ignore[arg-type]  # a literal of the table above
+        propagation=_PROPAGATION[mount.propagation],  # type: ignore[arg-type]  # literals
         recursive=mount.recursive is not MountRecursive.DISABLED,
         tmpfs_size_bytes=mount.tmpfs_size_bytes,
         tmpfs_mode=mount.tmpfs_mode or 0o1777,
     )
 
 
+def _check_supported(spec: ContainerSpec) -> None:
+    """Refuse what the managers of another version may let through and this worker cannot do."""
+    health = spec.health_check
+    wishes: dict[str, object] = {
+        "tty": spec.tty,
+        "open stdin": spec.open_stdin,
+        "init": spec.init,
+        "health check": health is not None and health.test != ("NONE",),
+        "secret": spec.secrets,
+        "config": spec.configs,
+        "isolation": spec.isolation not in {"", "default"},
+        "seccomp": spec.privileges.seccomp_mode not in {"", "default"},
+        "apparmor": spec.privileges.apparmor_mode not in {"", "default"},
+    }
+    for mount in spec.mounts:
+        wishes |= {
+            f"mount type {mount.type.name.lower()}": mount.type
+            not in {MountType.BIND, MountType.TMPFS},
+            f"mount {mount.target}: bind-recursive=readonly": mount.recursive
+            is MountRecursive.READONLY,
+            f"mount {mount.target}: subpath": mount.subpath,
+            f"mount {mount.target}: tmpfs options": mount.tmpfs_options,
+            f"mount {mount.target}: creating the source": mount.create_source,
+        }
+    for field, wished in wishes.items():
+        if wished:
+            raise Unimplemented(f"{field}: not possible on this node's version")
+
+
 def _log_options(driver: Driver | None) -> tuple[int, int]:
     """Size in bytes of a log file, and how many are kept. Raises InvalidArgument."""
-    options = {} if driver is None else driver.options
+    driver = driver or Driver()
+    if driver.name not in _LOG_DRIVERS:
+        raise Unimplemented(f"log driver: {driver.name} is not available, only json-file")
+    for key in driver.options:
+        if key not in _LOG_OPTIONS:
+            raise InvalidArgument(f"log-opt: {key!r} is unknown, use max-size or max-file")
     size_bytes, files = LOG_SIZE_BYTES_DEFAULT, LOG_FILES_DEFAULT
-    if "max-size" in options:
-        text = options["max-size"].strip().lower().removesuffix("ib").removesuffix("b")
-        number = text.rstrip("kmg")
-        unit = text[len(number) :]
-        if not number.isdigit() or unit not in _SIZE_UNITS or int(number) == 0:
-            raise InvalidArgument(f"log-opt max-size: {options['max-size']!r} must be like 10m")
-        size_bytes = int(number) * _SIZE_UNITS[unit]
-    if "max-file" in options:
-        if not options["max-file"].isdigit() or int(options["max-file"]) == 0:
-            raise InvalidArgument(f"log-opt max-file: {options['max-file']!r} must be 1 or more")
-        files = int(options["max-file"])
+    if "max-size" in driver.options:
+        size_bytes = _size_bytes(driver.options["max-size"])
+    if "max-file" in driver.options:
+        text = driver.options["max-file"]
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
+            raise InvalidArgument(f"log-opt max-file: {text!r} must be 1 or more")
+        files = int(text)
     return size_bytes, files
 
 
-def _labels(task: Task, node: NodeFacts) -> dict[str, str]:
+def _size_bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text.strip())
+    size_bytes = 0
+    if found is not None:
+        size_bytes = int(float(found.group(1)) * _SIZE_UNITS[found.group(2).lower()])
+    if not LOG_SIZE_BYTES_MIN <= size_bytes <= LOG_SIZE_BYTES_MAX:
+        raise InvalidArgument(f"log-opt max-size: {text!r} must be from 4k to 1t, like 10m")
+    return size_bytes
+
+
+def _labels(task: Task, image: Image, node: NodeFacts) -> dict[str, str]:
     name = task.service_annotations.name
     return {
         **task.container.labels,
         "com.docker.swarm.service.id": task.service_id,
         "com.docker.swarm.service.name": name,
-        "com.docker.swarm.task.id": task.id,
+        TASK_ID_LABEL: task.id,
         "com.docker.swarm.task.name": f"{name}.{task.slot or task.node_id}.{task.id}",
         "com.docker.swarm.node.id": node.id,
         "dev.shoal.image": task.container.image,
+        IMAGE_ID_LABEL: image.id,
     }

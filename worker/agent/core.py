@@ -1,4 +1,4 @@
-"""What a task's next step is: the agent's part of the ladder, as a pure function.
+"""What a task's next step is: the agent's part of the ladder, as pure functions.
 
 ACCEPTED and READY are passed only when the manager wants more; the steps in between proceed by
 themselves. A wish to stop overrides everything until the task has ended.
@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from shoal.model.enums import TaskState
+from shoal.model.enums import PublishMode, TaskState
+from shoal.model.objects import Task
+from shoal.model.types import PortConfig
+from worker.runtime.api import ContainerStatus
+
+_RANK = {"created": 0, "running": 1, "exited": 2}
 
 
 class Step(Enum):
@@ -32,10 +37,10 @@ def next_step(observed: TaskState, desired: TaskState) -> Step:
         return Step.STOP
     if observed < TaskState.ACCEPTED:
         return Step.ACCEPT
+    if observed in {TaskState.ACCEPTED, TaskState.READY} and desired <= observed:
+        return Step.IDLE
     if observed < TaskState.READY:
         return Step.PREPARE
-    if observed is TaskState.READY:
-        return Step.START if desired >= TaskState.RUNNING else Step.IDLE
     return Step.WATCH if observed is TaskState.RUNNING else Step.START
 
 
@@ -47,3 +52,24 @@ def failure_state(observed: TaskState) -> TaskState:
 def exit_state(exit_code: int) -> TaskState:
     """What a container that ended by itself makes of its task."""
     return TaskState.COMPLETE if exit_code == 0 else TaskState.FAILED
+
+
+def is_newer(status: ContainerStatus, known: ContainerStatus | None) -> bool:
+    """Whether `status` is later than `known`: answers and events come over different sockets.
+
+    A container is made, runs and ends once; another attempt of the task is made later.
+    """
+    if known is None:
+        return True
+    return (status.created_at_ns, _RANK[status.state]) >= (
+        known.created_at_ns,
+        _RANK[known.state],
+    )
+
+
+def host_ports(task: Task) -> tuple[PortConfig, ...]:
+    """The ports that the task's own node publishes for it alone (mode=host)."""
+    ports = () if task.endpoint is None else task.endpoint.ports
+    return tuple(
+        port for port in ports if port.publish_mode is PublishMode.HOST and port.published_port
+    )

@@ -1,8 +1,8 @@
 """The agent's hold on the data plane: opens it when the node knows its place, keeps it in step.
 
 Tasks may be assigned before the managers have given the node its index and subnet; attaching waits
-for that. Peers are always applied before ports: an endpoint must be routable before it is in the
-load balancer.
+for that. Whatever held an address before is adopted before anything new is attached. Peers are
+always applied before ports: an endpoint must be routable before it is in the load balancer.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import structlog
 
-from shoal.errors import NotFound, SwarmError
+from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from worker.agent.records import NetworkRecord
 from worker.network.api import Attachment, NetworkSettings, Peer, PublishedPort
 from worker.network.node import NodeNetwork
+from worker.network.ports import PortHolder
 
 OPEN_WAIT_S = 60.0
 
@@ -32,51 +33,38 @@ class DataPlane:
         self._network: NodeNetwork | None = None
         self._opened = asyncio.Event()
         self._record: NetworkRecord | None = None
-        self._busy = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._publishing = asyncio.Lock()
+        self._served: frozenset[tuple[str, int]] = frozenset()
+        self._why_closed = ""
 
     @property
     def is_open(self) -> bool:
         """Whether tasks can be attached."""
         return self._network is not None
 
-    async def open(self, record: NetworkRecord) -> None:
-        """Open the data plane at the node's place; again only when the place is another."""
-        async with self._busy:
-            known = self._record
-            if known is not None and (known.index, known.subnet) == (record.index, record.subnet):
-                return
-            if self._network is not None:
-                await self._network.close(remove=True)
-                self._network = None
-            settings = NetworkSettings(
-                index=record.index,
-                subnet=record.subnet,
-                underlay_address=self._underlay_address,
-                run_dir=str(self._run_dir),
-                data_path_port=record.data_path_port,
-            )
-            self._network = await NodeNetwork.open(settings)
-            self._record = record
+    async def open(self, record: NetworkRecord, known: Mapping[str, str]) -> dict[str, str]:
+        """Open the data plane at the node's place; again only when the place is another.
+
+        known: address by task id of the tasks that were there before. Result: reason by task id
+        of those whose link is gone. Raises: SwarmError; call again then.
+        """
+        async with self._changing:
+            if self._record is not None and _place(self._record) == _place(record):
+                return {}
+            await self._close(remove=True)
+            try:
+                network, lost = await self._opened_at(record, known)
+            except (SwarmError, OSError) as error:
+                self._why_closed = str(error)
+                raise
+            self._network, self._record, self._why_closed = network, record, ""
             self._opened.set()
+            return lost
 
     async def attach(self, task_id: str) -> Attachment:
         """Give a task a namespace and an address."""
         return await (await self._await_open()).attach(task_id)
-
-    async def adopt(self, task_id: str, address: str) -> None:
-        """Keep the namespace and address of a task that was running before this process."""
-        if self._network is None:
-            return
-        try:
-            await self._network.adopt(task_id, address)
-        except NotFound:
-            _log.warning("task.network_lost", task_id=task_id, address=address)
-
-    async def sweep(self) -> None:
-        """After all adoptions: drop what no task owns."""
-        if self._network is not None:
-            for task_id in await self._network.sweep():
-                _log.info("task.network_swept", task_id=task_id)
 
     async def detach(self, task_id: str) -> None:
         """Take a task's namespace and address away. Idempotent."""
@@ -87,10 +75,26 @@ class DataPlane:
         self, peers: Iterable[Peer], ports: Iterable[PublishedPort]
     ) -> Mapping[tuple[str, int], str]:
         """Bring the kernel in step. Result: ports that cannot be served here, with the reason."""
-        network = await self._await_open()
-        await network.set_peers(tuple(peers))
-        report = await network.set_ports(tuple(ports))
-        return report.errors
+        network, ports = await self._await_open(), tuple(ports)
+        async with self._publishing:
+            await network.set_peers(tuple(peers))
+            errors = (await network.set_ports(ports)).errors
+            self._served = frozenset(
+                (port.protocol, port.published_port) for port in ports
+            ) - frozenset(errors)
+        return errors
+
+    async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
+        """Why one of these (protocol, port) pairs cannot be published here; "" when all can.
+
+        A port that this data plane itself holds, for an earlier task, is not taken.
+        """
+        async with self._publishing:
+            for key in ports:
+                taken = "" if key in self._served else await asyncio.to_thread(_find_taken, *key)
+                if taken:
+                    return taken
+        return ""
 
     async def link_bytes(self, task_id: str) -> tuple[int, int] | None:
         """Bytes received and sent by a task; None when it has no link."""
@@ -98,18 +102,41 @@ class DataPlane:
             return None
         try:
             stats = await self._network.stats(task_id)
-        except SwarmError:
+        except (SwarmError, OSError):
             return None
         return stats.rx_bytes, stats.tx_bytes
 
     async def close(self, *, remove: bool) -> None:
         """Let go of the kernel's state, or remove it (the node leaves its cluster)."""
-        async with self._busy:
-            if self._network is not None:
-                await self._network.close(remove=remove)
-                self._network = None
-                self._record = None
-                self._opened.clear()
+        async with self._changing:
+            await self._close(remove=remove)
+
+    async def _close(self, *, remove: bool) -> None:
+        network, self._network, self._record = self._network, None, None
+        self._opened.clear()
+        self._served = frozenset()
+        if network is not None:
+            await network.close(remove=remove)
+
+    async def _opened_at(
+        self, record: NetworkRecord, known: Mapping[str, str]
+    ) -> tuple[NodeNetwork, dict[str, str]]:
+        settings = NetworkSettings(
+            index=record.index,
+            subnet=record.subnet,
+            underlay_address=self._underlay_address,
+            run_dir=str(self._run_dir),
+            data_path_port=record.data_path_port,
+        )
+        network = await NodeNetwork.open(settings)
+        try:
+            lost = await _adopt_all(network, known)
+            for task_id in await network.sweep():
+                _log.info("task.network_swept", task_id=task_id)
+        except BaseException:
+            await network.close()
+            raise
+        return network, lost
 
     async def _await_open(self) -> NodeNetwork:
         while self._network is None:
@@ -117,7 +144,33 @@ class DataPlane:
                 async with asyncio.timeout(OPEN_WAIT_S):
                     await self._opened.wait()
             except TimeoutError:
+                if self._why_closed:
+                    raise FailedPrecondition(
+                        f"the node's network cannot be opened: {self._why_closed}"
+                    ) from None
                 raise NotFound(
                     "the node has no place in the ingress network yet: see the manager's log"
                 ) from None
         return self._network
+
+
+def _place(record: NetworkRecord) -> tuple[int, str, int]:
+    return record.index, record.subnet, record.data_path_port
+
+
+async def _adopt_all(network: NodeNetwork, known: Mapping[str, str]) -> dict[str, str]:
+    lost: dict[str, str] = {}
+    for task_id, address in known.items():
+        try:
+            await network.adopt(task_id, address)
+        except (SwarmError, OSError) as error:
+            lost[task_id] = f"the task's network is lost: {error}"
+    return lost
+
+
+def _find_taken(protocol: str, port: int) -> str:
+    holder = PortHolder()
+    try:
+        return holder.hold(protocol, port)
+    finally:
+        holder.close()

@@ -16,6 +16,8 @@ from shoal.ids import is_id
 from shoal.model.objects import Task
 from shoal.wire.objects import object_from_bytes, object_to_bytes
 
+FORMAT_VERSION = 1
+
 _log = structlog.get_logger()
 
 
@@ -26,7 +28,7 @@ class NetworkRecord(msgspec.Struct, frozen=True):
     subnet: str
     data_path_port: int
     managers: tuple[str, ...]
-    version: int = 1
+    version: int = FORMAT_VERSION
 
 
 class Records:
@@ -46,18 +48,22 @@ class Records:
         (self._tasks / f"{task_id}.task").unlink(missing_ok=True)
 
     def tasks(self) -> list[Task]:
-        """Every remembered task; damaged files are left out, and said so."""
+        """Every remembered task. Damaged files are removed, and said so: nobody can use them."""
         found: list[Task] = []
+        for path in self._tasks.glob("*.tmp"):
+            self._discard(path, "its writing was cut short")
         for path in sorted(self._tasks.glob("*.task")):
             if not is_id(path.stem):
                 continue
             try:
                 task = object_from_bytes(path.read_bytes())
-            except SwarmError as error:
-                _log.warning("task.record_damaged", path=str(path), reason=error.message)
+            except (SwarmError, OSError) as error:
+                self._discard(path, str(error))
                 continue
-            if isinstance(task, Task):
+            if isinstance(task, Task) and task.id == path.stem:
                 found.append(task)
+            else:
+                self._discard(path, "it holds something else")
         return found
 
     def save_network(self, record: NetworkRecord) -> None:
@@ -67,9 +73,16 @@ class Records:
     def network(self) -> NetworkRecord | None:
         """The remembered place; None when there is none that can be read."""
         try:
-            return msgspec.json.decode(self._network.read_bytes(), type=NetworkRecord)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            record = msgspec.json.decode(self._network.read_bytes(), type=NetworkRecord)
+        except FileNotFoundError:
             return None
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.warning("network.record_damaged", path=str(self._network), reason=str(error))
+            return None
+        if record.version > FORMAT_VERSION:
+            _log.warning("network.record_newer", path=str(self._network), version=record.version)
+            return None
+        return record
 
     def clear(self) -> None:
         """Forget everything: the node leaves its cluster."""
@@ -77,8 +90,19 @@ class Records:
             path.unlink(missing_ok=True)
         self._network.unlink(missing_ok=True)
 
+    def _discard(self, path: Path, reason: str) -> None:
+        _log.warning("task.record_damaged", path=str(path), reason=reason)
+        try:
+            path.unlink()
+        except OSError as error:
+            _log.warning("task.record_not_removed", path=str(path), reason=str(error))
+
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.rename(path)
+    except OSError:  # a full disk: leave no half of it behind
+        temporary.unlink(missing_ok=True)
+        raise

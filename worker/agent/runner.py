@@ -2,27 +2,36 @@
 
 The runner owns the task's container and network. A step that fails before the start rejects the
 task, after it fails it; what may pass (a process of the runtime being restarted) is tried again.
-When the manager wants the task gone, whatever is under way is given up and undone.
+When the manager wants the task gone, whatever is under way is given up and undone. A task that
+has ended has no running container: the runner does not finish before that is so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import structlog
 
 from shoal.aio.signal import Signal
 from shoal.clock import Clock
-from shoal.errors import NotFound, SwarmError, Unavailable
+from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.model.defaults import stop_grace_period_ns
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import ContainerStatus as TaskContainer
-from shoal.model.types import TaskStatus
-from worker.agent.core import Step, exit_state, failure_state, next_step
+from shoal.model.types import PortStatus, TaskStatus
+from worker.agent.core import (
+    Step,
+    exit_state,
+    failure_state,
+    host_ports,
+    is_newer,
+    next_step,
+)
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
 
@@ -33,7 +42,7 @@ _log = structlog.get_logger()
 
 
 class Networks(Protocol):
-    """What a runner needs of the data plane."""
+    """What the tasks need of the data plane."""
 
     async def attach(self, task_id: str) -> Attachment:
         """Give the task a namespace and an address; waits until the data plane is there."""
@@ -41,6 +50,10 @@ class Networks(Protocol):
 
     async def detach(self, task_id: str) -> None:
         """Take them away. Idempotent."""
+        ...
+
+    async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
+        """Why one of these (protocol, port) pairs cannot be published here; "" when all can."""
         ...
 
 
@@ -72,7 +85,7 @@ class Surroundings(Protocol):
         ...
 
     def changed(self, task: Task) -> None:
-        """The task has a new status: keep and report it."""
+        """The task has a new status: keep and report it. Never raises."""
         ...
 
 
@@ -84,16 +97,28 @@ class TaskRunner:
         self._node = node
         self._signal = Signal()
         self._container: ContainerStatus | None = None
+        self._removed = False
+        self._doom = ""
 
-    def want(self, task: Task) -> None:
-        """The manager has sent the task again, with another wish."""
-        if task.desired_state != self.task.desired_state:
-            self.task = self.task.replaced(desired_state=task.desired_state)
-            self._signal.set()
+    def want(self, task: Task) -> bool:
+        """The manager has sent the task again; True if it wants more than before."""
+        if task.desired_state <= self.task.desired_state:
+            return False
+        self.task = self.task.with_desired_state(task.desired_state)
+        self._signal.set()
+        return True
 
     def observe(self, status: ContainerStatus) -> None:
         """The runtime says something about the task's container."""
-        self._container = status
+        if status.removed:
+            self._removed = True
+        elif is_newer(status, self._container):
+            self._container = status
+        self._signal.set()
+
+    def doom(self, reason: str) -> None:
+        """The task cannot go on here: it is stopped and fails with the reason."""
+        self._doom = reason
         self._signal.set()
 
     async def run(self) -> None:
@@ -105,41 +130,56 @@ class TaskRunner:
             await self._advance(step)
         await self._release()
 
+    async def dispose(self, grace_max_s: float | None = None) -> None:
+        """The task is no longer this node's: stop its container and remove every trace of it.
+
+        grace_max_s: the container gets no more than this time to end; None: what it asks for.
+        Raises: SwarmError, OSError; call again then.
+        """
+        grace_s = stop_grace_period_ns(self.task.container) / 1e9
+        await self._halt(grace_s if grace_max_s is None else min(grace_s, grace_max_s))
+        await self._remove_container()
+        await self._node.networks.detach(self.task.id)
+
     async def _advance(self, step: Step) -> None:
         try:
-            match step:
-                case Step.ACCEPT:
-                    self._enter(TaskState.ACCEPTED, "accepted")
-                case Step.PREPARE:
-                    await self._interruptible(self._prepare)
-                case Step.START:
-                    await self._start()
-                case Step.WATCH:
-                    await self._watch()
-                case Step.STOP:
-                    await self._stop()
-                case Step.IDLE | Step.DONE:
-                    await self._signal.wait()
-        except Unavailable as error:
+            await self._take(step)
+        except SwarmError as error:
+            if not error.retryable:
+                self._fail(error.message)
+                return
             self._note(error.message)
             await self._signal.wait(RETRY_PAUSE_S)
-        except SwarmError as error:
-            self._fail(error.message)
         except OSError as error:
             self._fail(f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001 - one task must never take the worker down
             _log.error("task.broken", task_id=self.task.id, exc_info=error)
             self._fail(f"internal error: {type(error).__name__}: {error}")
 
+    async def _take(self, step: Step) -> None:
+        if self._doom and step is not Step.STOP:
+            await self._give_up()
+            return
+        match step:
+            case Step.ACCEPT:
+                self._enter(TaskState.ACCEPTED, "accepted")
+            case Step.PREPARE:
+                await self._interruptible(self._prepare)
+            case Step.START:
+                await self._start()
+            case Step.WATCH:
+                await self._watch()
+            case Step.STOP:
+                await self._stop()
+            case Step.IDLE | Step.DONE:
+                await self._signal.wait()
+
     async def _interruptible(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step that may take long; give it up when the manager wants the task gone."""
         work = asyncio.ensure_future(step())
         try:
             while not work.done() and self.task.desired_state <= TaskState.COMPLETE:
-                wake = asyncio.ensure_future(self._signal.wait())
-                await asyncio.wait({work, wake}, return_when=asyncio.FIRST_COMPLETED)
-                wake.cancel()
-                await asyncio.gather(wake, return_exceptions=True)
+                await _first_of(work, self._signal)
         finally:
             if not work.done():
                 work.cancel()
@@ -152,36 +192,93 @@ class TaskRunner:
         async with self._node.starts:
             attachment = await self._node.networks.attach(self.task.id)
             config = await self._node.container_config(self.task, attachment)
-            self._container = None
             await self._remove_container()  # of an attempt that was cut short
-            await self._node.runtime.create(config)
+            self._container, self._removed = None, False
+            self.observe(await self._node.runtime.create(config))
         status = self.task.status.replaced(address=attachment.address)
         self.task = self.task.with_status(status)
         self._enter(TaskState.READY, "prepared")
 
     async def _start(self) -> None:
-        self._enter(TaskState.STARTING, "starting")
-        status = await self._node.runtime.start(self.task.id)
-        self._container = status
-        if status.state == "exited":
-            self._end(status)
-            return
-        self._enter(TaskState.RUNNING, "started", container=status)
+        runtime = self._node.runtime
+        if self.task.status.state is TaskState.READY:
+            await self._check_ports()
+            self._enter(TaskState.STARTING, "starting")
+        else:  # an attempt was cut short: it may have succeeded
+            self.observe(await runtime.status(self.task.id))
+            if self._settle():
+                return
+        try:
+            self.observe(await runtime.start(self.task.id))
+        except SwarmError as error:
+            if error.retryable:
+                raise
+            self.observe(await runtime.status(self.task.id))
+            if not self._settle():
+                raise
+        else:
+            self._settle()
+
+    async def _check_ports(self) -> None:
+        ports = [(p.protocol.name.lower(), p.published_port) for p in host_ports(self.task)]
+        taken = await self._node.networks.find_taken(ports) if ports else ""
+        if taken:
+            raise FailedPrecondition(taken)
+
+    def _settle(self) -> bool:
+        """Take the state that the started container has; False when it was not started."""
+        seen = self._container
+        if seen is None or seen.state == "created":
+            return False
+        if seen.state == "exited":
+            self._end(seen)
+        else:
+            self._enter(TaskState.RUNNING, "started", container=seen)
+        return True
 
     async def _watch(self) -> None:
         seen = self._container
         if seen is not None and seen.state == "exited":
             self._end(seen)
             return
+        if self._removed:
+            self._removed = False
+            try:
+                self.observe(await self._node.runtime.status(self.task.id))
+            except NotFound:
+                self._fail("the container was removed by somebody else")
+            return
         await self._signal.wait()
 
     async def _stop(self) -> None:
-        grace_s = stop_grace_period_ns(self.task.container) / 1e9
-        try:
-            status: ContainerStatus | None = await self._node.runtime.stop(self.task.id, grace_s)
-        except NotFound:
-            status = None  # it was never made
+        status = await self._halt(stop_grace_period_ns(self.task.container) / 1e9)
         self._enter(TaskState.SHUTDOWN, "shutdown", container=status)
+
+    async def _give_up(self) -> None:
+        status = await self._halt(stop_grace_period_ns(self.task.container) / 1e9)
+        self._fail(self._doom, container=status)
+
+    async def _halt(self, grace_s: float) -> ContainerStatus | None:
+        """Stop the container, by force if its stop signal cannot be sent; None: there is none."""
+        try:
+            return await self._node.runtime.stop(self.task.id, grace_s)
+        except NotFound:
+            return None  # it was never made
+        except SwarmError as error:
+            if error.retryable:
+                raise
+            _log.warning("task.stop_refused", task_id=self.task.id, reason=error.message)
+        return await self._kill()
+
+    async def _kill(self) -> ContainerStatus | None:
+        runtime = self._node.runtime
+        try:
+            await runtime.kill(self.task.id, signal.SIGKILL)
+            return await runtime.wait(self.task.id)
+        except NotFound:
+            return None
+        except FailedPrecondition:  # it does not run any more
+            return await runtime.status(self.task.id)
 
     def _end(self, status: ContainerStatus) -> None:
         """The container ended by itself."""
@@ -194,10 +291,10 @@ class TaskRunner:
                 error = f"task: out of memory (exit {status.exit_code})"
         self._enter(state, message, error=error, container=status)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, *, container: ContainerStatus | None = None) -> None:
         state = failure_state(self.task.status.state)
         _log.warning("task.failed", task_id=self.task.id, state=state.name, reason=reason)
-        self._enter(state, "failed", error=reason)
+        self._enter(state, "failed", error=reason, container=container)
 
     def _note(self, reason: str) -> None:
         """Show why the task does not get further, once."""
@@ -216,12 +313,14 @@ class TaskRunner:
     ) -> None:
         if state is self.task.status.state and self.task.status.message == message:
             return
+        ports = host_ports(self.task) if state is TaskState.RUNNING else ()
         status = TaskStatus(
             state=state,
             timestamp_ns=self._node.clock.now_ns(),
             message=message,
             error=error[:ERROR_LENGTH_MAX],
-            container=self.task.status.container if container is None else _reported(container),
+            container=self.task.status.container if container is None else reported(container),
+            port_status=PortStatus(ports=ports),
             address=self.task.status.address,
         )
         self.task = self.task.with_status(status)
@@ -229,37 +328,50 @@ class TaskRunner:
 
     async def _release(self) -> None:
         """Free what an ended task no longer needs; its container's files hold the logs."""
+        while not await self._is_released():
+            await self._signal.wait(RETRY_PAUSE_S)
         try:
-            status = await self._node.runtime.status(self.task.id)
-            if status.state == "running":
-                await self._node.runtime.stop(self.task.id, 0)
+            await self._node.networks.detach(self.task.id)
+        except (SwarmError, OSError) as error:  # tried again when the task is disposed of
+            _log.warning("task.detach_failed", task_id=self.task.id, reason=str(error))
+
+    async def _is_released(self) -> bool:
+        try:
+            if (await self._node.runtime.status(self.task.id)).state == "running":
+                await self._kill()
         except NotFound:
-            pass
+            return True
         except SwarmError as error:
             _log.warning("task.release_failed", task_id=self.task.id, reason=error.message)
-        await self._detach()
-
-    async def dispose(self) -> None:
-        """The task is no longer this node's: remove every trace of it."""
-        await self._remove_container()
-        await self._detach()
+            return not error.retryable
+        return True
 
     async def _remove_container(self) -> None:
         with contextlib.suppress(NotFound):
             await self._node.runtime.remove(self.task.id, force=True)
 
-    async def _detach(self) -> None:
-        try:
-            await self._node.networks.detach(self.task.id)
-        except SwarmError as error:
-            _log.warning("task.detach_failed", task_id=self.task.id, reason=error.message)
 
-
-def _reported(status: ContainerStatus) -> TaskContainer:
+def reported(status: ContainerStatus) -> TaskContainer:
+    """What the managers are told of a container."""
     return TaskContainer(
         container_id=status.id,
         pid=status.pid,
         exit_code=status.exit_code,
         oom_killed=status.oom_killed,
+        started_at_ns=status.started_at_ns,
         finished_at_ns=status.finished_at_ns,
     )
+
+
+async def _first_of(work: asyncio.Future[None], news: Signal) -> None:
+    """Wait until the work is done or the signal is set."""
+
+    async def listen() -> None:
+        await news.wait()
+
+    wake = asyncio.ensure_future(listen())
+    try:
+        await asyncio.wait({work, wake}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wake.cancel()
+        await asyncio.gather(wake, return_exceptions=True)

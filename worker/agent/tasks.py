@@ -2,13 +2,15 @@
 
 After a restart the runners are made anew from the agent's records and what the runtime says: a
 running container is adopted under the same id, one that ended meanwhile is reported with its exit
-code, one that is gone is reported as lost. Nothing is started or stopped for that.
+code, one that is gone is reported as lost. Nothing is started or stopped for that. A task is
+reported whether or not its record could be written: a full disk must not hide what happens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Protocol
 
 import structlog
 
@@ -17,20 +19,37 @@ from shoal.errors import SwarmError
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import TaskStatus
-from worker.agent.container import container_config
-from worker.agent.dataplane import DataPlane
+from worker.agent.container import TASK_ID_LABEL, container_config
+from worker.agent.core import failure_state
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
-from worker.agent.runner import TaskRunner
+from worker.agent.runner import Networks, TaskRunner, reported
 from worker.agent.templates import NodeFacts
-from worker.images.store import ImageStore
+from worker.images.model import Image
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
 
 STARTS_MAX = 8
 """Containers prepared at once."""
+REMOVALS_MAX = 8
+"""Containers of nobody removed at once."""
+DISPOSAL_PAUSE_S = 1.0
+LEAVE_GRACE_MAX_S = 10.0
+"""Time a container gets to end when the node leaves its cluster."""
 
 _log = structlog.get_logger()
+
+
+class Images(Protocol):
+    """What the tasks need of the image store."""
+
+    def resolve(self, ref: str) -> Image:
+        """The image of a reference. Raises NotFound."""
+        ...
+
+    def layers(self, image: Image) -> tuple[str, ...]:
+        """Directories of its layers, topmost first."""
+        ...
 
 
 class NodeTasks:
@@ -40,8 +59,8 @@ class NodeTasks:
         self,
         *,
         runtime: Runtime,
-        images: ImageStore,
-        networks: DataPlane,
+        images: Images,
+        networks: Networks,
         records: Records,
         reporter: Reporter,
         facts: NodeFacts,
@@ -57,22 +76,28 @@ class NodeTasks:
         self._facts = facts
         self._runners: dict[str, TaskRunner] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._disposals: set[asyncio.Task[None]] = set()
+        self._disposals: dict[str, asyncio.Task[None]] = {}
 
     async def restore(self) -> None:
-        """Make runners for what was there before this process; call once, first."""
+        """Make runners for what was there before this process; once is enough, twice is harmless.
+
+        Cost: O(tasks), a file read each; containers of nobody are removed a few at a time.
+        """
         containers = {status.id: status for status in await self.runtime.list()}
-        for task in self._records.tasks():
-            adopted = adopt(task, containers.pop(task.id, None), self.clock.now_ns())
-            if adopted.status.state <= TaskState.RUNNING and adopted.status.address:
-                await self.networks.adopt(task.id, adopted.status.address)
+        for task in await asyncio.to_thread(self._records.tasks):
+            container = containers.pop(task.id, None)
+            if task.id in self._runners or task.id in self._disposals:
+                continue
+            adopted = adopt(task, container, self.clock.now_ns())
             if adopted.status != task.status:
-                self._records.save_task(adopted)
-            self._add(adopted)
-        for container_id, status in containers.items():
-            _log.info("container.unknown", container_id=container_id, state=status.state)
-            await self._remove_unknown(container_id)
-        await self.networks.sweep()
+                self._save(adopted)
+            self._add(adopted, container)
+        gate = asyncio.Semaphore(REMOVALS_MAX)
+        ours = self._runners.keys() | self._disposals.keys()
+        async with asyncio.TaskGroup() as group:
+            for status in containers.values():
+                if TASK_ID_LABEL in status.labels and status.id not in ours:
+                    group.create_task(self._remove_unknown(status, gate))
 
     def tasks(self) -> list[Task]:
         """Every task of the node."""
@@ -83,31 +108,64 @@ class NodeTasks:
         runner = self._runners.get(task_id)
         return None if runner is None else runner.task
 
+    def addresses(self) -> dict[str, str]:
+        """The address of every task that holds one, by task id."""
+        return {
+            task.id: task.status.address
+            for task in self.tasks()
+            if TaskState.READY <= task.status.state <= TaskState.RUNNING and task.status.address
+        }
+
+    def images_needed(self) -> set[str]:
+        """Ids of the images that containers about to be made need; others say it in their labels.
+
+        An ended task needs its image as little as one that has a container.
+        """
+        found: set[str] = set()
+        for task in self.tasks():
+            if task.status.state < TaskState.READY:
+                try:
+                    found.add(self._images.resolve(task.container.image).id)
+                except SwarmError:
+                    continue
+        return found
+
     def assign(self, task: Task) -> None:
         """The managers assign a task, or want something else of one."""
         runner = self._runners.get(task.id)
         if runner is not None:
-            runner.want(task)
-            self._records.save_task(runner.task)
+            if runner.want(task):
+                self._save(runner.task)
             return
         if task.status.state > TaskState.RUNNING:
             return  # history from before this node forgot it: nothing here belongs to it
-        self._records.save_task(task)
-        self._add(task)
+        known = adopt(task, None, self.clock.now_ns())
+        self._save(known)
+        self._add(known, None)
+        if known.status != task.status:
+            self.changed(known)
 
-    def unassign(self, task_id: str) -> None:
+    def unassign(self, task_id: str, *, grace_max_s: float | None = None) -> None:
         """The task is no longer this node's: stop it and remove every trace."""
         runner = self._runners.pop(task_id, None)
         if runner is None:
             return
-        work = asyncio.create_task(self._dispose(runner), name=f"dispose {task_id}")
-        self._disposals.add(work)
-        work.add_done_callback(self._disposals.discard)
+        work = asyncio.create_task(self._dispose(runner, grace_max_s), name=f"dispose {task_id}")
+        self._disposals[task_id] = work
+        work.add_done_callback(lambda done: _forget(self._disposals, task_id, done))
 
     def keep_only(self, task_ids: set[str]) -> None:
         """The managers' complete list: everything else goes."""
         for task_id in self._runners.keys() - task_ids:
             self.unassign(task_id)
+
+    def lose_networks(self, reasons: Mapping[str, str]) -> None:
+        """The links of these tasks are gone: such a task must be replaced."""
+        for task_id, reason in reasons.items():
+            runner = self._runners.get(task_id)
+            if runner is not None:
+                _log.warning("task.network_lost", task_id=task_id, reason=reason)
+                runner.doom(reason)
 
     def report_all(self) -> None:
         """Tell the managers everything again: a new session begins."""
@@ -119,92 +177,121 @@ class NodeTasks:
         """Pass the runtime's events to the runners, for ever."""
         async for status in self.runtime.events():
             runner = self._runners.get(status.id)
-            if runner is not None and not status.removed:
+            if runner is not None:
                 runner.observe(status)
 
     async def stop(self) -> None:
         """Stop the runners and leave the containers running."""
-        for work in self._running.values():
+        works = [*self._running.values(), *self._disposals.values()]
+        for work in works:
             work.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
-        await asyncio.gather(*self._disposals, return_exceptions=True)
+        await asyncio.gather(*works, return_exceptions=True)
 
     async def remove_all(self) -> None:
         """Stop and remove every task: the node leaves its cluster."""
         for task_id in list(self._runners):
-            self.unassign(task_id)
-        await asyncio.gather(*self._disposals, return_exceptions=True)
+            self.unassign(task_id, grace_max_s=LEAVE_GRACE_MAX_S)
+        await asyncio.gather(*self._disposals.values(), return_exceptions=True)
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
         """The container's configuration. Raises NotFound when the image is not on this node."""
         image = self._images.resolve(task.container.image)
         layers = self._images.layers(image)
-        config = self._images.image_config(image)
-        return container_config(task, config, layers, attachment, self._facts)
+        return container_config(task, image, layers, attachment, self._facts)
 
     def changed(self, task: Task) -> None:
-        """Keep and report a task's new status."""
+        """Keep and report a task's new status. Never raises."""
         if task.id in self._runners:
-            self._records.save_task(task)
+            self._save(task)
             self._reporter.report(task.id, task.status)
             _log.info("task.state_changed", task_id=task.id, state=task.status.state.name)
 
-    def _add(self, task: Task) -> None:
+    def _save(self, task: Task) -> None:
+        try:
+            self._records.save_task(task)
+        except OSError as error:
+            _log.error("task.not_recorded", task_id=task.id, reason=str(error))
+
+    def _add(self, task: Task, container: ContainerStatus | None) -> None:
         runner = TaskRunner(task, self)
+        if container is not None:
+            runner.observe(container)
         self._runners[task.id] = runner
-        work = asyncio.create_task(runner.run(), name=f"task {task.id}")
+        earlier = self._disposals.get(task.id)
+        work = asyncio.create_task(self._run(runner, earlier), name=f"task {task.id}")
         self._running[task.id] = work
-        work.add_done_callback(self._forget_run(task.id))
+        work.add_done_callback(lambda done: _forget(self._running, task.id, done))
 
-    def _forget_run(self, task_id: str) -> Callable[[asyncio.Task[None]], None]:
-        def forget(work: asyncio.Task[None]) -> None:
-            if self._running.get(task_id) is work:
-                del self._running[task_id]
+    async def _run(self, runner: TaskRunner, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:  # the same task was taken away a moment ago: let that end first
+            await asyncio.wait({earlier})
+            self._save(runner.task)
+        try:
+            await runner.run()
+        except Exception as error:  # noqa: BLE001 - the task stays as it was last reported
+            _log.error("task.runner_ended", task_id=runner.task.id, exc_info=error)
 
-        return forget
-
-    async def _dispose(self, runner: TaskRunner) -> None:
-        work = self._running.get(runner.task.id)
+    async def _dispose(self, runner: TaskRunner, grace_max_s: float | None) -> None:
+        task_id = runner.task.id
+        work = self._running.get(task_id)
         if work is not None:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-        try:
-            await runner.dispose()
-        except SwarmError as error:
-            _log.error("task.dispose_failed", task_id=runner.task.id, reason=error.message)
-        self._records.forget_task(runner.task.id)
-        self._reporter.forget(runner.task.id)
+        while True:
+            try:
+                await runner.dispose(grace_max_s)
+                break
+            except (SwarmError, OSError) as error:
+                _log.error("task.dispose_failed", task_id=task_id, reason=str(error))
+                if not getattr(error, "retryable", False):
+                    break  # the next start of the worker removes what is left
+            await asyncio.sleep(DISPOSAL_PAUSE_S)
+        self._records.forget_task(task_id)
+        if task_id not in self._runners:
+            self._reporter.forget(task_id)
 
-    async def _remove_unknown(self, container_id: str) -> None:
-        try:
-            await self.runtime.remove(container_id, force=True)
-        except SwarmError as error:
-            _log.warning("container.not_removed", container_id=container_id, reason=error.message)
+    async def _remove_unknown(self, status: ContainerStatus, gate: asyncio.Semaphore) -> None:
+        async with gate:
+            _log.info("container.unknown", container_id=status.id, state=status.state)
+            try:
+                await self.runtime.remove(status.id, force=True)
+            except SwarmError as error:
+                _log.warning("container.not_removed", container_id=status.id, reason=error.message)
 
 
 def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
-    """What a remembered task is after a restart, given its container.
+    """What a task is for a process that has not seen it before, given its container.
 
     A running container makes it RUNNING, an ended one is left to the runner, which reports the
-    exit; without a container a task that had one is FAILED, any other begins again.
+    exit; without a container a task that had one has failed, any other begins again.
     """
     state = task.status.state
     if state > TaskState.RUNNING:
         return task
-    if container is None:
+    if container is None or (container.state == "created" and state is TaskState.RUNNING):
         if state <= TaskState.PREPARING:
             return task
         lost = TaskStatus(
-            state=TaskState.FAILED,
+            state=failure_state(state),
             timestamp_ns=now_ns,
             message="failed",
             error="the container is gone: the node was restarted",
+            container=task.status.container,
             address=task.status.address,
         )
         return task.with_status(lost)
-    if container.state == "created" or state >= TaskState.RUNNING:
+    if container.state != "running" or state is TaskState.RUNNING:
         return task
     status = task.status.replaced(
-        state=TaskState.RUNNING, timestamp_ns=now_ns, message="started", error=""
+        state=TaskState.RUNNING,
+        timestamp_ns=now_ns,
+        message="started",
+        error="",
+        container=reported(container),
     )
     return task.with_status(status)
+
+
+def _forget(works: dict[str, asyncio.Task[None]], task_id: str, done: asyncio.Task[None]) -> None:
+    if works.get(task_id) is done:
+        del works[task_id]

@@ -31,6 +31,8 @@ def expand(text: str, task: Task, node: NodeFacts) -> str:
     """The text with every placeholder replaced. Raises InvalidArgument for an unknown one."""
     if "{{" not in text:
         return text
+    if "{{" in _PLACEHOLDER.sub("", text):
+        raise InvalidArgument(f"template: {text!r} has a {{{{ without its }}}}")
     values = _values(task, node)
     labels = task.service_annotations.labels
     return _PLACEHOLDER.sub(lambda match: _value(match.group(1).strip(), values, labels), text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from worker.images.model import Image
 from worker.images.store import ImageStore
 
 CHANGES_MAX = 256
+_NS_MAX = 2**63 - 1
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,8 +25,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ImagesServer(ImagesServicer):
     """Serves `shoal.api.v1.Images`."""
 
-    def __init__(self, store: ImageStore, images_in_use: Callable[[], Collection[str]]) -> None:
-        """images_in_use: references of the images that the node's containers were made from."""
+    def __init__(
+        self, store: ImageStore, images_in_use: Callable[[], Awaitable[Collection[str]]]
+    ) -> None:
+        """images_in_use: ids of the images that the node's containers were made from."""
         self._store = store
         self._images_in_use = images_in_use
 
@@ -66,7 +69,7 @@ class ImagesServer(ImagesServicer):
         self, request: pb.RemoveImageRequest, context: Context
     ) -> pb.RemoveImageResponse:
         removal = await self._store.remove(
-            request.image, in_use=self._images_in_use(), force=request.force
+            request.image, in_use=await self._images_in_use(), force=request.force
         )
         return pb.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
 
@@ -108,8 +111,16 @@ def _message(image: Image) -> pb.Image:
 
 
 def _nanoseconds(text: str) -> int:
-    """Nanoseconds since 1970 of an RFC 3339 text; 0 when the image does not say."""
+    """Nanoseconds since 1970 of an RFC 3339 text; 0 when the image does not say.
+
+    Builders that keep no time write one before 1970 (Go's zero time), which counts as not said.
+    """
     try:
-        return int(datetime.fromisoformat(text).timestamp() * 1_000_000) * 1_000
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return 0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    age = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    microseconds = (age.days * 86_400 + age.seconds) * 1_000_000 + age.microseconds
+    return min(max(microseconds, 0) * 1_000, _NS_MAX)
