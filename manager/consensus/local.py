@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -43,6 +44,7 @@ from shoal.wire.objects import (
 ENTRY_BYTES_MAX = 1_572_864
 """1.5 MiB; a larger transaction is refused (Swarm's MaxTransactionBytes)."""
 QUEUE_MAX = 4096
+"""Proposals under way; further ones wait for a place."""
 GROUP_ENTRIES_MAX = 512
 GROUP_BYTES_MAX = 4 << 20
 APPLY_SLICE_S = 0.01
@@ -117,7 +119,9 @@ class LocalConsensus:
         self._last_index = recovery.wal.last_index
         mark = recovery.wal.mark
         self._snapshot_due = (0 if mark is None else mark.index) + snapshot_interval
-        self._queue: asyncio.Queue[_Proposal | None] = asyncio.Queue(QUEUE_MAX)
+        self._room = asyncio.Semaphore(QUEUE_MAX)
+        self._queue: deque[_Proposal] = deque()
+        self._wake = asyncio.Event()
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -136,11 +140,10 @@ class LocalConsensus:
         traceback: TracebackType | None,
     ) -> None:
         """Finish what is queued and close the log."""
-        self._refusal = self._refusal or "the manager is stopping: ask another one"
+        self._refusal = self._refusal or "the manager is stopping: try again later"
+        self._wake.set()
         try:
             if self._task is not None:
-                if not self._task.done():
-                    await self._queue.put(None)
                 await asyncio.gather(self._task, return_exceptions=True)
             if self._snapshot_task is not None:
                 await asyncio.gather(self._snapshot_task, return_exceptions=True)
@@ -154,22 +157,19 @@ class LocalConsensus:
             raise TransactionTooLarge(
                 f"transaction: {len(data)} bytes, at most {ENTRY_BYTES_MAX}: make it smaller"
             )
-        self._check_open()
-        done: asyncio.Future[Commit] = asyncio.get_running_loop().create_future()
         with TRANSACTION_LATENCY.time():
-            await self._queue.put(_Proposal(entry, data, done))
-            if self._task is None or self._task.done():
-                self._check_open()  # it may have waited for a place while the log failed
-            return await done
+            async with self._room:
+                if self._refusal is not None:
+                    raise Unavailable(self._refusal)
+                done: asyncio.Future[Commit] = asyncio.get_running_loop().create_future()
+                self._queue.append(_Proposal(entry, data, done))
+                self._wake.set()
+                return await done
 
     async def wait_failed(self) -> None:
         """Wait until the log can take no more, and raise why. Ends the process."""
         if self._task is not None:
             await asyncio.shield(self._task)
-
-    def _check_open(self) -> None:
-        if self._refusal is not None:
-            raise Unavailable(self._refusal)
 
     async def _run(self) -> None:
         group: list[_Proposal] = []
@@ -181,9 +181,12 @@ class LocalConsensus:
             self._refusal = f"the manager's log has failed ({error}): restart the manager"
             raise
         finally:
-            reason = Unavailable(self._refusal or "the manager is stopping: ask another one")
-            _refuse(group, reason)
-            self._refuse_queued(reason)
+            # Nobody is left waiting; who waits for a place finds the refusal when it gets one.
+            reason = Unavailable(
+                self._refusal or "the manager's log has ended: restart the manager"
+            )
+            _refuse((*group, *self._queue), reason)
+            self._queue.clear()
 
     async def _write(self, group: Sequence[_Proposal]) -> None:
         """Make a group durable and apply it; raises only what ends the process."""
@@ -205,19 +208,16 @@ class LocalConsensus:
 
     async def _gather(self) -> list[_Proposal]:
         """What waits, up to the limits of one write; empty when it is time to stop."""
-        first = await self._queue.get()
-        if first is None:
-            return []
-        group, size = [first], len(first.data)
-        while len(group) < GROUP_ENTRIES_MAX and size < GROUP_BYTES_MAX:
-            if self._queue.empty():
-                break
-            following = self._queue.get_nowait()
-            if following is None:
-                self._queue.put_nowait(None)
-                break
-            group.append(following)
-            size += len(following.data)
+        while not self._queue:
+            if self._refusal is not None:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        group: list[_Proposal] = []
+        size = 0
+        while self._queue and len(group) < GROUP_ENTRIES_MAX and size < GROUP_BYTES_MAX:
+            group.append(self._queue.popleft())
+            size += len(group[-1].data)
         return group
 
     async def _apply(self, group: Sequence[_Proposal], first_index: int) -> None:
@@ -233,12 +233,6 @@ class LocalConsensus:
             if loop.time() > slice_end_s:
                 await asyncio.sleep(0)
                 slice_end_s = loop.time() + APPLY_SLICE_S
-
-    def _refuse_queued(self, reason: SwarmError) -> None:
-        while not self._queue.empty():
-            proposal = self._queue.get_nowait()
-            if proposal is not None:
-                _refuse([proposal], reason)
 
     def _begin_snapshot(self) -> None:
         due = self._last_index >= self._snapshot_due

@@ -130,6 +130,12 @@ def _task(task: TaskSpec) -> None:
         raise InvalidArgument("limit: generic resources can only be reserved")
     _restart(task.restart)
     parse_constraints(task.placement.constraints)
+    for preference in task.placement.preferences:
+        if not preference.spread_descriptor.startswith(("node.labels.", "engine.labels.")):
+            raise InvalidArgument(
+                f"placement preference: {preference.spread_descriptor!r} must be spread over "
+                "node.labels.KEY or engine.labels.KEY"
+            )
     if task.networks:
         raise Unimplemented("networks: a service cannot join networks in this version")
     driver = task.log_driver
