@@ -117,7 +117,7 @@ class FakeNode:
         return self.status(number).state
 
     async def reach(self, state: TaskState, number: int = 1) -> TaskStatus:
-        await until(lambda: self.state(number) is state)
+        await until(lambda: self.tasks.task(task_id(number)) and self.state(number) is state)
         return self.status(number)
 
     def want(self, desired: TaskState, number: int = 1) -> None:

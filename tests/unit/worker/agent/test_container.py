@@ -1,0 +1,208 @@
+"""From task and image to the container's configuration: Docker's rules and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.enums import MountPropagation, MountRecursive, MountType
+from shoal.model.types import (
+    DnsConfig,
+    Driver,
+    FileReference,
+    HealthCheck,
+    Mount,
+    Privileges,
+    Ulimit,
+)
+from tests.support.fakes import an_image
+from tests.unit.worker.agent.support import FACTS, a_task, task_id
+from worker.agent.container import IMAGE_ID_LABEL, container_config
+from worker.images.model import ImageConfig
+from worker.network.api import Attachment
+from worker.runtime.bundle import environment_of
+
+LINK = Attachment("t", "/run/netns/t", "10.1.0.7", "10.1.0.1", "eth0")
+
+
+def config(image=None, *, attachment=None, log_driver=None, **spec):
+    task = a_task(**spec)
+    if log_driver is not None:
+        task = task.replaced(log_driver=log_driver)
+    image = an_image(image or ImageConfig(cmd=("serve",)), image_id="sha256:abc")
+    return container_config(task, image, ("/top", "/bottom"), attachment, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "args", "result"),
+    [
+        (None, ("serve",), (), (), ("serve",)),
+        (("/run",), ("serve",), (), (), ("/run", "serve")),
+        (("/run",), None, (), (), ("/run",)),
+        (("/run",), ("serve",), (), ("x",), ("/run", "x")),
+        (None, ("serve",), (), ("x", "y"), ("x", "y")),
+        (("/run",), ("serve",), ("/own",), (), ("/own",)),
+        (("/run",), ("serve",), ("/own", "-a"), ("x",), ("/own", "-a", "x")),
+        ((), (), ("/own",), (), ("/own",)),
+    ],
+)
+def test_entrypoint_and_command(entrypoint, cmd, command, args, result):
+    image = ImageConfig(entrypoint=entrypoint, cmd=cmd)
+    assert config(image, command=command, args=args).args == result
+
+
+def test_no_command_anywhere_is_refused():
+    with pytest.raises(InvalidArgument, match="no command specified"):
+        config(ImageConfig())
+
+
+def test_the_service_overrides_the_image():
+    image = ImageConfig(
+        cmd=("serve",), env=("PATH=/image", "A=1", "B=2"), user="app", working_dir="/srv",
+        stop_signal="SIGINT",
+    )  # fmt: skip
+    plain = config(image)
+    assert (plain.user, plain.cwd, plain.stop_signal) == ("app", "/srv", "SIGINT")
+    own = config(image, env=("A=9", "B"), user="root", dir="/", stop_signal="SIGQUIT")
+    assert (own.user, own.cwd, own.stop_signal) == ("root", "/", "SIGQUIT")
+    assert environment_of(own) == [
+        "PATH=/image", f"HOSTNAME={task_id()[:12]}", "A=9",
+    ]  # fmt: skip
+
+
+def test_defaults_where_neither_says_anything():
+    made = config()
+    assert (made.cwd, made.user, made.stop_signal, made.stop_grace_s) == ("/", "", "SIGTERM", 10.0)
+    assert made.hostname == task_id()[:12]
+    assert (made.log_max_size_bytes, made.log_max_files) == (10 << 20, 3)
+    assert made.layers == ("/top", "/bottom")
+
+
+def test_everything_else_is_passed_on():
+    made = config(
+        stop_grace_period_ns=1_500_000_000, groups=("wheel",), read_only=True,
+        dns=DnsConfig(nameservers=("1.1.1.1",), search=("lan",), options=("ndots:1",)),
+        ulimits=(Ulimit(name="nofile", soft=10, hard=20),), capability_add=("NET_ADMIN",),
+        capability_drop=("CHOWN",), sysctls={"net.b": "2", "net.a": "1"}, oom_score_adj=7,
+        privileges=Privileges(no_new_privileges=True),
+    )  # fmt: skip
+    assert made.stop_grace_s == 1.5
+    assert made.groups == ("wheel",)
+    assert made.read_only
+    assert made.no_new_privileges
+    assert (made.dns_servers, made.dns_search, made.dns_options) == (
+        ("1.1.1.1",), ("lan",), ("ndots:1",),
+    )  # fmt: skip
+    assert [(u.name, u.soft, u.hard) for u in made.ulimits] == [("nofile", 10, 20)]
+    assert (made.cap_add, made.cap_drop) == (("NET_ADMIN",), ("CHOWN",))
+    assert made.sysctls == (("net.a", "1"), ("net.b", "2"))
+    assert made.oom_score_adj == 7
+
+
+def test_env_hostname_and_mounts_are_templates():
+    made = config(
+        env=("WHO={{.Service.Name}}-{{.Task.Slot}}",),
+        hostname="{{.Node.Hostname}}-{{.Task.Slot}}",
+        mounts=(Mount(source="/srv/{{.Task.Slot}}", target="/data/{{.Service.Name}}"),),
+    )
+    assert "WHO=front-1" in made.env
+    assert made.hostname == "alpha-1"
+    assert (made.mounts[0].source, made.mounts[0].target) == ("/srv/1", "/data/front")
+
+
+def test_hosts_of_the_spec_come_first_then_the_task_itself():
+    made = config(hosts=("10.0.0.1 db db.lan", "10.0.0.2 cache"), attachment=LINK, hostname="me")
+    assert made.hosts == (
+        ("10.0.0.1", "db"), ("10.0.0.1", "db.lan"), ("10.0.0.2", "cache"), ("10.1.0.7", "me"),
+    )  # fmt: skip
+    assert made.netns_path == "/run/netns/t"
+
+
+def test_mounts():
+    made = config(
+        mounts=(
+            Mount(source="/a", target="/b", read_only=True, propagation=MountPropagation.RSLAVE),
+            Mount(source="/c", target="/d", recursive=MountRecursive.DISABLED),
+            Mount(type=MountType.TMPFS, target="/t", tmpfs_size_bytes=9, tmpfs_mode=0o700),
+            Mount(type=MountType.TMPFS, target="/u"),
+        )
+    ).mounts
+    assert (made[0].kind, made[0].read_only, made[0].propagation) == ("bind", True, "rslave")
+    assert (made[0].recursive, made[1].recursive) == (True, False)
+    assert (made[2].kind, made[2].tmpfs_size_bytes, made[2].tmpfs_mode) == ("tmpfs", 9, 0o700)
+    assert made[3].tmpfs_mode == 0o1777
+
+
+@pytest.mark.parametrize(
+    ("options", "size_bytes", "files"),
+    [
+        ({"max-size": "10m"}, 10 << 20, 3),
+        ({"max-size": "64K"}, 64 << 10, 3),
+        ({"max-size": "1.5GiB"}, 3 << 29, 3),
+        ({"max-size": "8192"}, 8192, 3),
+        ({"max-size": "8192b", "max-file": "5"}, 8192, 5),
+        ({"max-size": "2mb"}, 2 << 20, 3),
+        ({"max-file": "1"}, 10 << 20, 1),
+    ],
+)
+def test_log_options(options, size_bytes, files):
+    made = config(log_driver=Driver(name="json-file", options=options))
+    assert (made.log_max_size_bytes, made.log_max_files) == (size_bytes, files)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max-size": "10x"}, "max-size"),
+        ({"max-size": "-1"}, "max-size"),
+        ({"max-size": "0"}, "max-size"),
+        ({"max-size": "1k"}, "from 4k"),
+        ({"max-size": "9999999t"}, "max-size"),
+        ({"max-file": "0"}, "max-file"),
+        ({"max-file": "²"}, "max-file"),
+        ({"mode": "non-blocking"}, "'mode' is unknown"),
+    ],
+)
+def test_log_options_that_would_be_wrong_or_ignored_are_refused(options, named):
+    with pytest.raises(InvalidArgument, match=named):
+        config(log_driver=Driver(options=options))
+
+
+def test_another_log_driver_is_refused():
+    with pytest.raises(Unimplemented, match="syslog"):
+        config(log_driver=Driver(name="syslog"))
+
+
+@pytest.mark.parametrize(
+    ("named", "spec"),
+    [
+        ("tty", {"tty": True}),
+        ("open stdin", {"open_stdin": True}),
+        ("init", {"init": True}),
+        ("health check", {"health_check": HealthCheck(test=("CMD", "true"))}),
+        ("secret", {"secrets": (FileReference(id="s"),)}),
+        ("config", {"configs": (FileReference(id="c"),)}),
+        ("isolation", {"isolation": "hyperv"}),
+        ("seccomp", {"privileges": Privileges(seccomp_mode="unconfined")}),
+        ("apparmor", {"privileges": Privileges(apparmor_mode="disabled")}),
+        ("mount type volume", {"mounts": (Mount(type=MountType.VOLUME, target="/v"),)}),
+        ("bind-recursive", {"mounts": (Mount(target="/v", recursive=MountRecursive.READONLY),)}),
+        ("subpath", {"mounts": (Mount(target="/v", subpath="x"),)}),
+        ("tmpfs options", {"mounts": (Mount(target="/v", tmpfs_options="x"),)}),
+        ("creating the source", {"mounts": (Mount(target="/v", create_source=True),)}),
+    ],
+)
+def test_wishes_that_would_be_ignored_are_refused(named, spec):
+    with pytest.raises(Unimplemented, match=named):
+        config(**spec)
+
+
+def test_a_health_check_that_is_switched_off_is_none():
+    assert config(health_check=HealthCheck(test=("NONE",)))
+
+
+def test_labels_say_whose_container_it_is_and_cannot_be_forged():
+    made = config(labels={"mine": "1", IMAGE_ID_LABEL: "sha256:forged"})
+    assert made.labels["mine"] == "1"
+    assert made.labels[IMAGE_ID_LABEL] == "sha256:abc"
+    assert made.labels["com.docker.swarm.task.name"] == f"front.1.{task_id()}"
