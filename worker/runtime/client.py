@@ -8,6 +8,7 @@ connection; `create` and `start` are answered from the container's state then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal as signals
@@ -127,14 +128,18 @@ class NativeRuntime(Runtime):
                 "max_files": config.log_max_files,
             },
         }
-        try:
-            return _status(await self._request("create", request))
-        except Unavailable:
-            try:
-                return await self.status(config.id)
-            except NotFound:
-                pass
-            raise
+        return await self._create(config.id, request)
+
+    async def _create(self, container: str, request: dict[str, Any]) -> ContainerStatus:
+        async with _deadline(REQUEST_DEADLINE_S, "runtime: create: no answer in time"):
+            while True:
+                try:
+                    return _status(await self._request("create", request))
+                except Unavailable:
+                    # Made by the supervisor that died, or not: the next one knows.
+                    known = [s for s in await self.list() if s.id == container]
+                    if known and known[0].state == "created":
+                        return known[0]
 
     async def _seccomp(self, config: ContainerConfig) -> str:
         if not config.seccomp:
@@ -270,14 +275,18 @@ class NativeRuntime(Runtime):
     async def shutdown(self) -> None:
         await self.close()
         async with _deadline(REQUEST_DEADLINE_S, "keeper: it does not end"):
-            while pid := launch.recorded_pid(self.run_dir, "keeper"):
-                try:
-                    os.kill(pid, signals.SIGTERM)
-                except ProcessLookupError:
-                    break
+            while self._keeper_or_heir_lives():
+                pid = launch.recorded_pid(self.run_dir, "keeper")
+                if pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signals.SIGTERM)
                 await asyncio.sleep(_RECONNECT_S)
         mountinfo = await asyncio.to_thread(read_text, "/proc/self/mountinfo")
         await asyncio.to_thread(cgroups.remove_parent, self.cgroup_parent, mountinfo)
+
+    def _keeper_or_heir_lives(self) -> bool:
+        heir = launch.recorded_pid(self.run_dir, "supervisor")  # of a keeper that was killed
+        return heir > 0 or launch.keeper_is_alive(self.run_dir)
 
     async def close(self) -> None:
         """Let go of idle connections; the processes behind the runtime go on."""
