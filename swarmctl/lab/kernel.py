@@ -131,12 +131,16 @@ def make_uplink(lab: LabPlan, node: NodePlan) -> None:
     )
 
 
-def remove_uplink(netns: str, veth: str) -> None:
-    """Drop the cable first: it is gone at once, where the namespace's end takes its time."""
-    if veth and link_exists(veth):
+def remove_cable(veth: str) -> None:
+    """Unplug a node: from here on nothing it sends arrives, not even the end of a connection."""
+    if link_exists(veth):
         batch([f"link del {veth}"])
-    if netns in netns_names():
-        batch([f"netns del {netns}"])
+
+
+def remove_netns(name: str) -> None:
+    """Drop a network namespace; it ends with its last process."""
+    if name in netns_names():
+        batch([f"netns del {name}"])
 
 
 def remove_bridge(bridge: str) -> None:

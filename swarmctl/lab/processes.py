@@ -149,6 +149,7 @@ def send(process: Process, signal_number: signal.Signals) -> bool:
 def kill_all(find: Callable[[], Iterable[Process]], *, what: str, timeout_s: float = 10.0) -> int:
     """SIGKILL what `find` finds until it finds nothing. Returns how many were killed.
 
+    All are stopped before the first is killed: none may see another one's end and take its leave.
     Raises: DeadlineExceeded, naming those left (usually stuck in the kernel).
     """
     deadline_s = time.monotonic() + timeout_s
@@ -157,6 +158,8 @@ def kill_all(find: Callable[[], Iterable[Process]], *, what: str, timeout_s: flo
         left = [process for process in find() if process.pid != os.getpid()]
         if not left:
             return len(killed)
+        for process in left:
+            send(process, signal.SIGSTOP)
         for process in left:
             if send(process, signal.SIGKILL):
                 killed.add((process.pid, process.start_ticks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,27 @@ def test_kill_ends_the_daemons_only_and_start_finds_the_same_namespaces(plan, co
     eventually(lambda: reached(w1.address))
     with pytest.raises(FailedPrecondition, match="running already"):
         nodes.launch(plan, w1, command(plan, w1))
+
+
+def test_a_kill_gives_nobody_the_time_to_take_its_leave(root, lab_name):
+    # The child would write a farewell as soon as its parent is gone.
+    child = """
+import ctypes, pathlib, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1], "farewell").touch())
+pathlib.Path(sys.argv[1], "ready").touch()
+while True:
+    signal.pause()
+"""
+    plan = labs.reserve(root, lab_name, managers=1, workers=0).plan
+    m1 = plan.node("m1")
+    run = Path(nodes.paths_of(plan, m1).run)
+    parent = f"{sys.executable} -c '{child.replace(chr(39), chr(34))}' {run} & wait"
+    labs.raise_nodes(plan, lambda lab, node: ["/bin/sh", "-c", parent])
+    eventually((run / "ready").exists)
+
+    assert nodes.kill(plan, m1) == 2
+    assert not (run / "farewell").exists()
 
 
 def test_kill_with_helpers_leaves_containers(plan):
