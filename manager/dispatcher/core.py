@@ -49,9 +49,15 @@ class Sessions:
         """Nodes that have a session or are waited for."""
         return frozenset(self._by_node) | frozenset(self._awaited)
 
-    def expect(self, node_ids: frozenset[str], now_s: float) -> None:
-        """Nodes that should have a session: those without get time to come back, once."""
-        wait_s = max(FIRST_CONTACT_S, self.grace_s)
+    def expect(
+        self, node_ids: frozenset[str], now_s: float, *, wait_s: float | None = None
+    ) -> None:
+        """Nodes that should have a session: those without get time to come back, once.
+
+        wait_s: how long; None: as long as nodes get after this manager started.
+        """
+        if wait_s is None:
+            wait_s = max(FIRST_CONTACT_S, self.grace_s)
         for node_id in node_ids - self._by_node.keys():
             self._awaited.setdefault(node_id, now_s + wait_s)
 

@@ -88,7 +88,8 @@ class Dispatcher:
         now_s = self._clock.monotonic_s()
         if now_s >= self._sweep_at_s:
             self._sweep_at_s = now_s + SWEEP_S
-            self.sessions.expect(frozenset(self._nodes_in(NodeState.READY)), now_s)
+            present = self._nodes_in(NodeState.READY, NodeState.DISCONNECTED)
+            self.sessions.expect(frozenset(present), now_s)
         for node_id in self.sessions.expire(now_s):
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
             self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
@@ -120,8 +121,13 @@ class Dispatcher:
         return session_id
 
     async def close_session(self, node_id: str, session_id: str) -> None:
-        """The node said goodbye (its agent stopped in order)."""
+        """The node said goodbye (its agent stopped in order).
+
+        It has as long to come back as one that falls silent; then it is down like that one.
+        """
         if self.sessions.close(node_id, session_id):
+            now_s, grace_s = self._clock.monotonic_s(), self.sessions.grace_s
+            self.sessions.expect(frozenset((node_id,)), now_s, wait_s=grace_s)
             self._absent[node_id] = (NodeState.DISCONNECTED, "the agent has stopped")
             self._end(node_id)
             await self._write_absence(node_id)
