@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.errors import SequenceConflict
 from shoal.model.enums import TaskState
 from shoal.model.objects import Service, Task
 from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSpec
@@ -50,9 +51,14 @@ class Lab:
 
     async def scale(self, service: Service, replicas: int) -> None:
         """Ask for another number of replicas."""
-        entry = await self.client.service(service.id)
-        spec = msgspec.structs.replace(entry.service.spec, mode=ReplicatedMode(replicas=replicas))
-        await self.client.update_service(entry.service, spec)
+        while True:
+            known = (await self.client.service(service.id)).service
+            spec = msgspec.structs.replace(known.spec, mode=ReplicatedMode(replicas=replicas))
+            try:
+                await self.client.update_service(known, spec)
+                return
+            except SequenceConflict:  # the cluster has just given it its addresses
+                continue
 
     async def running(self, service: Service) -> list[Task]:
         """The service's tasks that run and should."""
