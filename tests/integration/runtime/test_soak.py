@@ -45,6 +45,10 @@ async def test_random_kills_lose_neither_output_nor_exit_codes(site: Site):
             status = await site.runtime.wait(config.id)
             if "the supervisor died" in status.error:
                 continue
+            if status.exit_code == 255:
+                # Keeper, then supervisor, killed within milliseconds: nobody of ours was left.
+                assert "exit status lost" in status.error
+                continue
             assert status.exit_code == code
             assert await site.output(config.id) == "".join(f"{i}\n" for i in range(lines))
             whole += 1

@@ -108,19 +108,22 @@ class Keeper:
         files.write_atomically(f"{self.run_dir}/{part.name}.pid", _identity(part.pid))
 
     def _on_link(self, fd: int) -> None:
-        part = next(p for p in self.parts if p.link is not None and p.link.fileno() == fd)
-        assert part.link is not None
+        part = next((p for p in self.parts if p.link is not None and p.link.fileno() == fd), None)
+        if part is not None and self._read_link(part) is False:
+            self._drop_link(part)
+
+    def _read_link(self, part: Part) -> bool | None:
+        """Carry out what the part has sent; False at end of file, None when there is no more."""
+        if part.link is None:
+            return False
         try:
             text, ancillary, _, _ = part.link.recvmsg(65536, _ANCILLARY_BYTES)
         except BlockingIOError:
-            return
+            return None
         except OSError:
-            text, ancillary = b"", []
+            return False
         for _, _, rights in ancillary:
             part.fds += struct.unpack(f"{len(rights) // 4}i", rights)
-        if not text:
-            self._drop_link(part)
-            return
         *lines, part.unread = (part.unread + text).split(b"\n")
         for line in lines:
             name = line[1:].decode()
@@ -129,6 +132,7 @@ class Keeper:
                 self._hold(name, fds)
             else:
                 self.holds.drain(name)
+        return bool(text)
 
     def _hold(self, name: str, fds: list[int]) -> None:
         for fd in fds:
@@ -166,6 +170,8 @@ class Keeper:
         _, status = os.waitpid(pid, 0)
         if part is not None:
             part.pid = 0
+            while self._read_link(part):
+                continue  # its last words may carry pipes nobody else has open
             self._drop_link(part)
             if not self.stopping:
                 files.complain(f"keeper: {part.name} ended with wait status {status}; restarting")
