@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from manager.store.tables import Tables
 from shoal.clock import SystemClock
 from shoal.errors import SwarmError
 from shoal.ids import ClusterId, NodeId
-from shoal.model.objects import AnyObject, StoreEntry
+from shoal.model.objects import AnyObject, StoreAction, StoreEntry
 from shoal.model.plan import create, update
 from shoal.security.grpc_tls import (
     channel_credentials,
@@ -93,15 +93,7 @@ def a_store(rows: Iterable[AnyObject] = (), clock: Any = None) -> tuple[Store, M
 
 def put_now(store: Store, proposer: MemoryProposer, row: AnyObject) -> None:
     """Create or replace an object without waiting; versions are not checked."""
-    from shoal.model.objects import StoreAction
-
-    exists = any(
-        table.get(row.id) is not None and type(table.get(row.id)) is type(row)
-        for table in (
-            store.view.nodes, store.view.services, store.view.tasks, store.view.networks,
-            store.view.clusters, store.view.secrets, store.view.configs,
-        )
-    )  # fmt: skip
+    exists = any(type(old) is type(row) and old.id == row.id for old in store.rows())
     change = update(row) if exists else create(row)
     proposer.index += 1
     entry = StoreEntry(
@@ -184,7 +176,3 @@ async def refusal(call: Awaitable[object]) -> str:
     except grpc.aio.AioRpcError as error:
         return f"{error.code().name} {error.details()}"
     raise AssertionError("the call was not refused")
-
-
-def in_parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,293 @@
+"""Every rule refuses with the field it is about; what is right passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from manager.controlapi import validate
+from shoal.errors import InvalidArgument, SwarmError, Unimplemented
+from shoal.model.enums import (
+    EndpointMode,
+    FailureAction,
+    MountType,
+    NodeMembership,
+    NodeRole,
+    PortProtocol,
+    PublishMode,
+)
+from shoal.model.specs import (
+    ClusterSpec,
+    ContainerSpec,
+    DispatcherConfig,
+    GenericRuntimeSpec,
+    GlobalMode,
+    NodeSpec,
+    PullOptions,
+    RaftConfig,
+    ReplicatedMode,
+    ServiceSpec,
+    TaskDefaults,
+)
+from shoal.model.types import (
+    Annotations,
+    CaConfig,
+    Driver,
+    EndpointSpec,
+    ExternalCa,
+    FileReference,
+    GenericResource,
+    HealthCheck,
+    Mount,
+    NetworkAttachmentConfig,
+    Placement,
+    PlacementPreference,
+    PortConfig,
+    Privileges,
+    ResourceRequirements,
+    Resources,
+    RestartPolicy,
+    UpdateConfig,
+)
+from tests.support.planning import a_node, a_service
+
+GOOD = a_service("web").spec
+SECOND_NS = 10**9
+
+
+def spec(**fields) -> ServiceSpec:
+    return GOOD.replaced(**fields)
+
+
+def named(name: str, labels: dict[str, str] | None = None) -> ServiceSpec:
+    return spec(annotations=Annotations(name=name, labels=labels or {}))
+
+
+def task(**fields) -> ServiceSpec:
+    return spec(task=GOOD.task.replaced(**fields))
+
+
+def container(**fields) -> ServiceSpec:
+    assert isinstance(GOOD.task.runtime, ContainerSpec)
+    return task(runtime=GOOD.task.runtime.replaced(**fields))
+
+
+def privileges(**fields) -> ServiceSpec:
+    return container(privileges=Privileges(**fields))
+
+
+def mounts(*items: Mount) -> ServiceSpec:
+    return container(mounts=items)
+
+
+def limits(**fields) -> ServiceSpec:
+    return task(resources=ResourceRequirements(limits=Resources(**fields)))
+
+
+def reservations(**fields) -> ServiceSpec:
+    return task(resources=ResourceRequirements(reservations=Resources(**fields)))
+
+
+def ports(*items: PortConfig, mode: EndpointMode = EndpointMode.VIP) -> ServiceSpec:
+    return spec(endpoint=EndpointSpec(mode=mode, ports=items))
+
+
+def port(target: int = 80, published: int = 8080, **fields) -> PortConfig:
+    return PortConfig(target_port=target, published_port=published, **fields)
+
+
+def preference(descriptor: str) -> ServiceSpec:
+    return task(placement=Placement(preferences=(PlacementPreference(descriptor),)))
+
+
+BAD = InvalidArgument
+LATER = Unimplemented
+SERVICE_RULES = [
+    (named(""), BAD, "service name: must be given"),
+    (named("x" * 64), BAD, "service name: 64 characters, at most 63"),
+    (named("-web"), BAD, "service name: '-web' must be letters and digits"),
+    (named("web_"), BAD, "service name: 'web_'"),
+    (named("we.b"), BAD, "service name: 'we.b'"),
+    (named("wéb"), BAD, "service name: 'wéb'"),
+    (named("web\n"), BAD, "service name:"),
+    (named("web", {"": "x"}), BAD, "service labels: '' must not be empty"),
+    (named("web", {"a b": "x"}), BAD, "service labels: 'a b' must not"),
+    (named("web", {str(n): "" for n in range(1025)}), BAD, "service labels: 1025, at most 1024"),
+    (spec(mode=GlobalMode()), LATER, "mode: only replicated"),
+    (spec(mode=ReplicatedMode(replicas=100_001)), BAD, "replicas: 100001 is more than 100000"),
+    (task(runtime=GenericRuntimeSpec(kind="vm")), LATER, "runtime: only containers"),
+    (task(networks=(NetworkAttachmentConfig("n"),)), LATER, "networks: a service cannot join"),
+    (task(log_driver=Driver("syslog")), LATER, "log driver: syslog is not available"),
+    (task(log_driver=Driver("", {"tag": "x"})), BAD, "log-opt: 'tag' is unknown, use max-file or"),
+    (task(placement=Placement(constraints=("zone=1",))), BAD, "constraint 'zone=1'"),
+    (preference("zone"), BAD, "placement preference: 'zone' must be spread over node.labels.KEY"),
+    (task(restart=RestartPolicy(delay_ns=-1)), BAD, "restart delay: must not be negative"),
+    (task(restart=RestartPolicy(window_ns=-1)), BAD, "restart window: must not be negative"),
+    (container(image=""), BAD, "image: must be given"),
+    (container(image="Nginx"), BAD, "image: invalid image reference 'Nginx'"),
+    (container(image="nginx:"), BAD, "image: invalid image reference 'nginx:'"),
+    (container(image="n@sha256:12"), BAD, "image: invalid image reference 'n@sha256:12'"),
+    (container(image="n" * 513), BAD, "image: 513 characters, at most 512"),
+    (container(env=("=x",)), BAD, "env: '=x' must be NAME=VALUE or NAME"),
+    (container(env=("",)), BAD, "env: '' must be"),
+    (container(env=("A=\0",)), BAD, "env: must not hold NUL"),
+    (container(args=("\0",)), BAD, "args: must not hold NUL"),
+    (container(command=("a\0",)), BAD, "command: must not hold NUL"),
+    (container(dir="\0"), BAD, "dir, user, hostname, stop signal: must not hold NUL"),
+    (container(stop_grace_period_ns=-1), BAD, "stop grace period: must not be negative"),
+    (container(oom_score_adj=1001), BAD, "oom score adj: must be between -1000 and 1000"),
+    (container(tty=True), LATER, "tty: not possible"),
+    (container(open_stdin=True), LATER, "open stdin: not possible"),
+    (container(init=True), LATER, "init: not possible"),
+    (container(health_check=HealthCheck(test=("CMD", "x"))), LATER, "health check: not possible"),
+    (container(secrets=(FileReference("s"),)), LATER, "secret: not possible"),
+    (container(configs=(FileReference("c"),)), LATER, "config: not possible"),
+    (container(isolation="hyperv"), LATER, "isolation: not possible"),
+    (container(pull_options=PullOptions("x")), LATER, "registry auth: not possible"),
+    (privileges(credential_spec_file="x"), LATER, "credential spec: not possible"),
+    (privileges(selinux_role="x"), LATER, "selinux: not possible"),
+    (privileges(seccomp_mode="unconfined"), LATER, "seccomp: not possible"),
+    (privileges(apparmor_mode="disabled"), LATER, "apparmor: not possible"),
+    (mounts(Mount(source="/a", target="b")), BAD, "mount: the target 'b' must be an absolute"),
+    (mounts(Mount(source="a", target="/b")), BAD, "mount: the source 'a' must be an absolute"),
+    (mounts(Mount(type=MountType.TMPFS, source="/a", target="/b")), BAD, "mount: a tmpfs has no"),
+    (mounts(Mount(type=MountType.VOLUME, target="/b")), LATER, "mount: type volume"),
+    (mounts(Mount(source="/a\0", target="/b")), BAD, "mount: must not hold NUL"),
+    (mounts(*[Mount(source="/a", target="/b")] * 2), BAD, "mount: two mounts have the same"),
+    (limits(nano_cpus=999_999), BAD, "limit-cpu: must be at least 0.001 CPUs"),
+    (limits(nano_cpus=-1), BAD, "limit-cpu: must be at least"),
+    (reservations(memory_bytes=(4 << 20) - 1), BAD, "reservation-memory: must be at least 4MiB"),
+    (limits(pids=-1), BAD, "limit-pids: must not be negative"),
+    (limits(swap_bytes=1), LATER, "limit: swap settings"),
+    (limits(memory_swappiness=1), LATER, "limit: swap settings"),
+    (limits(generic=(GenericResource("gpu", 1),)), BAD, "limit: generic resources can only be"),
+    (reservations(generic=(GenericResource("gpu", 0),)), BAD, "reservation: generic resource must"),
+    (reservations(generic=(GenericResource("", 1),)), BAD, "reservation: generic resource must"),
+    (ports(mode=EndpointMode.DNSRR), LATER, "endpoint mode: dnsrr"),
+    (ports(port(0)), BAD, "publish: target port 0 must be 1 to 65535"),
+    (ports(port(80, 70_000)), BAD, "publish: published port 70000 must be 1 to 65535"),
+    (ports(port(protocol=PortProtocol.SCTP)), LATER, "publish: sctp"),
+    (ports(port(80, 0, publish_mode=PublishMode.HOST)), LATER, "publish: mode=host needs a"),
+    (ports(port(), port(81)), BAD, "publish: port 8080/tcp is given twice"),
+    (ports(*(port(80, n) for n in range(1, 1026))), BAD, "publish: 1025 ports, at most 1024"),
+    (spec(update=UpdateConfig(delay_ns=-1)), BAD, "update: delay and monitor must not be"),
+    (spec(rollback=UpdateConfig(monitor_ns=-1)), BAD, "rollback: delay and monitor must not be"),
+    (spec(update=UpdateConfig(max_failure_ratio=1.1)), BAD, "update max failure ratio: must be"),
+    (
+        spec(update=UpdateConfig(max_failure_ratio=float("nan"))),
+        BAD,
+        "update max failure ratio: must be",
+    ),
+    (
+        spec(rollback=UpdateConfig(failure_action=FailureAction.ROLLBACK)),
+        BAD,
+        "rollback failure action: must be pause or continue",
+    ),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "text"), SERVICE_RULES, ids=lambda value: str(value)[:40])
+def test_a_service_is_refused_with_the_field_and_the_rule(bad, error, text):
+    with pytest.raises(SwarmError) as caught:
+        validate.service_spec(bad)
+    assert type(caught.value) is error
+    assert caught.value.message.startswith(text)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        GOOD,
+        named("a"),
+        named("x" * 63),
+        named("a--b__c-9", {"com.docker.stack.namespace": "x"}),
+        spec(mode=ReplicatedMode(replicas=0)),
+        container(image="registry.example:5000/a/b_c.d--e:v1.2_3@sha256:" + "a" * 64),
+        container(image="sha256:" + "0" * 64),
+        container(env=("A=b=c", "A", "A="), health_check=HealthCheck(test=("NONE",))),
+        container(stop_grace_period_ns=0, oom_score_adj=-1000, isolation="default"),
+        mounts(
+            Mount(source="/a", target="/b"),
+            Mount(type=MountType.TMPFS, target="/c", read_only=True),
+        ),
+        limits(nano_cpus=1_000_000, memory_bytes=4 << 20, pids=1),
+        reservations(generic=(GenericResource("gpu", 1), GenericResource("ssd", 0, "a"))),
+        task(log_driver=Driver("json-file", {"max-size": "1m", "max-file": "2"})),
+        preference("engine.labels.zone"),
+        ports(port(), port(protocol=PortProtocol.UDP), port(81, 0), port(82, 0)),
+        ports(port(publish_mode=PublishMode.HOST)),
+        spec(update=UpdateConfig(failure_action=FailureAction.ROLLBACK, max_failure_ratio=1)),
+    ],
+    ids=range(17),
+)
+def test_what_is_right_passes(good):
+    validate.service_spec(good)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        named("a" * 62 + "."),
+        container(image="a" * 511 + "!"),
+        container(image="a-" * 250 + "!"),
+        container(image="a" * 250 + "/" + "A.-" * 80 + "_"),
+        container(image="a.b/" * 120 + "_"),
+    ],
+    ids=range(5),
+)
+def test_what_almost_fits_is_refused_without_exponential_work(bad):
+    """Without nested repeats these take microseconds; with them, longer than any test may."""
+    with pytest.raises(InvalidArgument):
+        validate.service_spec(bad)
+
+
+def test_what_an_update_may_not_change():
+    with pytest.raises(InvalidArgument, match="service name: renaming"):
+        validate.service_change(GOOD, named("other"))
+    with pytest.raises(InvalidArgument, match="mode: a service's mode cannot be changed"):
+        validate.service_change(GOOD, spec(mode=GlobalMode()))
+    validate.service_change(GOOD, spec(mode=ReplicatedMode(replicas=9)))
+
+
+NODE_RULES = [
+    (NodeSpec(desired_role=NodeRole.MANAGER), LATER, "role: promoting and demoting"),
+    (NodeSpec(membership=NodeMembership.PENDING), BAD, "membership: a node that was let in"),
+    (NodeSpec(annotations=Annotations(labels={" ": ""})), BAD, "node labels: ' ' must not"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "text"), NODE_RULES)
+def test_a_node_is_refused_with_the_field_and_the_rule(bad, error, text):
+    with pytest.raises(error) as caught:
+        validate.node_change(a_node("n1"), bad)
+    assert caught.value.message.startswith(text)
+
+
+def beat(period_ns: int) -> ClusterSpec:
+    return ClusterSpec(dispatcher=DispatcherConfig(period_ns))
+
+
+CLUSTER_RULES = [
+    (beat(99_999_999), BAD, "dispatcher heartbeat: must be between 100ms and 1h"),
+    (beat(3_600 * SECOND_NS + 1), BAD, "dispatcher heartbeat: must be"),
+    (ClusterSpec(ca=CaConfig(3_599 * SECOND_NS)), BAD, "certificate expiry: must be at least 1h"),
+    (ClusterSpec(autolock_managers=True), LATER, "autolock: not possible"),
+    (ClusterSpec(ca=CaConfig(external_cas=(ExternalCa(),))), LATER, "ca: the root certificate"),
+    (ClusterSpec(ca=CaConfig(signing_ca_certificate=b"x")), LATER, "ca: the root certificate"),
+    (ClusterSpec(ca=CaConfig(signing_ca_key=b"x")), LATER, "ca: the root certificate"),
+    (ClusterSpec(ca=CaConfig(force_rotate=1)), LATER, "ca: the root certificate"),
+    (ClusterSpec(task_defaults=TaskDefaults(Driver("x"))), LATER, "task defaults: a default log"),
+    (ClusterSpec(raft=RaftConfig(0)), BAD, "snapshot interval: must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "text"), CLUSTER_RULES, ids=lambda value: str(value)[:40])
+def test_a_cluster_is_refused_with_the_field_and_the_rule(bad, error, text):
+    with pytest.raises(error) as caught:
+        validate.cluster_spec(bad)
+    assert caught.value.message.startswith(text)
+
+
+def test_cluster_settings_at_their_limits_pass():
+    for period_ns in (SECOND_NS // 10, 3_600 * SECOND_NS):
+        validate.cluster_spec(beat(period_ns))
+    validate.cluster_spec(ClusterSpec(ca=CaConfig(3_600 * SECOND_NS), raft=RaftConfig(1)))
