@@ -1,0 +1,212 @@
+"""A service on a real cluster: created, reached, scaled, broken and healed, as a user would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cluster.lab import Lab, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+
+def test_every_node_answers_and_the_client_address_is_true(lab: Lab, service: str) -> None:
+    lab.swarmctl(
+        "service", "create", "--name", service, "--replicas", "3", "--publish", "8080:80", "web:1"
+    )
+
+    assert len({task["NodeID"] for task in lab.running(service)}) >= 2
+    containers = set()
+    for _ in range(100):
+        for node in lab.addresses:
+            container, client = lab.ask(node, 8080)
+            assert client == lab.own_address(node)
+            containers.add(container)
+    assert len(containers) == 3
+    logged = lab.run("service", "logs", "--raw", service).stderr.splitlines()
+    assert len([line for line in logged if line.startswith("asked by")]) == 300
+    assert {line.split()[-1].strip("[]").removeprefix("::ffff:") for line in logged} == {
+        lab.own_address(node) for node in lab.addresses
+    }
+
+
+def test_scaling_up_and_down(lab: Lab, service: str) -> None:
+    lab.swarmctl("service", "create", "--detach", "--name", service, "web:1")
+    lab.swarmctl("service", "scale", "--detach", f"{service}=20")
+    eventually("20 tasks run", lambda: len(lab.running(service)) == 20)
+
+    lab.swarmctl("service", "scale", "--detach", f"{service}=2")
+
+    eventually("2 tasks are left", lambda: len(lab.tasks(service)) == 2)
+    assert sorted(task["Slot"] for task in lab.running(service)) == [1, 2]
+
+
+def test_a_killed_container_is_replaced_in_its_slot(lab: Lab, service: str) -> None:
+    lab.swarmctl(
+        "service", "create", "--detach", "--name", service, "--restart-delay", "100ms", "web:1"
+    )
+    before = eventually("it runs", lambda: lab.running(service))[0]
+
+    os.kill(before["Status"]["ContainerStatus"]["PID"], signal.SIGKILL)
+
+    def replaced() -> bool:
+        running = lab.running(service)
+        return len(running) == 1 and running[0]["ID"] != before["ID"]
+
+    eventually("another task runs", replaced)
+    old = next(task for task in lab.tasks(service) if task["ID"] == before["ID"])
+    assert old["Status"]["State"] == "failed"
+    assert old["Status"]["ContainerStatus"]["ExitCode"] == 137
+    assert {task["Slot"] for task in lab.tasks(service)} == {1}
+
+
+def test_a_dead_node_s_tasks_run_elsewhere_and_it_comes_back_empty(lab: Lab, service: str) -> None:
+    lab.swarmctl("service", "create", "--detach", "--name", service, "--replicas", "6", "web:1")
+    eventually("6 tasks run", lambda: len(lab.running(service)) == 6)
+    ids = lab.swarmctl("node", "ls", "--format", "{{.Hostname}} {{.ID}}").splitlines()
+    victim = dict(line.split()[:2] for line in ids)["w1"]
+
+    lab.lab("kill", "w1", "--hard")
+    try:
+
+        def moved() -> bool:
+            running = lab.running(service)
+            return len(running) == 6 and all(task["NodeID"] != victim for task in running)
+
+        eventually("all tasks run elsewhere", moved)
+        assert lab.node_states()["w1"] == "Down"
+    finally:
+        lab.lab("start", "w1")
+    eventually("w1 is ready again", lambda: lab.node_states()["w1"] == "Ready")
+
+    def settled() -> bool:
+        states = [task for task in lab.tasks(service) if task["NodeID"] == victim]
+        return all(task["Status"]["State"] not in {"running", "assigned"} for task in states)
+
+    eventually("nothing of it runs on w1 any more", settled)
+    running = lab.running(service)
+    assert len(running) == 6
+    assert sorted(task["Slot"] for task in running) == [1, 2, 3, 4, 5, 6]
+
+
+def test_containers_outlive_every_daemon(lab: Lab, service: str) -> None:
+    count = "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.02; done"
+    lab.swarmctl(
+        "service", "create", "--detach", "--name", service, "--replicas", "3", "web:1",
+        "sh", "-c", count,
+    )  # fmt: skip
+    short = f"{service}-short"
+    lab.swarmctl(
+        "service", "create", "--detach", "--name", short, "--restart-condition", "none",
+        "web:1", "sh", "-c", "sleep 6; exit 7",
+    )  # fmt: skip
+    try:
+        before = eventually("3 run", lambda: len(r := lab.running(service)) == 3 and r)
+        eventually("the short one runs", lambda: lab.running(short))
+        pids = {task["ID"]: task["Status"]["ContainerStatus"]["PID"] for task in before}
+
+        for node in lab.addresses:
+            lab.lab("kill", node)
+        time.sleep(6.5)  # the short one ends while no daemon is there to see it
+        for pid in pids.values():
+            assert Path(f"/proc/{pid}").exists()
+        for node in lab.addresses:
+            lab.lab("start", node)
+
+        eventually("all are ready", lambda: set(_states(lab).values()) == {"Ready"})
+        after = eventually("3 run", lambda: len(r := lab.running(service)) == 3 and r)
+        assert {t["ID"]: t["Status"]["ContainerStatus"]["PID"] for t in after} == pids
+        ended = eventually(
+            "the end is reported",
+            lambda: [t for t in lab.tasks(short) if t["Status"]["State"] == "failed"],
+        )
+        assert ended[0]["Status"]["ContainerStatus"]["ExitCode"] == 7
+        for task in after:
+            lines = lab.swarmctl("task", "logs", "--raw", task["ID"]).splitlines()
+            assert lines == [f"line {number}" for number in range(len(lines))]
+            assert len(lines) > 200
+    finally:
+        lab.swarmctl("service", "rm", short, check=False)
+
+
+def test_logs_follow_a_service_across_nodes(lab: Lab, service: str) -> None:
+    lab.swarmctl(
+        "service", "create", "--detach", "--name", service, "--replicas", "3", "web:1",
+        "sh", "-c", "echo hello; sleep 1000",
+    )  # fmt: skip
+
+    def said() -> bool:
+        lines = lab.swarmctl("service", "logs", service).splitlines()
+        return len([line for line in lines if line.endswith("hello")]) == 3
+
+    eventually("three tasks said hello", said)
+    nodes = {
+        line.split("@")[1].split()[0]
+        for line in lab.swarmctl("service", "logs", service).splitlines()
+    }
+    assert nodes == set(lab.addresses)
+
+
+def test_rolling_update_and_rollback(lab: Lab, service: str) -> None:
+    lab.swarmctl(
+        "service", "create", "--detach", "--name", service, "--replicas", "2",
+        "--env", "VERSION=1", "--update-monitor", "100ms", "--stop-grace-period", "0s", "web:1",
+    )  # fmt: skip
+    eventually("2 run", lambda: len(lab.running(service)) == 2)
+
+    lab.swarmctl("service", "update", "--detach", "--env-add", "VERSION=2", service)
+    eventually("both are new", lambda: _versions(lab, service) == ["VERSION=2", "VERSION=2"])
+    lab.swarmctl("service", "rollback", "--detach", service)
+
+    eventually("both are old", lambda: _versions(lab, service) == ["VERSION=1", "VERSION=1"])
+
+
+def test_a_drained_node_gives_up_its_tasks(lab: Lab, service: str) -> None:
+    lab.swarmctl("service", "create", "--detach", "--name", service, "--replicas", "3", "web:1")
+    eventually("3 run", lambda: len(lab.running(service)) == 3)
+
+    lab.swarmctl("node", "update", "--availability", "drain", "w2")
+    try:
+
+        def left() -> bool:
+            shown = lab.swarmctl(
+                "service", "ps", service, "--filter", "desired-state=running",
+                "--format", "{{.Node}}",
+            ).split()  # fmt: skip
+            return len(lab.running(service)) == 3 and "w2" not in shown
+
+        eventually("w2 is empty", left)
+    finally:
+        lab.swarmctl("node", "update", "--availability", "active", "w2")
+
+
+def test_metrics_of_every_node(lab: Lab, service: str) -> None:
+    lab.swarmctl("service", "create", "--detach", "--name", service, "--replicas", "3", "web:1")
+    eventually("3 run", lambda: len(lab.running(service)) == 3)
+    for node, address in lab.addresses.items():
+        with urllib.request.urlopen(f"http://{address}:9323/metrics", timeout=5) as response:
+            page = response.read().decode()
+        assert "swarm_node_info{" in page
+        assert f'container_label_com_docker_swarm_service_name="{service}"' in page
+        if node == "m1":
+            assert 'swarm_manager_nodes{state="ready"} 3.0' in page
+            assert 'swarm_manager_tasks_total{state="running"}' in page
+            assert "swarm_manager_services_total 1.0" in page
+
+
+def _states(lab: Lab) -> dict[str, str]:
+    result = lab.run("node", "ls", "--format", "{{.Hostname}} {{.Status}}", check=False)
+    return dict(line.split() for line in result.stdout.splitlines()) or {"": "no manager"}
+
+
+def _versions(lab: Lab, service: str) -> list[str]:
+    return sorted(
+        variable
+        for task in lab.running(service)
+        for variable in task["Spec"]["ContainerSpec"]["Env"]
+    )
