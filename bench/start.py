@@ -232,7 +232,7 @@ async def main(rounds: int, containers: int) -> None:
     finally:
         await runtime.shutdown()
         shutil.rmtree(directory)
-        for cgroup in Path("/sys/fs/cgroup").glob(f"*{parent}"):
+        for cgroup in Path("/sys/fs/cgroup").glob("*/shoal-bench"):  # the OCI runtimes' parent
             cgroup.rmdir()
 
 
