@@ -233,7 +233,8 @@ async def main(rounds: int, containers: int) -> None:
         await runtime.shutdown()
         shutil.rmtree(directory)
         for cgroup in Path("/sys/fs/cgroup").glob("*/shoal-bench"):  # the OCI runtimes' parent
-            cgroup.rmdir()
+            for directory, _, _ in os.walk(cgroup, topdown=False):
+                os.rmdir(directory)
 
 
 def enter_private_namespace() -> None:
