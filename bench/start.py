@@ -233,6 +233,9 @@ async def main(rounds: int, containers: int) -> None:
         await runtime.shutdown()
         shutil.rmtree(directory)
         for cgroup in Path("/sys/fs/cgroup").glob("*/shoal-bench"):  # the OCI runtimes' parent
+            if not os.path.ismount(cgroup.parent):  # crun wrote below the hidden hierarchy
+                shutil.rmtree(cgroup)
+                continue
             for directory, _, _ in os.walk(cgroup, topdown=False):
                 os.rmdir(directory)
 
