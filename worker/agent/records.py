@@ -1,22 +1,32 @@
 """What the agent remembers over its own restarts: its tasks, and its place in the network.
 
-One file per task, replaced atomically. They need not survive a power cut (the containers do not
-either, and the managers know the rest), so nothing is synced: a kill -9 loses nothing.
+One file per task, to which each new state is appended; the last whole one counts, so a kill -9
+loses nothing. They need not survive a power cut (the containers do not either, and the managers
+know the rest), so nothing is synced. Why not a new file for every state: each replaced file leaves
+a freed inode, which ext4 does not use again for a minute but tries for every file made meanwhile
+(a third of this process's time when 100 tasks start), and its data is written to disk at once.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from shoal.errors import SwarmError
+from shoal.errors import Internal, SwarmError
 from shoal.ids import is_id
 from shoal.model.objects import Task
 from shoal.wire.objects import object_from_bytes, object_to_bytes
 
 FORMAT_VERSION = 1
+RECORD_BYTES_MAX = 64 * 1024
+"""A task's file is begun anew when it would grow beyond."""
+_FRAME = struct.Struct(">II")  # length of the state in bytes, its CRC-32
 
 _log = structlog.get_logger()
 
@@ -40,8 +50,12 @@ class Records:
         self._tasks.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def save_task(self, task: Task) -> None:
-        """Remember a task with its newest status."""
-        _replace(self._tasks / f"{task.id}.task", object_to_bytes(task))
+        """Remember a task with its newest status. Raises: OSError; then the one before stays."""
+        data = object_to_bytes(task)
+        frame = _FRAME.pack(len(data), zlib.crc32(data)) + data
+        path = self._tasks / f"{task.id}.task"
+        if not _append(path, frame):
+            _replace(path, frame)
 
     def forget_task(self, task_id: str) -> None:
         """The task is no longer assigned to this node."""
@@ -56,7 +70,7 @@ class Records:
             if not is_id(path.stem):
                 continue
             try:
-                task = object_from_bytes(path.read_bytes())
+                task = object_from_bytes(_last_state(path))
             except (SwarmError, OSError) as error:
                 self._discard(path, str(error))
                 continue
@@ -96,6 +110,41 @@ class Records:
             path.unlink()
         except OSError as error:
             _log.warning("task.record_not_removed", path=str(path), reason=str(error))
+
+
+def _append(path: Path, frame: bytes) -> bool:
+    """Whether the file took the frame; not when it is full, and never half of it."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        if size and size + len(frame) > RECORD_BYTES_MAX:
+            return False
+        if os.write(fd, frame) != len(frame):
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return True
+    finally:
+        os.close(fd)
+
+
+def _last_state(path: Path) -> bytes:
+    """The last whole state; what follows it, cut short by a crash, is cut off.
+
+    Raises: Internal when there is none; OSError.
+    """
+    content = path.read_bytes()
+    end, state = 0, None
+    while len(content) - end >= _FRAME.size:
+        length, checksum = _FRAME.unpack_from(content, end)
+        data = content[end + _FRAME.size : end + _FRAME.size + length]
+        if len(data) != length or zlib.crc32(data) != checksum:
+            break
+        end, state = end + _FRAME.size + length, data
+    if state is None:
+        raise Internal(f"{path.name}: it holds no whole state")
+    if end != len(content):
+        os.truncate(path, end)
+    return state
 
 
 def _replace(path: Path, data: bytes) -> None:
