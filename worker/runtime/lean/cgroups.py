@@ -246,6 +246,14 @@ class V2:
         return _remove_all(self.paths(container))
 
 
+def is_empty(path: str) -> bool:
+    """Whether this is a control group without processes of its own."""
+    try:
+        return not read(f"{path}/cgroup.procs")
+    except OSError:
+        return False
+
+
 def remove_parent(parent: str, mountinfo: str) -> None:
     """Remove `parent` and its ancestors in every hierarchy, as far as they are empty."""
     for line in mountinfo.splitlines():

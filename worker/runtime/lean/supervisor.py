@@ -105,11 +105,12 @@ class Supervisor:
             self._finish_inherited(container)
 
     def _drop_stale(self) -> None:
+        found: set[str] = set()
         for path in self.driver.paths(""):
-            for name in os.listdir(path):
-                owner = self.containers.get(name)
-                if os.path.isdir(path + name) and (owner is None or owner.state != RUNNING):
-                    self._drop_cgroup(name)
+            # Who still has processes is not a container's remains, or will be tried when it ends.
+            found |= {n for n in os.listdir(path) if cgroups.is_empty(path + n)}
+        for name in found:
+            self._drop_cgroup(name)  # does nothing for a container that runs
         expected = {f"{c.pid}.{c.start_ticks}" for c in self.containers.values() if c.pidfd >= 0}
         for name in os.listdir(f"{self.state_dir}/exits"):
             if name not in expected and not name.endswith(".new"):
