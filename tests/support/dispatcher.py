@@ -71,8 +71,9 @@ class AssignmentStream:
 class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
     """Accepts one node. `start` and `stop` may be called again and again."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, tls: grpc.ServerCredentials | None = None) -> None:
         self.address = f"unix:{socket}"
+        self._tls = tls
         self.ingress: NodeIngress | None = NodeIngress(index=1, subnet="10.241.0.0/22")
         self.node_id = "node1"
         self.managers: tuple[str, ...] = ()
@@ -100,7 +101,10 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options())
         add_DispatcherServicer_to_server(self, self._server)
         add_LogBrokerServicer_to_server(self, self._server)
-        self._server.add_insecure_port(self.address)
+        if self._tls is None:
+            self._server.add_insecure_port(self.address)
+        else:
+            self._server.add_secure_port(self.address, self._tls)
         await self._server.start()
 
     async def stop(self) -> None:

@@ -84,6 +84,10 @@ class Surroundings(Protocol):
         """The container's configuration. Raises NotFound when the image is not there."""
         ...
 
+    async def recorded(self, task: Task) -> None:
+        """Wait until a crash would find this state of the task."""
+        ...
+
     def changed(self, task: Task) -> None:
         """The task has a new status: keep and report it. Never raises."""
         ...
@@ -191,12 +195,13 @@ class TaskRunner:
         self._enter(TaskState.PREPARING, "preparing")
         async with self._node.starts:
             attachment = await self._node.networks.attach(self.task.id)
+            status = self.task.status.replaced(address=attachment.address)
+            self.task = self.task.with_status(status)
             config = await self._node.container_config(self.task, attachment)
             await self._remove_container()  # of an attempt that was cut short
+            await self._node.recorded(self.task)  # before: what is unknown after a crash is removed
             self._container, self._removed = None, False
             self.observe(await self._node.runtime.create(config))
-        status = self.task.status.replaced(address=attachment.address)
-        self.task = self.task.with_status(status)
         self._enter(TaskState.READY, "prepared")
 
     async def _start(self) -> None:

@@ -25,6 +25,7 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.runner import Networks, TaskRunner, reported
 from worker.agent.templates import NodeFacts
+from worker.agent.writer import RecordWriter
 from worker.images.model import Image
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
@@ -72,6 +73,7 @@ class NodeTasks:
         self.starts = asyncio.Semaphore(STARTS_MAX)
         self._images = images
         self._records = records
+        self._writer = RecordWriter(records)
         self._reporter = reporter
         self._facts = facts
         self._runners: dict[str, TaskRunner] = {}
@@ -90,7 +92,7 @@ class NodeTasks:
                 continue
             adopted = adopt(task, container, self.clock.now_ns())
             if adopted.status != task.status:
-                self._save(adopted)
+                self._writer.save(adopted)
             self._add(adopted, container)
         gate = asyncio.Semaphore(REMOVALS_MAX)
         ours = self._runners.keys() | self._disposals.keys()
@@ -135,12 +137,12 @@ class NodeTasks:
         runner = self._runners.get(task.id)
         if runner is not None:
             if runner.want(task):
-                self._save(runner.task)
+                self._writer.save(runner.task)
             return
         if task.status.state > TaskState.RUNNING:
             return  # history from before this node forgot it: nothing here belongs to it
         known = adopt(task, None, self.clock.now_ns())
-        self._save(known)
+        self._writer.save(known)
         self._add(known, None)
         if known.status != task.status:
             self.changed(known)
@@ -186,12 +188,19 @@ class NodeTasks:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        await self._writer.flush()
 
     async def remove_all(self) -> None:
         """Stop and remove every task: the node leaves its cluster."""
         for task_id in list(self._runners):
             self.unassign(task_id, grace_max_s=LEAVE_GRACE_MAX_S)
         await asyncio.gather(*self._disposals.values(), return_exceptions=True)
+        await self._writer.flush()
+
+    async def recorded(self, task: Task) -> None:
+        """Wait until a crash would find this state of the task."""
+        self._writer.save(task)
+        await self._writer.flush()
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
         """The container's configuration. Raises NotFound when the image is not on this node."""
@@ -202,15 +211,9 @@ class NodeTasks:
     def changed(self, task: Task) -> None:
         """Keep and report a task's new status. Never raises."""
         if task.id in self._runners:
-            self._save(task)
+            self._writer.save(task)
             self._reporter.report(task.id, task.status)
             _log.info("task.state_changed", task_id=task.id, state=task.status.state.name)
-
-    def _save(self, task: Task) -> None:
-        try:
-            self._records.save_task(task)
-        except OSError as error:
-            _log.error("task.not_recorded", task_id=task.id, reason=str(error))
 
     def _add(self, task: Task, container: ContainerStatus | None) -> None:
         runner = TaskRunner(task, self)
@@ -225,7 +228,7 @@ class NodeTasks:
     async def _run(self, runner: TaskRunner, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:  # the same task was taken away a moment ago: let that end first
             await asyncio.wait({earlier})
-            self._save(runner.task)
+            self._writer.save(runner.task)
         try:
             await runner.run()
         except Exception as error:  # noqa: BLE001 - the task stays as it was last reported
@@ -246,7 +249,7 @@ class NodeTasks:
                 if not getattr(error, "retryable", False):
                     break  # the next start of the worker removes what is left
             await asyncio.sleep(DISPOSAL_PAUSE_S)
-        self._records.forget_task(task_id)
+        self._writer.forget(task_id)
         if task_id not in self._runners:
             self._reporter.forget(task_id)
 
@@ -262,8 +265,9 @@ class NodeTasks:
 def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
     """What a task is for a process that has not seen it before, given its container.
 
-    A running container makes it RUNNING, an ended one is left to the runner, which reports the
-    exit; without a container a task that had one has failed, any other begins again.
+    The record may be a little behind. A running container makes the task RUNNING, an ended one was
+    at least STARTING, and its runner reports the exit; without a container a task that had one has
+    failed, any other begins again.
     """
     state = task.status.state
     if state > TaskState.RUNNING:
@@ -280,12 +284,17 @@ def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
             address=task.status.address,
         )
         return task.with_status(lost)
-    if container.state != "running" or state is TaskState.RUNNING:
+    reached = {
+        "created": state,
+        "running": TaskState.RUNNING,
+        "exited": max(state, TaskState.STARTING),
+    }[container.state]
+    if reached is state:
         return task
     status = task.status.replaced(
-        state=TaskState.RUNNING,
+        state=reached,
         timestamp_ns=now_ns,
-        message="started",
+        message="started" if reached is TaskState.RUNNING else "starting",
         error="",
         container=reported(container),
     )

@@ -73,6 +73,12 @@ def test_what_the_record_and_the_container_agree_on_is_left_alone(state, found):
     assert adopt(task, container(found), NOW_NS) == task
 
 
+@pytest.mark.parametrize("state", [S.ACCEPTED, S.PREPARING, S.READY])
+def test_a_record_that_is_behind_an_ended_container_starts_nothing_anew(state):
+    status = adopt(a_task(state=state), container("exited", exit_code=3), NOW_NS).status
+    assert (status.state, status.container.exit_code) == (S.STARTING, 3)
+
+
 def test_a_running_task_cannot_have_a_container_that_never_started():
     assert adopt(a_task(state=S.RUNNING), container("created"), NOW_NS).status.state is S.FAILED
 
@@ -171,12 +177,15 @@ async def test_history_of_the_managers_is_not_taken_up(node):
 async def test_sending_a_task_again_writes_nothing(node):
     node.tasks.assign(a_task())
     await node.reach(S.RUNNING)
+    await node.tasks._writer.flush()
     path = node.directory / "tasks" / f"{task_id()}.task"
-    written = path.stat().st_ino
+    written = path.stat().st_size
     node.tasks.assign(a_task())
-    assert path.stat().st_ino == written
+    await node.tasks._writer.flush()
+    assert path.stat().st_size == written
     node.want(S.SHUTDOWN)
-    assert path.stat().st_ino != written
+    await node.tasks._writer.flush()
+    assert path.stat().st_size != written
 
 
 async def test_unassign_stops_gracefully_and_removes_every_trace(node):
@@ -204,6 +213,7 @@ async def test_unassign_gives_up_what_can_never_work_and_says_so(node):
     node.runtime.board.fail("remove", FailedPrecondition("busy"))
     node.tasks.unassign(task_id())
     await until(lambda: not node.tasks._disposals)
+    await node.tasks._writer.flush()
     assert node.records.tasks() == []
 
 
@@ -218,6 +228,7 @@ async def test_a_task_that_comes_back_while_it_is_removed_starts_afterwards(node
     assert node.state() is S.ASSIGNED
     gate.set()
     await node.reach(S.RUNNING)
+    await node.tasks._writer.flush()
     assert node.records.tasks()
     assert node.runtime.containers[task_id()].state == "running"
 
@@ -274,3 +285,28 @@ async def test_images_in_use_follow_the_containers_not_the_names(node):
     assert labels[IMAGE_ID_LABEL] == "sha256:old"
     assert labels[TASK_ID_LABEL] == task_id()
     assert node.tasks.images_needed() == set()
+
+
+async def test_the_record_is_on_disk_before_the_container_is_made(node):
+    """What is unknown after a crash is removed: a container must never be ahead of its record."""
+    gate = node.runtime.board.gate("create")
+    node.tasks.assign(a_task())
+    await until(lambda: node.runtime.board.count("create"))
+    (record,) = node.records.tasks()
+    assert (record.status.state, record.status.address) == (S.PREPARING, "10.1.0.2")
+    gate.set()
+    await node.reach(S.RUNNING)
+
+
+async def test_states_in_quick_succession_are_written_once(node):
+    writes = []
+    save = node.records.save_task
+    node.records.save_task = lambda task: writes.append(task.id) or save(task)
+    for _ in range(3):
+        for number in range(100):
+            node.tasks._writer.save(a_task(number))
+    node.tasks._writer.forget(task_id(7))
+    await node.tasks._writer.flush()
+    assert len(writes) == 99
+    assert len(node.records.tasks()) == 99
+    await node.tasks._writer.flush()
