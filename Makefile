@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 SOURCES := shoal manager worker engine swarmd swarmctl
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit test bench bench-peers clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -41,6 +41,9 @@ tidy: ## Check the sizes of files and functions, and leftovers
 
 unit: ## Unit tests
 	@$(PYTHON) -m pytest -q tests/unit
+
+sim: ## A million steps of the Raft cores in trouble; SEED=n repeats a run
+	@$(PYTHON) -m tests.simulation --runs 20 --steps 50000 $(if $(SEED),--seed $(SEED))
 
 test: setup ## All tests (root: without it those that need a kernel are skipped)
 	@$(PYTHON) -m pytest tests

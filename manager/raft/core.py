@@ -64,12 +64,16 @@ class Leadership:
 
 
 class Core:
-    """One node. leader: whom it follows (0 = nobody known). votes: of a running campaign."""
+    """One node.
+
+    leader: whom it follows (0 = nobody known). votes: of a running campaign. was_voter: the last
+    change of the membership it applied took its vote.
+    """
 
     __slots__ = (
         "config", "election_elapsed", "election_timeout", "heartbeat_elapsed", "id", "leader",
         "leading", "log", "membership", "messages", "messages_after_sync", "prng", "read_states",
-        "role", "term", "vote", "votes",
+        "role", "term", "vote", "votes", "was_voter",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +85,7 @@ class Core:
         self.term = hard_state.term
         self.vote = hard_state.vote
         self.membership = membership
+        self.was_voter = False
         self.leader = 0
         self.role = Role.FOLLOWER
         self.leading: Leadership | None = None
@@ -106,8 +111,18 @@ class Core:
 
     @property
     def is_promotable(self) -> bool:
-        """Whether this node may campaign: a voter whose state is not being replaced."""
-        return self.id in self.membership.all_voters and self.log.pending_snapshot is None
+        """Whether this node may campaign: anybody but a learner or one whose state is replaced.
+
+        Also a node that lost its vote, which does not count its own then. It may be the only one
+        that knows of the change: the others, not knowing, may need its vote for a quorum, and it
+        has to refuse where its log is longer. Then it is the one to lead until they know. Where
+        they have a leader, or a longer log, it cannot win the question before a campaign.
+        """
+        return (
+            bool(self.membership.voters)
+            and self.log.pending_snapshot is None
+            and (self.id not in self.membership.learners or self.was_voter)
+        )
 
     def send(self, message: Message) -> None:
         """Queue a message; promises wait for the disk. What goes to oneself waits with them."""
@@ -157,10 +172,10 @@ def become_leader(core: Core) -> None:
     leading = core.leading = Leadership(pending_conf=core.log.last_index)
     for node in core.membership.nodes:
         leading.progress[node] = new_progress(core, core.log.last_index + 1)
-    own = leading.progress[core.id]
-    own.match = core.log.stable
-    own.become_replicate()
-    own.recent_active = True
+    own = leading.progress.get(core.id)
+    if own is not None:  # a leader that lost its vote is none of those it leads
+        own.match = core.log.stable
+        own.become_replicate()
     append_entries(core, leading, ((KIND_EMPTY, b""),))
 
 

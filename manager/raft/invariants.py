@@ -42,9 +42,10 @@ def check_log(log: RaftLog) -> None:
 
 def _check_leading(core: Core, leading: Leadership) -> None:
     invariant(core.leader == core.id, "a leader follows", leader=core.leader)
-    invariant(core.id in core.membership.all_voters, "a leader without a vote leads")
+    invariant(core.is_promotable, "a learner leads")
     invariant(leading.progress.keys() == core.membership.nodes, "progress of others than members")
-    invariant(leading.progress[core.id].match <= core.log.stable, "counts what is not durable")
+    own = leading.progress.get(core.id)
+    invariant(own is None or own.match <= core.log.stable, "counts what is not durable")
     invariant(leading.uncommitted_bytes >= 0, "negative size", size=leading.uncommitted_bytes)
     for node, progress in leading.progress.items():
         _check_progress(core, node, progress)

@@ -31,6 +31,8 @@ def propose(core: Core, leading: Leadership, proposals: Sequence[tuple[int, byte
         raise ProposalDropped(
             f"leadership is being handed to node {leading.transferee}: propose there"
         )
+    if core.id not in core.membership.all_voters:
+        raise ProposalDropped("this node is leaving the cluster: propose to the next leader")
     index = append_entries(core, leading, proposals)
     broadcast_append(core, leading)
     return index

@@ -1,8 +1,8 @@
 """Changes of the membership as they take effect: when their entry is applied, on every node.
 
 Invariants: one change at a time, taken only when everything before it is applied (so a new leader
-first commits an entry of its own term: Ongaro 2015); a leader that is no voter any more steps
-down; a joint membership marked so is left by whoever leads when it is applied.
+first commits an entry of its own term: Ongaro 2015); a leader that loses its vote steps down;
+a joint membership marked so is left by whoever leads when it is applied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from manager.raft.core import (
     new_progress,
 )
 from manager.raft.entries import KIND_CONF_CHANGE, Snapshot
-from manager.raft.readindex import release_confirmed
+from manager.raft.readindex import has_committed_in_term, release_confirmed
 from manager.raft.replication import broadcast_append, send_pending
 from shoal.errors import FailedPrecondition
 
@@ -53,6 +53,7 @@ def apply_change(core: Core, change: ConfChange) -> None:
 
 def switch(core: Core, membership: Membership) -> None:
     """Go over to another membership."""
+    core.was_voter = core.id in core.membership.all_voters
     core.membership = membership
     leading = core.leading
     if leading is None:
@@ -76,10 +77,18 @@ def switch(core: Core, membership: Membership) -> None:
     release_confirmed(core, leading)
 
 
-def leave_if_due(core: Core) -> None:
-    """After something was applied: the leader proposes to leave a joint membership marked so."""
+def after_apply(core: Core) -> None:
+    """What a leader does when more was applied: leave a joint membership marked so, or step down.
+
+    One that lost its vote leads until an entry of its term is committed, so that others know.
+    """
     leading, membership = core.leading, core.membership
-    if leading is None or not membership.auto_leave or core.log.applied < leading.pending_conf:
+    if leading is None:
+        return
+    if core.id not in membership.all_voters and has_committed_in_term(core):
+        become_follower(core, core.term, 0)
+        return
+    if not membership.auto_leave or core.log.applied < leading.pending_conf:
         return
     leading.pending_conf = append_entries(
         core, leading, ((KIND_CONF_CHANGE, encode_change(LEAVE_JOINT)),)
@@ -102,4 +111,5 @@ def restore(core: Core, snapshot: Snapshot) -> bool:
         return False
     log.restore(snapshot)
     core.membership = membership
+    core.was_voter = False
     return True

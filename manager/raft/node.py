@@ -13,6 +13,8 @@ its own; refusals are errors of `shoal.errors`, and InvariantViolation means: st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from manager.raft.commit import own_log_durable
@@ -35,7 +37,7 @@ from manager.raft.errors import ProposalDropped
 from manager.raft.invariants import check_core
 from manager.raft.leader import propose, snapshot_settled, unreachable
 from manager.raft.log import RaftLog
-from manager.raft.membership import apply_change, leave_if_due, propose_change
+from manager.raft.membership import after_apply, apply_change, propose_change
 from manager.raft.messages import ANSWERS, Message, MessageKind
 from manager.raft.readindex import add_read
 from manager.raft.ready import Ready
@@ -57,8 +59,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What a node knows when it starts: what its disk gave back, or nothing.
 
     storage: the durable log. applied: how far the application's state has come; at least the
-    snapshot's index. conf_state: the membership as of `applied`. A first member starts with itself
-    as the only voter; one that joins starts with no membership and hears of it from the leader.
+    snapshot's index. conf_state: the membership as of `applied`. One that joins starts with
+    nothing and is sent a snapshot; the first members of a cluster start from `first_snapshot`.
     """
 
     storage: LogStorage
@@ -67,10 +69,28 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     applied: int = 0
 
 
+def first_snapshot(voters: Iterable[int], data: bytes = b"") -> Snapshot:
+    """What a cluster begins with, durable on each of its first members before they start.
+
+    A membership comes from a snapshot and the changes after it; without one in front of the log a
+    node that joins would apply changes to nothing. `data`: the application's first state. The hard
+    state that goes with it: term 1, commit 1.
+    """
+    return Snapshot(index=1, term=1, conf_state=ConfState(voters=tuple(sorted(voters))), data=data)
+
+
 class Raft:
     """One node; not thread-safe. The constructor raises InvalidArgument for what cannot be."""
 
-    __slots__ = ("_changes_due", "_core", "_own", "_ready", "_told_hard", "_told_soft")
+    __slots__ = (
+        "_changes_due",
+        "_core",
+        "_durable_commit",
+        "_own",
+        "_ready",
+        "_told_hard",
+        "_told_soft",
+    )
 
     def __init__(self, config: Config, start: Start) -> None:
         config.validate()
@@ -85,6 +105,8 @@ class Raft:
                 f"commit: {hard.commit} is beyond the log's end ({storage.last_index}): entries"
                 " that were acknowledged are lost; remove this manager and join it anew"
             )
+        if start.conf_state.voters and storage.snapshot.index == 0:
+            raise InvalidArgument("membership: without a snapshot; begin with `first_snapshot`")
         committed = max(hard.commit, start.applied)
         log = RaftLog(storage, committed=committed, applied=start.applied)
         self._core = Core(config, log, hard, membership_of(start.conf_state))
@@ -94,6 +116,7 @@ class Raft:
             )
         self._told_hard = hard
         self._told_soft = SoftState()
+        self._durable_commit = hard.commit
         self._ready: Ready | None = None
         self._own: list[Message] = []
         self._changes_due = 0
@@ -258,15 +281,16 @@ class Raft:
         after_sync = core.messages_after_sync
         core.messages_after_sync = []
         self._own = [message for message in after_sync if message.to == core.id]
-        committed = tuple(log.next_committed(core.config.apply_bytes_max))
+        committed, waits = self._to_apply()
         ready = Ready(
             messages=self.take_messages(),
             messages_after_sync=tuple(m for m in after_sync if m.to != core.id),
             entries=tuple(log.unstable),
-            hard_state=hard if hard != self._told_hard else None,
+            hard_state=hard if waits or hard != self._told_hard else None,
             snapshot=log.pending_snapshot,
             must_sync=bool(
-                log.unstable
+                waits
+                or log.unstable
                 or log.pending_snapshot is not None
                 or (hard.term, hard.vote) != (self._told_hard.term, self._told_hard.vote)
             ),
@@ -304,6 +328,8 @@ class Raft:
         invariant(self._changes_due == 0, "membership changes not applied", due=self._changes_due)
         self._ready = None
         core, log = self._core, self._core.log
+        if ready.must_sync and ready.hard_state is not None:
+            self._durable_commit = ready.hard_state.commit
         if ready.snapshot is not None:
             log.snapshot_stable(ready.snapshot)
         if ready.entries:
@@ -315,16 +341,21 @@ class Raft:
             applied = ready.snapshot.index
         if applied > log.applied:
             log.applied_to(applied)
-            leave_if_due(core)
+            after_apply(core)
         own, self._own = self._own, []
         for message in own:
             step(core, message)
         own_log_durable(core)
 
     def snapshot_now(self, data: bytes = b"") -> Snapshot:
-        """What a snapshot of the application's state after `applied` has to carry."""
+        """What a snapshot of the application's state after `applied` has to carry.
+
+        Raises: FailedPrecondition while that state is being replaced by a leader's snapshot.
+        """
         core = self._core
         index = core.log.applied
+        if core.log.pending_snapshot is not None:
+            raise FailedPrecondition("snapshot: a newer one of the leader is being kept")
         return Snapshot(index, core.log.known_term(index), core.membership.conf_state(), data)
 
     def offer_snapshot(self, snapshot: Snapshot) -> None:
@@ -350,6 +381,19 @@ class Raft:
     def check(self) -> None:
         """Verify every invariant of this node. Raises: InvariantViolation."""
         check_core(self._core)
+
+    def _to_apply(self) -> tuple[tuple[Entry, ...], bool]:
+        """What may be applied now, and whether a change waits for the commit index to be durable.
+
+        A change must not be forgotten by whoever acted on it: with the removed node switched off,
+        the others could not find the quorum of the time before.
+        """
+        core = self._core
+        entries = core.log.next_committed(core.config.apply_bytes_max)
+        for place, entry in enumerate(entries):
+            if entry.kind == KIND_CONF_CHANGE and entry.index > self._durable_commit:
+                return tuple(entries[:place]), True
+        return tuple(entries), False
 
     def _must_lead(self, what: str) -> Leadership:
         core = self._core

@@ -19,7 +19,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
        holds from their first index on. A promise that leaves before it is durable is broken by a
        power cut: a vote is given twice, an acknowledged entry is gone (committed data is lost).
     3. With `must_sync` the batch needs a sync. Without it only the commit index changed: write it
-       at leisure, a lost one is found again.
+       at leisure, a lost one is found again. (It needs the sync when a membership change waits to
+       be applied: that must not be forgotten once it took effect.)
     4. `committed_entries` are durable here already and may be applied at once, in order, exactly
        once. Entries of KIND_EMPTY are skipped. Each KIND_CONF_CHANGE goes to
        `Raft.apply_conf_change` before `advance`. Whoever waits for a proposal is answered after
