@@ -135,9 +135,9 @@ def tasks_by_slot(tasks: Iterable[Task], live_nodes: Collection[str]) -> dict[in
     """The task that stands for each slot: the least wanted-away, then the least advanced."""
     result: dict[int | str, Task] = {}
     for task in tasks:
-        if task.desired_state > TaskState.SHUTDOWN or (
-            task.node_id and task.node_id not in live_nodes
-        ):
+        stopped = task.status.state in (TaskState.SHUTDOWN, TaskState.ORPHANED)
+        lost = task.node_id and task.node_id not in live_nodes
+        if stopped or lost or task.desired_state > TaskState.SHUTDOWN:
             continue
         key = task.slot or task.node_id
         if key not in result or _rank(task) < _rank(result[key]):

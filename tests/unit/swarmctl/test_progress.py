@@ -149,6 +149,8 @@ def test_the_living_task_stands_for_its_slot():
     new = a_task(1, TaskState.STARTING, task_id="new", age_s=10)
     assert tasks_by_slot([old, new, newer], LIVE)[1].id == "new"
     assert tasks_by_slot([old, newer], LIVE)[1].id == "newer"
+    stopped = a_task(1, TaskState.SHUTDOWN, task_id="stopped", desired=TaskState.SHUTDOWN)
+    assert tasks_by_slot([stopped], LIVE) == {}
     leaving = a_task(1, task_id="leaving", desired=TaskState.SHUTDOWN)
     assert tasks_by_slot([leaving, new], LIVE)[1].id == "new"
 
