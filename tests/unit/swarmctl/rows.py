@@ -114,19 +114,8 @@ def a_service(**changes: object) -> Service:
     ).replaced(**changes)
 
 
-def a_full_service() -> Service:
-    """A service with every field that this version offers."""
-    ports = (
-        PortConfig(target_port=80, published_port=8080),
-        PortConfig(target_port=81, published_port=8081),
-        PortConfig(
-            protocol=PortProtocol.UDP,
-            target_port=53,
-            published_port=5353,
-            publish_mode=PublishMode.HOST,
-        ),
-    )
-    container = ContainerSpec(
+def a_full_container() -> ContainerSpec:
+    return ContainerSpec(
         image="web:2",
         labels={"tier": "front"},
         command=("httpd",),
@@ -150,8 +139,22 @@ def a_full_service() -> Service:
         ulimits=(Ulimit(name="nofile", soft=10, hard=20),),
         oom_score_adj=100,
     )
+
+
+def a_full_service() -> Service:
+    """A service with every field that this version offers."""
+    ports = (
+        PortConfig(target_port=80, published_port=8080),
+        PortConfig(target_port=81, published_port=8081),
+        PortConfig(
+            protocol=PortProtocol.UDP,
+            target_port=53,
+            published_port=5353,
+            publish_mode=PublishMode.HOST,
+        ),
+    )
     task = TaskSpec(
-        runtime=container,
+        runtime=a_full_container(),
         resources=ResourceRequirements(
             limits=Resources(nano_cpus=500_000_000, memory_bytes=64 << 20, pids=50),
             reservations=Resources(
