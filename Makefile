@@ -30,7 +30,7 @@ type: ## Check the types
 imports: ## Check who imports whom
 	@.venv/bin/lint-imports
 
-proto: ## Generate shoal/api/v1 from proto/
+proto: ## Generate shoal/api/v1 and shoal/etcd/v1 from proto/
 	@$(PYTHON) tools/proto.py
 
 proto-check: ## Is the generated code up to date?

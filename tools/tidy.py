@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "shoal", "manager", "worker", "engine", "swarmd", "swarmctl", "tests", "tools", "bench",
 )  # fmt: skip
-GENERATED = "shoal/api/"
+GENERATED = ("shoal/api/", "shoal/etcd/")
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
 _LEFTOVER = re.compile(r"\b(TODO|FIXME|XXX)\b(?!\(#\d+\))")
