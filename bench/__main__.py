@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import figures
+from bench import figures, priority
 
 PROGRAMS = {
     "start": "bare container start against crun and runc; memory against containerd-shims",
@@ -67,7 +67,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to run (default: all)")
     parser.add_argument("--list", action="store_true", help="list the programs")
+    parser.add_argument(
+        "--urgent", action="store_true", help="take precedence over all else on a busy machine"
+    )
     options = parser.parse_args()
+    if options.urgent:
+        os.environ[priority.VARIABLE] = "1"
     if unknown := [name for name in options.names if name not in PROGRAMS]:
         parser.error(f"no program called {', '.join(unknown)}; --list names them")
     return options

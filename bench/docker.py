@@ -26,7 +26,8 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
-from bench.lab import IMAGE, SLEEP, make_rootfs
+from bench.lab import DIRECTORY_VARIABLE, IMAGE, SLEEP, make_rootfs
+from bench.priority import urgent
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 START_TIMEOUT_S = 60.0
@@ -157,7 +158,9 @@ class Docker:
 @asynccontextmanager
 async def docker(*, swarm: bool = True) -> AsyncIterator[Docker]:
     """A private dockerd for the length of the context, with `IMAGE`; a swarm if wanted."""
-    scratch = tempfile.mkdtemp(prefix="shoal-bench-docker-", dir="/var/tmp")
+    scratch = tempfile.mkdtemp(
+        prefix="shoal-bench-docker-", dir=os.environ.get(DIRECTORY_VARIABLE, "/var/tmp")
+    )
     parent = f"/shoal-bench-docker-{os.getpid()}"
     words = [
         _which("dockerd"), "--data-root", f"{scratch}/data", "--exec-root", f"{scratch}/exec",
@@ -179,7 +182,8 @@ async def docker(*, swarm: bool = True) -> AsyncIterator[Docker]:
                 daemon.call, "POST", "/swarm/init",
                 {"ListenAddr": "192.0.2.1:2377", "AdvertiseAddr": "192.0.2.1"},
             )  # fmt: skip
-        yield daemon
+        with urgent(parent, pids=(process.pid,)):
+            yield daemon
         if swarm:
             await asyncio.to_thread(daemon.call, "POST", "/swarm/leave?force=1")
         await asyncio.to_thread(daemon.remove_containers)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.priority import urgent
 from shoal.errors import SequenceConflict
 from shoal.model.enums import TaskState
 from shoal.model.objects import Service, Task
@@ -25,7 +26,7 @@ from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSp
 from shoal.model.types import Annotations, EndpointSpec, PortConfig
 from swarmctl.client import Client
 from swarmctl.lab import nodes, record
-from swarmctl.lab.plan import LabPlan, NodePlan
+from swarmctl.lab.plan import CGROUP_ROOT, LabPlan, NodePlan, lab_cgroup
 from swarmctl.target import Choice, parse_host
 from swarmctl.types import Filters
 
@@ -33,6 +34,8 @@ IMAGE = "bench:1"
 ROOT = Path(__file__).resolve().parent.parent
 SLEEP = ("sleep", "1000000")
 TIMEOUT_S = 120.0
+DIRECTORY_VARIABLE = "SHOAL_BENCH_DIR"
+"""Where both contenders keep their files, if not in /var/tmp."""
 
 
 class Lab:
@@ -70,11 +73,21 @@ class Lab:
         ]
 
     async def remove(self, service: Service) -> None:
-        """Remove the service and wait until none of its tasks is left."""
+        """Remove the service and wait until nothing of its tasks is left, in the store or on disk.
+
+        With one service at a time that is: until no node keeps any container.
+        """
         await self.client.remove_service(service.id)
         async with asyncio.timeout(TIMEOUT_S):
-            while await self.client.tasks(Filters(services=(service.id,))):
+            while await self.client.tasks(Filters(services=(service.id,))) or self._kept():
                 await asyncio.sleep(0.02)
+
+    def _kept(self) -> bool:
+        states = (nodes.paths_of(self.plan, node).state for node in self.plan.nodes)
+        places = [
+            Path(state, "worker", part) for state in states for part in ("containers", "trash")
+        ]
+        return any(place.is_dir() and any(place.iterdir()) for place in places)
 
     def node(self, name: str) -> NodePlan:
         """The node of that name."""
@@ -116,7 +129,9 @@ class Lab:
 @asynccontextmanager
 async def lab(*, managers: int = 1, workers: int = 0) -> AsyncIterator[Lab]:
     """A lab for the length of the context, with `IMAGE` (busybox) on every node."""
-    scratch = tempfile.mkdtemp(prefix="shoal-bench-", dir="/var/tmp")
+    scratch = tempfile.mkdtemp(
+        prefix="shoal-bench-", dir=os.environ.get(DIRECTORY_VARIABLE, "/var/tmp")
+    )
     os.environ["SHOAL_CONFIG_DIR"] = f"{scratch}/config"
     name = f"bench-{os.getpid()}"
     where = _where(name, f"{scratch}/labs")
@@ -128,7 +143,8 @@ async def lab(*, managers: int = 1, workers: int = 0) -> AsyncIterator[Lab]:
         plan = record.read_lab(f"{scratch}/labs", name).plan
         socket = nodes.paths_of(plan, plan.nodes[0]).socket
         async with Client(parse_host(f"unix://{socket}", Choice())) as client:
-            yield Lab(plan, f"{scratch}/labs", client)
+            with urgent(CGROUP_ROOT, lab_cgroup(name)):
+                yield Lab(plan, f"{scratch}/labs", client)
     finally:
         await asyncio.to_thread(_swarmctl, "lab", "down", *where)
         shutil.rmtree(scratch)
