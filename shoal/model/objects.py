@@ -32,6 +32,7 @@ from shoal.model.types import (
     Meta,
     NetworkAttachment,
     NodeDescription,
+    NodeCertificate,
     NodeIngress,
     NodeStatus,
     RootCa,
@@ -53,6 +54,7 @@ class Node(Row, frozen=True):
     role: NodeRole = NodeRole.WORKER
     attachments: tuple[NetworkAttachment, ...] = ()
     ingress: NodeIngress | None = None
+    certificate: NodeCertificate | None = None
 
 
 class Service(Row, frozen=True):

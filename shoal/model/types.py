@@ -348,6 +348,15 @@ class ExternalCa(Row, frozen=True):
     ca_certificate: bytes = b""
 
 
+class NodeCertificate(Row, frozen=True):
+    """The certificate that a node said it uses. renew: asks the node to renew it now."""
+
+    issuer_key_id: str = ""
+    not_before_ns: int = 0
+    not_after_ns: int = 0
+    renew: bool = False
+
+
 class CaConfig(Row, frozen=True):
     """How node certificates are issued."""
 

@@ -59,6 +59,7 @@ class IssueNodeCertificateRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     csr: _builtins.bytes
     """PEM, PKCS#10."""
     token: _builtins.str
@@ -66,6 +67,10 @@ class IssueNodeCertificateRequest(_message.Message):
     availability: _types_pb2.NodeAvailability.ValueType
     hostname: _builtins.str
     """Taken as the node's hostname until its agent reports."""
+    @_builtins.property
+    def expired(self) -> Global___ExpiredCertificateProof:
+        """From a node whose certificate has expired; `token` is empty then."""
+
     def __init__(
         self,
         *,
@@ -73,14 +78,69 @@ class IssueNodeCertificateRequest(_message.Message):
         token: _builtins.str = ...,
         availability: _types_pb2.NodeAvailability.ValueType = ...,
         hostname: _builtins.str = ...,
+        expired: Global___ExpiredCertificateProof | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expired", b"expired"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr", b"csr", "hostname", b"hostname", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr", b"csr", "expired", b"expired", "hostname", b"hostname", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssueNodeCertificateRequest: _TypeAlias = IssueNodeCertificateRequest  # noqa: Y015
+
+@_typing.final
+class ExpiredCertificateProof(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM: the certificate that has expired."""
+    signature: _builtins.bytes
+    """ECDSA with SHA-256, DER, made with that certificate's key over a fixed text and `csr`."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpiredCertificateProof: _TypeAlias = ExpiredCertificateProof  # noqa: Y015
+
+@_typing.final
+class ConfirmNodeCertificateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmNodeCertificateRequest: _TypeAlias = ConfirmNodeCertificateRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmNodeCertificateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmNodeCertificateResponse: _TypeAlias = ConfirmNodeCertificateResponse  # noqa: Y015
 
 @_typing.final
 class IssueNodeCertificateResponse(_message.Message):

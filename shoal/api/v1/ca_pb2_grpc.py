@@ -44,6 +44,11 @@ class CaStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
                 _registered_method=True)
+        self.ConfirmNodeCertificate = channel.unary_unary(
+                '/shoal.api.v1.Ca/ConfirmNodeCertificate',
+                request_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class CaServicer:
@@ -56,7 +61,18 @@ class CaServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IssueNodeCertificate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A node that joins shows a token. A node of the cluster shows nothing but its certificate: it
+        gets one for the role that the cluster wants it to have. A node whose certificate has expired
+        shows a proof that it was its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmNodeCertificate(self, request, context):
+        """Called with a certificate that the node has stored: from now on an older one of this node can
+        no longer be renewed after its end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -73,6 +89,11 @@ def add_CaServicer_to_server(servicer, server):
                     servicer.IssueNodeCertificate,
                     request_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.SerializeToString,
+            ),
+            'ConfirmNodeCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmNodeCertificate,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +150,33 @@ class Ca:
             '/shoal.api.v1.Ca/IssueNodeCertificate',
             shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmNodeCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Ca/ConfirmNodeCertificate',
+            shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_ca__pb2.ConfirmNodeCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

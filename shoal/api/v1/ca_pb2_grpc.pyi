@@ -16,6 +16,14 @@ class CaStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRootCaCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.GetRootCaCertificateRequest, _ca_pb2.GetRootCaCertificateResponse]
     IssueNodeCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueNodeCertificateRequest, _ca_pb2.IssueNodeCertificateResponse]
+    """A node that joins shows a token. A node of the cluster shows nothing but its certificate: it
+    gets one for the role that the cluster wants it to have. A node whose certificate has expired
+    shows a proof that it was its own.
+    """
+    ConfirmNodeCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.ConfirmNodeCertificateRequest, _ca_pb2.ConfirmNodeCertificateResponse]
+    """Called with a certificate that the node has stored: from now on an older one of this node can
+    no longer be renewed after its end.
+    """
 
 class CaServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -30,6 +38,20 @@ class CaServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _ca_pb2.IssueNodeCertificateRequest,
         context: _aio.ServicerContext[_ca_pb2.IssueNodeCertificateRequest, _abc.Awaitable[_ca_pb2.IssueNodeCertificateResponse]],
-    ) -> _abc.Awaitable[_ca_pb2.IssueNodeCertificateResponse]: ...
+    ) -> _abc.Awaitable[_ca_pb2.IssueNodeCertificateResponse]:
+        """A node that joins shows a token. A node of the cluster shows nothing but its certificate: it
+        gets one for the role that the cluster wants it to have. A node whose certificate has expired
+        shows a proof that it was its own.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmNodeCertificate(
+        self,
+        request: _ca_pb2.ConfirmNodeCertificateRequest,
+        context: _aio.ServicerContext[_ca_pb2.ConfirmNodeCertificateRequest, _abc.Awaitable[_ca_pb2.ConfirmNodeCertificateResponse]],
+    ) -> _abc.Awaitable[_ca_pb2.ConfirmNodeCertificateResponse]:
+        """Called with a certificate that the node has stored: from now on an older one of this node can
+        no longer be renewed after its end.
+        """
 
 def add_CaServicer_to_server(servicer: CaServicer, server: _aio.Server) -> None: ...

@@ -634,6 +634,84 @@ class RemoveImageResponse(_message.Message):
 Global___RemoveImageResponse: _TypeAlias = RemoveImageResponse  # noqa: Y015
 
 @_typing.final
+class ReloadIdentityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadIdentityRequest: _TypeAlias = ReloadIdentityRequest  # noqa: Y015
+
+@_typing.final
+class ReloadIdentityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadIdentityResponse: _TypeAlias = ReloadIdentityResponse  # noqa: Y015
+
+@_typing.final
+class WatchMembershipRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMembershipRequest: _TypeAlias = WatchMembershipRequest  # noqa: Y015
+
+@_typing.final
+class MembershipNews(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESIRED_ROLE_FIELD_NUMBER: _builtins.int
+    MANAGERS_FIELD_NUMBER: _builtins.int
+    ROOT_CA_FIELD_NUMBER: _builtins.int
+    RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    desired_role: _types_pb2.NodeRole.ValueType
+    root_ca: _builtins.bytes
+    """PEM: every root that the node has to believe."""
+    renew_certificate: _builtins.bool
+    """The cluster asks for a renewal of the certificate."""
+    @_builtins.property
+    def managers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses."""
+
+    def __init__(
+        self,
+        *,
+        desired_role: _types_pb2.NodeRole.ValueType = ...,
+        managers: _abc.Iterable[_builtins.str] | None = ...,
+        root_ca: _builtins.bytes = ...,
+        renew_certificate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_role", b"desired_role", "managers", b"managers", "renew_certificate", b"renew_certificate", "root_ca", b"root_ca"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipNews: _TypeAlias = MembershipNews  # noqa: Y015
+
+@_typing.final
 class ReloadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -491,6 +491,16 @@ class WorkerControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.FromString,
                 _registered_method=True)
+        self.ReloadIdentity = channel.unary_unary(
+                '/shoal.api.v1.WorkerControl/ReloadIdentity',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
+                _registered_method=True)
+        self.WatchMembership = channel.unary_stream(
+                '/shoal.api.v1.WorkerControl/WatchMembership',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.WatchMembershipRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.MembershipNews.FromString,
+                _registered_method=True)
 
 
 class WorkerControlServicer:
@@ -511,6 +521,20 @@ class WorkerControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadIdentity(self, request, context):
+        """Use the renewed certificate on disk from the next connection on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMembership(self, request, context):
+        """What the managers tell this node of itself: the newest first, then every change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -523,6 +547,16 @@ def add_WorkerControlServicer_to_server(servicer, server):
                     servicer.RemoveTasks,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.SerializeToString,
+            ),
+            'ReloadIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadIdentity,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.SerializeToString,
+            ),
+            'WatchMembership': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMembership,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.WatchMembershipRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.MembershipNews.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -580,6 +614,136 @@ class WorkerControl:
             '/shoal.api.v1.WorkerControl/RemoveTasks',
             shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.RemoveTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.WorkerControl/ReloadIdentity',
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMembership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.v1.WorkerControl/WatchMembership',
+            shoal_dot_api_dot_v1_dot_node__pb2.WatchMembershipRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.MembershipNews.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ManagerControlStub:
+    """What swarmd asks of its manager process.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReloadIdentity = channel.unary_unary(
+                '/shoal.api.v1.ManagerControl/ReloadIdentity',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
+                _registered_method=True)
+
+
+class ManagerControlServicer:
+    """What swarmd asks of its manager process.
+    """
+
+    def ReloadIdentity(self, request, context):
+        """Use the renewed certificate on disk; connections stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ManagerControlServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReloadIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadIdentity,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'shoal.api.v1.ManagerControl', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('shoal.api.v1.ManagerControl', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ManagerControl:
+    """What swarmd asks of its manager process.
+    """
+
+    @staticmethod
+    def ReloadIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.ManagerControl/ReloadIdentity',
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
             options,
             channel_credentials,
             insecure,

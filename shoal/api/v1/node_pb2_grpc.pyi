@@ -106,6 +106,10 @@ class WorkerControlStub:
     """Read identity and configuration again: start the agent after a join, stop it after a leave."""
     RemoveTasks: _aio.UnaryUnaryMultiCallable[_node_pb2.RemoveTasksRequest, _node_pb2.RemoveTasksResponse]
     """Stop the agent and remove every container and the data plane: the node leaves its cluster."""
+    ReloadIdentity: _aio.UnaryUnaryMultiCallable[_node_pb2.ReloadIdentityRequest, _node_pb2.ReloadIdentityResponse]
+    """Use the renewed certificate on disk from the next connection on."""
+    WatchMembership: _aio.UnaryStreamMultiCallable[_node_pb2.WatchMembershipRequest, _node_pb2.MembershipNews]
+    """What the managers tell this node of itself: the newest first, then every change."""
 
 class WorkerControlServicer(metaclass=_abc_1.ABCMeta):
     """What swarmd asks of its worker process."""
@@ -126,7 +130,43 @@ class WorkerControlServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_node_pb2.RemoveTasksResponse]:
         """Stop the agent and remove every container and the data plane: the node leaves its cluster."""
 
+    @_abc_1.abstractmethod
+    def ReloadIdentity(
+        self,
+        request: _node_pb2.ReloadIdentityRequest,
+        context: _aio.ServicerContext[_node_pb2.ReloadIdentityRequest, _abc.Awaitable[_node_pb2.ReloadIdentityResponse]],
+    ) -> _abc.Awaitable[_node_pb2.ReloadIdentityResponse]:
+        """Use the renewed certificate on disk from the next connection on."""
+
+    @_abc_1.abstractmethod
+    def WatchMembership(
+        self,
+        request: _node_pb2.WatchMembershipRequest,
+        context: _aio.ServicerContext[_node_pb2.WatchMembershipRequest, _abc.AsyncIterator[_node_pb2.MembershipNews]],
+    ) -> _abc.AsyncIterator[_node_pb2.MembershipNews]:
+        """What the managers tell this node of itself: the newest first, then every change."""
+
 def add_WorkerControlServicer_to_server(servicer: WorkerControlServicer, server: _aio.Server) -> None: ...
+
+class ManagerControlStub:
+    """What swarmd asks of its manager process."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReloadIdentity: _aio.UnaryUnaryMultiCallable[_node_pb2.ReloadIdentityRequest, _node_pb2.ReloadIdentityResponse]
+    """Use the renewed certificate on disk; connections stay."""
+
+class ManagerControlServicer(metaclass=_abc_1.ABCMeta):
+    """What swarmd asks of its manager process."""
+
+    @_abc_1.abstractmethod
+    def ReloadIdentity(
+        self,
+        request: _node_pb2.ReloadIdentityRequest,
+        context: _aio.ServicerContext[_node_pb2.ReloadIdentityRequest, _abc.Awaitable[_node_pb2.ReloadIdentityResponse]],
+    ) -> _abc.Awaitable[_node_pb2.ReloadIdentityResponse]:
+        """Use the renewed certificate on disk; connections stay."""
+
+def add_ManagerControlServicer_to_server(servicer: ManagerControlServicer, server: _aio.Server) -> None: ...
 
 class TelemetryStub:
     """Metrics of one process of the node, gathered by swarmd into one page."""

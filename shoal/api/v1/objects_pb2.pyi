@@ -53,6 +53,7 @@ class Node(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     INGRESS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     role: _types_pb2.NodeRole.ValueType
     @_builtins.property
@@ -69,6 +70,8 @@ class Node(_message.Message):
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NetworkAttachment]: ...
     @_builtins.property
     def ingress(self) -> _types_pb2.NodeIngress: ...
+    @_builtins.property
+    def certificate(self) -> _types_pb2.NodeCertificate: ...
     def __init__(
         self,
         *,
@@ -81,10 +84,11 @@ class Node(_message.Message):
         role: _types_pb2.NodeRole.ValueType = ...,
         attachments: _abc.Iterable[_types_pb2.NetworkAttachment] | None = ...,
         ingress: _types_pb2.NodeIngress | None = ...,
+        certificate: _types_pb2.NodeCertificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "description", b"description", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "description", b"description", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "certificate", b"certificate", "description", b"description", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

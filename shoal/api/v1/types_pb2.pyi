@@ -1486,6 +1486,39 @@ class NodeIngress(_message.Message):
 Global___NodeIngress: _TypeAlias = NodeIngress  # noqa: Y015
 
 @_typing.final
+class NodeCertificate(_message.Message):
+    """The certificate that a node said it uses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_KEY_ID_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_NS_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_NS_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    issuer_key_id: _builtins.str
+    """Hexadecimal digits of the key id of the root that signed it."""
+    not_before_ns: _builtins.int
+    """Start of its validity, an hour before it was issued."""
+    not_after_ns: _builtins.int
+    renew: _builtins.bool
+    """Asks the node to renew it now."""
+    def __init__(
+        self,
+        *,
+        issuer_key_id: _builtins.str = ...,
+        not_before_ns: _builtins.int = ...,
+        not_after_ns: _builtins.int = ...,
+        renew: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer_key_id", b"issuer_key_id", "not_after_ns", b"not_after_ns", "not_before_ns", b"not_before_ns", "renew", b"renew"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCertificate: _TypeAlias = NodeCertificate  # noqa: Y015
+
+@_typing.final
 class CaConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
