@@ -21,17 +21,16 @@ _WEIGHT = "10000"  # the most there is in version 2
 
 
 @contextmanager
-def urgent(*groups: str, pids: tuple[int, ...] = ()) -> Iterator[None]:
-    """Prefer these control groups (made if missing) and the sessions of these processes.
+def urgent(*groups: str) -> Iterator[None]:
+    """Prefer these control groups, made if missing, and this process's session.
 
-    This process's session is preferred as well. What was there before is put back.
+    What was there before is put back.
     """
     if not os.environ.get(VARIABLE):
         yield
         return
     before: list[tuple[Path, str]] = []
-    for pid in ("self", *pids):
-        _set(before, Path(f"/proc/{pid}/autogroup"), _NICE)
+    _set(before, Path("/proc/self/autogroup"), _NICE)
     for group in groups:
         version_1 = (_CPU / "cpu.shares").exists()
         root = _CPU if version_1 else Path("/sys/fs/cgroup")

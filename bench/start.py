@@ -6,7 +6,9 @@ Measured: request sent -> first byte the program printed is read. Everyone mount
 of the same busybox root, with the same capabilities, seccomp profile, limits and a new network
 namespace with loopback. The OCI runtimes get the bundle our runtime writes, with `linux.seccomp`
 in JSON (crun) as Docker passes it, and once more with our compiled program (crun+bpf). Then the
-memory of our three processes is taken at 0 and at N running containers.
+memory of our three processes is taken at 0 and at N running containers, and that of the
+containerd-shims of a private dockerd with as many (no network). The bar for the start is against
+crun as it comes; where crun is missing, nothing is held against anything.
 """
 
 from __future__ import annotations
@@ -25,12 +27,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import figures
+from bench.docker import docker, why_not
+from bench.figures import Figure
+from bench.lab import require_root
 from worker.runtime import bundle, launch
 from worker.runtime.api import ContainerConfig
 from worker.runtime.client import NativeRuntime
 from worker.runtime.lean import seccomp_build
 
 BUSYBOX = "/bin/busybox"
+OCI_PARENT = f"/shoal-bench-oci-{os.getpid()}"
+START_BAR = 1 / 2
+MEMORY_BAR = 1 / 8
 LIMITS: dict[str, Any] = {"memory_bytes": 64 << 20, "nano_cpus": 500_000_000, "pids_max": 100}
 
 
@@ -106,7 +115,7 @@ class Oci:
 
     def _prepare(self, home: str, name: str, config: ContainerConfig) -> None:
         around = bundle.Surroundings(
-            container_dir=home, cgroup_path=f"/shoal-bench/{name}", seccomp_program="",
+            container_dir=home, cgroup_path=f"{OCI_PARENT}/{name}", seccomp_program="",
             resolv_conf="",
         )  # fmt: skip
         content = bundle.bundle_of(config, around)
@@ -172,19 +181,39 @@ def report(taken: dict[str, list[float]]) -> None:
         median = statistics.median(ordered)
         p90 = ordered[int(len(ordered) * 0.9)]
         print(f"{name:12}{ordered[0]:8.2f}{median:8.2f}{p90:8.2f}{base / median:10.2f}")
+    if "crun" in taken:
+        ratio = base / statistics.median(taken["crun"])
+        figures.report(Figure("native start", ratio, "x crun's time", START_BAR, "at most"))
+    figures.report(Figure("native start, milliseconds", base, "ms"))
 
 
 def memory_kib(run_dir: str) -> dict[str, int]:
     """PSS of each small process, KiB."""
     found = {}
     for part in ("keeper", "supervisor", "logger"):
-        rollup = Path(f"/proc/{launch.recorded_pid(run_dir, part)}/smaps_rollup").read_text()
-        found[part] = next(int(x.split()[1]) for x in rollup.splitlines() if x[:4] == "Pss:")
+        found[part] = pss_kib(launch.recorded_pid(run_dir, part))
     return found
 
 
-async def measure_memory(runtime: NativeRuntime, image: str, count: int) -> None:
-    """PSS with nothing running and with `count` containers."""
+def pss_kib(pid: int) -> int:
+    """The process's share of memory, shared pages divided among who maps them."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(x.split()[1]) for x in rollup.splitlines() if x[:4] == "Pss:")
+
+
+async def measure_shims(count: int) -> int:
+    """PSS of the containerd-shims of `count` containers, KiB."""
+    async with docker(swarm=False) as theirs:
+        for _ in range(count):
+            await asyncio.to_thread(theirs.run)
+        shims = theirs.shims()
+        if len(shims) != count:
+            raise RuntimeError(f"{count} containers, but {len(shims)} shims")
+        return sum(map(pss_kib, shims))
+
+
+async def measure_memory(runtime: NativeRuntime, image: str, count: int) -> int:
+    """PSS with nothing running and with `count` containers; the latter, KiB."""
     print("PSS KiB, 0 containers:", _summed(memory_kib(runtime.run_dir)))
     names = [f"many-{index}" for index in range(count)]
     began = time.perf_counter()
@@ -194,11 +223,13 @@ async def measure_memory(runtime: NativeRuntime, image: str, count: int) -> None
         )
         await runtime.start(name)
     print(f"{count} containers one after another: {count / (time.perf_counter() - began):.0f}/s")
-    print(f"PSS KiB, {count} containers:", _summed(memory_kib(runtime.run_dir)))
+    found = memory_kib(runtime.run_dir)
+    print(f"PSS KiB, {count} containers:", _summed(found))
     for name in names:
         await runtime.kill(name, signal.SIGKILL)
         await runtime.wait(name)
         await runtime.remove(name)
+    return sum(found.values())
 
 
 def _summed(parts: dict[str, int]) -> str:
@@ -225,19 +256,36 @@ async def main(rounds: int, containers: int) -> None:
         encoded = base64.b64encode(Path(program).read_bytes()).decode()
         for name, bpf in (("crun", ""), ("crun+bpf", encoded), ("runc", "")):
             path = shutil.which(name.split("+")[0], path=f"{os.environ['PATH']}:/usr/sbin")
-            if path:
+            if path is None:
+                print(f"  {name} skipped: not installed, run `make bench-peers`")
+            else:
                 contenders.append(Oci(name, path, f"{directory}/{name}", image, bpf))
         report(await measure(contenders, rounds))
-        await measure_memory(runtime, image, containers)
+        ours_kib = await measure_memory(runtime, image, containers)
     finally:
         await runtime.shutdown()
         shutil.rmtree(directory)
-        for cgroup in Path("/sys/fs/cgroup").glob("*/shoal-bench"):  # the OCI runtimes' parent
+        for cgroup in Path("/sys/fs/cgroup").glob(f"*{OCI_PARENT}"):  # the OCI runtimes' parent
             if not os.path.ismount(cgroup.parent):  # crun wrote below the hidden hierarchy
                 shutil.rmtree(cgroup)
                 continue
-            for directory, _, _ in os.walk(cgroup, topdown=False):
-                os.rmdir(directory)
+            for place, _, _ in os.walk(cgroup, topdown=False):
+                os.rmdir(place)
+    await report_memory(ours_kib, containers)
+
+
+async def report_memory(ours_kib: int, containers: int) -> None:
+    """Our helpers against the shims."""
+    figures.report(Figure(f"helpers at {containers} containers", ours_kib / 1024, "MiB"))
+    if reason := why_not():
+        print(f"  containerd-shims skipped: {reason}")
+        return
+    theirs_kib = await measure_shims(containers)
+    ratio = ours_kib / theirs_kib
+    figures.report(
+        Figure(f"helpers at {containers} containers", ratio, "x shims'", MEMORY_BAR, "at most"),
+        Figure(f"shims at {containers} containers", theirs_kib / 1024, "MiB"),
+    )
 
 
 def enter_private_namespace() -> None:
@@ -255,5 +303,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--containers", type=int, default=50)
     options = parser.parse_args()
+    require_root()
     enter_private_namespace()
     asyncio.run(main(options.rounds, options.containers))
