@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc

@@ -310,3 +310,22 @@ async def test_states_in_quick_succession_are_written_once(node):
     assert len(writes) == 99
     assert len(node.records.tasks()) == 99
     await node.tasks._writer.flush()
+
+
+async def test_nothing_grows_with_the_tasks_that_came_and_went(node):
+    for number in range(40):
+        node.tasks.assign(a_task(number))
+        await node.reach(S.RUNNING, number)
+        if number % 2:
+            node.runtime.exit(task_id(number), 1)
+            await node.reach(S.FAILED, number)
+        node.tasks.unassign(task_id(number))
+    await until(lambda: not node.tasks._disposals)
+    await node.tasks._writer.flush()
+    assert not node.tasks._runners
+    assert not node.tasks._running
+    assert not node.tasks._writer._pending
+    assert not node.reporter._pending
+    assert not node.runtime.containers
+    assert not node.networks.attached
+    assert not list((node.directory / "tasks").iterdir())
