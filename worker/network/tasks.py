@@ -159,12 +159,14 @@ class TaskLinks:
         with netns.fresh(path) as inside_fd:
             host = (_host_name(attachment.task_id), HOST_MAC)
             task = (attachment.interface, task_mac(attachment.address))
+            # The default, so that the link is born with it: changing it later waits for the
+            # kernel's global lock, by spinning, longer than making the link takes.
+            sysctl.try_write("ipv6/conf/default/disable_ipv6", "1")
             # This socket stayed in the root namespace; only the thread moved.
             self._route.transact(
                 [route.add_veth(host=host, task=task, mtu=self._settings.mtu, netns_fd=inside_fd)]
             )
             index = socket.if_nametoindex(attachment.interface)
-            sysctl.try_write(f"ipv6/conf/{attachment.interface}/disable_ipv6", "1")
             default = route.Route(destination="0.0.0.0/0", gateway=self._gateway, device=index)
             gateway = route.Route(destination=f"{self._gateway}/32", device=index)
             with NetlinkSocket(NETLINK_ROUTE) as inside:
