@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.cluster.lab import Lab, eventually
 
@@ -191,7 +192,9 @@ def test_metrics_of_every_node(lab: Lab, service: str) -> None:
     for node, address in lab.addresses.items():
         with urllib.request.urlopen(f"http://{address}:9323/metrics", timeout=5) as response:
             page = response.read().decode()
-        assert "swarm_node_info{" in page
+        families = [family.name for family in text_string_to_metric_families(page)]
+        assert len(families) == len(set(families))  # no process repeats another's
+        assert "swarm_node_info" in families
         assert f'container_label_com_docker_swarm_service_name="{service}"' in page
         if node == "m1":
             assert 'swarm_manager_nodes{state="ready"} 3.0' in page
