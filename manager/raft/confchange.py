@@ -71,6 +71,7 @@ class Membership(msgspec.Struct, frozen=True, gc=False):
     outgoing: frozenset[int] = frozenset()
     learners_next: frozenset[int] = frozenset()
     auto_leave: bool = False
+    former: frozenset[int] = frozenset()
 
     @property
     def is_joint(self) -> bool:
@@ -95,6 +96,7 @@ class Membership(msgspec.Struct, frozen=True, gc=False):
             outgoing=tuple(sorted(self.outgoing)),
             learners_next=tuple(sorted(self.learners_next)),
             auto_leave=self.auto_leave,
+            former=tuple(sorted(self.former)),
         )
 
 
@@ -124,6 +126,7 @@ def membership_of(state: ConfState) -> Membership:
         outgoing=frozenset(state.outgoing),
         learners_next=frozenset(state.learners_next),
         auto_leave=state.auto_leave,
+        former=frozenset(state.former),
     )
     problem = problem_of(membership)
     if problem:
@@ -196,6 +199,7 @@ def leave_joint(membership: Membership) -> Membership:
         Membership(
             voters=membership.voters,
             learners=membership.learners | membership.learners_next,
+            former=membership.outgoing - membership.voters,
         )
     )
 
@@ -210,6 +214,8 @@ def problem_of(membership: Membership) -> str:
         return f"{sorted(membership.learners_next - membership.outgoing)} wait without voting"
     if membership.learners_next & membership.voters:
         return f"{sorted(membership.learners_next & membership.voters)} stay and wait"
+    if membership.former & membership.all_voters:
+        return f"{sorted(membership.former & membership.all_voters)} lost a vote and have it"
     if membership.auto_leave and not membership.is_joint:
         return "nothing to leave automatically"
     return ""
@@ -254,6 +260,7 @@ def _applied(membership: Membership, changes: Sequence[NodeChange]) -> Membershi
             outgoing=membership.outgoing,
             learners_next=frozenset(waiting),
             auto_leave=membership.auto_leave,
+            former=membership.all_voters - voters - membership.outgoing,
         )
     )
 

@@ -66,14 +66,13 @@ class Leadership:
 class Core:
     """One node.
 
-    leader: whom it follows (0 = nobody known). votes: of a running campaign. was_voter: the last
-    change of the membership it applied took its vote.
+    leader: whom it follows (0 = nobody known). votes: of a running campaign.
     """
 
     __slots__ = (
         "config", "election_elapsed", "election_timeout", "heartbeat_elapsed", "id", "leader",
         "leading", "log", "membership", "messages", "messages_after_sync", "prng", "read_states",
-        "role", "term", "vote", "votes", "was_voter",
+        "role", "term", "vote", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -85,7 +84,6 @@ class Core:
         self.term = hard_state.term
         self.vote = hard_state.vote
         self.membership = membership
-        self.was_voter = False
         self.leader = 0
         self.role = Role.FOLLOWER
         self.leading: Leadership | None = None
@@ -111,18 +109,16 @@ class Core:
 
     @property
     def is_promotable(self) -> bool:
-        """Whether this node may campaign: anybody but a learner or one whose state is replaced.
+        """Whether this node may campaign: a voter, or one that just lost its vote.
 
-        Also a node that lost its vote, which does not count its own then. It may be the only one
-        that knows of the change: the others, not knowing, may need its vote for a quorum, and it
-        has to refuse where its log is longer. Then it is the one to lead until they know. Where
-        they have a leader, or a longer log, it cannot win the question before a campaign.
+        The latter does not count its own vote then. It may be the only one that knows of the
+        change: the others, not knowing, may need its vote for a quorum, and it has to refuse where
+        its log is longer. Then it is the one to lead until they know. Where they have a leader, or
+        a longer log, it cannot win the question before a campaign.
         """
-        return (
-            bool(self.membership.voters)
-            and self.log.pending_snapshot is None
-            and (self.id not in self.membership.learners or self.was_voter)
-        )
+        membership = self.membership
+        is_voter = self.id in membership.voters or self.id in membership.outgoing
+        return (is_voter or self.id in membership.former) and self.log.pending_snapshot is None
 
     def send(self, message: Message) -> None:
         """Queue a message; promises wait for the disk. What goes to oneself waits with them."""

@@ -55,7 +55,8 @@ class ConfState(msgspec.Struct, frozen=True, gc=False):
     """A membership as it is kept in snapshots; ids ascending.
 
     `outgoing`, `learners_next` and `auto_leave` are set only between the two halves of a joint
-    change: then a decision needs a majority of `voters` and one of `outgoing`.
+    change: then a decision needs a majority of `voters` and one of `outgoing`. `former`: who lost
+    its vote by the last change, and may still have to lead those who do not know of it.
     """
 
     voters: tuple[int, ...] = ()
@@ -63,6 +64,7 @@ class ConfState(msgspec.Struct, frozen=True, gc=False):
     outgoing: tuple[int, ...] = ()
     learners_next: tuple[int, ...] = ()
     auto_leave: bool = False
+    former: tuple[int, ...] = ()
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):

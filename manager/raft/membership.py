@@ -53,7 +53,6 @@ def apply_change(core: Core, change: ConfChange) -> None:
 
 def switch(core: Core, membership: Membership) -> None:
     """Go over to another membership."""
-    core.was_voter = core.id in core.membership.all_voters
     core.membership = membership
     leading = core.leading
     if leading is None:
@@ -111,5 +110,4 @@ def restore(core: Core, snapshot: Snapshot) -> bool:
         return False
     log.restore(snapshot)
     core.membership = membership
-    core.was_voter = False
     return True

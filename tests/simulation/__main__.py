@@ -16,20 +16,24 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50_000, help="events a run, before healing")
     parser.add_argument("--runs", type=int, default=1, help="seeds from --seed on")
     parser.add_argument("--bug", choices=sorted(BUGS), help="break the core on purpose")
+    parser.add_argument("--climate", choices=["any", "elections"], default="any")
     arguments = parser.parse_args()
     total, began = 0, time.perf_counter()
     with contextlib.ExitStack() as stack:
         if arguments.bug:
             stack.enter_context(BUGS[arguments.bug]())
         for seed in range(arguments.seed, arguments.seed + arguments.runs):
-            outcome = run_seed(seed, arguments.steps)
+            outcome = run_seed(seed, arguments.steps, arguments.climate)
             total += outcome.steps
             if outcome.failure or arguments.runs <= 20:
                 _report(outcome)
             if outcome.failure:
                 bug = f" --bug {arguments.bug}" if arguments.bug else ""
-                print(f"again: python -m tests.simulation --seed {seed} --steps"
-                      f" {arguments.steps}{bug}")  # fmt: skip
+                climate = f" --climate {arguments.climate}" if arguments.climate != "any" else ""
+                print(
+                    f"again: python -m tests.simulation --seed {seed} --steps {arguments.steps}"
+                    f"{climate}{bug}"
+                )
                 return 1
     rate = total / (time.perf_counter() - began)
     print(f"{arguments.runs} runs from seed {arguments.seed}, {total} steps, {rate:.0f} steps/s")

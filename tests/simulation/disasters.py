@@ -33,7 +33,7 @@ MEMBERS_MAX = 7
 class Disasters:
     """One disaster follows another until `end`."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, stormy: bool) -> None:
         self.world = world
         self.chance = world.chance
         self.is_on = True
@@ -47,17 +47,30 @@ class Disasters:
         self._weights = [weight * self.chance.choice([0, 1, 1, 2]) for _, weight in weights]
         if not any(self._weights):
             self._weights = [1] * len(weights)
+        if stormy:
+            self._actions, self._weights = [self.crash, self.reunite], [1, 3]
         self.pace = self.chance.choice([0.3, 1.0, 3.0])
         world.later(PERIOD, self._next, None)
-        self.hasty = self.chance.choice([0.0, 0.0, 0.5, 0.9])
-        """How often a leader dies right after its election."""
+        self.hasty = 0.95 if stormy else self.chance.choice([0.0, 0.0, 0.5, 0.9])
+        """How often a leader is cut off or dies right after its election."""
         self.weather()
 
     def elected(self, member: Member) -> None:
-        """A node has become leader."""
-        if self.is_on and self.chance.random() < self.hasty:
-            delay = int(60_000 * self.chance.random())
-            self.world.later(delay, self._crash, member)
+        """A node has become leader: the moment of which Raft's figure 8 is made."""
+        if not self.is_on or self.chance.random() >= self.hasty:
+            return
+        random = self.chance.random
+        if random() < 0.9:
+            for other in self.world.members:
+                if other != member.id and random() < 0.7:
+                    self.world.network.cut |= {(member.id, other), (other, member.id)}
+            self.world.later(int(2_500_000 * random()), self._reach, member)
+        if random() < 0.9:
+            self.world.later(int(100_000 * random()), self._crash, member)
+
+    def _reach(self, member: Member) -> None:
+        cut = self.world.network.cut
+        self.world.network.cut = {link for link in cut if member.id not in link}
 
     def end(self) -> None:
         self.is_on = False

@@ -71,7 +71,7 @@ class Member:
         config = Config(
             id=self.id,
             seed=world.chance.getrandbits(60),
-            election_ticks=10,
+            election_ticks=world.election_ticks,
             heartbeat_ticks=1,
             message_bytes_max=world.message_bytes_max,
             inflight_bytes_max=4 * world.message_bytes_max,

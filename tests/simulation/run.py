@@ -30,9 +30,9 @@ class Outcome(NamedTuple):
     story: tuple[str, ...]
 
 
-def run_seed(seed: int, steps: int) -> Outcome:
+def run_seed(seed: int, steps: int, climate: str = "any") -> Outcome:
     """One run: trouble for so many steps, then healing."""
-    world = World(seed)
+    world = World(seed, climate)
     failure = ""
     try:
         world.run(steps)
