@@ -53,7 +53,7 @@ class Watcher:
     """Commits in order. Iterate it, or ask for the next one; close it by leaving its context."""
 
     def __init__(self, queue_max: int) -> None:
-        self._queue: asyncio.Queue[Commit] = asyncio.Queue(queue_max)
+        self._queue: asyncio.Queue[Commit | None] = asyncio.Queue(queue_max)
         self._lost = False
 
     def offer(self, commit: Commit) -> None:
@@ -65,17 +65,27 @@ class Watcher:
         except asyncio.QueueFull:
             self._lost = True
 
+    def lose(self) -> None:
+        """Commits are missing from here on: the watcher must resync."""
+        self._lost = True
+        if self._queue.empty():
+            self._queue.put_nowait(None)  # wakes whoever waits
+
     async def next(self) -> Commit:
         """The next commit. Raises FailedPrecondition when commits were missed: resync."""
-        if self._lost and self._queue.empty():
-            raise FailedPrecondition("the watch fell behind: read the state again and watch anew")
-        return await self._queue.get()
+        if not self._lost or not self._queue.empty():
+            commit = await self._queue.get()
+            if commit is not None:
+                return commit
+        raise FailedPrecondition("the watch fell behind: read the state again and watch anew")
 
     def take_ready(self) -> list[Commit]:
         """The commits that are there already, without waiting."""
         ready: list[Commit] = []
         while not self._queue.empty():
-            ready.append(self._queue.get_nowait())
+            commit = self._queue.get_nowait()
+            if commit is not None:
+                ready.append(commit)
         return ready
 
     def __aiter__(self) -> AsyncIterator[Commit]:
@@ -145,9 +155,29 @@ class Store:
             commit = apply_entry(self._tables, entry, index)
         except SwarmError as refused:
             return refused
+        self._offer(commit)
+        return commit
+
+    def install(self, commit: Commit) -> None:
+        """Take over a commit that was decided outside (etcd). For the Proposer alone, in order."""
+        for event in commit.events:
+            if event.object is None:
+                self._tables.remove(event.subject)
+            else:
+                self._tables.put(event.object)
+        self._tables.version = commit.version
+        if commit.events:
+            self._offer(commit)
+
+    def reset(self, tables: Tables) -> None:
+        """Start again from another state; every watcher must resync. For the Proposer alone."""
+        self._tables = tables
+        for watcher in self._watchers:
+            watcher.lose()
+
+    def _offer(self, commit: Commit) -> None:
         for watcher in self._watchers:
             watcher.offer(commit)
-        return commit
 
     def rows(self) -> tuple[AnyObject, ...]:
         """Every object of the committed state, for a snapshot."""

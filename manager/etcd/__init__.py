@@ -1,0 +1,1 @@
+"""The store's other consensus: an etcd cluster that somebody already runs."""
