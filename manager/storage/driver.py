@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from manager.storage.entries import Batch, Entry, HardState, SnapshotMark
 from manager.storage.wal import Wal
@@ -23,28 +25,29 @@ from shoal.errors import (
     InvariantViolation,
     ResourceExhausted,
     SwarmError,
+    violated,
 )
 
 QUEUE_MAX = 1024
 MERGED_BYTES_MAX = 4 << 20
 _RECORD_OVERHEAD_BYTES = 48
 
-Outcome = int | SwarmError | InvariantViolation
+Result = int | frozenset[bytes]
+Outcome = Result | SwarmError | InvariantViolation
 
 
-class _Release:
-    """A request to release segments, queued among the batches."""
+class _Call(msgspec.Struct, frozen=True):
+    """A call of the log that is not a batch, queued among the batches."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    run: Callable[[Wal], Result]
 
 
 class _Waiting:
     """Work for the log and the caller that waits for it."""
 
-    def __init__(self, work: Batch | _Release) -> None:
+    def __init__(self, work: Batch | _Call) -> None:
         self.work = work
-        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         entries = work.entries if isinstance(work, Batch) else ()
         self.size_bytes = sum(len(entry.data) + _RECORD_OVERHEAD_BYTES for entry in entries)
 
@@ -110,9 +113,19 @@ class AsyncWal:
 
     async def release(self, index: int) -> int:
         """`Wal.release`, in order with the batches; how many segments were deleted."""
-        return await self._submit(_Release(index))
+        released = await self._submit(_Call(lambda wal: wal.release(index)))
+        if not isinstance(released, int):
+            violated("release counts segments", result=released)
+        return released
 
-    async def _submit(self, work: Batch | _Release) -> int:
+    async def key_ids(self) -> frozenset[bytes]:
+        """`Wal.key_ids`, in order with the batches: none of them is under way meanwhile."""
+        ids = await self._submit(_Call(lambda wal: wal.key_ids()))
+        if not isinstance(ids, frozenset):
+            violated("key ids are a set", result=ids)
+        return ids
+
+    async def _submit(self, work: Batch | _Call) -> Result:
         async with self._room:
             if self._closed:
                 raise FailedPrecondition(f"{self._wal.directory}: the log is closed")
@@ -142,7 +155,7 @@ class AsyncWal:
                 _resolve(waiting, closed)
 
     async def _gather(self) -> list[_Waiting]:
-        """The next group: batches up to the bytes limit, or one release; empty at the end."""
+        """The next group: batches up to the bytes limit, or one call; empty at the end."""
         while not self._queue:
             if self._closed:
                 return []
@@ -158,7 +171,7 @@ class AsyncWal:
         return group
 
 
-def _commit(wal: Wal, works: Sequence[Batch | _Release]) -> list[Outcome]:
+def _commit(wal: Wal, works: Sequence[Batch | _Call]) -> list[Outcome]:
     """In the thread: one sync for all; only if one of them is refused, each on its own."""
     batches = [work for work in works if isinstance(work, Batch)]
     try:
@@ -173,10 +186,10 @@ def _commit(wal: Wal, works: Sequence[Batch | _Release]) -> list[Outcome]:
     return [0] * len(works)
 
 
-def _attempt(wal: Wal, work: Batch | _Release) -> Outcome:
+def _attempt(wal: Wal, work: Batch | _Call) -> Outcome:
     try:
-        if isinstance(work, _Release):
-            return wal.release(work.index)
+        if isinstance(work, _Call):
+            return work.run(wal)
         wal.append_all([work])
     except (SwarmError, InvariantViolation) as error:
         return error
@@ -186,7 +199,7 @@ def _attempt(wal: Wal, work: Batch | _Release) -> Outcome:
 def _resolve(waiting: _Waiting, outcome: Outcome) -> None:
     if waiting.done.done():  # its caller was cancelled
         return
-    if isinstance(outcome, int):
+    if isinstance(outcome, int | frozenset):
         waiting.done.set_result(outcome)
     else:
         waiting.done.set_exception(outcome)

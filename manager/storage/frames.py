@@ -1,4 +1,4 @@
-"""The bytes of a log segment: its header and its records, format version 1. Pure.
+"""The bytes of a log segment: its header and its records, format versions 1 and 2. Pure.
 
 A record is `len u32 | crc u32 | type u8 | check u24 | payload | zeros | 0xA5`, padded to 8 bytes.
  - `crc` (CRC32C) covers everything else in the record and continues the crc before it, the first
@@ -8,22 +8,26 @@ A record is `len u32 | crc u32 | type u8 | check u24 | payload | zeros | 0xA5`, 
  - The last byte is never zero, so that a write which stopped early shows.
  - BEGIN and END flag a batch. One batch is written and synced before the next begins; a BEGIN
    found after damage therefore proves that the damaged batch had been durable.
+ - In a segment with a key (version 2) the data of entries is sealed; everything else stays
+   readable without a key, so that damage is judged the same way. One segment, one key.
 Idea: etcd's wal encoder; check, end byte and batch flags are ours (docs/design/storage.md).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import google_crc32c
 import msgspec
 
 from manager.storage.entries import Entry, HardState, Record, SnapshotMark
+from manager.storage.sealing import NO_KEY, SEAL_BYTES, Seal
 from shoal.errors import FailedPrecondition, InvalidArgument, InvariantViolation
 
 MAGIC = b"SHOALWAL"
 VERSION = 1
+VERSION_SEALED = 2
 HEADER_BYTES = 128
 ALIGN = 8
 PAYLOAD_BYTES_MAX = 16 << 20
@@ -42,11 +46,15 @@ _CHECKED = struct.Struct("<IIIB")  # header crc, offset, length, type
 _ENTRY = struct.Struct("<QQB")
 _HARD_STATE = struct.Struct("<QQQ")
 _MARK = struct.Struct("<QQ")
+# cluster id, raft id, record type, index, term, kind: where a sealed entry belongs
+_PLACE = struct.Struct("<8s32sQBQQB")
 _PADS = tuple(bytes(count) + b"\xa5" for count in range(ALIGN))
-_NO_KEY = bytes(16)
 _U64_MAX = (1 << 64) - 1
 
 extend = google_crc32c.extend
+
+Unseal = Callable[[bytes, bytes], bytes]
+"""(sealed, associated data) to plain bytes; raises `sealing.Unsealable`."""
 
 
 class WalIdentity(msgspec.Struct, frozen=True):
@@ -57,13 +65,17 @@ class WalIdentity(msgspec.Struct, frozen=True):
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
-    """First 128 bytes of a segment; `crc` seeds the chain of its records."""
+    """First 128 bytes of a segment; `crc` seeds the chain of its records.
+
+    With a `key_id` the segment is of version 2 and its entries are sealed with that key.
+    """
 
     identity: WalIdentity
     seq: int
     index: int
     size_bytes: int
     prev_crc: int
+    key_id: bytes = NO_KEY
     crc: int = 0
 
 
@@ -84,9 +96,9 @@ class BadHeader(Exception):
 def encode_header(header: SegmentHeader) -> tuple[bytes, int]:
     """The 128 bytes of a header and its crc."""
     body = _HEADER.pack(
-        MAGIC, VERSION, HEADER_BYTES, check_cluster_id(header.identity.cluster_id),
-        header.identity.raft_id, header.seq, header.index, header.size_bytes, header.prev_crc,
-        _NO_KEY,
+        MAGIC, VERSION if header.key_id == NO_KEY else VERSION_SEALED, HEADER_BYTES,
+        check_cluster_id(header.identity.cluster_id), header.identity.raft_id, header.seq,
+        header.index, header.size_bytes, header.prev_crc, header.key_id,
     )  # fmt: skip
     crc = extend(0, body)
     return body + struct.pack("<I", crc), crc
@@ -104,14 +116,15 @@ def decode_header(raw: bytes, path: str) -> SegmentHeader:
     (crc,) = struct.unpack_from("<I", raw, HEADER_BYTES - 4)
     if extend(0, body) != crc:
         raise BadHeader(f"segment header (format {version}) does not match its checksum")
-    if version != VERSION:
+    if version not in (VERSION, VERSION_SEALED):
         raise FailedPrecondition(
-            f"{path}: log format {version}, this version reads {VERSION}: run the newer version"
+            f"{path}: log format {version}, this version reads {VERSION} to {VERSION_SEALED}:"
+            " run the newer version"
         )
-    if key_id != _NO_KEY:
-        raise encrypted(path)
+    if (version == VERSION_SEALED) == (key_id == NO_KEY):
+        raise BadHeader(f"segment header (format {version}) with a key id that does not fit it")
     identity = WalIdentity(cluster_id=cluster.rstrip(b"\0").decode(), raft_id=raft_id)
-    return SegmentHeader(identity, seq, index, size, prev_crc, crc)
+    return SegmentHeader(identity, seq, index, size, prev_crc, key_id, crc)
 
 
 def check_cluster_id(cluster_id: str) -> bytes:
@@ -123,14 +136,28 @@ def check_cluster_id(cluster_id: str) -> bytes:
     return cluster_id.encode()
 
 
-def encrypted(path: str) -> FailedPrecondition:
-    """The refusal of a file that names an encryption key, which this version cannot use."""
-    return FailedPrecondition(f"{path}: encrypted at rest by a newer version: run that version")
+def place(identity: WalIdentity, entry: Entry) -> bytes:
+    """What a sealed entry is bound to: cluster, member, record type, index, term and kind."""
+    return _PLACE.pack(
+        MAGIC, check_cluster_id(identity.cluster_id), identity.raft_id, TYPE_ENTRY, entry.index,
+        entry.term, entry.kind,
+    )  # fmt: skip
 
 
 def frame_bytes(payload_bytes: int) -> int:
     """Size on disk of a record with that payload: at least one end byte, a multiple of 8."""
     return (_FRAME.size + payload_bytes + ALIGN) & -ALIGN
+
+
+def sealed_entry(entry: Entry, identity: WalIdentity, seal: Seal) -> Entry:
+    """The entry with its data sealed, as it is written. Raises: InvalidArgument."""
+    if len(entry.data) > PAYLOAD_BYTES_MAX - _ENTRY.size - SEAL_BYTES:
+        raise _too_large(entry.index, entry.data)
+    try:
+        where = place(identity, entry)
+    except struct.error as error:
+        raise InvalidArgument(f"Entry: number out of range: {error}") from None
+    return Entry(entry.index, entry.term, entry.kind, seal(entry.data, where))
 
 
 def encode_payload(record: Record) -> tuple[int, bytes]:
@@ -139,9 +166,7 @@ def encode_payload(record: Record) -> tuple[int, bytes]:
         match record:
             case Entry(index, term, kind, data):
                 if len(data) > PAYLOAD_BYTES_MAX - _ENTRY.size:
-                    raise InvalidArgument(
-                        f"data of entry {index}: {len(data)} bytes exceed {PAYLOAD_BYTES_MAX}"
-                    )
+                    raise _too_large(index, data)
                 return TYPE_ENTRY, _ENTRY.pack(index, term, kind) + data
             case HardState(term, vote, commit):
                 return TYPE_HARD_STATE, _HARD_STATE.pack(term, vote, commit)
@@ -161,7 +186,7 @@ def decode_payload(frame: Frame, path: str) -> Record:
     if frame.type == TYPE_MARK:
         return SnapshotMark(*_MARK.unpack(frame.payload))
     if frame.type == TYPE_KEY_ID:
-        raise encrypted(path)
+        raise FailedPrecondition(f"{path}: a record of a newer version: run that version")
     raise InvariantViolation(f"{path}: unknown record type {frame.type} passed its checks")
 
 
@@ -208,6 +233,10 @@ def read_frame(data: bytes, offset: int, header_crc: int, chain: int) -> Frame |
         return None
     payload = data[start : start + length]
     return Frame(flagged & _TYPE_MASK, flagged & ~_TYPE_MASK, payload, end, crc)
+
+
+def _too_large(index: int, data: bytes) -> InvalidArgument:
+    return InvalidArgument(f"data of entry {index}: {len(data)} bytes exceed {PAYLOAD_BYTES_MAX}")
 
 
 def _tag(header_crc: int, offset: int, length: int, flagged: int) -> bytes:

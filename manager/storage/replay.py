@@ -13,8 +13,9 @@ import msgspec
 from manager.storage.entries import Batch, Entry, HardState, Record, Recovered, SnapshotMark
 from manager.storage.errors import corrupt_log
 from manager.storage.files import FileOps
-from manager.storage.frames import SegmentHeader, WalIdentity
+from manager.storage.frames import SegmentHeader, Unseal, WalIdentity
 from manager.storage.scan import Ending, Scan, scan_segment
+from manager.storage.sealing import NO_KEY, DataKeys
 from manager.storage.segments import Loaded, SegmentFile, cut_torn_tail, load_segment
 from manager.storage.shape import LogShape
 from shoal.errors import FailedPrecondition, invariant, violated
@@ -73,13 +74,27 @@ class LogState(msgspec.Struct):
 
 
 class Replay:
-    """Feeds segments, oldest first, into a LogState and the list of live entries."""
+    """Feeds segments, oldest first, into a LogState and the list of live entries.
 
-    def __init__(self, files: FileOps, dir_fd: int, identity: WalIdentity) -> None:
+    keys: opens segments with a key. repair: whether a torn tail is cut off; without it nothing on
+    the disk changes.
+    """
+
+    def __init__(
+        self,
+        files: FileOps,
+        dir_fd: int,
+        identity: WalIdentity,
+        *,
+        keys: DataKeys | None = None,
+        repair: bool = True,
+    ) -> None:
         self.state = LogState()
         self._files = files
         self._dir_fd = dir_fd
         self._identity = identity
+        self._keys = keys
+        self._repair = repair
         self._entries: list[Entry] = []
         self._end: tuple[Loaded, Scan] | None = None
         self._repaired: str | None = None
@@ -99,12 +114,13 @@ class Replay:
         """The crc the next record continues."""
         return self._last()[1].chain
 
-    def read(self, file: SegmentFile, *, is_last: bool) -> None:
+    def read(self, file: SegmentFile, *, is_last: bool) -> Scan:
         """Read the next segment; a torn tail of the last one is repaired."""
         loaded = load_segment(file)
         path = str(file.path)
         self._check_origin(loaded, path)
-        scan = scan_segment(loaded.content, loaded.header, path)
+        unseal = self._unseal(loaded.header.key_id, path)
+        scan = scan_segment(loaded.content, loaded.header, path, unseal=unseal)
         if scan.ending is Ending.DAMAGED:
             raise corrupt_log(path, scan.bad_offset, scan.reason)
         if scan.ending is Ending.TORN and not is_last:
@@ -116,11 +132,12 @@ class Replay:
             self.state.shape = LogShape(file.index)
         for batch in scan.batches:
             self._apply(batch, path)
-        if scan.ending is Ending.TORN:
+        if scan.ending is Ending.TORN and self._repair:
             copy = cut_torn_tail(self._files, self._dir_fd, loaded, scan)
             self._repaired = str(copy)
         # The content can be 64 MiB and is not needed again.
         self._end = (Loaded(file, loaded.header, b""), scan)
+        return scan
 
     def finish(self) -> Recovered:
         """What was recovered. Raises: CorruptLog when entries after the snapshot are missing."""
@@ -133,6 +150,15 @@ class Replay:
             raise corrupt_log(str(self._last()[0].file.path), 0, reason)
         entries = tuple(self._entries)
         return Recovered(state.hard_state, mark, state.shape.first, entries, self._repaired)
+
+    def _unseal(self, key_id: bytes, path: str) -> Unseal | None:
+        if key_id == NO_KEY:
+            return None
+        if self._keys is None:
+            raise FailedPrecondition(
+                f"{path}: encrypted with key {key_id.hex()}, and no keys were given"
+            )
+        return self._keys.get(key_id).unseal
 
     def _check_origin(self, loaded: Loaded, path: str) -> None:
         identity = loaded.header.identity

@@ -13,17 +13,21 @@ from enum import Enum
 
 import msgspec
 
-from manager.storage.entries import Record
+from manager.storage.entries import Entry, Record
 from manager.storage.frames import (
     ALIGN,
     BEGIN,
     END,
     HEADER_BYTES,
+    Frame,
     SegmentHeader,
+    Unseal,
     decode_payload,
     peek_frame,
+    place,
     read_frame,
 )
+from manager.storage.sealing import Unsealable
 
 SECTOR_BYTES = 512
 _FRAME_HEAD_BYTES = 12
@@ -53,10 +57,14 @@ class Scan(msgspec.Struct, frozen=True):
     dirty_end: int = 0
 
 
-def scan_segment(data: bytes, header: SegmentHeader, path: str) -> Scan:
+def scan_segment(
+    data: bytes, header: SegmentHeader, path: str, *, unseal: Unseal | None = None
+) -> Scan:
     """Read every complete batch and judge what follows.
 
-    data: the whole file. Raises: FailedPrecondition for records of a newer version.
+    data: the whole file; unseal: opens the entries of a segment with a key. A record that its
+    checksum vouches for but its key does not is damage, never a torn tail.
+    Raises: FailedPrecondition for records of a newer version.
     """
     batches: list[tuple[Record, ...]] = []
     pending: list[Record] = []
@@ -67,7 +75,11 @@ def scan_segment(data: bytes, header: SegmentHeader, path: str) -> Scan:
         if bool(frame.flags & BEGIN) == bool(pending):
             ending = (Ending.DAMAGED, "a batch begins inside another or without a beginning")
             break
-        pending.append(decode_payload(frame, path))
+        try:
+            pending.append(_record(frame, header, path, unseal))
+        except Unsealable:
+            ending = (Ending.DAMAGED, "an entry was changed or moved: its key does not open it")
+            break
         offset, chain = frame.end, frame.crc
         if frame.flags & END:
             batches.append(tuple(pending))
@@ -78,6 +90,14 @@ def scan_segment(data: bytes, header: SegmentHeader, path: str) -> Scan:
     if verdict is Ending.CLEAN and pending:
         verdict, reason = Ending.TORN, "the last batch is incomplete"
     return Scan(tuple(batches), *good, verdict, offset, reason, dirty_end)
+
+
+def _record(frame: Frame, header: SegmentHeader, path: str, unseal: Unseal | None) -> Record:
+    record = decode_payload(frame, path)
+    if unseal is None or not isinstance(record, Entry):
+        return record
+    plain = unseal(record.data, place(header.identity, record))
+    return Entry(record.index, record.term, record.kind, plain)
 
 
 def _judge(data: bytes, header: SegmentHeader, offset: int, dirty_end: int) -> tuple[Ending, str]:

@@ -19,6 +19,7 @@ from manager.storage.errors import corrupt_log, disk_error
 from manager.storage.files import FileOps, discard, write_all, write_zeros
 from manager.storage.frames import BadHeader, SegmentHeader, decode_header
 from manager.storage.scan import Scan
+from manager.storage.sealing import NO_KEY
 from shoal.errors import SwarmError
 
 BROKEN_KEPT = 3
@@ -28,11 +29,15 @@ _log = structlog.get_logger()
 
 
 class SegmentFile(msgspec.Struct, frozen=True):
-    """A segment on disk; `index` was the next index of the log when it was begun."""
+    """A segment on disk; `index` was the next index of the log when it was begun.
+
+    `key_id`: the key of its entries, known once the segment was read or written.
+    """
 
     path: Path
     seq: int
     index: int
+    key_id: bytes = NO_KEY
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ does not verify is renamed to `.broken` and the one before it is used.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import structlog
 from manager.storage.entries import SnapshotMark
 from manager.storage.errors import REJOIN, CorruptSnapshot, disk_error
 from manager.storage.files import FileOps, discard, write_all
+from manager.storage.sealing import NO_KEY, DataKey, DataKeys
 from manager.storage.snapshot_file import (
     SnapshotHeader,
+    SnapshotReader,
     SnapshotRecord,
     encode,
-    read_records,
+    read_header,
     verify,
 )
 from shoal.errors import FailedPrecondition, InvalidArgument
@@ -33,11 +36,16 @@ _log = structlog.get_logger()
 
 
 class SnapshotFile(msgspec.Struct, frozen=True):
-    """A snapshot on disk: the state after entry `index` of `term`."""
+    """A snapshot on disk: the state after entry `index` of `term`.
+
+    metadata: what `save` was given with it. keys: what opens it.
+    """
 
     path: Path
     index: int
     term: int
+    metadata: bytes = b""
+    keys: DataKeys | None = None
 
     def records(self) -> Iterator[SnapshotRecord]:
         """Stream the records, one chunk in memory; may be called again.
@@ -45,7 +53,7 @@ class SnapshotFile(msgspec.Struct, frozen=True):
         Raises: CorruptSnapshot when the file changed since it was verified.
         """
         with self.path.open("rb") as file:
-            yield from read_records(file, self.path)
+            yield from SnapshotReader(file, self.path, keys=self.keys).records()
 
 
 class SnapshotDir:
@@ -56,29 +64,42 @@ class SnapshotDir:
         directory: Path,
         *,
         cluster_id: str,
+        raft_id: int = 0,
         keep_old: int = 1,
+        keys: DataKeys | None = None,
         files: FileOps | None = None,
     ) -> None:
+        """keep_old: how many snapshots to keep before the newest. keys: encrypts new ones."""
         if keep_old < 0:
             raise InvalidArgument(f"keep_old: {keep_old} must not be negative")
         self.directory = directory
         self._cluster_id = cluster_id
+        self._raft_id = raft_id
+        self._keys = keys
+        self._saving: DataKey | None = None
+        self._saving_lock = threading.Lock()
         self._keep_old = keep_old
         self._files = files or FileOps()
         self._dir_ready = False
 
-    def save(self, index: int, term: int, records: Iterable[SnapshotRecord]) -> SnapshotFile:
+    def save(
+        self, index: int, term: int, records: Iterable[SnapshotRecord], *, metadata: bytes = b""
+    ) -> SnapshotFile:
         """Write a snapshot; durable under its name when this returns.
 
+        metadata: opaque, at most 1 MiB; `load` gives it back.
         Raises: ResourceExhausted, StorageFailed from the disk, and whatever `records` raises;
         in each case no new snapshot exists and the older ones are untouched.
         """
         path = self.directory / f"{term:016x}-{index:016x}.snap"
         temporary = path.with_suffix(".tmp")
-        header = SnapshotHeader(self._cluster_id, index, term)
+        key = self._begin_saving()
+        key_id = NO_KEY if key is None else key.id
+        raft_id = 0 if key is None else self._raft_id
+        header = SnapshotHeader(self._cluster_id, index, term, raft_id, key_id, metadata)
         try:
             self._prepare()
-            self._write(temporary, encode(header, records))
+            self._write(temporary, encode(header, records, key=key))
             self._files.rename(temporary, path)
             self._sync_dir(self.directory)
         except OSError as error:
@@ -87,7 +108,9 @@ class SnapshotDir:
         except BaseException:
             discard(self._files, temporary)
             raise
-        return SnapshotFile(path, index, term)
+        finally:
+            self._saving = None
+        return SnapshotFile(path, index, term, metadata, self._keys)
 
     def load(self, mark: SnapshotMark | None) -> SnapshotFile | None:
         """The newest snapshot, at or before the log's `mark`, every byte of which verifies.
@@ -99,11 +122,11 @@ class SnapshotDir:
             return None
         for snapshot in self._usable(mark):
             try:
-                self._verify(snapshot)
+                metadata = self._verify(snapshot)
             except CorruptSnapshot as error:
                 self._put_aside(snapshot, error)
                 continue
-            return snapshot
+            return msgspec.structs.replace(snapshot, metadata=metadata, keys=self._keys)
         raise CorruptSnapshot(
             f"{self.directory}: no usable snapshot at or before index {mark.index}, which the log"
             f" needs; {REJOIN}"
@@ -128,6 +151,30 @@ class SnapshotDir:
             raise disk_error("pruning snapshots in", str(self.directory), error) from error
         return kept[-1].index
 
+    def key_ids(self) -> frozenset[bytes]:
+        """The ids of the keys that some snapshot needs, or one that is being written.
+
+        A file whose header is damaged needs none that anybody could tell.
+        """
+        with self._saving_lock:
+            saving = self._saving
+        ids = set() if saving is None else {saving.id}
+        for path in self.directory.glob("*.snap"):
+            try:
+                with path.open("rb") as file:
+                    ids.add(read_header(file, path)[0].key_id)
+            except CorruptSnapshot:
+                continue
+            except OSError as error:
+                raise disk_error("reading", str(path), error) from error
+        return frozenset(ids) - {NO_KEY}
+
+    def _begin_saving(self) -> DataKey | None:
+        # Chosen and noted in one step: `key_ids` must not miss a key that was retired in between.
+        with self._saving_lock:
+            self._saving = None if self._keys is None else self._keys.current
+            return self._saving
+
     def _usable(self, mark: SnapshotMark) -> list[SnapshotFile]:
         """Snapshots at or before the mark, newest first, left-overs of another term excluded."""
         found: list[SnapshotFile] = []
@@ -141,9 +188,10 @@ class SnapshotDir:
         ]  # fmt: skip
         return sorted(fits, key=lambda file: (file.index, file.term), reverse=True)
 
-    def _verify(self, snapshot: SnapshotFile) -> None:
+    def _verify(self, snapshot: SnapshotFile) -> bytes:
+        """Check every byte of it; returns the metadata."""
         try:
-            header = verify(snapshot.path)
+            header = verify(snapshot.path, keys=self._keys)
         except OSError as error:
             raise disk_error("reading", str(snapshot.path), error) from error
         if (header.index, header.term) != (snapshot.index, snapshot.term):
@@ -153,6 +201,7 @@ class SnapshotDir:
                 f"{snapshot.path}: belongs to cluster {header.cluster_id}, not to"
                 f" {self._cluster_id}: wrong --state-dir?"
             )
+        return header.metadata
 
     def _put_aside(self, snapshot: SnapshotFile, why: CorruptSnapshot) -> None:
         target = snapshot.path.with_suffix(".snap.broken")

@@ -1,8 +1,9 @@
-"""The bytes of a snapshot file, format version 1: a stream of (kind, data) records.
+"""The bytes of a snapshot file, format versions 1 and 2: a stream of (kind, data) records.
 
 Header, then chunks of at most 1 MiB of records with a CRC32C each (chained), then a trailer with
 the number of records and a SHA-256 over everything before it. Records are opaque, in the order
-of the writer. Refuses to yield anything from a file that does not verify to its last byte.
+of the writer. Version 2 adds a metadata chunk for the Raft driver, and seals every chunk when the
+header names a key. Refuses to end well on a file that does not verify to its last byte.
 """
 
 from __future__ import annotations
@@ -11,28 +12,34 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import msgspec
 
 from manager.storage.errors import CorruptSnapshot
-from manager.storage.frames import check_cluster_id, encrypted, extend
-from shoal.errors import FailedPrecondition, InvalidArgument
+from manager.storage.frames import check_cluster_id, extend
+from manager.storage.sealing import NO_KEY, SEAL_BYTES, DataKey, DataKeys, Unsealable
+from shoal.errors import FailedPrecondition, InvalidArgument, invariant
 
 MAGIC = b"SHOALSNP"
 VERSION = 1
+VERSION_2 = 2
 HEADER_BYTES = 128
 CHUNK_BYTES_MAX = 1 << 20
 RECORD_BYTES_MAX = 16 << 20
 KIND_MAX = 0xFFFF
 
-# magic, version, header bytes, cluster id, index, term, key id
-_HEADER = struct.Struct("<8sII32sQQ16s44x")
+METADATA_BYTES_MAX = CHUNK_BYTES_MAX
+
+# magic, version, header bytes, cluster id, index, term, key id, raft id
+_HEADER = struct.Struct("<8sII32sQQ16sQ36x")
 _CHUNK = struct.Struct("<III")  # bytes, crc, type
 _RECORD = struct.Struct("<HI")  # kind, bytes
 _TRAILER = struct.Struct("<QQ32s")  # records, bytes of all chunks, SHA-256 of the file so far
-_CHUNK_RECORDS, _CHUNK_TRAILER = 1, 2
-_NO_KEY = bytes(16)
+# magic, cluster id, raft id, chunk type, index, term, chunk number: where a sealed chunk belongs
+_PLACE = struct.Struct("<8s32sQBQQQ")
+_CHUNK_RECORDS, _CHUNK_TRAILER, _CHUNK_METADATA = 1, 2, 3
+_CHUNKS = frozenset({_CHUNK_RECORDS, _CHUNK_TRAILER, _CHUNK_METADATA})
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, gc=False):
@@ -42,91 +49,201 @@ class SnapshotRecord(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+class Source(Protocol):
+    """What a snapshot is read from: a binary file, or a part of one."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, fewer only at the end."""
+        ...
+
+
 class SnapshotHeader(msgspec.Struct, frozen=True):
-    """The state after entry `index` of `term`, in cluster `cluster_id`."""
+    """The state after entry `index` of `term`, in cluster `cluster_id`.
+
+    raft_id: who wrote it, 0 = nobody in particular. key_id: what seals it, NO_KEY = nothing.
+    metadata: opaque, for the Raft driver (membership); at most `METADATA_BYTES_MAX`.
+    A header without any of the three is written as version 1.
+    """
 
     cluster_id: str
     index: int
     term: int
+    raft_id: int = 0
+    key_id: bytes = NO_KEY
+    metadata: bytes = b""
+
+    @property
+    def version(self) -> int:
+        """The lowest format version that can hold it."""
+        plain = self.raft_id == 0 and self.key_id == NO_KEY and not self.metadata
+        return VERSION if plain else VERSION_2
 
 
-def encode(header: SnapshotHeader, records: Iterable[SnapshotRecord]) -> Iterator[bytes]:
+def encode(
+    header: SnapshotHeader, records: Iterable[SnapshotRecord], *, key: DataKey | None = None
+) -> Iterator[bytes]:
     """The file, piece by piece; takes one record at a time and holds at most one chunk.
 
-    Raises: InvalidArgument for a kind or size out of range.
+    key: what `header.key_id` names. Raises: InvalidArgument for a kind or size out of range.
     """
-    digest = hashlib.sha256()
-    head = _encode_header(header)
-    digest.update(head)
-    yield head
-    (chain,) = struct.unpack_from("<I", head, HEADER_BYTES - 4)
+    invariant(header.key_id == (NO_KEY if key is None else key.id), "header names another key")
+    writer = _Writer(header, key)
+    yield writer.head
+    if header.metadata:
+        yield writer.chunk(_CHUNK_METADATA, header.metadata)
     count = total = 0
     for chunk, number in _chunks(records):
-        framed, chain = _frame(_CHUNK_RECORDS, chunk, chain)
-        digest.update(framed)
-        yield framed
+        yield writer.chunk(_CHUNK_RECORDS, chunk)
         count, total = count + number, total + len(chunk)
-    trailer, _ = _frame(_CHUNK_TRAILER, _TRAILER.pack(count, total, digest.digest()), chain)
-    yield trailer
+    digest = writer.digest.digest()
+    yield writer.chunk(_CHUNK_TRAILER, _TRAILER.pack(count, total, digest))
 
 
-def read_header(file: BinaryIO, path: Path) -> tuple[SnapshotHeader, bytes]:
-    """The header and its raw bytes; `file` is then at the first chunk.
+def read_header(file: Source, path: Path) -> tuple[SnapshotHeader, bytes]:
+    """The header, without the metadata, and its raw bytes; `file` is then at the first chunk.
 
     Raises: CorruptSnapshot; FailedPrecondition when a newer version wrote it.
     """
     raw = file.read(HEADER_BYTES)
     if len(raw) < HEADER_BYTES or raw[:8] != MAGIC:
         raise _corrupt(path, 0, "no snapshot header")
-    _, version, _, cluster, index, term, key_id = _HEADER.unpack_from(raw)
+    _, version, _, cluster, index, term, key_id, raft_id = _HEADER.unpack_from(raw)
     (crc,) = struct.unpack_from("<I", raw, HEADER_BYTES - 4)
     if extend(0, raw[: HEADER_BYTES - 4]) != crc:
         raise _corrupt(path, 0, "the header does not match its checksum")
-    if version != VERSION:
+    if version not in (VERSION, VERSION_2):
         raise FailedPrecondition(
-            f"{path}: snapshot format {version}, this version reads {VERSION}: run the newer one"
+            f"{path}: snapshot format {version}, this version reads {VERSION} to {VERSION_2}:"
+            " run the newer one"
         )
-    if key_id != _NO_KEY:
-        raise encrypted(str(path))
-    return SnapshotHeader(cluster.rstrip(b"\0").decode(), index, term), raw
+    header = SnapshotHeader(cluster.rstrip(b"\0").decode(), index, term, raft_id, key_id)
+    if version == VERSION and header.version != VERSION:
+        raise _corrupt(path, 0, "a header of version 1 with fields of version 2")
+    return header, raw
 
 
-def verify(path: Path) -> SnapshotHeader:
+def verify(path: Path, *, keys: DataKeys | None = None) -> SnapshotHeader:
     """Read the whole file, in bounded memory, and check every byte of it.
 
-    Raises: CorruptSnapshot; FailedPrecondition when a newer version wrote it.
+    Returns the header with the metadata. Raises: CorruptSnapshot; FailedPrecondition when a newer
+    version wrote it or its key is not there.
     """
     with path.open("rb") as file:
-        header, _ = read_header(file, path)
-        file.seek(0)
-        for _ in read_records(file, path):
+        reader = SnapshotReader(file, path, keys=keys)
+        for _ in reader.records():
             pass
-    return header
+    return reader.header
 
 
-def read_records(file: BinaryIO, path: Path) -> Iterator[SnapshotRecord]:
-    """Yield the records of a file opened at its start; the trailer is checked at the end.
+class SnapshotReader:
+    """Reads a file once, from its start; `header` is whole, metadata included, from the beginning.
 
-    Raises: CorruptSnapshot at the first byte that is wrong, maybe after some records.
+    Raises: CorruptSnapshot at the first byte that is wrong, maybe after some records;
+    FailedPrecondition when a newer version wrote it or its key is not there.
     """
-    _, raw = read_header(file, path)
-    digest = hashlib.sha256(raw)
-    (chain,) = struct.unpack_from("<I", raw, HEADER_BYTES - 4)
-    rest, count, total, offset = b"", 0, 0, HEADER_BYTES
-    while True:
-        kind, framed, chain = _read_chunk(file, path, offset, chain)
+
+    def __init__(self, file: Source, path: Path, *, keys: DataKeys | None = None) -> None:
+        self._file = file
+        self._path = path
+        self.header, raw = read_header(file, path)
+        self._key = _find_key(self.header, path, keys)
+        self._digest = hashlib.sha256(raw)
+        (self._chain,) = struct.unpack_from("<I", raw, HEADER_BYTES - 4)
+        self._offset, self._number = HEADER_BYTES, 0
+        self._next = self._chunk()
+        if self._next[0] == _CHUNK_METADATA:
+            if raw[8] == VERSION:
+                raise self._corrupt("a chunk of version 2 in a file of version 1")
+            self.header = msgspec.structs.replace(self.header, metadata=self._next[1])
+            self._next = self._chunk()
+
+    def records(self) -> Iterator[SnapshotRecord]:
+        """Yield the records; the trailer is checked at the end. To be called once."""
+        rest, count, total = b"", 0, 0
+        while self._next[0] == _CHUNK_RECORDS:
+            body = self._next[1]
+            total += len(body)
+            records, rest = _split(rest + body, self._path, self._offset)
+            count += len(records)
+            yield from records
+            self._next = self._chunk()
+        kind, body, digest = self._next
+        if kind != _CHUNK_TRAILER:
+            raise self._corrupt("a metadata chunk between the records")
+        if rest or self._file.read(1):
+            raise self._corrupt("bytes after the last record")
+        if len(body) != _TRAILER.size or _TRAILER.unpack(body) != (count, total, digest):
+            raise self._corrupt("the trailer does not match the records")
+
+    def _chunk(self) -> tuple[int, bytes, bytes]:
+        """Type and plain body of the next chunk, and the digest of the file before it."""
+        digest = self._digest.digest()
+        sealed_max = CHUNK_BYTES_MAX + (0 if self._key is None else SEAL_BYTES)
+        head = self._file.read(_CHUNK.size)
+        if len(head) < _CHUNK.size:
+            raise self._corrupt("the file ends without a trailer")
+        size, _, kind = _CHUNK.unpack(head)
+        if size > sealed_max or kind not in _CHUNKS:
+            raise self._corrupt("no chunk header")
+        framed, self._chain = _frame(kind, self._file.read(size), self._chain)
+        if not framed.startswith(head):
+            raise self._corrupt("a chunk does not match its checksum")
         body = framed[_CHUNK.size :]
-        if kind == _CHUNK_TRAILER:
-            break
-        digest.update(framed)
-        total, offset = total + len(body), offset + len(framed)
-        records, rest = _split(rest + body, path, offset)
-        count += len(records)
-        yield from records
-    if rest or file.read(1):
-        raise _corrupt(path, offset, "bytes after the last record")
-    if len(body) != _TRAILER.size or _TRAILER.unpack(body) != (count, total, digest.digest()):
-        raise _corrupt(path, offset, "the trailer does not match the records")
+        if self._key is not None:
+            try:
+                body = self._key.unseal(body, _place(self.header, kind, self._number))
+            except Unsealable:
+                raise self._corrupt(
+                    "a chunk was changed or moved: its key does not open it"
+                ) from None
+        self._digest.update(framed)
+        self._offset, self._number = self._offset + len(framed), self._number + 1
+        return kind, body, digest
+
+    def _corrupt(self, reason: str) -> CorruptSnapshot:
+        return _corrupt(self._path, self._offset, reason)
+
+
+class _Writer:
+    """Frames, seals and sums up chunks."""
+
+    def __init__(self, header: SnapshotHeader, key: DataKey | None) -> None:
+        if len(header.metadata) > METADATA_BYTES_MAX:
+            raise InvalidArgument(
+                f"metadata of a snapshot: {len(header.metadata)} bytes exceed {METADATA_BYTES_MAX}"
+            )
+        self.head = _encode_header(header)
+        self.digest = hashlib.sha256(self.head)
+        self._header = header
+        self._key = key
+        self._number = 0
+        (self._chain,) = struct.unpack_from("<I", self.head, HEADER_BYTES - 4)
+
+    def chunk(self, kind: int, body: bytes) -> bytes:
+        """The bytes of the next chunk."""
+        if self._key is not None:
+            body = self._key.seal(body, _place(self._header, kind, self._number))
+        framed, self._chain = _frame(kind, body, self._chain)
+        self.digest.update(framed)
+        self._number += 1
+        return framed
+
+
+def _find_key(header: SnapshotHeader, path: Path, keys: DataKeys | None) -> DataKey | None:
+    if header.key_id == NO_KEY:
+        return None
+    if keys is None:
+        raise FailedPrecondition(
+            f"{path}: encrypted with key {header.key_id.hex()}, and no keys were given"
+        )
+    return keys.get(header.key_id)
+
+
+def _place(header: SnapshotHeader, kind: int, number: int) -> bytes:
+    return _PLACE.pack(
+        MAGIC, check_cluster_id(header.cluster_id), header.raft_id, kind, header.index,
+        header.term, number,
+    )  # fmt: skip
 
 
 def _chunks(records: Iterable[SnapshotRecord]) -> Iterator[tuple[bytes, int]]:
@@ -177,8 +294,9 @@ def _encode_header(header: SnapshotHeader) -> bytes:
     cluster = check_cluster_id(header.cluster_id)
     try:
         body = _HEADER.pack(
-            MAGIC, VERSION, HEADER_BYTES, cluster, header.index, header.term, _NO_KEY
-        )
+            MAGIC, header.version, HEADER_BYTES, cluster, header.index, header.term,
+            header.key_id, header.raft_id,
+        )  # fmt: skip
     except struct.error as error:
         raise InvalidArgument(f"snapshot index or term out of range: {error}") from None
     return body + struct.pack("<I", extend(0, body))
@@ -187,19 +305,6 @@ def _encode_header(header: SnapshotHeader) -> bytes:
 def _frame(kind: int, body: bytes, chain: int) -> tuple[bytes, int]:
     crc = extend(extend(chain, struct.pack("<II", len(body), kind)), body)
     return _CHUNK.pack(len(body), crc, kind) + body, crc
-
-
-def _read_chunk(file: BinaryIO, path: Path, offset: int, chain: int) -> tuple[int, bytes, int]:
-    head = file.read(_CHUNK.size)
-    if len(head) < _CHUNK.size:
-        raise _corrupt(path, offset, "the file ends without a trailer")
-    size, _, kind = _CHUNK.unpack(head)
-    if size > CHUNK_BYTES_MAX or kind not in (_CHUNK_RECORDS, _CHUNK_TRAILER):
-        raise _corrupt(path, offset, "no chunk header")
-    framed, chain = _frame(kind, file.read(size), chain)
-    if not framed.startswith(head):
-        raise _corrupt(path, offset, "a chunk does not match its checksum")
-    return kind, framed, chain
 
 
 def _corrupt(path: Path, offset: int, reason: str) -> CorruptSnapshot:

@@ -29,8 +29,10 @@ from manager.storage.frames import (
     encode_header,
     encode_payload,
     frame_bytes,
+    sealed_entry,
 )
 from manager.storage.replay import LogState, Replay
+from manager.storage.sealing import NO_KEY, DataKey, DataKeys
 from manager.storage.segments import (
     SegmentAhead,
     SegmentFile,
@@ -59,7 +61,13 @@ class Wal:
     """An open log. Use `Wal.create` or `Wal.open`; close it to let another process in."""
 
     def __init__(
-        self, directory: Path, identity: WalIdentity, segment_bytes: int, files: FileOps
+        self,
+        directory: Path,
+        identity: WalIdentity,
+        *,
+        segment_bytes: int,
+        files: FileOps,
+        keys: DataKeys | None,
     ) -> None:
         if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX:
             raise InvalidArgument(
@@ -69,6 +77,7 @@ class Wal:
         self.identity = identity
         self._segment_bytes = segment_bytes
         self._files = files
+        self._keys = keys
         self._ahead = SegmentAhead(files, directory)
         self._segments: list[SegmentFile] = []
         self._tail: Tail | None = None
@@ -84,20 +93,22 @@ class Wal:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         files: FileOps | None = None,
+        keys: DataKeys | None = None,
     ) -> Self:
         """Begin an empty log in `directory`, which is made when missing.
 
+        keys: encrypts what is written; without them the log is readable by whoever reads the disk.
         Raises: FailedPrecondition when a log is there or another process has it;
         ResourceExhausted, StorageFailed from the disk.
         """
         files = files or FileOps()
         _make_directory(files, directory)
-        wal = cls(directory, identity, segment_bytes, files)
+        wal = cls(directory, identity, segment_bytes=segment_bytes, files=files, keys=keys)
         try:
             if list_segments(directory):
                 raise FailedPrecondition(f"{directory}: holds a log already: open it instead")
             remove_left_overs(files, directory)
-            wal._begin_segment(0)
+            wal._begin_segment(0, None if keys is None else keys.current)
         except BaseException:
             wal.close()
             raise
@@ -111,16 +122,19 @@ class Wal:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         files: FileOps | None = None,
+        keys: DataKeys | None = None,
     ) -> tuple[Self, Recovered]:
         """Open the log and replay it; a torn tail is cut off and kept as a `.broken` copy.
 
+        keys: needed when a segment is encrypted. With them, what is appended to a log that was not
+        encrypted, or with another key, goes into a new segment.
         Raises: NotFound when there is no log (never silently begins one: a forgotten vote breaks
         Raft); CorruptLog; FailedPrecondition when locked, foreign or of a newer version.
         """
         files = files or FileOps()
         if not directory.is_dir():
             raise NotFound(f"{directory}: no log here: create it when the node first joins")
-        wal = cls(directory, identity, segment_bytes, files)
+        wal = cls(directory, identity, segment_bytes=segment_bytes, files=files, keys=keys)
         try:
             recovered = wal._recover()
         except BaseException:
@@ -143,6 +157,10 @@ class Wal:
         """The newest snapshot mark."""
         return self._state.mark
 
+    def key_ids(self) -> frozenset[bytes]:
+        """The ids of the keys that some segment needs."""
+        return frozenset(file.key_id for file in self._segments) - {NO_KEY}
+
     def append(
         self,
         entries: Sequence[Entry] = (),
@@ -162,14 +180,16 @@ class Wal:
         """
         tail = self._usable()
         after = self._state.after(batches)
-        payloads = [encode_payload(record) for batch in batches for record in batch.records()]
+        key = None if self._keys is None else self._keys.current
+        payloads = self._payloads(batches, key)
         if not payloads:
             return
         size = sum(frame_bytes(len(payload)) for _, payload in payloads)
         if size > APPEND_BYTES_MAX:
             raise InvalidArgument(f"append: {size} bytes exceed {APPEND_BYTES_MAX}: split it")
-        if tail.offset + size > tail.header.size_bytes:
-            tail = self._begin_segment(size)
+        other_key = tail.header.key_id != (NO_KEY if key is None else key.id)
+        if other_key or tail.offset + size > tail.header.size_bytes:
+            tail = self._begin_segment(size, key)
         self._write(tail, payloads)
         self._state = after
         if tail.offset > tail.header.size_bytes // 2:
@@ -217,9 +237,10 @@ class Wal:
         segments = list_segments(self.directory)
         if not segments:
             raise NotFound(f"{self.directory}: no log here: create it when the node first joins")
-        replay = Replay(self._files, self._dir_fd, self.identity)
-        for file in segments:
+        replay = Replay(self._files, self._dir_fd, self.identity, keys=self._keys)
+        for position, file in enumerate(segments):
             replay.read(file, is_last=file is segments[-1])
+            segments[position] = msgspec.structs.replace(file, key_id=replay.header.key_id)
         recovered = replay.finish()
         # Not before the replay: a refused log is left as it was found.
         remove_left_overs(self._files, self.directory)
@@ -239,6 +260,17 @@ class Wal:
         if self._tail is None:
             raise FailedPrecondition(f"{self.directory}: the log is not open")
         return self._tail
+
+    def _payloads(self, batches: Sequence[Batch], key: DataKey | None) -> list[tuple[int, bytes]]:
+        """Type and payload of every record, entries sealed when there is a key."""
+        records = [record for batch in batches for record in batch.records()]
+        if key is not None:
+            seal = key.sealer(len(records))
+            records = [
+                sealed_entry(record, self.identity, seal) if isinstance(record, Entry) else record
+                for record in records
+            ]
+        return [encode_payload(record) for record in records]
 
     def _write(self, tail: Tail, payloads: Sequence[tuple[int, bytes]]) -> None:
         path = self._segments[-1].path
@@ -273,7 +305,7 @@ class Wal:
         self._sync("syncing", path, lambda: self._files.fdatasync(tail.fd))
         tail.dirty_end = 0
 
-    def _begin_segment(self, need_bytes: int) -> Tail:
+    def _begin_segment(self, need_bytes: int, key: DataKey | None) -> Tail:
         """Create the next segment with room for `need_bytes` and move on to it."""
         old, state = self._tail, self._state
         if old is not None:
@@ -282,11 +314,10 @@ class Wal:
         used = HEADER_BYTES + sum(frame_bytes(len(payload)) for _, payload in preface)
         size = max(self._segment_bytes, used + need_bytes)
         seq = old.header.seq + 1 if old is not None else 0
-        file = SegmentFile(segment_path(self.directory, seq, state.shape.last + 1), seq,
-                           state.shape.last + 1)  # fmt: skip
-        header = SegmentHeader(
-            self.identity, seq, file.index, size, old.chain if old is not None else 0
-        )
+        index, key_id = state.shape.last + 1, NO_KEY if key is None else key.id
+        file = SegmentFile(segment_path(self.directory, seq, index), seq, index, key_id)
+        prev_crc = old.chain if old is not None else 0
+        header = SegmentHeader(self.identity, seq, index, size, prev_crc, key_id)
         raw, crc = encode_header(header)
         blob, chain = encode_batch(preface, offset=HEADER_BYTES, header_crc=crc, chain=crc)
         fd = self._install(file.path, raw + blob, size)

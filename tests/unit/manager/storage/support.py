@@ -82,6 +82,59 @@ class FaultyFiles(FileOps):
         super().close(fd)
 
 
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class CrashingFiles(FileOps):
+    """Ends the process at the `at`-th call, before or in the middle of it."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Crash
+
+    @override
+    def create(self, path: Path) -> int:
+        self._step()
+        return super().create(path)
+
+    @override
+    def open(self, path: Path) -> int:
+        self._step()
+        return super().open(path)
+
+    @override
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if self.left <= 0:
+            super().pwrite(fd, memoryview(data)[: len(data) // 2], offset)
+        self._step()
+        return super().pwrite(fd, data, offset)
+
+    @override
+    def fdatasync(self, fd: int) -> None:
+        self._step()
+        super().fdatasync(fd)
+
+    @override
+    def fsync(self, fd: int) -> None:
+        self._step()
+        super().fsync(fd)
+
+    @override
+    def rename(self, source: Path, target: Path) -> None:
+        self._step()
+        super().rename(source, target)
+
+    @override
+    def unlink(self, path: Path) -> None:
+        self._step()
+        super().unlink(path)
+
+
 def entries(first: int, last: int, *, term: int = 1, size: int = 40) -> list[Entry]:
     """Entries `first` to `last`; their data differs by index and term and has no zero byte."""
     return [

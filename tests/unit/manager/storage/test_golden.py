@@ -1,4 +1,4 @@
-"""Files of format version 1 are read, and version 1 is still what we write."""
+"""Files of versions 1 and 2 are read; version 1 is still what is written without keys."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import shutil
 import pytest
 
 from manager.storage.entries import SnapshotMark
+from manager.storage.errors import CorruptLog, CorruptSnapshot
 from manager.storage.frames import HEADER_BYTES, extend
+from manager.storage.keyring import KeyRing
 from manager.storage.snapshot_dir import SnapshotDir
+from manager.storage.snapshot_file import verify
 from manager.storage.wal import Wal
 from shoal.errors import FailedPrecondition
 from tests.unit.manager.storage import golden
@@ -35,7 +38,7 @@ def test_the_same_bytes_are_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("offset", "value", "reason"),
-    [(8, 2, "format 2, this version reads 1"), (84, 9, "encrypted at rest by a newer version")],
+    [(8, 3, "format 3, this version reads 1 to 2"), (84, 9, "key id that does not fit it")],
 )
 def test_a_newer_segment_is_refused_and_named(tmp_path, offset, value, reason):
     shutil.copytree(golden.DIRECTORY / "wal", tmp_path / "wal")
@@ -47,7 +50,7 @@ def test_a_newer_segment_is_refused_and_named(tmp_path, offset, value, reason):
 
 @pytest.mark.parametrize(
     ("offset", "value", "reason"),
-    [(8, 2, "format 2, this version reads 1"), (64, 9, "encrypted at rest by a newer version")],
+    [(8, 3, "format 3, this version reads 1 to 2")],
 )
 def test_a_newer_snapshot_is_refused_and_kept(tmp_path, offset, value, reason):
     shutil.copytree(golden.DIRECTORY / "snap", tmp_path / "snap")
@@ -57,6 +60,50 @@ def test_a_newer_snapshot_is_refused_and_kept(tmp_path, offset, value, reason):
     with pytest.raises(FailedPrecondition, match=reason):
         snapshots.load(SnapshotMark(golden.MARK.index, golden.MARK.term))
     assert path.exists()
+
+
+def test_version_2_is_read(tmp_path):
+    shutil.copytree(golden.DIRECTORY_2, tmp_path / "v2")
+    (tmp_path / "v2" / "keys.json").chmod(0o600)
+    keys = KeyRing.open(tmp_path / "v2" / "keys.json", IDENTITY.cluster_id)
+    wal, recovered = Wal.open(tmp_path / "v2" / "wal", IDENTITY, keys=keys)
+    assert wal.key_ids() == keys.retired | {keys.current.id}
+    wal.close()
+    assert recovered.entries == golden.ENTRIES
+    assert (recovered.hard_state, recovered.mark) == (golden.HARD_STATE, golden.MARK)
+    for name, ring in (("snap", keys), ("plain", None)):
+        snapshots = SnapshotDir(tmp_path / "v2" / name, cluster_id=IDENTITY.cluster_id, keys=ring)
+        loaded = snapshots.load(recovered.mark)
+        assert loaded is not None
+        assert list(loaded.records()) == golden.RECORDS
+        assert loaded.metadata == golden.METADATA
+
+
+def test_a_locked_ring_of_version_2_is_read(tmp_path):
+    path = tmp_path / "keys.json"
+    shutil.copy(golden.DIRECTORY_2 / "locked.json", path)
+    path.chmod(0o600)
+    locked = KeyRing.open(path, IDENTITY.cluster_id, unlock_key=golden.UNLOCK_KEY)
+    path.write_bytes((golden.DIRECTORY_2 / "keys.json").read_bytes())
+    opened = KeyRing.open(path, IDENTITY.cluster_id)
+    assert locked.current.secret == opened.current.secret
+    assert locked.retired == opened.retired
+
+
+def test_a_version_that_does_not_fit_its_fields_is_refused(tmp_path):
+    shutil.copytree(golden.DIRECTORY_2, tmp_path / "v2")
+    (path,) = (tmp_path / "v2" / "snap").iterdir()
+    path.write_bytes(_changed(path.read_bytes(), 8, 1))
+    with pytest.raises(CorruptSnapshot, match="version 1 with fields of version 2"):
+        verify(path)
+    (path,) = (tmp_path / "v2" / "plain").iterdir()
+    path.write_bytes(_changed(path.read_bytes(), 8, 1))
+    with pytest.raises(CorruptSnapshot):
+        verify(path)
+    path = sorted((tmp_path / "v2" / "wal").iterdir())[1]
+    path.write_bytes(_changed(path.read_bytes(), 8, 1))
+    with pytest.raises(CorruptLog, match="key id that does not fit"):
+        Wal.open(tmp_path / "v2" / "wal", IDENTITY)
 
 
 def _changed(content: bytes, offset: int, value: int) -> bytes:
