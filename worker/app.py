@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import structlog
 from typing_extensions import override
 
 from shoal.aio.supervise import Supervisor, find_violation
-from shoal.api.v1 import node_pb2, node_pb2_grpc
+from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.clock import SystemClock
-from shoal.errors import FailedPrecondition, NotFound
+from shoal.errors import FailedPrecondition, NotFound, violated
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.settings.node import NodeConfig, read_node_config
@@ -35,6 +35,7 @@ from worker.agent.agent import Agent
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
+from worker.agent.news import NewsBoard
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
@@ -78,6 +79,9 @@ class Membership:
         self._work: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._agent_failure = ""
+        self._credentials: grpc.ChannelCredentials | None = None
+        self._node_id = ""
+        self.news = NewsBoard()
         self._broken = asyncio.get_running_loop().create_future()
         self.tasks: NodeTasks | None = None
         self.data_plane: DataPlane | None = None
@@ -116,6 +120,17 @@ class Membership:
             if config is not None:
                 self._start(identity, config)
 
+    async def reload_identity(self) -> None:
+        """Show the certificate on disk from the next connection on; the session stays.
+
+        Raises: FailedPrecondition if it is not this node's.
+        """
+        async with self._changing:
+            identity = await asyncio.to_thread(read_identity, self._settings.paths.identity)
+            if identity.peer.node_id != self._node_id:
+                raise FailedPrecondition("the identity on disk is another node's: reload it all")
+            self._credentials = _credentials(identity)
+
     async def remove_tasks(self) -> None:
         """Stop and remove everything of the cluster: containers, data plane, records."""
         async with self._changing:
@@ -152,9 +167,8 @@ class Membership:
             os=description.platform.os,
             architecture=description.platform.architecture,
         )
-        credentials = channel_credentials(
-            identity.root_pem, identity.certificate_pem, identity.key_pem
-        )
+        self._node_id = identity.peer.node_id
+        self._credentials = _credentials(identity)
         self.records = Records(paths.worker)
         self.data_plane = DataPlane(run_dir=paths.run, underlay_address=config.data_path_address)
         reporter = Reporter()
@@ -175,10 +189,16 @@ class Membership:
             reporter=reporter,
             description=description,
             managers=config.managers or (config.advertise_address,),
-            connect=lambda address: secure_channel(address, credentials),
+            connect=self._connect,
             container_dir=self._runtime.container_dir,
+            announce=self.news.put,
         )
         self._work = asyncio.create_task(self._keep(self._agent), name="agent")
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            violated("an agent without credentials")
+        return secure_channel(address, self._credentials)
 
     async def _keep(self, agent: Agent) -> None:
         """Run the agent; what it cannot survive is shown and tried again."""
@@ -211,7 +231,14 @@ class Membership:
 
     def _forget(self) -> None:
         self._agent_failure = ""
+        self._node_id = ""
+        self._credentials = None
+        self.news.clear()
         self._agent = self.tasks = self.data_plane = self.records = None
+
+
+def _credentials(identity: NodeIdentity) -> grpc.ChannelCredentials:
+    return channel_credentials(identity.root_pem, identity.certificate_pem, identity.key_pem)
 
 
 class WorkerControlServer(node_pb2_grpc.WorkerControlServicer):
@@ -226,6 +253,27 @@ class WorkerControlServer(node_pb2_grpc.WorkerControlServicer):
     ) -> node_pb2.ReloadResponse:
         await self._membership.reload()
         return node_pb2.ReloadResponse()
+
+    @override
+    async def ReloadIdentity(
+        self, request: node_pb2.ReloadIdentityRequest, context: Context
+    ) -> node_pb2.ReloadIdentityResponse:
+        await self._membership.reload_identity()
+        return node_pb2.ReloadIdentityResponse()
+
+    @override
+    async def WatchMembership(
+        self, request: node_pb2.WatchMembershipRequest, context: Context
+    ) -> AsyncIterator[node_pb2.MembershipNews]:
+        async with aclosing(self._membership.news.follow()) as all_news:
+            async for news in all_news:
+                certificate = news.node.certificate
+                yield node_pb2.MembershipNews(
+                    desired_role=types_pb2.NodeRole.ValueType(news.node.spec.desired_role),
+                    managers=news.managers,
+                    root_ca=news.root_ca,
+                    renew_certificate=certificate is not None and certificate.renew,
+                )
 
     @override
     async def RemoveTasks(

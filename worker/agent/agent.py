@@ -72,7 +72,9 @@ class Agent:
         managers: tuple[str, ...],
         connect: Connect,
         container_dir: Callable[[str], str],
+        announce: Callable[[SessionNews], None] = lambda _: None,
     ) -> None:
+        """announce: is told what each session says of the node and of the cluster."""
         self._spread = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
         self._data_plane = data_plane
@@ -82,6 +84,7 @@ class Agent:
         self._managers = managers
         self._connect = connect
         self._container_dir = container_dir
+        self._announce = announce
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
         self._applier = EndpointApplier(self._apply_endpoints)
@@ -177,6 +180,7 @@ class Agent:
             self._learn(item)
 
     def _learn(self, news: SessionNews) -> None:
+        self._announce(news)
         if news.managers:
             self._managers = news.managers
         ingress = news.node.ingress

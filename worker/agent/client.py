@@ -31,6 +31,7 @@ class SessionNews(Row, frozen=True):
     node: Node
     managers: tuple[str, ...]
     data_path_port: int
+    root_ca: bytes = b""
 
 
 class PortKey(Row, frozen=True):
@@ -100,6 +101,7 @@ class ManagerClient:
                     node=from_pb(message.node, Node),
                     managers=tuple(manager.address for manager in message.managers),
                     data_path_port=message.data_path_port,
+                    root_ca=message.root_ca,
                 )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
