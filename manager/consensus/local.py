@@ -9,10 +9,8 @@ disk refuses the entries it hit and nothing more; a disk that fails a sync ends 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,17 +21,19 @@ import structlog
 from manager.consensus.metrics import SNAPSHOT_LATENCY, TRANSACTION_LATENCY
 from manager.storage.driver import AsyncWal
 from manager.storage.entries import Entry, SnapshotMark
-from manager.storage.errors import REJOIN, StorageFailed
-from manager.storage.frames import WalIdentity
+from manager.storage.errors import StorageFailed
+from manager.storage.keyring import KeyRing
+from manager.storage.member import Opening, open_member
 from manager.storage.snapshot_dir import SnapshotDir
 from manager.storage.snapshot_file import SnapshotRecord
 from manager.storage.wal import SEGMENT_BYTES, Wal
 from manager.store.apply import Commit
 from manager.store.store import Store, TransactionTooLarge
 from manager.store.tables import Tables
-from shoal.errors import FailedPrecondition, InvariantViolation, SwarmError, Unavailable
+from shoal.errors import InvariantViolation, SwarmError, Unavailable
 from shoal.model.defaults import SNAPSHOT_INTERVAL
 from shoal.model.objects import AnyObject, StoreEntry
+from shoal.security.unlock import UnlockKey
 from shoal.wire.objects import (
     entry_from_bytes,
     entry_to_bytes,
@@ -65,41 +65,55 @@ class _Proposal(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """What a state directory held."""
+    """What a state directory held. keys: what its log and snapshots are encrypted with."""
 
     tables: Tables
     wal: Wal
     snapshots: SnapshotDir
+    keys: KeyRing | None = None
 
 
-def recover(directory: Path, cluster_id: str, *, segment_bytes: int = SEGMENT_BYTES) -> Recovery:
+def recover(
+    directory: Path,
+    cluster_id: str,
+    *,
+    segment_bytes: int = SEGMENT_BYTES,
+    unlock_key: UnlockKey | None = None,
+) -> Recovery:
     """Load the newest snapshot and replay the log after it; begins an empty log when there is none.
 
+    What is written is encrypted, also where an older log is not. unlock_key: for locked keys.
     Blocking: call it before the event loop has work, or in a thread.
-    Raises: CorruptLog, CorruptSnapshot, FailedPrecondition (locked, foreign or newer; snapshots
-    without a log), ResourceExhausted when there is no space for a log.
+    Raises: Locked without the unlock key it needs, InvalidArgument with a wrong one; CorruptLog,
+    CorruptSnapshot, FailedPrecondition (in use, foreign or newer; snapshots without a log, a log
+    without its keys), ResourceExhausted when there is no space for a log.
     """
-    identity = WalIdentity(cluster_id=cluster_id, raft_id=_raft_id(directory))
-    snapshots = SnapshotDir(directory / "snapshots", cluster_id=cluster_id)
-    path = directory / "wal"
-    if not any(path.glob("*.wal")):
-        _refuse_orphans(snapshots)
-        wal = Wal.create(path, identity, segment_bytes=segment_bytes)
-        return Recovery(Tables(), wal, snapshots)
-    wal, recovered = Wal.open(path, identity, segment_bytes=segment_bytes)
+    opening = Opening(cluster_id, unlock_key=unlock_key, segment_bytes=segment_bytes)
+    member = open_member(directory, opening)
     try:
-        snapshot = snapshots.load(recovered.mark)
-        tables = Tables()
-        if snapshot is not None:
-            rows = (object_from_bytes(record.data) for record in snapshot.records())
-            tables = Tables(rows, version=snapshot.index)
-        store = Store(tables, _NoClock())
-        for entry in recovered.entries_after(tables.version):
-            store.apply(entry_from_bytes(entry.data), entry.index)
+        snapshot = member.snapshots.load(member.recovered.mark)
+        records = () if snapshot is None else snapshot.records()
+        version = 0 if snapshot is None else snapshot.index
+        tables = load_tables(records, member.recovered.entries_after(version), version=version)
     except BaseException:
-        wal.close()
+        member.wal.close()
         raise
-    return Recovery(tables, wal, snapshots)
+    return Recovery(tables, member.wal, member.snapshots, member.keys)
+
+
+def load_tables(
+    records: Iterable[SnapshotRecord], entries: Iterable[Entry], *, version: int
+) -> Tables:
+    """The tables of a snapshot after entry `version`, with the entries that follow applied.
+
+    Raises: InvalidArgument for bytes that are none of ours.
+    """
+    rows = (object_from_bytes(record.data) for record in records)
+    tables = Tables(rows, version=version)
+    store = Store(tables, _NoClock())
+    for entry in entries:
+        store.apply(entry_from_bytes(entry.data), entry.index)
+    return tables
 
 
 class LocalConsensus:
@@ -115,6 +129,7 @@ class LocalConsensus:
         self._store = store
         self._wal = recovery.wal
         self._snapshots = recovery.snapshots
+        self._keys = recovery.keys
         self._snapshot_interval = snapshot_interval
         self._last_index = recovery.wal.last_index
         mark = recovery.wal.mark
@@ -251,11 +266,25 @@ class LocalConsensus:
                 await self._log_file.append(mark=mark)
                 oldest = await asyncio.to_thread(self._snapshots.prune, mark)
                 await self._log_file.release(oldest)
+                await self._tend_keys(index)
         except SwarmError as error:
             _log.error("snapshot.failed", index=index, reason=error.message)
             return
         self._snapshot_due = index + self._snapshot_interval
         _log.info("snapshot.written", index=index, objects=len(rows))
+
+    async def _tend_keys(self, index: int) -> None:
+        """Drop the keys that nothing on the disk needs; take a new one when this one is used up."""
+        keys = self._keys
+        if keys is None:
+            return
+        # In this order: a key that is retired now cannot come into use while the two are asked.
+        retired = keys.retired
+        needed = await self._log_file.key_ids() | await asyncio.to_thread(self._snapshots.key_ids)
+        await asyncio.to_thread(keys.drop, retired - needed)
+        if keys.is_due(index):
+            await asyncio.to_thread(keys.rotate_data_key, since=index)
+            _log.info("keys.rotated", index=index)
 
 
 class _NoClock:
@@ -268,15 +297,6 @@ class _NoClock:
         raise InvariantViolation("replay read a clock")
 
 
-def _refuse_orphans(snapshots: SnapshotDir) -> None:
-    """Snapshots without a log: somebody took the log away; to begin anew would lose the cluster."""
-    if any(snapshots.directory.glob("*.snap")):
-        raise FailedPrecondition(
-            f"{snapshots.directory} holds snapshots, but the log beside it is gone: "
-            f"restore it, or {REJOIN}"
-        )
-
-
 def _records(rows: Sequence[AnyObject]) -> Iterator[SnapshotRecord]:
     for row in rows:
         yield SnapshotRecord(kind=KIND_STORE, data=object_to_bytes(row))
@@ -287,27 +307,3 @@ def _refuse(group: Sequence[_Proposal], error: SwarmError) -> None:
         if not proposal.done.done():
             # One object each: a raised exception collects the tracebacks of all who raise it.
             proposal.done.set_exception(type(error)(error.message, **error.context))
-
-
-def _raft_id(directory: Path) -> int:
-    """This manager's id in the log, made once. A 64-bit number, never 0."""
-    path = directory / "raft_id"
-    if path.exists():
-        try:
-            return int(path.read_text(encoding="ascii"), 16)
-        except ValueError as error:
-            raise FailedPrecondition(f"{path}: damaged ({error}); {REJOIN}") from error
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    raft_id = secrets.randbits(63) | 1
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(f"{raft_id:016x}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    return raft_id

@@ -50,7 +50,9 @@ def on_a_faulty_disk(directory: Path) -> tuple[Store, LocalConsensus, FaultyFile
     identity = recovery.wal.identity
     recovery.wal.close()
     files = FaultyFiles()
-    wal, _ = Wal.open(directory / "wal", identity, segment_bytes=SEGMENT_BYTES, files=files)
+    wal, _ = Wal.open(
+        directory / "wal", identity, segment_bytes=SEGMENT_BYTES, files=files, keys=recovery.keys
+    )
     store = Store(recovery.tables, SystemClock())
     consensus = LocalConsensus(Recovery(recovery.tables, wal, recovery.snapshots), store)
     store.attach(consensus)
