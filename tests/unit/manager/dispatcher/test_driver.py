@@ -137,6 +137,23 @@ async def test_a_node_that_comes_back_while_its_absence_is_being_written_is_read
     assert rig.state() is NodeState.READY
 
 
+async def test_a_node_that_is_just_coming_back_is_not_written_off_any_more():
+    rig = Rig(a_node("n1"))
+    await rig.register()
+    rig.proposer.error = ResourceExhausted("the disk is full")
+    await rig.wait(4.0)
+    rig.proposer.error = None
+    rig.proposer.gate.clear()
+    back = asyncio.create_task(rig.register())
+    await asyncio.sleep(0.01)
+    leaving = asyncio.create_task(rig.dispatcher.expire())
+    await asyncio.sleep(0.01)
+    rig.proposer.gate.set()
+    await asyncio.gather(leaving, back)
+    await rig.dispatcher.expire()
+    assert rig.state() is NodeState.READY
+
+
 async def test_goodbye_disconnects_but_not_of_a_session_that_was_replaced():
     rig = Rig(a_node("n1"))
     first = await rig.register()
