@@ -17,6 +17,7 @@ import grpc
 import msgspec
 import structlog
 
+from manager.ca.live import LiveIdentity, ManagerControlServer
 from manager.ca.server import CaServer
 from manager.consensus.local import LocalConsensus, Recovery, recover
 from manager.controlapi.server import ControlServer
@@ -46,10 +47,9 @@ from shoal.model.defaults import SNAPSHOT_INTERVAL
 from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, create, update
 from shoal.model.types import ManagerStatus
-from shoal.security.grpc_tls import server_credentials, server_options
+from shoal.security.grpc_tls import server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.security.interceptor import AuthorizationInterceptor
-from shoal.security.peer import PeerVerifier
 from shoal.settings.node import NodeConfig, read_node_config
 from shoal.settings.paths import NodePaths
 from shoal.telemetry.metrics import REGISTRY
@@ -72,7 +72,7 @@ class Manager(msgspec.Struct):
     config: NodeConfig
     clock: SystemClock
     store: Store
-    verifier: PeerVerifier
+    live: LiveIdentity
 
 
 async def run(paths: NodePaths) -> None:
@@ -93,8 +93,8 @@ async def run(paths: NodePaths) -> None:
     gc.freeze()
     clock = SystemClock()
     store = Store(recovery.tables, clock)
-    verifier = PeerVerifier(identity.root_pem, cluster_id=identity.peer.cluster_id, clock=clock)
-    manager = Manager(paths, identity, config, clock, store, verifier)
+    live = LiveIdentity(paths.identity, identity, clock)
+    manager = Manager(paths, identity, config, clock, store, live)
     async with AsyncExitStack() as stack:
         consensus = await _start_consensus(stack, manager, recovery)
         supervisor = await _start_servers(stack, manager)
@@ -141,7 +141,7 @@ async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     supervisor.start("reconcile", ReconcileLoop(store, clock).run)
     supervisor.start("removed nodes", lambda: _follow_removed_nodes(store, manager, broker))
     interceptors = [
-        AuthorizationInterceptor(manager.verifier, permissions()),
+        AuthorizationInterceptor(manager.live.verifier, permissions()),
         ErrorInterceptor(),
     ]
     server = grpc.aio.server(
@@ -157,6 +157,7 @@ async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
         DispatcherServer(dispatcher, store, clock), server
     )
     ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock), server)
+    node_pb2_grpc.add_ManagerControlServicer_to_server(ManagerControlServer(manager.live), server)
     node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(lambda: ""), server)
     _bind(server, manager)
     await server.start()
@@ -165,11 +166,10 @@ async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
 
 
 def _bind(server: grpc.aio.Server, manager: Manager) -> None:
-    identity, address = manager.identity, manager.config.listen_address
-    tls = server_credentials(identity.root_pem, identity.certificate_pem, identity.key_pem)
+    address = manager.config.listen_address
     manager.paths.manager_socket.unlink(missing_ok=True)
     try:
-        server.add_secure_port(address, tls.credentials)
+        server.add_secure_port(address, manager.live.server_credentials)
     except RuntimeError as error:
         raise Unavailable(
             f"cannot listen on {address}: the port is taken or the address is not this node's"
@@ -199,7 +199,7 @@ async def _follow_removed_nodes(store: Store, manager: Manager, broker: LogBroke
     def refuse(cluster: Cluster | None) -> None:
         if cluster is not None:
             removed = frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
-            manager.verifier.replace_removed(removed)
+            manager.live.verifier.replace_removed(removed)
 
     with store.watch() as watcher:
         refuse(store.view.cluster)

@@ -38,6 +38,8 @@ def permissions() -> Permissions:
                 Role.MANAGER,
                 Role.LOCAL,
             ),
+            **allow(f"{API}.Ca", ("ConfirmNodeCertificate",), *agents),
+            **allow(f"{API}.ManagerControl", ("ReloadIdentity",), Role.LOCAL),
             **allow(f"{API}.Telemetry", ("GetMetrics", "GetReadiness"), Role.LOCAL),
         }
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from random import SystemRandom
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from swarmd.membership import MembershipChanges, ProcessPair
 from swarmd.node import LocalNode
 from swarmd.node_server import Facts, NodeServer
 from swarmd.proxy import Proxy
+from swarmd.renewal import CertificateRenewal, Routes
 from swarmd.settings import DaemonSettings
 from swarmd.status import NodeStatus, Process
 from swarmd.upstream import Upstream
@@ -94,6 +96,11 @@ class Daemon:
             )
         )
         await self._run_children(manager, worker)
+        renewal = CertificateRenewal(
+            node, Routes(to_manager, to_worker), clock=clock, draw=SystemRandom().random
+        )
+        self._supervisor.start("certificate renewal", renewal.run)
+        self._supervisor.start("membership news", renewal.follow_news)
         self._stack.push_async_callback(changes.finish)
         worker.start()
         if node.membership.is_manager:

@@ -1,4 +1,4 @@
-"""First contact with a cluster: from a join token to an identity of this node.
+"""The node's calls to the certificate authority: the first contact, and every renewal.
 
 The token's secret is sent only over a connection whose root the token's digest vouches for; see
 docs/design/identity.md for the sequence.
@@ -14,12 +14,19 @@ import msgspec
 from shoal.api.v1 import ca_pb2, ca_pb2_grpc, types_pb2
 from shoal.errors import Internal
 from shoal.model.enums import NodeAvailability
-from shoal.security.grpc_tls import fetch_server_certificate, joiner_credentials, secure_channel
+from shoal.security.grpc_tls import (
+    channel_credentials,
+    fetch_server_certificate,
+    joiner_credentials,
+    secure_channel,
+)
 from shoal.security.identity import NodeIdentity, make_identity
 from shoal.security.keys import make_csr, make_key
+from shoal.security.recovery import prove_expired
 from shoal.security.tokens import JoinToken
 from shoal.wire.errors import from_rpc_error
 from swarmd.addresses import join_host_port
+from swarmd.upstream import Upstream
 
 TIMEOUT_S = 10.0
 
@@ -74,3 +81,57 @@ async def _request(
     if (identity.peer.node_id, identity.peer.cluster_id) != (answer.node_id, answer.cluster_id):
         raise Internal(f"{target}: the certificate is not for the node it was said to be for")
     return identity
+
+
+async def renew_as_member(target: str, identity: NodeIdentity) -> NodeIdentity:
+    """Another certificate for this node from the manager at `target`, shown the present one.
+
+    Raises SwarmError: what the manager refuses with, Unavailable, DeadlineExceeded.
+    """
+    async with _member_channel(target, identity) as channel:
+        return await _renew(channel, identity, prove=False)
+
+
+async def renew_expired(target: str, identity: NodeIdentity) -> NodeIdentity:
+    """The same for a certificate that has expired: the node shows the joiner identity."""
+    async with secure_channel(target, joiner_credentials(identity.root_pem)) as channel:
+        return await _renew(channel, identity, prove=True)
+
+
+async def renew_locally(upstream: Upstream, identity: NodeIdentity) -> NodeIdentity:
+    """The same from this node's own manager, which answers also when its certificate has ended."""
+    return await _renew(await upstream.channel(), identity, prove=True)
+
+
+async def confirm(target: str, identity: NodeIdentity) -> None:
+    """Tell a manager that this certificate is in use. Raises SwarmError."""
+    async with _member_channel(target, identity) as channel:
+        try:
+            await ca_pb2_grpc.CaStub(channel).ConfirmNodeCertificate(
+                ca_pb2.ConfirmNodeCertificateRequest(), timeout=TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _member_channel(target: str, identity: NodeIdentity) -> grpc.aio.Channel:
+    credentials = channel_credentials(identity.root_pem, identity.certificate_pem, identity.key_pem)
+    return secure_channel(target, credentials)
+
+
+async def _renew(channel: grpc.aio.Channel, identity: NodeIdentity, *, prove: bool) -> NodeIdentity:
+    key_pem = await asyncio.to_thread(make_key)
+    request = ca_pb2.IssueNodeCertificateRequest(csr=make_csr(key_pem))
+    if prove:
+        proof = prove_expired(identity.certificate_pem, identity.key_pem, request.csr)
+        request.expired.certificate = proof.certificate_pem
+        request.expired.signature = proof.signature
+    try:
+        answer = await ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(request, timeout=TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    renewed = make_identity(answer.certificate, key_pem, answer.root_certificate)
+    old, new = identity.peer, renewed.peer
+    if (old.node_id, old.cluster_id) != (new.node_id, new.cluster_id):
+        raise Internal("the manager renewed the certificate of another node")
+    return renewed

@@ -136,6 +136,7 @@ class MembershipChanges:
                 return await change()
             finally:
                 self._node.changing = False
+                self._node.changed.set()
 
         task = asyncio.create_task(run(), name="membership")
         task.add_done_callback(_note_failure)

@@ -8,9 +8,11 @@ Functions named `..._blocking` touch files: call them off the loop.
 from __future__ import annotations
 
 import shutil
+from threading import Lock
 
 import msgspec
 
+from shoal.aio.signal import Signal
 from shoal.clock import Clock
 from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.security.identity import NodeIdentity, read_identity, remove_identity, write_identity
@@ -47,13 +49,20 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class LocalNode:
-    """The membership now, and whether it is being changed."""
+    """The membership now, and whether it is being changed.
+
+    changed: set on the event loop after every init, join and leave, for the one who renews.
+    renewal_problem: why the last renewal failed, empty if it did not.
+    """
 
     def __init__(self, paths: NodePaths, clock: Clock) -> None:
         self.paths = paths
         self.membership = Membership()
         self.changing = False
+        self.changed = Signal()
+        self.renewal_problem = ""
         self._clock = clock
+        self._writing = Lock()
 
     def load_blocking(self) -> None:
         """Read what is on disk, and remove leftovers."""
@@ -83,15 +92,42 @@ class LocalNode:
         self, identity: NodeIdentity, config: NodeConfig, *, bootstrap: bytes = b""
     ) -> None:
         """Enter a cluster. The identity is written last: it makes all the rest count."""
-        self.forget_blocking()
-        if bootstrap:
-            write_durably(self.paths.bootstrap, bootstrap)
-        write_node_config(self.paths.node_config, config)
-        write_identity(self.paths.identity, identity)
-        self.membership = Membership(identity, config)
+        with self._writing:
+            self._forget()
+            if bootstrap:
+                write_durably(self.paths.bootstrap, bootstrap)
+            write_node_config(self.paths.node_config, config)
+            write_identity(self.paths.identity, identity)
+            self.membership = Membership(identity, config)
+
+    def renew_blocking(self, old: NodeIdentity, new: NodeIdentity) -> bool:
+        """Put another generation of the same node's identity in place of `old`.
+
+        Result: False, and nothing was done, if `old` is not the node's identity any more.
+        """
+        with self._writing:
+            if self.membership.identity is not old:
+                return False
+            write_identity(self.paths.identity, new)
+            self.membership = Membership(new, self.membership.config)
+            return True
+
+    def learn_managers_blocking(self, managers: tuple[str, ...]) -> None:
+        """Remember where managers are, for the day when no session can be opened."""
+        with self._writing:
+            identity, config = self.membership.identity, self.membership.config
+            if identity is None or config is None or config.managers == managers:
+                return
+            config = msgspec.structs.replace(config, managers=managers)
+            write_node_config(self.paths.node_config, config)
+            self.membership = Membership(identity, config)
 
     def forget_blocking(self) -> None:
         """Leave the cluster: the identity goes first, then what counts no more without it."""
+        with self._writing:
+            self._forget()
+
+    def _forget(self) -> None:
         remove_identity(self.paths.identity)
         self.paths.node_config.unlink(missing_ok=True)
         self.paths.bootstrap.unlink(missing_ok=True)
@@ -113,7 +149,8 @@ class LocalNode:
         """Why the node cannot take part in its cluster, empty if it can."""
         identity = self.membership.identity
         if identity is not None and identity.not_after_ns <= self._clock.now_ns():
-            return "the node's certificate has expired: `swarmctl leave --force` and join again"
+            problem = self.renewal_problem or "no manager was reached yet"
+            return f"the node's certificate has expired and is being renewed: {problem}"
         return self.membership.error
 
     def refusal(self, process: str) -> SwarmError | None:

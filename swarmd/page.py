@@ -26,13 +26,17 @@ class ProcessSample(msgspec.Struct, frozen=True):
 
 
 class NodeSample(msgspec.Struct, frozen=True):
-    """The node at the moment of a scrape; ids are empty outside a cluster."""
+    """The node at the moment of a scrape; ids are empty outside a cluster.
+
+    certificate_end_s: Unix time, None outside a cluster.
+    """
 
     version: str
     cluster_id: str
     node_id: str
     is_manager: bool
     processes: tuple[ProcessSample, ...]
+    certificate_end_s: int | None = None
 
 
 def render(sample: NodeSample, pages: Iterable[bytes]) -> bytes:
@@ -57,7 +61,12 @@ def families(sample: NodeSample) -> list[Metric]:
     )
     build = GaugeMetricFamily("shoal_build_info", "The version of Shoal.", labels=("version",))
     build.add_metric((sample.version,), 1)
-    return [info, manager, build, *_process_families(sample.processes)]
+    expiry = GaugeMetricFamily(
+        "shoal_node_certificate_expiry_seconds", "Unix time at which the node's certificate ends."
+    )
+    if sample.certificate_end_s is not None:
+        expiry.add_metric((), sample.certificate_end_s)
+    return [info, manager, build, expiry, *_process_families(sample.processes)]
 
 
 def _process_families(processes: tuple[ProcessSample, ...]) -> Iterator[Metric]:

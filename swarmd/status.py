@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from shoal.clock import NS_PER_S
 from shoal.errors import SwarmError
 from shoal.telemetry.metrics import exposition
 from swarmd import telemetry_client
@@ -73,13 +74,15 @@ class NodeStatus:
 
     def _sample(self, processes: Sequence[ProcessSample]) -> NodeSample:
         membership = self._node.membership
-        peer = membership.identity.peer if membership.identity else None
+        identity = membership.identity
+        peer = identity.peer if identity else None
         return NodeSample(
             version=VERSION,
             cluster_id=peer.cluster_id if peer else "",
             node_id=peer.node_id if peer else "",
             is_manager=membership.is_manager,
             processes=tuple(processes),
+            certificate_end_s=identity.not_after_ns // NS_PER_S if identity else None,
         )
 
     def _wanted(self) -> list[Process]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import msgspec
 from typing_extensions import override
 
-from shoal.errors import PermissionDenied
+from shoal.errors import PermissionDenied, Unauthenticated
 from shoal.ids import ClusterId, NodeId
+from shoal.security.recovery import ExpiredProof, FormerIdentity, verify_expired
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import NODE_VALIDITY_S, RootCA
 from shoal.security.tokens import make_join_token, parse_join_token, same_token
+from shoal.security.trust import TrustBundle
 
 
 class JoinTokens(msgspec.Struct, frozen=True):
@@ -120,6 +122,21 @@ def issue_to_node(
         raise PermissionDenied("only a node with a certificate of this cluster can renew it")
     identity = PeerIdentity(node_id=peer.node_id, role=role, cluster_id=authority.cluster_id)
     return _issue(authority, csr_pem, identity, now_ns)
+
+
+def former_node(
+    authority: Authority, csr_pem: bytes, proof: ExpiredProof, *, now_ns: int
+) -> FormerIdentity:
+    """Which node of this cluster the proof of an expired certificate speaks for.
+
+    Raises Unauthenticated for a proof that does not hold or of another cluster, PermissionDenied
+    for a certificate that ended too long ago, InvalidArgument for an unreadable one.
+    """
+    trust = TrustBundle(authority.root.certificate_pem)
+    former = verify_expired(proof, csr_pem, trust, now_ns=now_ns)
+    if former.peer.cluster_id != authority.cluster_id:
+        raise Unauthenticated("the expired certificate is for another cluster")
+    return former
 
 
 def _issue(

@@ -21,6 +21,7 @@ from shoal.clock import NS_PER_S
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError
 from shoal.security.keys import load_key
 from shoal.security.roles import PeerIdentity
+from shoal.security.root import BACKDATE_S
 from shoal.security.trust import TrustBundle, load_certificate
 
 CERTIFICATE_FILE = "node.crt"
@@ -49,7 +50,16 @@ class NodeIdentity(msgspec.Struct, frozen=True):
             raise InvalidArgument(
                 f"fraction: must be {RENEW_FRACTION_MIN} to {RENEW_FRACTION_MAX}, is {fraction}"
             )
-        return self.not_before_ns + int((self.not_after_ns - self.not_before_ns) * fraction)
+        # What lies before the issue was never usable; a certificate of an hour would be renewed
+        # over and over if it counted.
+        start_ns = self.not_before_ns + BACKDATE_S * NS_PER_S
+        if start_ns >= self.not_after_ns:
+            start_ns = self.not_before_ns
+        return start_ns + int((self.not_after_ns - start_ns) * fraction)
+
+    def with_roots(self, root_pem: bytes) -> NodeIdentity:
+        """The same certificate, believing these roots. Raises Unauthenticated if none issued it."""
+        return make_identity(self.certificate_pem, self.key_pem, root_pem)
 
     @override
     def __repr__(self) -> str:

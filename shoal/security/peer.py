@@ -67,7 +67,7 @@ class PeerVerifier:
         verified = self._verify(certificate_pem)
         if self._clock.now_ns() > verified.not_after_ns:
             raise Unauthenticated(
-                "the client certificate has expired: the node must leave and join again"
+                "the client certificate has expired: swarmd on that node renews it by itself"
             )
         if verified.identity.node_id in self._removed:
             raise PermissionDenied("this node was removed from the cluster: let it join again")

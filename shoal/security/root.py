@@ -26,7 +26,6 @@ from shoal.security.trust import TrustBundle, load_certificate
 ROOT_NAME = "swarm-ca"
 ROOT_VALIDITY_S = 20 * 365 * 24 * 3600
 NODE_VALIDITY_S = 90 * 24 * 3600
-NODE_VALIDITY_MIN_S = 3600
 BACKDATE_S = 3600
 
 
@@ -83,7 +82,8 @@ class RootCA:
 
         Of the request only the key is used. The certificate never outlives the root.
         Raises InvalidArgument for a bad request, a role that is not certified, an empty or
-        overlong id, or less than an hour of validity; FailedPrecondition if the root has expired.
+        overlong id, or a validity that is not positive; FailedPrecondition if the root has expired.
+        That users may not ask for less than an hour is a rule for cluster settings.
         """
         csr = load_csr(csr_pem)
         _check_subject(identity, validity_s)
@@ -151,8 +151,8 @@ def _check_subject(identity: PeerIdentity, validity_s: int) -> None:
     for field, text in (("node_id", identity.node_id), ("cluster_id", identity.cluster_id)):
         if not (1 <= len(text) <= 63 and text.isascii() and text.isalnum()):
             raise InvalidArgument(f"{field}: must be 1 to 63 ASCII letters and digits")
-    if validity_s < NODE_VALIDITY_MIN_S:
-        raise InvalidArgument(f"validity: {validity_s} s, at least {NODE_VALIDITY_MIN_S} s")
+    if validity_s < 1:
+        raise InvalidArgument(f"validity: {validity_s} s, at least 1 s")
 
 
 def _subject(identity: PeerIdentity) -> x509.Name:

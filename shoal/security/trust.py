@@ -67,6 +67,33 @@ class TrustBundle:
         return PeerIdentity(node_id=NodeId(node_id), role=role, cluster_id=ClusterId(cluster_id))
 
 
+def merge_roots(*root_pems: bytes) -> bytes:
+    """Every root of several bundles once, in order, canonical PEM; empty bundles are passed over.
+
+    Raises InvalidArgument if one is unreadable or not a CA.
+    """
+    found: dict[bytes, None] = {}
+    for pem in filter(None, root_pems):
+        for root in _load_roots(pem):
+            found[root.public_bytes(serialization.Encoding.PEM)] = None
+    return b"".join(found)
+
+
+def key_id(certificate_pem: bytes) -> str:
+    """The key id of a root, hexadecimal: the digest of its key. Raises InvalidArgument."""
+    certificate = load_certificate(certificate_pem)
+    return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest.hex()
+
+
+def issuer_key_id(certificate: x509.Certificate) -> str:
+    """The key id of the root that issued a certificate, hexadecimal; empty if it does not say."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        return ""
+    return (found.value.key_identifier or b"").hex()
+
+
 def root_digest(root_pem: bytes) -> str:
     """The digest a join token carries for these roots. Raises InvalidArgument if unreadable."""
     return TrustBundle(root_pem).digest

@@ -75,7 +75,7 @@ async def test_a_worker_joins_with_its_token(site):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"token": ""}, "INVALID_ARGUMENT"),
+        ({"token": ""}, "PERMISSION_DENIED a join token is needed"),
         ({"token": new_join_tokens(ROOT).worker}, "PERMISSION_DENIED the join token is not valid"),
         ({"token": TOKENS.manager}, "UNIMPLEMENTED this version runs one manager: join with"),
         ({"csr": b""}, "INVALID_ARGUMENT"),

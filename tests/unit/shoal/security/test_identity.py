@@ -15,7 +15,7 @@ from shoal.security.identity import (
     remove_identity,
     write_identity,
 )
-from shoal.security.keys import make_key
+from shoal.security.keys import make_csr, make_key
 from shoal.security.roles import Role
 from shoal.security.root import RootCA
 from tests.unit.shoal.security.support import DAY_NS, NOW_NS, a_node, a_peer
@@ -143,11 +143,20 @@ def test_an_interrupted_removal_is_still_a_removal(tmp_path: Path, monkeypatch):
 
 def test_renewal_lies_inside_the_validity():
     assert OLD.peer == a_peer(Role.WORKER)
-    lifetime_ns = OLD.not_after_ns - OLD.not_before_ns
-    assert abs(lifetime_ns - 90 * DAY_NS) < DAY_NS
-    assert OLD.renew_at_ns(0.5) == OLD.not_before_ns + lifetime_ns // 2
+    issued_ns = OLD.not_before_ns + 3600 * 10**9
+    assert OLD.not_after_ns - issued_ns == 90 * DAY_NS
+    assert OLD.renew_at_ns(0.5) == issued_ns + 45 * DAY_NS
+    assert OLD.renew_at_ns(0.8) == issued_ns + 72 * DAY_NS
     with pytest.raises(InvalidArgument, match="fraction"):
         OLD.renew_at_ns(0.9)
+
+
+def test_a_certificate_of_an_hour_is_not_due_at_once():
+    key = make_key()
+    made = ROOT.sign(make_csr(key), a_peer(), now_ns=NOW_NS, validity_s=3600)
+    short = make_identity(made, key, ROOT.certificate_pem)
+    assert NOW_NS + 1700 * 10**9 < short.renew_at_ns(0.5) < short.renew_at_ns(0.8)
+    assert short.renew_at_ns(0.8) <= NOW_NS + 2880 * 10**9
 
 
 def test_a_repr_shows_no_key():

@@ -1,0 +1,97 @@
+"""The manager's own identity while it serves: replaced without dropping a connection.
+
+What is believed is the union of the roots beside the certificate on disk and those of the store:
+a manager that lags behind in one of the two still knows every root that is in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from typing_extensions import override
+
+from shoal.api.v1 import node_pb2
+from shoal.api.v1.node_pb2_grpc import ManagerControlServicer
+from shoal.clock import Clock
+from shoal.errors import FailedPrecondition
+from shoal.security.grpc_tls import channel_credentials, server_credentials
+from shoal.security.identity import NodeIdentity, read_identity
+from shoal.security.peer import PeerVerifier
+from shoal.security.trust import merge_roots
+
+_log = structlog.get_logger()
+
+
+class LiveIdentity:
+    """The identity in use, the server's TLS and the verifier of peers, always of one generation."""
+
+    def __init__(self, directory: Path, identity: NodeIdentity, clock: Clock) -> None:
+        """directory: parent of the identity's directory."""
+        self._directory = directory
+        self._cluster_roots = b""
+        self.identity = identity
+        self.verifier = PeerVerifier(
+            identity.root_pem, cluster_id=identity.peer.cluster_id, clock=clock
+        )
+        self._tls = server_credentials(
+            identity.root_pem, identity.certificate_pem, identity.key_pem
+        )
+
+    @property
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`; later certificates are shown without binding again."""
+        return self._tls.credentials
+
+    @property
+    def root_pem(self) -> bytes:
+        """Every root that is believed now."""
+        return merge_roots(self.identity.root_pem, self._cluster_roots)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a new connection to another manager. Ask again for each connection."""
+        identity = self.identity
+        return channel_credentials(self.root_pem, identity.certificate_pem, identity.key_pem)
+
+    def believe(self, root_pem: bytes) -> None:
+        """Believe the roots of the store too, from now on."""
+        if root_pem != self._cluster_roots:
+            self._cluster_roots = root_pem
+            self._apply()
+
+    async def reload(self) -> None:
+        """Use the identity on disk. Raises FailedPrecondition if it is another node's, or damaged.
+
+        Its role does not matter here: whether a manager runs at all is swarmd's decision.
+        """
+        identity = await asyncio.to_thread(read_identity, self._directory)
+        old = self.identity.peer
+        if (identity.peer.node_id, identity.peer.cluster_id) != (old.node_id, old.cluster_id):
+            raise FailedPrecondition("the identity on disk is another node's: restart the manager")
+        self.identity = identity
+        self._apply()
+        _log.info("identity.reloaded", role=identity.peer.role)
+
+    def _apply(self) -> None:
+        roots = self.root_pem
+        self._tls.renew(roots, self.identity.certificate_pem, self.identity.key_pem)
+        self.verifier.replace_roots(roots)
+
+
+class ManagerControlServer(ManagerControlServicer):
+    """Serves `shoal.api.v1.ManagerControl` to swarmd."""
+
+    def __init__(self, live: LiveIdentity) -> None:
+        self._live = live
+
+    @override
+    async def ReloadIdentity(
+        self,
+        request: node_pb2.ReloadIdentityRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> node_pb2.ReloadIdentityResponse:
+        await self._live.reload()
+        return node_pb2.ReloadIdentityResponse()

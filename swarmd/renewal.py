@@ -1,0 +1,193 @@
+"""Keeps the node's certificate alive: renews it in time, when asked, and after it has expired.
+
+A certificate is renewed at a random 50 to 80 % of its life, so that the nodes of a cluster do not
+all come at once, and earlier when the managers want another role or ask for it. Failures are
+tried again after 5 s, doubling up to an hour. The identity on disk is replaced as a whole before
+the processes hear of it, and no connection is dropped. A node that cannot renew keeps what it has:
+its containers run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from shoal.aio.backoff import Backoff
+from shoal.clock import NS_PER_S, Clock
+from shoal.errors import SwarmError, Unavailable
+from shoal.model.enums import NodeRole
+from shoal.security.identity import RENEW_FRACTION_MAX, RENEW_FRACTION_MIN, NodeIdentity
+from shoal.security.roles import Role
+from shoal.security.trust import merge_roots
+from swarmd import ca_client, manager_client, worker_client
+from swarmd.node import LocalNode
+from swarmd.upstream import Upstream
+from swarmd.worker_client import MembershipNews
+
+RETRY_MIN_S = 5.0
+RETRY_MAX_S = 3600.0
+LOOK_PERIOD_S = 60.0
+"""The wall clock may be set while we wait, so it is looked at this often."""
+NEWS_RETRY_S = 1.0
+MANAGERS_TRIED_MAX = 16
+
+ResultT = TypeVar("ResultT")
+Draw = Callable[[], float]
+"""A random number from 0 to 1."""
+
+_log = structlog.get_logger()
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The processes of the node that use its identity."""
+
+    manager: Upstream
+    worker: Upstream
+
+
+class CertificateRenewal:
+    """Give `run` and `follow_news` to a supervisor."""
+
+    def __init__(self, node: LocalNode, routes: Routes, *, clock: Clock, draw: Draw) -> None:
+        self._node = node
+        self._routes = routes
+        self._clock = clock
+        self._draw = draw
+        self._planned: NodeIdentity | None = None
+        self._fraction = RENEW_FRACTION_MAX
+        self._confirmed: NodeIdentity | None = None
+        self._asked_for: NodeIdentity | None = None
+        self._backoff = Backoff(min_s=RETRY_MIN_S, max_s=RETRY_MAX_S)
+
+    async def run(self) -> None:
+        """Renew and confirm whenever it is time, until cancelled."""
+        while True:
+            identity = self._node.membership.identity
+            wait_s = LOOK_PERIOD_S
+            if identity is not None and not self._node.changing:
+                wait_s = await self._turn(identity)
+            await self._node.changed.wait(wait_s)
+
+    async def follow_news(self) -> None:
+        """Do what the managers ask through the worker's session, until cancelled."""
+        while True:
+            try:
+                async with aclosing(worker_client.watch_membership(self._routes.worker)) as news:
+                    async for item in news:
+                        await self._learn(item)
+            except SwarmError as error:
+                _log.debug("membership.no_news", reason=error.message)
+            await asyncio.sleep(NEWS_RETRY_S)
+
+    async def _turn(self, identity: NodeIdentity) -> float:
+        """One look. Result: seconds until the next."""
+        if identity is not self._planned:
+            spread = RENEW_FRACTION_MAX - RENEW_FRACTION_MIN
+            self._planned = identity
+            self._fraction = RENEW_FRACTION_MIN + spread * self._draw()
+        try:
+            left_s = (identity.renew_at_ns(self._fraction) - self._clock.now_ns()) / NS_PER_S
+            if left_s <= 0 or self._asked_for is identity:
+                identity = await self._renew(identity)
+                self._node.renewal_problem = ""
+                left_s = 0.0
+            elif identity is self._confirmed:
+                return min(left_s, LOOK_PERIOD_S)
+            await self._confirm(identity)
+        except SwarmError as error:
+            self._node.renewal_problem = error.message
+            pause_s = self._backoff.next_s(self._draw())
+            _log.warning("certificate.not_renewed", reason=error.message, pause_s=round(pause_s, 1))
+            return pause_s
+        self._backoff.reset()
+        return max(left_s, 0.0) and min(left_s, LOOK_PERIOD_S)
+
+    # -- renewing ------------------------------------------------------------------------------
+
+    async def _renew(self, identity: NodeIdentity) -> NodeIdentity:
+        if identity.peer.role is Role.MANAGER:
+            renewed = await ca_client.renew_locally(self._routes.manager, identity)
+        elif identity.not_after_ns <= self._clock.now_ns():
+            renewed = await self._first(lambda at: ca_client.renew_expired(at, identity))
+        else:
+            renewed = await self._first(lambda at: ca_client.renew_as_member(at, identity))
+        await self._replace(identity, renewed)
+        _log.info(
+            "certificate.renewed",
+            role=renewed.peer.role,
+            not_after_s=renewed.not_after_ns // NS_PER_S,
+        )
+        return renewed
+
+    async def _confirm(self, identity: NodeIdentity) -> None:
+        await self._first(lambda at: ca_client.confirm(at, identity))
+        self._confirmed = identity
+
+    async def _first(self, ask: Callable[[str], Awaitable[ResultT]]) -> ResultT:
+        """The first answer of a manager. Raises what they all failed with."""
+        failures: dict[str, str] = {}
+        for address in self._node.membership.managers[:MANAGERS_TRIED_MAX]:
+            try:
+                return await ask(address)
+            except SwarmError as error:
+                failures.setdefault(error.message, address)
+        reasons = "; ".join(f"{address}: {text}" for text, address in failures.items())
+        raise Unavailable(f"no manager renews the certificate: {reasons or 'none is known'}")
+
+    async def _replace(self, old: NodeIdentity, new: NodeIdentity) -> None:
+        """Store another generation of the identity, then let the processes use it."""
+        write = asyncio.create_task(asyncio.to_thread(self._node.renew_blocking, old, new))
+        try:
+            written = await asyncio.shield(write)
+        except asyncio.CancelledError:
+            await asyncio.wait([write])  # the next swarmd finds it whole
+            raise
+        except OSError as error:
+            raise Unavailable(f"the identity cannot be written: {error}") from error
+        if not written:
+            return  # the node left the cluster meanwhile
+        if new.peer.role is Role.MANAGER:
+            await manager_client.reload_identity(self._routes.manager)
+        await worker_client.reload_identity(self._routes.worker)
+
+    # -- what the managers say -----------------------------------------------------------------
+
+    async def _learn(self, news: MembershipNews) -> None:
+        identity = self._node.membership.identity
+        if identity is None or self._node.changing:
+            return
+        try:
+            if news.managers:
+                await asyncio.to_thread(self._node.learn_managers_blocking, news.managers)
+            asked = news.renew or (news.desired_role is NodeRole.MANAGER) != (
+                identity.peer.role is Role.MANAGER
+            )
+            believed = _believed(identity, news.root_pem)
+            if believed is not identity:
+                await self._replace(identity, believed)
+                _log.info("roots.changed")
+            if asked or believed.root_pem != merge_roots(news.root_pem):
+                self._asked_for = self._node.membership.identity
+                self._node.changed.set()
+        except (SwarmError, OSError) as error:
+            _log.warning("membership.not_learned", reason=str(error))
+
+
+def _believed(identity: NodeIdentity, root_pem: bytes) -> NodeIdentity:
+    """The identity with the roots of the news; the same object if nothing changes.
+
+    If they no longer vouch for the certificate, the old roots are kept beside them until it is
+    renewed.
+    """
+    if not root_pem:
+        return identity
+    try:
+        changed = identity.with_roots(merge_roots(root_pem))
+    except SwarmError:
+        changed = identity.with_roots(merge_roots(identity.root_pem, root_pem))
+    return identity if changed.root_pem == merge_roots(identity.root_pem) else changed
