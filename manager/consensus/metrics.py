@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from shoal.telemetry.metrics import REGISTRY
 
@@ -19,4 +19,14 @@ SNAPSHOT_LATENCY = Histogram(
     "Time to write a snapshot of the store.",
     buckets=_BUCKETS,
     registry=REGISTRY,
+)
+TERM = Gauge("swarm_raft_term", "The newest term this manager knows.", registry=REGISTRY)
+LEADER_CHANGES = Counter(
+    "swarm_raft_leader_changes", "How often another manager came to lead.", registry=REGISTRY
+)
+APPLIED_INDEX = Gauge(
+    "swarm_raft_applied_index", "The last log entry applied to the store.", registry=REGISTRY
+)
+PROPOSALS_PENDING = Gauge(
+    "swarm_raft_proposals_pending", "Transactions that wait to be applied.", registry=REGISTRY
 )
