@@ -16,7 +16,8 @@ from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer, add_DispatcherS
 from shoal.api.v1.logs_pb2_grpc import LogBrokerServicer, add_LogBrokerServicer_to_server
 from shoal.errors import FailedPrecondition
 from shoal.model.objects import Node, Task
-from shoal.model.types import NodeDescription, NodeIngress, TaskStatus
+from shoal.model.specs import NodeSpec
+from shoal.model.types import NodeCertificate, NodeDescription, NodeIngress, TaskStatus
 from shoal.security.grpc_tls import server_options
 from shoal.wire.errors import ErrorInterceptor
 from shoal.wire.objects import fill_pb, from_pb, to_pb
@@ -77,6 +78,10 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self.ingress: NodeIngress | None = NodeIngress(index=1, subnet="10.241.0.0/22")
         self.node_id = "node1"
         self.managers: tuple[str, ...] = ()
+        self.node_spec = NodeSpec()
+        self.node_certificate: NodeCertificate | None = None
+        self.root_ca = b""
+        self.peer_certificates: list[bytes] = []
         self.period_ns = 20_000_000
         self.data_path_port = 7789
         self.sessions: list[str] = []
@@ -139,11 +144,18 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self.descriptions.append(from_pb(request.description, NodeDescription))
         session_id = f"session{len(self.sessions)}"
         self.sessions.append(session_id)
-        node = Node(id=self.node_id, ingress=self.ingress)
+        self.peer_certificates += context.auth_context().get("x509_pem_cert", ())
+        node = Node(
+            id=self.node_id,
+            spec=self.node_spec,
+            ingress=self.ingress,
+            certificate=self.node_certificate,
+        )
         message = pb.SessionMessage(
             session_id=session_id,
             node=to_pb(node, objects_pb2.Node),
             data_path_port=self.data_path_port,
+            root_ca=self.root_ca,
         )
         for address in self.managers:
             message.managers.add(address=address, weight=1)

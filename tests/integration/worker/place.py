@@ -83,13 +83,13 @@ class Place:
             path.mkdir(mode=0o700)
         self.cgroup_parent = f"/{self.directory.name}"
         self.log = self.directory / "worker.log"
-        root = RootCA.create(now_ns=time.time_ns())
-        manager = _identity(root, Role.MANAGER, "m" * 25)
+        self.root = RootCA.create(now_ns=time.time_ns())
+        manager = _identity(self.root, Role.MANAGER, "m" * 25)
         tls = server_credentials(manager.root_pem, manager.certificate_pem, manager.key_pem)
         self.manager = ScriptedDispatcher(self.directory / "manager.sock", tls.credentials)
         self.manager.node_id = "n" * 25
         self.manager.ingress = NodeIngress(index=1, subnet=SUBNET)
-        write_identity(self.paths.identity, _identity(root, Role.WORKER, "n" * 25))
+        self.renew_identity()
         config = NodeConfig(
             advertise_address=f"{UNDERLAY}:2377",
             listen_address=f"{UNDERLAY}:2377",
@@ -100,6 +100,12 @@ class Place:
         self._namespace = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         self.worker: subprocess.Popen[bytes] | None = None
         self._mounts: list[Path] = []
+
+    def renew_identity(self) -> bytes:
+        """Write another certificate for the node; its PEM."""
+        identity = _identity(self.root, Role.WORKER, "n" * 25)
+        write_identity(self.paths.identity, identity)
+        return identity.certificate_pem
 
     async def open(self) -> None:
         """Set up the namespace, start manager and worker, import an image."""

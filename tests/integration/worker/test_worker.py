@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -13,8 +14,11 @@ import pytest
 
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import node_pb2, node_pb2_grpc
+from shoal.model.enums import NodeRole
 from shoal.model.enums import TaskState as S
-from shoal.model.types import Mount
+from shoal.model.specs import NodeSpec
+from shoal.model.types import Mount, NodeCertificate
+from shoal.security.grpc_tls import local_channel
 from tests.integration.worker.place import Place, a_task, task_id
 
 pytestmark = pytest.mark.root
@@ -215,3 +219,44 @@ async def test_a_container_whose_network_went_while_the_worker_was_down(place: P
     assert "network is lost" in status.error
     assert not is_alive(lost.container.pid)
     assert is_alive(kept.container.pid)
+
+
+async def test_a_renewed_certificate_is_used_from_the_next_connection_on(place: Place) -> None:
+    renewed = place.renew_identity()
+    await place.call(
+        node_pb2_grpc.WorkerControlStub, "ReloadIdentity", node_pb2.ReloadIdentityRequest()
+    )
+    assert renewed not in place.manager.peer_certificates
+    place.manager.end_sessions()
+    await place.until(lambda: len(place.manager.streams) == 2)
+    assert place.manager.peer_certificates[-1] == renewed
+
+
+async def test_swarmd_hears_what_the_managers_say_of_the_node(place: Place) -> None:
+    heard: list[node_pb2.MembershipNews] = []
+
+    async def listen() -> None:
+        async with local_channel(place.paths.worker_socket) as channel:
+            stub = node_pb2_grpc.WorkerControlStub(channel)
+            async for news in stub.WatchMembership(node_pb2.WatchMembershipRequest()):
+                heard.append(news)  # noqa: PERF401 - each as it comes
+
+    listening = asyncio.create_task(listen())
+    try:
+        await place.until(lambda: len(heard) == 1)
+        assert heard[0] == node_pb2.MembershipNews()
+        place.manager.node_spec = NodeSpec(desired_role=NodeRole.MANAGER)
+        place.manager.node_certificate = NodeCertificate(renew=True)
+        place.manager.managers = (place.manager.address,)
+        place.manager.root_ca = b"roots"
+        place.manager.end_sessions()
+        await place.until(lambda: len(heard) == 2)
+        assert heard[1] == node_pb2.MembershipNews(
+            desired_role=1,
+            managers=[place.manager.address],
+            root_ca=b"roots",
+            renew_certificate=True,
+        )
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
