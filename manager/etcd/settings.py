@@ -85,7 +85,7 @@ def parse_url(url: str) -> EtcdSettings:
     values["prefix"] = _prefix(parts.path)
     values.setdefault("tls", str("cacert" in values or "cert" in values))
     try:
-        settings = msgspec.convert(values, EtcdSettings, strict=False)
+        settings = msgspec.convert(values, EtcdSettings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"store: {error}") from error
     _check(settings)
@@ -168,6 +168,12 @@ def _prefix(path: str) -> str:
     if "//" in prefix or any(ord(char) < 0x20 for char in prefix):
         raise InvalidArgument(f"store: prefix {prefix!r}: words between single slashes")
     return prefix or DEFAULT_PREFIX
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise NotImplementedError(f"no conversion to {kind.__name__}")
+    return Path(value)
 
 
 def _check(settings: EtcdSettings) -> None:
