@@ -26,6 +26,7 @@ from manager.storage.keyring import KeyRing
 from manager.storage.member import Opening, open_member
 from manager.storage.snapshot_dir import SnapshotDir
 from manager.storage.snapshot_file import SnapshotRecord
+from manager.storage.upkeep import tend_keys
 from manager.storage.wal import SEGMENT_BYTES, Wal
 from manager.store.apply import Commit
 from manager.store.store import Store, TransactionTooLarge
@@ -266,25 +267,13 @@ class LocalConsensus:
                 await self._log_file.append(mark=mark)
                 oldest = await asyncio.to_thread(self._snapshots.prune, mark)
                 await self._log_file.release(oldest)
-                await self._tend_keys(index)
+                if self._keys is not None:
+                    await tend_keys(self._keys, self._log_file, self._snapshots, index)
         except SwarmError as error:
             _log.error("snapshot.failed", index=index, reason=error.message)
             return
         self._snapshot_due = index + self._snapshot_interval
         _log.info("snapshot.written", index=index, objects=len(rows))
-
-    async def _tend_keys(self, index: int) -> None:
-        """Drop the keys that nothing on the disk needs; take a new one when this one is used up."""
-        keys = self._keys
-        if keys is None:
-            return
-        # In this order: a key that is retired now cannot come into use while the two are asked.
-        retired = keys.retired
-        needed = await self._log_file.key_ids() | await asyncio.to_thread(self._snapshots.key_ids)
-        await asyncio.to_thread(keys.drop, retired - needed)
-        if keys.is_due(index):
-            await asyncio.to_thread(keys.rotate_data_key, since=index)
-            _log.info("keys.rotated", index=index)
 
 
 class _NoClock:

@@ -52,12 +52,13 @@ class Opening(msgspec.Struct, frozen=True):
     """How to open a directory.
 
     unlock_key: needed when the keys are locked. create: whether an empty directory becomes a new
-    member, or is refused.
+    member, or is refused. keep_old: how many snapshots to keep before the newest.
     """
 
     cluster_id: str
     unlock_key: UnlockKey | None = None
     create: bool = True
+    keep_old: int = 1
     segment_bytes: int = SEGMENT_BYTES
     files: FileOps = msgspec.field(default_factory=FileOps)
 
@@ -95,6 +96,7 @@ def open_member(directory: Path, opening: Opening) -> Member:
         directory / SNAPSHOT_DIRECTORY,
         cluster_id=opening.cluster_id,
         raft_id=identity.raft_id,
+        keep_old=opening.keep_old,
         keys=keys,
         files=files,
     )

@@ -112,10 +112,11 @@ class SnapshotDir:
             self._saving = None
         return SnapshotFile(path, index, term, metadata, self._keys)
 
-    def load(self, mark: SnapshotMark | None) -> SnapshotFile | None:
+    def load(self, mark: SnapshotMark | None, *, put_aside: bool = True) -> SnapshotFile | None:
         """The newest snapshot, at or before the log's `mark`, every byte of which verifies.
 
         None when the log has no mark. Check that the log continues it: `Recovered.entries_after`.
+        put_aside: whether one that does not verify is renamed.
         Raises: CorruptSnapshot when none is left; FailedPrecondition for a foreign or newer file.
         """
         if mark is None:
@@ -124,7 +125,8 @@ class SnapshotDir:
             try:
                 metadata = self._verify(snapshot)
             except CorruptSnapshot as error:
-                self._put_aside(snapshot, error)
+                if put_aside:
+                    self._put_aside(snapshot, error)
                 continue
             return msgspec.structs.replace(snapshot, metadata=metadata, keys=self._keys)
         raise CorruptSnapshot(
