@@ -24,7 +24,6 @@ PROGRAMS = {
     "scale_up": "0 to 100 replicas with a published port, against Docker Swarm",
     "failover_worker": "a worker's power is cut: time until its task runs elsewhere",
     "service_api": "services created per second over the API",
-    "ingress": "a request through the mesh, local and remote, against a direct one",
     "network_update": "one endpoint change against an nft process",
     "wal": "records made durable per second against SQLite",
     "plan": "the planners alone",

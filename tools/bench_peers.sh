@@ -10,7 +10,6 @@ command -v dockerd >/dev/null || missing+=(docker.io)
 command -v iptables >/dev/null || missing+=(iptables)
 command -v crun >/dev/null || missing+=(crun)
 command -v runc >/dev/null || missing+=(runc)
-command -v wrk >/dev/null || missing+=(wrk)
 [ "${#missing[@]}" -gt 0 ] || { echo "bench-peers: nothing is missing"; exit 0; }
 
 echo "bench-peers: installing from Debian: ${missing[*]}"
