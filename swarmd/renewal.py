@@ -60,6 +60,7 @@ class CertificateRenewal:
         self._draw = draw
         self._planned: NodeIdentity | None = None
         self._fraction = RENEW_FRACTION_MAX
+        self._told: NodeIdentity | None = None
         self._confirmed: NodeIdentity | None = None
         self._asked_for: NodeIdentity | None = None
         self._backoff = Backoff(min_s=RETRY_MIN_S, max_s=RETRY_MAX_S)
@@ -86,47 +87,44 @@ class CertificateRenewal:
 
     async def _turn(self, identity: NodeIdentity) -> float:
         """One look. Result: seconds until the next."""
+        if self._told is None or self._told.peer.node_id != identity.peer.node_id:
+            self._told = identity  # the processes read it when they started, or joined with it
         if identity is not self._planned:
             spread = RENEW_FRACTION_MAX - RENEW_FRACTION_MIN
             self._planned = identity
             self._fraction = RENEW_FRACTION_MIN + spread * self._draw()
+        left_s = (identity.renew_at_ns(self._fraction) - self._clock.now_ns()) / NS_PER_S
         try:
-            left_s = (identity.renew_at_ns(self._fraction) - self._clock.now_ns()) / NS_PER_S
             if left_s <= 0 or self._asked_for is identity:
-                identity = await self._renew(identity)
+                await self._replace(identity, await self._renew(identity))
                 self._node.renewal_problem = ""
                 left_s = 0.0
-            elif identity is self._confirmed:
-                return min(left_s, LOOK_PERIOD_S)
-            await self._confirm(identity)
+            elif identity is not self._told:
+                await self._tell(identity)
+                left_s = 0.0
+            elif identity is not self._confirmed:
+                await self._first(lambda at: ca_client.confirm(at, identity))
+                self._confirmed = identity
         except SwarmError as error:
-            self._node.renewal_problem = error.message
+            if self._clock.now_ns() >= identity.renew_at_ns(self._fraction):
+                self._node.renewal_problem = error.message
             pause_s = self._backoff.next_s(self._draw())
             _log.warning("certificate.not_renewed", reason=error.message, pause_s=round(pause_s, 1))
-            return pause_s
+            return min(pause_s, max(left_s, RETRY_MIN_S / 2))
         self._backoff.reset()
-        return max(left_s, 0.0) and min(left_s, LOOK_PERIOD_S)
+        return min(left_s, LOOK_PERIOD_S)
 
     # -- renewing ------------------------------------------------------------------------------
 
     async def _renew(self, identity: NodeIdentity) -> NodeIdentity:
         if identity.peer.role is Role.MANAGER:
-            renewed = await ca_client.renew_locally(self._routes.manager, identity)
-        elif identity.not_after_ns <= self._clock.now_ns():
-            renewed = await self._first(lambda at: ca_client.renew_expired(at, identity))
-        else:
-            renewed = await self._first(lambda at: ca_client.renew_as_member(at, identity))
-        await self._replace(identity, renewed)
-        _log.info(
-            "certificate.renewed",
-            role=renewed.peer.role,
-            not_after_s=renewed.not_after_ns // NS_PER_S,
-        )
-        return renewed
-
-    async def _confirm(self, identity: NodeIdentity) -> None:
-        await self._first(lambda at: ca_client.confirm(at, identity))
-        self._confirmed = identity
+            try:
+                return await ca_client.renew_locally(self._routes.manager, identity)
+            except SwarmError as error:
+                _log.info("certificate.not_renewed_here", reason=error.message)
+        if identity.not_after_ns <= self._clock.now_ns():
+            return await self._first(lambda at: ca_client.renew_expired(at, identity))
+        return await self._first(lambda at: ca_client.renew_as_member(at, identity))
 
     async def _first(self, ask: Callable[[str], Awaitable[ResultT]]) -> ResultT:
         """The first answer of a manager. Raises what they all failed with."""
@@ -137,10 +135,10 @@ class CertificateRenewal:
             except SwarmError as error:
                 failures.setdefault(error.message, address)
         reasons = "; ".join(f"{address}: {text}" for text, address in failures.items())
-        raise Unavailable(f"no manager renews the certificate: {reasons or 'none is known'}")
+        raise Unavailable(f"no manager serves the certificate: {reasons or 'none is known'}")
 
     async def _replace(self, old: NodeIdentity, new: NodeIdentity) -> None:
-        """Store another generation of the identity, then let the processes use it."""
+        """Store another generation of the identity."""
         write = asyncio.create_task(asyncio.to_thread(self._node.renew_blocking, old, new))
         try:
             written = await asyncio.shield(write)
@@ -149,11 +147,20 @@ class CertificateRenewal:
             raise
         except OSError as error:
             raise Unavailable(f"the identity cannot be written: {error}") from error
-        if not written:
-            return  # the node left the cluster meanwhile
+        if written:  # else the node left the cluster meanwhile
+            _log.info(
+                "identity.replaced",
+                role=new.peer.role,
+                renewed=new.certificate_pem != old.certificate_pem,
+                not_after_s=new.not_after_ns // NS_PER_S,
+            )
+
+    async def _tell(self, new: NodeIdentity) -> None:
+        """Let the processes use what was stored."""
         if new.peer.role is Role.MANAGER:
             await manager_client.reload_identity(self._routes.manager)
         await worker_client.reload_identity(self._routes.worker)
+        self._told = new
 
     # -- what the managers say -----------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class CertificateRenewal:
             believed = _believed(identity, news.root_pem)
             if believed is not identity:
                 await self._replace(identity, believed)
-                _log.info("roots.changed")
+                self._node.changed.set()
             if asked or believed.root_pem != merge_roots(news.root_pem):
                 self._asked_for = self._node.membership.identity
                 self._node.changed.set()

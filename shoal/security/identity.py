@@ -3,15 +3,19 @@
 `node.crt`, `node.key` (0600) and `ca.crt` always belong together. They are replaced as a set: the
 new files are written and synced in `next/`, one rename to `commit/` makes them the truth, then
 each is moved into place. A crash in between is repaired on the next read: `commit/` is moved on,
-`next/` is dropped. Files that are damaged, missing or do not fit each other are refused with the
-remedy; nothing is ever guessed. All functions that touch files block: call them off the loop.
+`next/` is dropped. The writer and its readers are different processes, so each locks the directory.
+Files that are damaged, missing or do not fit each other are refused with the remedy; nothing is
+ever guessed. All functions that touch files block: call them off the loop.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -88,6 +92,12 @@ def write_identity(state_dir: Path, identity: NodeIdentity) -> None:
     """Replace the node's identity on disk, durably and as a whole."""
     directory = state_dir / "identity"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(directory):
+        _replace(directory, identity)
+    _sync_directory(state_dir)
+
+
+def _replace(directory: Path, identity: NodeIdentity) -> None:
     _finish(directory)
     contents = {
         CERTIFICATE_FILE: identity.certificate_pem,
@@ -101,7 +111,6 @@ def write_identity(state_dir: Path, identity: NodeIdentity) -> None:
     _sync_directory(next_dir)
     next_dir.rename(directory / "commit")
     _sync_directory(directory)
-    _sync_directory(state_dir)
     _finish(directory)
 
 
@@ -113,8 +122,15 @@ def read_identity(state_dir: Path) -> NodeIdentity:
     here: look at `not_after_ns`.
     """
     directory = state_dir / "identity"
-    if directory.is_dir():
-        _finish(directory)
+    try:
+        with _locked(directory):
+            _finish(directory)
+            return _read_all(directory)
+    except FileNotFoundError:
+        return _read_all(directory)  # there is no directory: it says so
+
+
+def _read_all(directory: Path) -> NodeIdentity:
     missing = [name for name in _FILES if not (directory / name).is_file()]
     if len(missing) == len(_FILES):
         raise NotFound(
@@ -137,9 +153,21 @@ def remove_identity(state_dir: Path) -> None:
     if removed.is_dir():
         shutil.rmtree(removed)  # an earlier removal that was interrupted
     if directory.is_dir():
-        directory.rename(removed)  # all three files go at once
+        with _locked(directory):
+            directory.rename(removed)  # all three files go at once
         _sync_directory(state_dir)
         shutil.rmtree(removed)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes out. Raises FileNotFoundError if there is no directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _finish(directory: Path) -> None:

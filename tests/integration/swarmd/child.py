@@ -2,7 +2,7 @@
 
 It writes what is asked of it, one line each, to `<state>/<name>.calls`. Files in the state
 directory change its mind: `<name>.unready` (why it is not ready), `refuse-remove`, `<name>.exit`
-(exit at once with that code).
+(exit at once with that code), `news` (an encoded MembershipNews).
 """
 
 from __future__ import annotations
@@ -55,6 +55,20 @@ class WorkerControl(node_pb2_grpc.WorkerControlServicer):
         member = (self.script.state / "identity").is_dir()
         self.script.record(f"reload {'member' if member else 'nobody'}")
         return node_pb2.ReloadResponse()
+
+    async def ReloadIdentity(self, request, context):
+        self.script.record("reload identity")
+        return node_pb2.ReloadIdentityResponse()
+
+    async def WatchMembership(self, request, context):
+        told = b""
+        path = self.script.state / "news"
+        while True:
+            news = path.read_bytes() if path.exists() else b""
+            if news != told:
+                told = news
+                yield node_pb2.MembershipNews.FromString(news)
+            await asyncio.sleep(0.02)
 
     async def RemoveTasks(self, request, context):
         if (self.script.state / "refuse-remove").exists():
