@@ -240,16 +240,20 @@ class _Ended(Exception):
 
 @asynccontextmanager
 async def etcd_store(
-    settings: EtcdSettings | str, *, address: str | None = None, clock: Clock | None = None
+    settings: EtcdSettings | str,
+    *,
+    address: str | None = None,
+    lead: bool = True,
+    clock: Clock | None = None,
 ) -> AsyncIterator[tuple[Store, EtcdConsensus]]:
-    """A store over etcd; with an address only once it leads."""
+    """A store over etcd; with an address once it leads, or at once."""
     if isinstance(settings, str):
         settings = parse_url(settings)
     store = Store(Tables(), clock or SystemClock())
     consensus = EtcdConsensus(settings, store, address=address)
     store.attach(consensus)
     async with consensus:
-        if address is not None:
+        if address is not None and lead:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await until_leader(consensus)
         yield store, consensus

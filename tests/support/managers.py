@@ -100,7 +100,7 @@ class MemberRig:
     def __init__(self, network: MemoryNetwork, directory: Path, name: str, **options) -> None:
         self.network = network
         opening = Opening(CLUSTER, segment_bytes=SEGMENT_BYTES)
-        self.place = Place(directory, opening, f"node-{name}", f"{name}:2377")
+        self.place = Place(directory, opening, f"node{name}", f"{name}:2377")
         self.options = options
         self.driver: RaftDriver | None = None
 

@@ -1,0 +1,1 @@
+"""Raft messages and snapshots between managers, over gRPC with mutual TLS."""
