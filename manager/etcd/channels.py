@@ -52,6 +52,7 @@ class Channels:
         self._credentials = _credentials(settings) if settings.tls else None
         self._members: list[Member] = []
         self._current = 0
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """Open; nothing connects before it is needed."""
@@ -64,7 +65,8 @@ class Channels:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; requests under way are cancelled."""
+        """Close; requests under way end as Unavailable."""
+        self._closed = True
         for member in self._members:
             await member.channel.close()
 
@@ -75,6 +77,8 @@ class Channels:
         """
         loop = asyncio.get_running_loop()
         while (left_s := deadline_s - loop.time()) > 0:
+            if self._closed:
+                raise Unavailable("etcd: the client is closed")
             member = self._members[self._current]
             try:
                 async with asyncio.timeout(min(left_s, CONNECT_TIMEOUT_S)):

@@ -321,7 +321,14 @@ async def _send(
         request_serializer=_serialize,
         response_deserializer=answer.FromString,
     )
-    result: MessageT = await method(request, timeout=timeout_s, metadata=metadata)
+    try:
+        result: MessageT = await method(request, timeout=timeout_s, metadata=metadata)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not the caller: the channel was closed, which cancels what it carries.
+        raise Unavailable(f"etcd {member.endpoint}: {name}: the client was closed") from None
     return result
 
 
