@@ -211,6 +211,8 @@ class Raft:
         leading = self._must_lead("membership changes")
         if leading.transferee:
             raise ProposalDropped(f"leadership is being handed to node {leading.transferee}")
+        if core.id not in core.membership.all_voters:
+            raise ProposalDropped("this node is leaving the cluster: propose to the next leader")
         index = propose_change(core, leading, change)
         broadcast_append(core, leading)
         return index

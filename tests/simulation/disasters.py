@@ -47,6 +47,8 @@ class Disasters:
         self._weights = [weight * self.chance.choice([0, 1, 1, 2]) for _, weight in weights]
         if not any(self._weights):
             self._weights = [1] * len(weights)
+        # What is cut is mended some day, or little else could happen.
+        self._weights[self._actions.index(self.reunite)] = 6
         if stormy:
             self._actions, self._weights = [self.crash, self.reunite], [1, 3]
         self.pace = self.chance.choice([0.3, 1.0, 3.0])

@@ -425,3 +425,27 @@ def test_election_timeouts_differ_by_seed_and_stay_in_range() -> None:
         drawn.add(node.core.election_timeout)
     assert drawn <= set(range(10, 20))
     assert len(drawn) > 5
+
+
+def test_a_follower_commits_only_what_it_knows_to_match() -> None:
+    """A tail of an old term may lie beyond what an append has compared."""
+    node = a_node(Entry(2, 1), Entry(3, 1), Entry(4, 1))
+    node.step(
+        Message(kind=MessageKind.APPEND, to=1, sender=2, term=2, index=2, log_term=1, commit=4)
+    )
+    assert node.committed == 2
+
+
+def test_a_former_voter_that_leads_takes_nothing() -> None:
+    conversation = talk(
+        "nodes 1 2", "campaign 1", "stabilize", "change 1 learner=2", "ready 1", "deliver to=2",
+        "ready 2", "propose 1 tail", "deliver to=1", "send 1", "deliver to=2", "stabilize 2",
+        "crash 1", "drop", "restart 1", "campaign 2", "ready 2", "deliver", "ready 1", "deliver",
+        "ready 2", "deliver", "ready 1", "deliver",
+    )  # fmt: skip
+    leader = conversation.nodes[2]
+    assert leader.role is Role.LEADER
+    with pytest.raises(ProposalDropped, match="leaving"):
+        leader.propose(b"x")
+    with pytest.raises(ProposalDropped, match="leaving"):
+        leader.propose_conf_change(add_voter(3))
