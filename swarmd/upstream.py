@@ -12,27 +12,15 @@ import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 
 from shoal.errors import Unavailable
 from shoal.security.grpc_tls import local_channel
+from shoal.wire.relay import Connecting
 
 WAIT_S = 5.0
 _PROBE_PERIOD_S = 0.05
-
-
-class Connecting(Protocol):
-    """A streaming call of `grpc.aio`."""
-
-    async def wait_for_connection(self) -> None:
-        """Wait until its metadata was sent."""
-        ...
-
-    def cancel(self) -> bool:
-        """End it."""
-        ...
 
 
 class Upstream:
@@ -43,6 +31,11 @@ class Upstream:
         self._socket_path = socket_path
         self._why_not = why_not
         self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in errors."""
+        return f"the {self.name} process"
 
     async def channel(self, wait_s: float = WAIT_S) -> grpc.aio.Channel:
         """A channel to a process that listens now. Raises Unavailable after `wait_s` with why."""

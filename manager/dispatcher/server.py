@@ -20,7 +20,7 @@ from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
 from shoal.model.enums import TaskState
 from shoal.model.types import NodeDescription, TaskStatus
-from shoal.security.peer import current_peer
+from shoal.security.peer import current_caller, current_peer
 from shoal.wire.objects import from_pb, to_pb
 
 UPDATES_MAX = 1024
@@ -51,7 +51,7 @@ class DispatcherServer(DispatcherServicer):
                 "give the engine fewer labels"
             )
         description = from_pb(request.description, NodeDescription)
-        session_id = await self._dispatcher.register(node_id, description, _address(context.peer()))
+        session_id = await self._dispatcher.register(node_id, description, current_caller().address)
         with self._dispatcher.session_changes(node_id) as signal:
             while True:
                 yield self._session_message(node_id, session_id)
@@ -149,11 +149,3 @@ def _status(message: types_pb2.TaskStatus) -> TaskStatus:
     return status.replaced(
         message=status.message[:TEXT_LENGTH_MAX], error=status.error[:TEXT_LENGTH_MAX]
     )
-
-
-def _address(peer: str) -> str:
-    """The IP address in gRPC's peer text `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
-    kind, _, rest = peer.partition(":")
-    if kind not in {"ipv4", "ipv6"}:
-        return ""
-    return rest.rpartition(":")[0].strip("[]").replace("%5B", "").replace("%5D", "")

@@ -97,14 +97,32 @@ class Watcher:
             yield await self.next()
 
 
+class _Committed:
+    """What stores with different proposers share: the tables, and who follows them."""
+
+    __slots__ = ("tables", "watchers")
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.watchers: set[Watcher] = set()
+
+
 class Store:
     """One owner of the tables; everybody else reads views and proposes changes."""
 
     def __init__(self, tables: Tables, clock: Clock) -> None:
-        self._tables = tables
+        self._committed = _Committed(tables)
         self._clock = clock
         self._proposer: Proposer | None = None
-        self._watchers: set[Watcher] = set()
+
+    def through(self, proposer: Proposer) -> Store:
+        """The same committed state, whose commits go through another proposer.
+
+        What a leader does goes through one that proposes in its term only.
+        """
+        other = Store(self._committed.tables, self._clock)
+        other._committed = self._committed
+        return other.attach(proposer)
 
     def attach(self, proposer: Proposer) -> Self:
         """Name the proposer; before that the store is read-only."""
@@ -114,17 +132,17 @@ class Store:
     @property
     def view(self) -> View:
         """The committed state; valid until the caller awaits."""
-        return self._tables
+        return self._committed.tables
 
     @contextmanager
     def watch(self, *, queue_max: int = WATCH_QUEUE_MAX) -> Iterator[Watcher]:
         """Every commit after this call, for as long as the context is open."""
         watcher = Watcher(queue_max)
-        self._watchers.add(watcher)
+        self._committed.watchers.add(watcher)
         try:
             yield watcher
         finally:
-            self._watchers.discard(watcher)
+            self._committed.watchers.discard(watcher)
 
     async def commit(self, changes: Sequence[Change]) -> Commit:
         """Propose a transaction: all changes or none, as one entry.
@@ -138,7 +156,7 @@ class Store:
         if self._proposer is None:
             violated("commit before a proposer is attached")
         if not changes:
-            return Commit(version=self._tables.version, events=())
+            return Commit(version=self._committed.tables.version, events=())
         entry = StoreEntry(
             actions=tuple(_action(change) for change in changes),
             proposed_at_ns=self._clock.now_ns(),
@@ -152,7 +170,7 @@ class Store:
         alike). Anything else that is raised is fatal: state machines would part.
         """
         try:
-            commit = apply_entry(self._tables, entry, index)
+            commit = apply_entry(self._committed.tables, entry, index)
         except SwarmError as refused:
             return refused
         self._offer(commit)
@@ -162,26 +180,26 @@ class Store:
         """Take over a commit that was decided outside (etcd). For the Proposer alone, in order."""
         for event in commit.events:
             if event.object is None:
-                self._tables.remove(event.subject)
+                self._committed.tables.remove(event.subject)
             else:
-                self._tables.put(event.object)
-        self._tables.version = commit.version
+                self._committed.tables.put(event.object)
+        self._committed.tables.version = commit.version
         if commit.events:
             self._offer(commit)
 
     def reset(self, tables: Tables) -> None:
         """Start again from another state; every watcher must resync. For the Proposer alone."""
-        self._tables = tables
-        for watcher in self._watchers:
+        self._committed.tables = tables
+        for watcher in self._committed.watchers:
             watcher.lose()
 
     def _offer(self, commit: Commit) -> None:
-        for watcher in self._watchers:
+        for watcher in self._committed.watchers:
             watcher.offer(commit)
 
     def rows(self) -> tuple[AnyObject, ...]:
         """Every object of the committed state, for a snapshot."""
-        return tuple(self._tables.all_rows())
+        return tuple(self._committed.tables.all_rows())
 
 
 async def commit_with_retry(

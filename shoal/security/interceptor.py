@@ -1,6 +1,7 @@
 """The gate in front of every RPC of a server: identify the peer, then look at the table.
 
-Behind it, `shoal.security.peer.current_peer()` names the caller. It serves async behaviours only
+Behind it, `shoal.security.peer.current_peer()` names the caller, also when another manager passed
+the call on. It serves async behaviours only
 (coroutines and async generators), which is all Shoal has; a plain function is refused when it is
 first called rather than run unguarded.
 """
@@ -18,8 +19,8 @@ from typing_extensions import override
 
 from shoal.errors import PermissionDenied, SwarmError, invariant
 from shoal.security.authorize import Permissions
-from shoal.security.peer import PeerVerifier, enter_peer
-from shoal.security.roles import PeerIdentity
+from shoal.security.forwarded import forwarded_caller
+from shoal.security.peer import Caller, PeerVerifier, enter_caller, peer_address
 
 _log = structlog.get_logger()
 
@@ -49,14 +50,14 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
 
         async def admit(context: _Context) -> None:
-            enter_peer(await self._admit(method, context))
+            enter_caller(await self._admit(method, context))
 
         return _guarded(handler, admit)
 
-    async def _admit(self, method: str, context: _Context) -> PeerIdentity:
+    async def _admit(self, method: str, context: _Context) -> Caller:
         try:
-            peer = self._verifier.identify(context.peer(), context.auth_context())
-            self._permissions.check(method, peer)
+            caller = self._identify(context)
+            self._permissions.check(method, caller.identity)
         except SwarmError as error:
             denied = isinstance(error, PermissionDenied)
             status = (
@@ -64,7 +65,16 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
             )
             _log.info("rpc.refused", method=method, peer=context.peer(), reason=error.message)
             await context.abort(status, error.message)
-        return peer
+        return caller
+
+    def _identify(self, context: _Context) -> Caller:
+        """Who is calling: the peer itself, or the one for whom another manager calls."""
+        direct = self._verifier.identify(context.peer(), context.auth_context())
+        forwarded = forwarded_caller(context.invocation_metadata() or (), direct)
+        if forwarded is None:
+            return Caller(direct, peer_address(context.peer()))
+        self._verifier.refuse_removed(forwarded.identity)
+        return forwarded
 
 
 def _guarded(handler: _Handler, admit: _Admit) -> _Handler:

@@ -22,7 +22,19 @@ from shoal.security.trust import TrustBundle, load_certificate
 
 CACHED_PEERS_MAX = 4096
 
-_current_peer: ContextVar[PeerIdentity] = ContextVar("shoal_current_peer")
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who called. address: its IP address, "" when it came over a socket of this machine.
+
+    forwarded: another manager passed the call on, and vouches for the identity.
+    """
+
+    identity: PeerIdentity
+    address: str = ""
+    forwarded: bool = False
+
+
+_current_caller: ContextVar[Caller] = ContextVar("shoal_current_caller")
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -69,9 +81,13 @@ class PeerVerifier:
             raise Unauthenticated(
                 "the client certificate has expired: swarmd on that node renews it by itself"
             )
-        if verified.identity.node_id in self._removed:
-            raise PermissionDenied("this node was removed from the cluster: let it join again")
+        self.refuse_removed(verified.identity)
         return verified.identity
+
+    def refuse_removed(self, identity: PeerIdentity) -> None:
+        """Raises: PermissionDenied for a node that was removed from the cluster."""
+        if identity.node_id in self._removed:
+            raise PermissionDenied("this node was removed from the cluster: let it join again")
 
     @property
     def cached_peers(self) -> int:
@@ -97,12 +113,25 @@ class PeerVerifier:
 
 def current_peer() -> PeerIdentity:
     """Who called the RPC that is running now; set by AuthorizationInterceptor."""
+    return current_caller().identity
+
+
+def current_caller() -> Caller:
+    """The same, with the address and whether another manager passed the call on."""
     try:
-        return _current_peer.get()
+        return _current_caller.get()
     except LookupError:
         raise InvariantViolation("current_peer() outside an authorised RPC") from None
 
 
-def enter_peer(identity: PeerIdentity) -> None:
-    """Set the peer of the current task. gRPC runs each call in a task of its own."""
-    _current_peer.set(identity)
+def enter_caller(caller: Caller) -> None:
+    """Set the caller of the current task. gRPC runs each call in a task of its own."""
+    _current_caller.set(caller)
+
+
+def peer_address(peer: str) -> str:
+    """The IP address in gRPC's peer text `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`; "" for others."""
+    kind, _, rest = peer.partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return ""
+    return rest.rpartition(":")[0].strip("[]").replace("%5B", "").replace("%5D", "")
