@@ -93,8 +93,9 @@ class ManagerClient:
         request = pb.SessionRequest(
             description=to_pb(description, types_pb2.NodeDescription), session_id=self.session_id
         )
+        call = self._dispatcher.Session(request)
         try:
-            async for message in self._dispatcher.Session(request):
+            async for message in call:
                 self.session_id = message.session_id
                 yield SessionNews(
                     session_id=message.session_id,
@@ -105,6 +106,8 @@ class ManagerClient:
                 )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # gRPC forgets to, before the first message
         raise Unavailable("the manager has ended the session")
 
     async def heartbeat(self) -> float:
@@ -154,31 +157,40 @@ class ManagerClient:
     async def assignments(self) -> AsyncGenerator[AssignmentsBatch, None]:
         """What this node has to run and to know, in messages that build on each other."""
         request = pb.AssignmentsRequest(session_id=self.session_id)
+        call = self._dispatcher.Assignments(request)
         try:
-            async for message in self._dispatcher.Assignments(request):
+            async for message in call:
                 yield AssignmentsBatch(message)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # gRPC forgets to, before the first message
         raise Unavailable("the manager has ended the assignments")
 
     async def log_subscriptions(self) -> AsyncGenerator[logs_pb2.SubscriptionMessage, None]:
         """What readers ask of this node."""
         request = logs_pb2.ListenSubscriptionsRequest()
+        call = self._logs.ListenSubscriptions(request)
         try:
-            async for message in self._logs.ListenSubscriptions(request):
+            async for message in call:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # gRPC forgets to, before the first message
         raise Unavailable("the manager has ended the log subscriptions")
 
     async def publish_logs(self, messages: AsyncIterator[logs_pb2.PublishLogsMessage]) -> None:
         """Send lines until the iterator ends. Raises NotFound when nobody reads any more."""
+        call = self._logs.PublishLogs(messages)
         try:
-            await self._logs.PublishLogs(messages)
+            await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.InvalidStateError as error:
             raise Unavailable("the manager went away") from error
+        finally:
+            call.cancel()
 
 
 def _port_key(message: pb.PublishedPort) -> PortKey:

@@ -90,12 +90,15 @@ class Caller:
             yield payload
 
         argument = requests() if shape.startswith("stream") else payload
+        call = invoke(argument)
         try:
             if shape.endswith("stream"):
-                return [response async for response in invoke(argument)]
-            return [await invoke(argument)]
+                return [response async for response in call]
+            return [await call]
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # gRPC forgets to, if the task is cancelled before the first response
 
 
 @pytest.fixture
