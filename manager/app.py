@@ -18,6 +18,8 @@ import msgspec
 import structlog
 
 from manager.ca.live import LiveIdentity, ManagerControlServer
+from manager.ca.rotation import trust_of
+from manager.ca.rotation_loop import RotationLoop
 from manager.ca.server import CaServer
 from manager.consensus.local import LocalConsensus, Recovery, recover
 from manager.controlapi.server import ControlServer
@@ -139,6 +141,7 @@ async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     supervisor.start("dispatcher", dispatcher.run)
     supervisor.start("node expiry", dispatcher.run_expiry)
     supervisor.start("reconcile", ReconcileLoop(store, clock).run)
+    supervisor.start("root rotation", RotationLoop(store).run)
     supervisor.start("removed nodes", lambda: _follow_removed_nodes(store, manager, broker))
     interceptors = [
         AuthorizationInterceptor(manager.live.verifier, permissions()),
@@ -194,12 +197,16 @@ async def _announce(manager: Manager) -> None:
 
 
 async def _follow_removed_nodes(store: Store, manager: Manager, broker: LogBroker) -> None:
-    """Refuse the certificates of removed nodes, and end their streams, once that is committed."""
+    """Refuse the certificates of removed nodes, and end their streams, once that is committed.
+
+    Roots are believed as the cluster's row names them.
+    """
 
     def refuse(cluster: Cluster | None) -> None:
         if cluster is not None:
             removed = frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
             manager.live.verifier.replace_removed(removed)
+            manager.live.believe(trust_of(cluster.root_ca))
 
     with store.watch() as watcher:
         refuse(store.view.cluster)

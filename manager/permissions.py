@@ -8,7 +8,7 @@ from shoal.security.roles import Role
 API = "shoal.api.v1"
 
 CONTROL = (
-    "GetCluster", "UpdateCluster",
+    "GetCluster", "UpdateCluster", "CreateJoinToken", "RemoveJoinToken", "RotateRootCa",
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
     "GetTask", "ListTasks",
@@ -38,6 +38,8 @@ def permissions() -> Permissions:
                 Role.MANAGER,
                 Role.LOCAL,
             ),
+            **allow(f"{API}.Raft", ("Stream", "SendSnapshot"), Role.MANAGER),
+            **allow(f"{API}.RaftMembership", ("Join", "Leave"), Role.MANAGER),
             **allow(f"{API}.Ca", ("ConfirmNodeCertificate",), *agents),
             **allow(f"{API}.ManagerControl", ("ReloadIdentity",), Role.LOCAL),
             **allow(f"{API}.Telemetry", ("GetMetrics", "GetReadiness"), Role.LOCAL),

@@ -6,11 +6,15 @@ request contributes its public key and nothing else. Time and new node ids are a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from typing_extensions import override
 
 from shoal.errors import PermissionDenied, Unauthenticated
 from shoal.ids import ClusterId, NodeId
+from shoal.model.enums import NodeRole
+from shoal.model.types import ExtraJoinToken
 from shoal.security.recovery import ExpiredProof, FormerIdentity, verify_expired
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import NODE_VALIDITY_S, RootCA
@@ -23,10 +27,19 @@ class JoinTokens(msgspec.Struct, frozen=True):
 
     worker: str
     manager: str
+    extra: tuple[ExtraJoinToken, ...] = ()
 
     @override
     def __repr__(self) -> str:
         return "JoinTokens(...)"
+
+
+class Invitation(msgspec.Struct, frozen=True):
+    """What a token lets its bearer be. name: of a token with limits, empty for the two others."""
+
+    role: Role
+    name: str = ""
+    labels: Mapping[str, str] = {}
 
 
 class ClusterSecrets(msgspec.Struct, frozen=True):
@@ -42,12 +55,23 @@ class ClusterSecrets(msgspec.Struct, frozen=True):
 
 
 class Authority(msgspec.Struct, frozen=True):
-    """The cluster's certificate authority as the store has it at the moment of a request."""
+    """The cluster's certificate authority as the store has it at the moment of a request.
+
+    root: the one that signs now. cross_signed_pem: its certificate by the root that it replaces,
+    sent along with what it signs; empty if it replaces none.
+    """
 
     cluster_id: ClusterId
     root: RootCA
     tokens: JoinTokens
     validity_s: int = NODE_VALIDITY_S
+    trust_pem: bytes = b""
+    cross_signed_pem: bytes = b""
+
+    @property
+    def trust(self) -> TrustBundle:
+        """The roots in force: `root` alone, or two while one replaces the other."""
+        return TrustBundle(self.trust_pem or self.root.certificate_pem)
 
 
 class IssuedCertificate(msgspec.Struct, frozen=True):
@@ -75,23 +99,50 @@ def new_join_tokens(root: RootCA) -> JoinTokens:
     )
 
 
-def role_of_token(token: str, tokens: JoinTokens) -> Role:
-    """The role a token invites to.
+def invitation_of(token: str, tokens: JoinTokens, *, now_ns: int) -> Invitation:
+    """What a token invites to.
 
     Raises InvalidArgument for text that is no token, PermissionDenied for a token that is not one
-    of the cluster's. Both comparisons are always made, in constant time.
+    of the cluster's, or has expired. Every comparison is always made, in constant time.
     """
     text = parse_join_token(token).render()
-    is_manager = same_token(text, tokens.manager)
-    is_worker = same_token(text, tokens.worker)
-    if is_manager:
-        return Role.MANAGER
-    if is_worker:
-        return Role.WORKER
-    raise PermissionDenied(
-        "the join token is not valid for this cluster: get a current one with "
-        "`swarmctl join-token worker` on a manager"
-    )
+    found = [
+        invitation
+        for known, invitation in (
+            (tokens.manager, Invitation(Role.MANAGER)),
+            (tokens.worker, Invitation(Role.WORKER)),
+        )
+        if same_token(text, known)
+    ]
+    for extra in tokens.extra:
+        if same_token(text, extra.token):
+            if extra.expires_at_ns and now_ns >= extra.expires_at_ns:
+                raise PermissionDenied(
+                    f"the join token {extra.name} has expired: make another one with "
+                    "`swarmctl join-token create` on a manager"
+                )
+            role = Role.MANAGER if extra.role is NodeRole.MANAGER else Role.WORKER
+            found.append(Invitation(role, extra.name, extra.labels))
+    if not found:
+        raise PermissionDenied(
+            "the join token is not valid for this cluster, or was used up: get a current one with "
+            "`swarmctl join-token worker` on a manager"
+        )
+    return found[0]
+
+
+def use_up(extra: tuple[ExtraJoinToken, ...], name: str) -> tuple[ExtraJoinToken, ...] | None:
+    """The tokens after one more join with the named one; None if that changes nothing."""
+    left: list[ExtraJoinToken] = []
+    changed = False
+    for token in extra:
+        if token.name != name or token.uses_left == 0:
+            left.append(token)
+            continue
+        changed = True
+        if token.uses_left > 1:
+            left.append(token.replaced(uses_left=token.uses_left - 1))
+    return tuple(left) if changed else None
 
 
 def issue_to_joiner(
@@ -99,11 +150,11 @@ def issue_to_joiner(
 ) -> IssuedCertificate:
     """Certify a node that joins with a token under a new id.
 
-    Raises what `role_of_token` raises; InvalidArgument for a bad signing request.
+    Raises what `invitation_of` raises; InvalidArgument for a bad signing request.
     """
     identity = PeerIdentity(
         node_id=new_node_id,
-        role=role_of_token(token, authority.tokens),
+        role=invitation_of(token, authority.tokens, now_ns=now_ns).role,
         cluster_id=authority.cluster_id,
     )
     return _issue(authority, csr_pem, identity, now_ns)
@@ -132,8 +183,7 @@ def former_node(
     Raises Unauthenticated for a proof that does not hold or of another cluster, PermissionDenied
     for a certificate that ended too long ago, InvalidArgument for an unreadable one.
     """
-    trust = TrustBundle(authority.root.certificate_pem)
-    former = verify_expired(proof, csr_pem, trust, now_ns=now_ns)
+    former = verify_expired(proof, csr_pem, authority.trust, now_ns=now_ns)
     if former.peer.cluster_id != authority.cluster_id:
         raise Unauthenticated("the expired certificate is for another cluster")
     return former
@@ -145,4 +195,6 @@ def _issue(
     certificate_pem = authority.root.sign(
         csr_pem, identity, now_ns=now_ns, validity_s=authority.validity_s
     )
-    return IssuedCertificate(identity=identity, certificate_pem=certificate_pem)
+    return IssuedCertificate(
+        identity=identity, certificate_pem=certificate_pem + authority.cross_signed_pem
+    )

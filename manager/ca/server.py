@@ -6,6 +6,7 @@ also with one that has expired. A removed node gets nothing, whatever it shows.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -14,27 +15,36 @@ from typing_extensions import override
 
 from manager.ca.core import (
     Authority,
+    Invitation,
     IssuedCertificate,
     JoinTokens,
     former_node,
+    invitation_of,
     issue_to_joiner,
     issue_to_node,
-    role_of_token,
+    use_up,
 )
+from manager.ca.rotation import trust_of
 from manager.store.store import Store, commit_with_retry
 from manager.store.view import View
 from shoal.api.v1 import ca_pb2 as pb
 from shoal.api.v1 import types_pb2
 from shoal.api.v1.ca_pb2_grpc import CaServicer
 from shoal.clock import NS_PER_S, Clock
-from shoal.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
+from shoal.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    Unimplemented,
+    violated,
+)
 from shoal.ids import ClusterId, NodeId, new_id
 from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS
 from shoal.model.enums import NodeAvailability, NodeMembership, NodeRole
 from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, create, update
 from shoal.model.specs import NodeSpec
-from shoal.model.types import NodeCertificate, NodeDescription
+from shoal.model.types import Annotations, NodeCertificate, NodeDescription
 from shoal.security.peer import current_peer
 from shoal.security.recovery import ExpiredProof
 from shoal.security.roles import Role
@@ -57,6 +67,7 @@ class CaServer(CaServicer):
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._joining = asyncio.Lock()
 
     @override
     async def GetRootCaCertificate(
@@ -127,41 +138,61 @@ class CaServer(CaServicer):
     async def _join(
         self, request: pb.IssueNodeCertificateRequest
     ) -> pb.IssueNodeCertificateResponse:
-        cluster = self._cluster()
-        authority = authority_of(cluster)
-        if role_of_token(request.token, authority.tokens) is Role.MANAGER:
-            raise Unimplemented(
-                "this version runs one manager: join with the worker token instead "
-                "(`swarmctl join-token worker`)"
-            )
         _check_request(request)
-        issued = issue_to_joiner(
-            authority,
-            request.csr,
-            token=request.token,
-            new_node_id=NodeId(new_id()),
-            now_ns=self._clock.now_ns(),
-        )
-        await self._store.commit([create(_new_node(issued, request))])
-        _log.info("node.joined", node_id=issued.identity.node_id, hostname=request.hostname)
-        return _answer(cluster, issued)
+        node_id = NodeId(new_id())
+        # One after the other: those with the same counted token would conflict over and over.
+        async with self._joining:
+            issued: IssuedCertificate | None = None
+
+            def build(view: View) -> list[Change]:
+                nonlocal issued
+                now_ns = self._clock.now_ns()
+                authority = authority_of(_require_cluster(view))
+                invitation = invitation_of(request.token, authority.tokens, now_ns=now_ns)
+                if invitation.role is Role.MANAGER:
+                    raise Unimplemented(
+                        "this version runs one manager: join with the worker token instead "
+                        "(`swarmctl join-token worker`)"
+                    )
+                issued = issue_to_joiner(
+                    authority,
+                    request.csr,
+                    token=request.token,
+                    new_node_id=node_id,
+                    now_ns=now_ns,
+                )
+                return [
+                    create(_new_node(issued, request, invitation)),
+                    *_count_use(_require_cluster(view), invitation),
+                ]
+
+            await commit_with_retry(self._store, build)
+        if issued is None:
+            violated("a join committed without a certificate")
+        _log.info("node.joined", node_id=node_id, hostname=request.hostname)
+        return _answer(self._cluster(), issued)
 
     def _cluster(self) -> Cluster:
-        cluster = self._store.view.cluster
-        if cluster is None:
-            raise FailedPrecondition("the cluster is not initialised yet: try again in a moment")
-        return cluster
+        return _require_cluster(self._store.view)
 
 
 def authority_of(cluster: Cluster) -> Authority:
     """The certificate authority as the cluster's row holds it."""
     validity_ns = cluster.spec.ca.node_certificate_validity_ns or NODE_CERTIFICATE_VALIDITY_NS
-    tokens = cluster.root_ca.join_tokens
+    root_ca = cluster.root_ca
+    tokens, rotation = root_ca.join_tokens, root_ca.rotation
+    if rotation is None:
+        root, cross_signed = RootCA(root_ca.certificate, root_ca.key), b""
+    else:
+        root = RootCA(rotation.ca_certificate, rotation.ca_key)
+        cross_signed = rotation.cross_signed_certificate
     return Authority(
         cluster_id=ClusterId(cluster.id),
-        root=RootCA(cluster.root_ca.certificate, cluster.root_ca.key),
-        tokens=JoinTokens(worker=tokens.worker, manager=tokens.manager),
+        root=root,
+        tokens=JoinTokens(worker=tokens.worker, manager=tokens.manager, extra=tokens.extra),
         validity_s=validity_ns // NS_PER_S,
+        trust_pem=trust_of(root_ca),
+        cross_signed_pem=cross_signed,
     )
 
 
@@ -170,10 +201,26 @@ def _answer(cluster: Cluster, issued: IssuedCertificate) -> pb.IssueNodeCertific
     return pb.IssueNodeCertificateResponse(
         node_id=issued.identity.node_id,
         certificate=issued.certificate_pem,
-        root_certificate=cluster.root_ca.certificate,
+        root_certificate=trust_of(cluster.root_ca),
         role=types_pb2.NODE_ROLE_MANAGER if manager else types_pb2.NODE_ROLE_WORKER,
         cluster_id=cluster.id,
     )
+
+
+def _count_use(cluster: Cluster, invitation: Invitation) -> list[Change]:
+    """The change that makes the token one use poorer, decided by the commit of the join itself."""
+    tokens = cluster.root_ca.join_tokens
+    left = use_up(tokens.extra, invitation.name)
+    if left is None:
+        return []
+    root_ca = cluster.root_ca.replaced(join_tokens=tokens.replaced(extra=left))
+    return [update(cluster.replaced(root_ca=root_ca))]
+
+
+def _require_cluster(view: View) -> Cluster:
+    if view.cluster is None:
+        raise FailedPrecondition("the cluster is not initialised yet: try again in a moment")
+    return view.cluster
 
 
 def _require_node(view: View, node_id: str) -> Node:
@@ -190,7 +237,9 @@ def _check_request(request: pb.IssueNodeCertificateRequest) -> None:
         raise InvalidArgument("hostname: must not hold control characters")
 
 
-def _new_node(issued: IssuedCertificate, request: pb.IssueNodeCertificateRequest) -> Node:
+def _new_node(
+    issued: IssuedCertificate, request: pb.IssueNodeCertificateRequest, invitation: Invitation
+) -> Node:
     try:
         availability = NodeAvailability(request.availability)
     except ValueError as error:
@@ -199,6 +248,7 @@ def _new_node(issued: IssuedCertificate, request: pb.IssueNodeCertificateRequest
         id=issued.identity.node_id,
         role=NodeRole.WORKER,
         spec=NodeSpec(
+            annotations=Annotations(labels=dict(invitation.labels)),
             desired_role=NodeRole.WORKER,
             membership=NodeMembership.ACCEPTED,
             availability=availability,

@@ -75,7 +75,10 @@ def require_cluster(view: View) -> Cluster:
 
 def without_keys(cluster: Cluster) -> Cluster:
     """The cluster as it may be shown: private keys stay on the managers."""
-    root_ca = cluster.root_ca.replaced(key=b"", rotation=None)
+    rotation = cluster.root_ca.rotation
+    if rotation is not None:
+        rotation = rotation.replaced(ca_key=b"")
+    root_ca = cluster.root_ca.replaced(key=b"", rotation=rotation)
     signing = cluster.spec.ca.replaced(signing_ca_key=b"")
     return cluster.replaced(
         root_ca=root_ca,

@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from manager.ca import rotation
 from manager.ca.core import new_join_tokens
-from manager.controlapi import nodes, services
+from manager.controlapi import nodes, services, tokens
 from manager.controlapi.select import (
     Filters,
     page,
@@ -21,17 +22,18 @@ from manager.controlapi.validate import SPEC_BYTES_MAX
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
-from shoal.api.v1 import objects_pb2
+from shoal.api.v1 import objects_pb2, types_pb2
 from shoal.api.v1.control_pb2_grpc import ControlServicer
 from shoal.clock import Clock
 from shoal.errors import InvalidArgument
 from shoal.ids import new_id
 from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
 from shoal.model.objects import AnyObject, Node, Service, Task
-from shoal.model.plan import Change
+from shoal.model.plan import Change, update
 from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
 from shoal.model.types import JoinTokens
 from shoal.security.root import RootCA
+from shoal.security.tokens import make_join_token
 from shoal.wire.objects import fill_pb, from_pb, to_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -61,12 +63,48 @@ class ControlServer(ControlServicer):
             raise InvalidArgument("spec: must be given, unless a join token is to be rotated")
 
         def build(view: View) -> Sequence[Change]:
-            tokens = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
-            return nodes.update_cluster(view, spec, version=request.version.index, tokens=tokens)
+            fresh = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
+            return nodes.update_cluster(view, spec, version=request.version.index, tokens=fresh)
 
         await self._commit(build, version=request.version.index)
         cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
         return pb.UpdateClusterResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
+
+    @override
+    async def CreateJoinToken(
+        self, request: pb.CreateJoinTokenRequest, context: Context
+    ) -> pb.CreateJoinTokenResponse:
+        wish = _token_wish(request)
+
+        def build(view: View) -> Sequence[Change]:
+            root_pem = nodes.require_cluster(view).root_ca.certificate
+            text = make_join_token(root_pem).render()
+            return tokens.create_token(view, wish, text, now_ns=self._clock.now_ns())
+
+        await self._commit(build)
+        made = tokens.find_token(self._store.view, wish.name)
+        return pb.CreateJoinTokenResponse(token=to_pb(made, types_pb2.ExtraJoinToken))
+
+    @override
+    async def RemoveJoinToken(
+        self, request: pb.RemoveJoinTokenRequest, context: Context
+    ) -> pb.RemoveJoinTokenResponse:
+        await self._commit(lambda view: tokens.remove_token(view, request.name))
+        return pb.RemoveJoinTokenResponse()
+
+    @override
+    async def RotateRootCa(
+        self, request: pb.RotateRootCaRequest, context: Context
+    ) -> pb.RotateRootCaResponse:
+        now_ns = self._clock.now_ns()
+        successor = rotation.successor_of(request.ca_certificate, request.ca_key, now_ns=now_ns)
+        await self._commit(
+            lambda view: [
+                update(rotation.begin(nodes.require_cluster(view), successor, now_ns=now_ns))
+            ]
+        )
+        cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
+        return pb.RotateRootCaResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
 
     @override
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
@@ -280,4 +318,19 @@ def _rotated(view: View, *, worker: bool, manager: bool) -> JoinTokens:
     return JoinTokens(
         worker=fresh.worker if worker else old.worker,
         manager=fresh.manager if manager else old.manager,
+        extra=old.extra,
+    )
+
+
+def _token_wish(request: pb.CreateJoinTokenRequest) -> tokens.TokenWish:
+    try:
+        role = NodeRole(request.role)
+    except ValueError as error:
+        raise InvalidArgument("role: must be worker or manager") from error
+    return tokens.TokenWish(
+        name=request.name or new_id()[:12],
+        role=role,
+        ttl_ns=request.ttl_ns,
+        uses=request.uses,
+        labels=dict(request.labels),
     )

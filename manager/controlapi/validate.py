@@ -49,7 +49,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[-_A-Za-z0-9]*[A-Za-z0-9])?")
 
 def service_spec(spec: ServiceSpec) -> None:
     """Refuse a service that cannot be run as it is written."""
-    _name("service name", spec.annotations.name)
+    object_name("service name", spec.annotations.name)
     _labels("service labels", spec.annotations)
     if not isinstance(spec.mode, ReplicatedMode):
         raise Unimplemented("mode: only replicated services can be run by this version")
@@ -94,14 +94,18 @@ def cluster_spec(spec: ClusterSpec) -> None:
         raise Unimplemented("autolock: not possible in this version")
     ca = spec.ca
     if ca.external_cas or ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
-        raise Unimplemented("ca: the root certificate cannot be rotated in this version")
+        raise Unimplemented(
+            "ca: the root certificate is replaced with RotateRootCa (`swarmctl ca --rotate`), not "
+            "with the cluster's settings; external authorities are not possible in this version"
+        )
     if spec.task_defaults.log_driver is not None:
         raise Unimplemented("task defaults: a default log driver is not possible in this version")
     if spec.raft.snapshot_interval is not None and spec.raft.snapshot_interval < 1:
         raise InvalidArgument("snapshot interval: must be at least 1")
 
 
-def _name(field: str, name: str) -> None:
+def object_name(field: str, name: str) -> None:
+    """Refuse a name that is missing, too long or not letters, digits, `-` and `_`."""
     if not name:
         raise InvalidArgument(f"{field}: must be given")
     if len(name) > NAME_LENGTH_MAX:

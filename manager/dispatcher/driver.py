@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from manager.ca.rotation import trust_of
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey
@@ -259,7 +260,7 @@ class Dispatcher:
         services: set[str] = set()
         nodes: set[str] = set()
         tasks: list[Task] = []
-        managers_changed = False
+        all_concerned = False
         for event in commit.events:
             row = event.subject
             if isinstance(row, Task):
@@ -271,17 +272,21 @@ class Dispatcher:
                 services.add(row.id)
             elif isinstance(row, Node):
                 nodes.add(row.id)
-                managers_changed |= row.manager_status is not None
+                all_concerned |= row.manager_status is not None
                 if event.object is None:
                     self._remove_node(row.id)
             elif isinstance(row, Cluster):
                 self.sessions.period_s = heartbeat_period_ns(row) / NS_PER_S
+                old = event.old
+                all_concerned |= isinstance(old, Cluster) and trust_of(old.root_ca) != trust_of(
+                    row.root_ca
+                )
         view = self._store.view
         ports = self.table.update_services(view, services)
         peers = self.table.update_nodes(view, nodes)
         self._mark(tasks, peers, ports)
         for node_id, signal in self._session_signals.items():
-            if managers_changed or node_id in nodes:
+            if all_concerned or node_id in nodes:
                 signal.set()
 
     def _mark(self, tasks: list[Task], peers: set[str], ports: set[PortKey]) -> None:

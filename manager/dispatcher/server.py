@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from manager.ca.rotation import trust_of
 from manager.dispatcher.driver import Dispatcher, require_node
 from manager.dispatcher.messages import MessageWriter
 from manager.store.store import Store
@@ -128,7 +129,7 @@ class DispatcherServer(DispatcherServicer):
                     node_id=manager.id, address=manager.manager_status.address, weight=1
                 )
         if view.cluster is not None:
-            message.root_ca = view.cluster.root_ca.certificate
+            message.root_ca = trust_of(view.cluster.root_ca)
             message.data_path_port = view.cluster.data_path_port
         return message
 

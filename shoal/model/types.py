@@ -16,6 +16,7 @@ from shoal.model.enums import (
     MountPropagation,
     MountRecursive,
     MountType,
+    NodeRole,
     NodeState,
     PortProtocol,
     PublishMode,
@@ -367,11 +368,23 @@ class CaConfig(Row, frozen=True):
     force_rotate: int = 0
 
 
+class ExtraJoinToken(Row, frozen=True):
+    """A join token with a name and limits. expires_at_ns, uses_left: 0 is without limit."""
+
+    name: str = ""
+    token: str = ""
+    role: NodeRole = NodeRole.WORKER
+    expires_at_ns: int = 0
+    uses_left: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
 class JoinTokens(Row, frozen=True):
     """The secrets that let a node in."""
 
     worker: str = ""
     manager: str = ""
+    extra: tuple[ExtraJoinToken, ...] = ()
 
 
 class RootRotation(Row, frozen=True):

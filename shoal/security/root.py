@@ -27,6 +27,8 @@ ROOT_NAME = "swarm-ca"
 ROOT_VALIDITY_S = 20 * 365 * 24 * 3600
 NODE_VALIDITY_S = 90 * 24 * 3600
 BACKDATE_S = 3600
+SUCCESSOR_VALIDITY_MIN_S = 365 * 24 * 3600
+"""How long a root must still be valid to take over."""
 
 
 class RootCA:
@@ -53,7 +55,8 @@ class RootCA:
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            # One authority may follow: the next root, signed by this one while it takes over.
+            .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
             .add_extension(key_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
             .sign(key, hashes.SHA256())
@@ -69,6 +72,57 @@ class RootCA:
     def key_pem(self) -> bytes:
         """The private key, PKCS#8 PEM. For the encrypted store only."""
         return dump_key(self._key)
+
+    @property
+    def not_after_ns(self) -> int:
+        """End of the root's validity, wall time."""
+        return int(self._certificate.not_valid_after_utc.timestamp()) * NS_PER_S
+
+    def check_successor(self, successor: RootCA, *, now_ns: int) -> None:
+        """Refuse a root that cannot take over from this one.
+
+        Raises InvalidArgument if it is not self-signed, may not sign certificates, is not valid
+        now and for another year, or is this one.
+        """
+        new = successor._certificate
+        if new.public_key() == self._certificate.public_key():
+            raise InvalidArgument(
+                "ca certificate: it has the key of the present root: make another"
+            )
+        if not TrustBundle(successor.certificate_pem).issued(new):
+            raise InvalidArgument("ca certificate: it must be a root, signed with its own key")
+        if not _may_sign(new):
+            raise InvalidArgument("ca certificate: its key usage must allow to sign certificates")
+        if new.not_valid_before_utc > _moment(now_ns):
+            raise InvalidArgument("ca certificate: it is not valid yet")
+        if successor.not_after_ns < now_ns + SUCCESSOR_VALIDITY_MIN_S * NS_PER_S:
+            raise InvalidArgument("ca certificate: it must be valid for at least one more year")
+
+    def cross_sign(self, successor: RootCA, *, now_ns: int) -> bytes:
+        """The successor's name and key, certified by this root, PEM.
+
+        A peer that knows only this root then believes what the successor signs.
+        """
+        new = successor._certificate
+        left_s = min(self.not_after_ns, successor.not_after_ns) // NS_PER_S - now_ns // NS_PER_S
+        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = (
+            _validity(x509.CertificateBuilder(), now_ns, left_s)
+            .subject_name(new.subject)
+            .issuer_name(self._certificate.subject)
+            .public_key(successor._public_key)
+            .serial_number(x509.random_serial_number())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(key_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(successor._public_key), False)
+            .add_extension(issuer_key, False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def _public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._key.public_key()
 
     def sign(
         self,
@@ -128,6 +182,13 @@ class RootCA:
     @override
     def __repr__(self) -> str:
         return f"RootCA({self._certificate.serial_number:x})"
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound:
+        return True
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

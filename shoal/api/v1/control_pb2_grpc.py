@@ -44,6 +44,21 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/shoal.api.v1.Control/CreateJoinToken',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.RemoveJoinToken = channel.unary_unary(
+                '/shoal.api.v1.Control/RemoveJoinToken',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.RotateRootCa = channel.unary_unary(
+                '/shoal.api.v1.Control/RotateRootCa',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.FromString,
+                _registered_method=True)
         self.GetNode = channel.unary_unary(
                 '/shoal.api.v1.Control/GetNode',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetNodeRequest.SerializeToString,
@@ -112,6 +127,25 @@ class ControlServicer:
 
     def UpdateCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJoinToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveJoinToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateRootCa(self, request, context):
+        """Begins to replace the root certificate; GetCluster tells how far it is.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -194,6 +228,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.UpdateCluster,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'RemoveJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveJoinToken,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenResponse.SerializeToString,
+            ),
+            'RotateRootCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateRootCa,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.SerializeToString,
             ),
             'GetNode': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNode,
@@ -305,6 +354,87 @@ class Control:
             '/shoal.api.v1.Control/UpdateCluster',
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/CreateJoinToken',
+            shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/RemoveJoinToken',
+            shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.RemoveJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateRootCa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/RotateRootCa',
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,6 +16,10 @@ class ControlStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_control_pb2.GetClusterRequest, _control_pb2.GetClusterResponse]
     UpdateCluster: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateClusterRequest, _control_pb2.UpdateClusterResponse]
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateJoinTokenRequest, _control_pb2.CreateJoinTokenResponse]
+    RemoveJoinToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveJoinTokenRequest, _control_pb2.RemoveJoinTokenResponse]
+    RotateRootCa: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateRootCaRequest, _control_pb2.RotateRootCaResponse]
+    """Begins to replace the root certificate; GetCluster tells how far it is."""
     GetNode: _aio.UnaryUnaryMultiCallable[_control_pb2.GetNodeRequest, _control_pb2.GetNodeResponse]
     ListNodes: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]
     UpdateNode: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateNodeRequest, _control_pb2.UpdateNodeResponse]
@@ -42,6 +46,28 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.UpdateClusterRequest,
         context: _aio.ServicerContext[_control_pb2.UpdateClusterRequest, _abc.Awaitable[_control_pb2.UpdateClusterResponse]],
     ) -> _abc.Awaitable[_control_pb2.UpdateClusterResponse]: ...
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _control_pb2.CreateJoinTokenRequest,
+        context: _aio.ServicerContext[_control_pb2.CreateJoinTokenRequest, _abc.Awaitable[_control_pb2.CreateJoinTokenResponse]],
+    ) -> _abc.Awaitable[_control_pb2.CreateJoinTokenResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveJoinToken(
+        self,
+        request: _control_pb2.RemoveJoinTokenRequest,
+        context: _aio.ServicerContext[_control_pb2.RemoveJoinTokenRequest, _abc.Awaitable[_control_pb2.RemoveJoinTokenResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RemoveJoinTokenResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RotateRootCa(
+        self,
+        request: _control_pb2.RotateRootCaRequest,
+        context: _aio.ServicerContext[_control_pb2.RotateRootCaRequest, _abc.Awaitable[_control_pb2.RotateRootCaResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RotateRootCaResponse]:
+        """Begins to replace the root certificate; GetCluster tells how far it is."""
 
     @_abc_1.abstractmethod
     def GetNode(

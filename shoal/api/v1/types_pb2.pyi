@@ -1608,21 +1608,86 @@ class JoinTokens(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     MANAGER_FIELD_NUMBER: _builtins.int
+    EXTRA_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     manager: _builtins.str
+    @_builtins.property
+    def extra(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtraJoinToken]: ...
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         manager: _builtins.str = ...,
+        extra: _abc.Iterable[Global___ExtraJoinToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manager", b"manager", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "manager", b"manager", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinTokens: _TypeAlias = JoinTokens  # noqa: Y015
+
+@_typing.final
+class ExtraJoinToken(_message.Message):
+    """A join token with a name and limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_NS_FIELD_NUMBER: _builtins.int
+    USES_LEFT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    token: _builtins.str
+    role: Global___NodeRole.ValueType
+    expires_at_ns: _builtins.int
+    """0: never."""
+    uses_left: _builtins.int
+    """Joins that it is still good for; 0: any number."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that the nodes get."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        token: _builtins.str = ...,
+        role: Global___NodeRole.ValueType = ...,
+        expires_at_ns: _builtins.int = ...,
+        uses_left: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ns", b"expires_at_ns", "labels", b"labels", "name", b"name", "role", b"role", "token", b"token", "uses_left", b"uses_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtraJoinToken: _TypeAlias = ExtraJoinToken  # noqa: Y015
 
 @_typing.final
 class RootRotation(_message.Message):
@@ -1634,6 +1699,7 @@ class RootRotation(_message.Message):
     ca_certificate: _builtins.bytes
     ca_key: _builtins.bytes
     cross_signed_certificate: _builtins.bytes
+    """The new root's key and name, signed by the old root."""
     def __init__(
         self,
         *,

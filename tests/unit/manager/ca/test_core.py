@@ -6,11 +6,11 @@ import pytest
 
 from manager.ca.core import (
     Authority,
+    invitation_of,
     issue_to_joiner,
     issue_to_node,
     new_cluster_secrets,
     new_join_tokens,
-    role_of_token,
 )
 from shoal.errors import InvalidArgument, PermissionDenied
 from shoal.ids import ClusterId, NodeId
@@ -54,7 +54,7 @@ def test_the_right_digest_with_another_secret_is_refused():
     rotated = new_join_tokens(AUTHORITY.root)
     assert parse_join_token(rotated.worker).digest == parse_join_token(SECRETS.tokens.worker).digest
     with pytest.raises(PermissionDenied, match="not valid for this cluster"):
-        role_of_token(SECRETS.tokens.worker, rotated)
+        invitation_of(SECRETS.tokens.worker, rotated, now_ns=NOW_NS)
 
 
 def test_a_malformed_token_is_the_callers_mistake():
