@@ -164,12 +164,13 @@ class OrchestrationConfig(Row, frozen=True):
 
 
 class RaftConfig(Row, frozen=True):
-    """Snapshots and ticks of the log."""
+    """Snapshots and ticks of the log. `managers_wanted`: reachable managers to keep up; 0: off."""
 
     snapshot_interval: int | None = None
     keep_old_snapshots: int = 0
     heartbeat_ticks: int | None = None
     election_ticks: int | None = None
+    managers_wanted: int = 0
 
 
 class DispatcherConfig(Row, frozen=True):

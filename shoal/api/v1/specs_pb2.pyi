@@ -533,11 +533,14 @@ class RaftConfig(_message.Message):
     KEEP_OLD_SNAPSHOTS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_TICKS_FIELD_NUMBER: _builtins.int
     ELECTION_TICKS_FIELD_NUMBER: _builtins.int
+    MANAGERS_WANTED_FIELD_NUMBER: _builtins.int
     snapshot_interval: _builtins.int
     """Entries between snapshots. Unset: 10000."""
     keep_old_snapshots: _builtins.int
     heartbeat_ticks: _builtins.int
     election_ticks: _builtins.int
+    managers_wanted: _builtins.int
+    """While fewer managers than this are reachable, workers are promoted. 0: never."""
     def __init__(
         self,
         *,
@@ -545,10 +548,11 @@ class RaftConfig(_message.Message):
         keep_old_snapshots: _builtins.int = ...,
         heartbeat_ticks: _builtins.int | None = ...,
         election_ticks: _builtins.int | None = ...,
+        managers_wanted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_election_ticks", b"_election_ticks", "_heartbeat_ticks", b"_heartbeat_ticks", "_snapshot_interval", b"_snapshot_interval", "election_ticks", b"election_ticks", "heartbeat_ticks", b"heartbeat_ticks", "snapshot_interval", b"snapshot_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_election_ticks", b"_election_ticks", "_heartbeat_ticks", b"_heartbeat_ticks", "_snapshot_interval", b"_snapshot_interval", "election_ticks", b"election_ticks", "heartbeat_ticks", b"heartbeat_ticks", "keep_old_snapshots", b"keep_old_snapshots", "snapshot_interval", b"snapshot_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_election_ticks", b"_election_ticks", "_heartbeat_ticks", b"_heartbeat_ticks", "_snapshot_interval", b"_snapshot_interval", "election_ticks", b"election_ticks", "heartbeat_ticks", b"heartbeat_ticks", "keep_old_snapshots", b"keep_old_snapshots", "managers_wanted", b"managers_wanted", "snapshot_interval", b"snapshot_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__election_ticks: _TypeAlias = _typing.Literal["election_ticks"]  # noqa: Y015
     _WhichOneofArgType__election_ticks: _TypeAlias = _typing.Literal["_election_ticks", b"_election_ticks"]  # noqa: Y015
