@@ -18,7 +18,7 @@ import structlog
 
 from shoal.aio.signal import Signal
 from shoal.clock import Clock
-from shoal.errors import FailedPrecondition, NotFound, SwarmError
+from shoal.errors import AlreadyExists, FailedPrecondition, NotFound, SwarmError
 from shoal.model.defaults import stop_grace_period_ns
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
@@ -198,11 +198,18 @@ class TaskRunner:
             status = self.task.status.replaced(address=attachment.address)
             self.task = self.task.with_status(status)
             config = await self._node.container_config(self.task, attachment)
-            await self._remove_container()  # of an attempt that was cut short
             await self._node.recorded(self.task)  # before: what is unknown after a crash is removed
             self._container, self._removed = None, False
-            self.observe(await self._node.runtime.create(config))
+            self.observe(await self._create(config))
         self._enter(TaskState.READY, "prepared")
+
+    async def _create(self, config: ContainerConfig) -> ContainerStatus:
+        try:
+            return await self._node.runtime.create(config)
+        except AlreadyExists:  # of an attempt that was cut short
+            await self._remove_container()
+            self._container, self._removed = None, False
+            return await self._node.runtime.create(config)
 
     async def _start(self) -> None:
         runtime = self._node.runtime

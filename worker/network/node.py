@@ -111,11 +111,7 @@ class NodeNetwork:
         Idempotent. Raises: InvalidArgument, AlreadyExists (address held by another task),
         ResourceExhausted (subnet full), Unavailable (earlier run of the task not gone yet).
         """
-        parts, _conntrack = self._opened()
-        await self._await_free_name(parts, task_id)
-        attachment, early = await self._kernel.run(
-            lambda: parts.tasks.attach(task_id, address, interface)
-        )
+        attachment, early = await self._attach_when_free(task_id, address, interface)
         if early:
             where = attachment.address
             await self._forget((Match(address=where), Match(address=where, original=True)))
@@ -183,16 +179,26 @@ class NodeNetwork:
             raise Internal("the node's network is closed")
         return self._parts, self._conntrack
 
-    async def _await_free_name(self, parts: _Parts, task_id: str) -> None:
-        """Wait for the link of an earlier run of the same task, which the kernel ends lazily."""
+    async def _attach_when_free(
+        self, task_id: str, address: str | None, interface: str
+    ) -> tuple[Attachment, bool]:
+        """Attach once the link of an earlier run of the task is gone: the kernel ends it lazily."""
+        parts, _conntrack = self._opened()
+
+        def attach() -> tuple[Attachment, bool] | None:
+            if parts.tasks.lingers(task_id):
+                return None
+            return parts.tasks.attach(task_id, address, interface)
+
         deadline_s = self._clock.monotonic_s() + _LINGER_S
-        while await self._kernel.run(lambda: parts.tasks.lingers(task_id)):
+        while (attached := await self._kernel.run(attach)) is None:
             if self._clock.monotonic_s() > deadline_s:
                 raise Unavailable(
                     f"task {task_id}: a process still lives in the network namespace of its "
                     "earlier run; end it first"
                 )
             await asyncio.sleep(_LINGER_POLL_S)
+        return attached
 
     async def _forget(self, matches: Sequence[Match]) -> None:
         _parts, conntrack = self._opened()

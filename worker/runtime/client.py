@@ -107,8 +107,10 @@ class NativeRuntime(Runtime):
             container_dir=self.container_dir(config.id),
             cgroup_path=f"{self.cgroup_parent}/{config.id}",
             seccomp_program=await self._seccomp(config),
-            resolv_conf=await asyncio.to_thread(_host_resolver),
-            devices=await asyncio.to_thread(_find_devices, config.devices),
+            resolv_conf=_host_resolver(),
+            devices=await asyncio.to_thread(_find_devices, config.devices)
+            if config.devices
+            else (),
         )
         layered = msgspec.structs.replace(
             config, layers=(f"{self.state_dir}/init-layer", *config.layers)
@@ -398,6 +400,7 @@ def _empty(directory: str) -> None:
 
 
 def _host_resolver() -> str:
+    """The host's resolv.conf; read on the event loop, as it is small and always cached."""
     try:
         with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
             return file.read(65536)

@@ -16,6 +16,7 @@ from shoal.errors import (
 from shoal.model.enums import TaskState as S
 from tests.unit.worker.agent.support import FakeNode, a_task, task_id, until
 from worker.agent import runner
+from worker.runtime.api import ContainerConfig
 
 LADDER = ["ACCEPTED", "PREPARING", "READY", "STARTING", "RUNNING"]
 
@@ -36,7 +37,7 @@ async def test_climbs_the_ladder_in_order(node):
     assert status.container.pid == 4_711
     assert status.container.started_at_ns
     assert [call[0] for call in node.runtime.board.calls if call[0] != "list"] == [
-        "remove", "create", "start",
+        "create", "start",
     ]  # fmt: skip
 
 
@@ -292,3 +293,14 @@ async def test_a_detach_that_fails_does_not_hide_the_end(node):
     await node.reach(S.COMPLETE)
     node.tasks.unassign(task_id())
     await until(lambda: not node.networks.attached)
+
+
+async def test_what_a_cut_short_attempt_left_is_removed_and_made_anew(node):
+    left = ContainerConfig(id=task_id(), layers=("/",), args=("left",))
+    await node.runtime.create(left)
+
+    node.tasks.assign(a_task())
+    await node.reach(S.RUNNING)
+
+    assert node.runtime.board.count("remove") == 1
+    assert node.runtime.configs[task_id()].args != left.args
