@@ -1,7 +1,7 @@
 """Composition root of the manager process: what is started, in which order, and stopped again.
 
-Order: state from disk, log, first entry of a new cluster, then what serves and decides. Everything
-stops in the reverse order. No logic lives here.
+Order: state from disk, network, Raft, what only a leader runs, servers; a manager without a log
+then asks to be let in. Everything stops in the reverse order. No logic lives here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -21,18 +21,28 @@ from manager.ca.live import LiveIdentity, ManagerControlServer
 from manager.ca.rotation import trust_of
 from manager.ca.rotation_loop import RotationLoop
 from manager.ca.server import CaServer
-from manager.consensus.local import LocalConsensus, Recovery, recover
+from manager.consensus.changes import MembershipChanges
+from manager.consensus.driver import RaftDriver
+from manager.consensus.recovery import Place, Recovery, recover
 from manager.controlapi.server import ControlServer
 from manager.controlapi.watch import WatchServer
 from manager.dispatcher.driver import Dispatcher
 from manager.dispatcher.server import DispatcherServer
+from manager.leadership.joining import ask_to_join
+from manager.leadership.members import MembersKeeper, WedgeWatch
+from manager.leadership.raft import RaftConsensus
+from manager.leadership.router import Dial, HandlerTable, LeaderRouter
+from manager.leadership.server import RaftMembershipServer
+from manager.leadership.work import LeaderWork, Term
 from manager.logbroker.broker import LogBroker
 from manager.logbroker.server import LogBrokerServer, LogsServer
 from manager.metrics import StoreCollector
-from manager.permissions import permissions
+from manager.permissions import API, permissions
 from manager.reconcile.loop import ReconcileLoop
-from manager.store.store import Store, commit_with_retry
-from manager.store.view import View
+from manager.storage.member import Opening
+from manager.store.store import Store
+from manager.transport.server import RaftServer
+from manager.transport.transport import GrpcTransport
 from shoal.aio.supervise import Supervisor
 from shoal.api.v1 import (
     ca_pb2_grpc,
@@ -40,17 +50,16 @@ from shoal.api.v1 import (
     dispatcher_pb2_grpc,
     logs_pb2_grpc,
     node_pb2_grpc,
+    raft_pb2_grpc,
     watch_pb2_grpc,
 )
 from shoal.clock import SystemClock
-from shoal.errors import FailedPrecondition, Unavailable
+from shoal.errors import FailedPrecondition, SwarmError, Unavailable
 from shoal.ids import NodeId
 from shoal.model.defaults import SNAPSHOT_INTERVAL
-from shoal.model.objects import Cluster, Node
-from shoal.model.plan import Change, create, update
-from shoal.model.types import ManagerStatus
-from shoal.security.grpc_tls import server_options
-from shoal.security.identity import NodeIdentity, read_identity
+from shoal.model.objects import Cluster, Node, StoreEntry
+from shoal.security.grpc_tls import secure_channel, server_options
+from shoal.security.identity import read_identity
 from shoal.security.interceptor import AuthorizationInterceptor
 from shoal.settings.node import NodeConfig, read_node_config
 from shoal.settings.paths import NodePaths
@@ -60,8 +69,11 @@ from shoal.wire.objects import entry_from_bytes
 from shoal.wire.telemetry import TelemetryServer
 
 STOP_GRACE_S = 1.0
+HAND_OVER_TIMEOUT_S = 2.0
 CONCURRENT_RPCS_MAX = 16_384
 """Calls in progress on the whole server; an agent has four streams open. More are refused."""
+LEADER_SERVICES = ("Control", "Watch", "Logs", "LogBroker", "Dispatcher", "Ca", "RaftMembership")
+"""Served by the leader; other managers pass their calls on."""
 
 _log = structlog.get_logger()
 
@@ -70,11 +82,33 @@ class Manager(msgspec.Struct):
     """What the parts of a manager share."""
 
     paths: NodePaths
-    identity: NodeIdentity
     config: NodeConfig
     clock: SystemClock
     store: Store
     live: LiveIdentity
+    transport: GrpcTransport
+    driver: RaftDriver
+    consensus: RaftConsensus
+    changes: MembershipChanges
+    router: LeaderRouter
+
+    @property
+    def node_id(self) -> str:
+        """This node."""
+        return self.live.identity.peer.node_id
+
+    def dial(self, address: str) -> grpc.aio.Channel:
+        """A channel to another manager, with the certificate of now."""
+        return secure_channel(address, self.live.channel_credentials())
+
+    def why_not_ready(self) -> str:
+        """Why this manager cannot serve, "" when it can."""
+        now = self.consensus.leadership.value
+        if self.router.is_serving or now.address:
+            return ""
+        if not self.driver.roster.members:
+            return "the manager has not joined the others yet"
+        return "no manager leads the cluster yet"
 
 
 async def run(paths: NodePaths) -> None:
@@ -90,82 +124,136 @@ async def run(paths: NodePaths) -> None:
     config = await asyncio.to_thread(read_node_config, paths.node_config)
     if config is None:
         raise FailedPrecondition(f"{paths.node_config} is missing: leave and join again")
-    recovery = await asyncio.to_thread(recover, paths.raft, identity.peer.cluster_id)
+    opening = Opening(identity.peer.cluster_id)
+    place = Place(paths.raft, opening, identity.peer.node_id, config.advertise_address)
+    recovery = await asyncio.to_thread(_recover, paths, place)
     # The recovered rows live as long as the process: keep them out of every collection.
     gc.freeze()
+    live = LiveIdentity(paths.identity, identity, SystemClock())
+    manager = _assemble(paths, config, recovery, live)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(manager.transport)
+        await stack.enter_async_context(manager.driver)
+        stack.enter_context(manager.consensus.followed())
+        supervisor = await _start(stack, manager)
+        if recovery.must_join:
+            supervisor.start("join", lambda: _join(manager))
+        _log.info(
+            "manager.started", version=manager.store.view.version, listen=config.listen_address
+        )
+        await _wait_any(stop.wait(), manager.driver.wait_failed(), supervisor.wait_failed())
+        _log.info("manager.stopping")
+        await _hand_over(manager)
+
+
+def _recover(paths: NodePaths, place: Place) -> Recovery:
+    """What the raft directory holds; a new cluster begins with the entry that init wrote."""
+    first: StoreEntry | None = None
+    if paths.bootstrap.exists():
+        first = entry_from_bytes(paths.bootstrap.read_bytes())
+    recovery = recover(place, first)
+    paths.bootstrap.unlink(missing_ok=True)
+    return recovery
+
+
+def _assemble(
+    paths: NodePaths, config: NodeConfig, recovery: Recovery, live: LiveIdentity
+) -> Manager:
+    def dial(address: str) -> grpc.aio.Channel:
+        return secure_channel(address, live.channel_credentials())
+
     clock = SystemClock()
     store = Store(recovery.tables, clock)
-    live = LiveIdentity(paths.identity, identity, clock)
-    manager = Manager(paths, identity, config, clock, store, live)
-    async with AsyncExitStack() as stack:
-        consensus = await _start_consensus(stack, manager, recovery)
-        supervisor = await _start_servers(stack, manager)
-        await _announce(manager)
-        _log.info("manager.started", version=store.view.version, listen=config.listen_address)
-        await _wait_any(stop.wait(), consensus.wait_failed(), supervisor.wait_failed())
-        _log.info("manager.stopping")
-
-
-async def _start_consensus(
-    stack: AsyncExitStack, manager: Manager, recovery: Recovery
-) -> LocalConsensus:
-    cluster = recovery.tables.cluster
-    interval = None if cluster is None else cluster.spec.raft.snapshot_interval
-    consensus = LocalConsensus(
-        recovery, manager.store, snapshot_interval=interval or SNAPSHOT_INTERVAL
+    transport = GrpcTransport(recovery.me, dial)
+    driver = RaftDriver(
+        recovery, store, transport, snapshot_interval=_interval(recovery.tables.cluster)
     )
-    await stack.enter_async_context(consensus)
-    manager.store.attach(consensus)
-    bootstrap = manager.paths.bootstrap
-    if recovery.tables.cluster is None:
-        if not bootstrap.exists():
-            raise FailedPrecondition(
-                f"{manager.paths.raft} holds no cluster: its log is gone; "
-                "leave with --force, then init or join again"
-            )
-        entry = entry_from_bytes(await asyncio.to_thread(bootstrap.read_bytes))
-        await manager.store.commit([create(action.object) for action in entry.actions])
-    await asyncio.to_thread(bootstrap.unlink, missing_ok=True)
-    return consensus
+    store.attach(driver)
+    consensus = RaftConsensus(driver, transport.addresses)
+    services = (f"{API}.{name}" for name in LEADER_SERVICES)
+    return Manager(
+        paths=paths,
+        config=config,
+        clock=clock,
+        store=store,
+        live=live,
+        transport=transport,
+        driver=driver,
+        consensus=consensus,
+        changes=MembershipChanges(driver),
+        router=LeaderRouter(services, consensus, Dial(dial)),
+    )
 
 
-async def _start_servers(stack: AsyncExitStack, manager: Manager) -> Supervisor:
-    store, clock = manager.store, manager.clock
-    dispatcher = Dispatcher(store, clock, manager_id=manager.identity.peer.node_id)
-    broker = LogBroker(store)
-    collector = StoreCollector(store)
+async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
+    collector = StoreCollector(manager.store, lambda: manager.router.is_serving)
     REGISTRY.register(collector)
     stack.callback(REGISTRY.unregister, collector)
+    stack.push_async_callback(manager.router.close)
     supervisor = await stack.enter_async_context(Supervisor())
-    supervisor.start("task statuses", dispatcher.statuses.run)
-    supervisor.start("dispatcher", dispatcher.run)
-    supervisor.start("node expiry", dispatcher.run_expiry)
-    supervisor.start("reconcile", ReconcileLoop(store, clock).run)
-    supervisor.start("root rotation", RotationLoop(store).run)
-    supervisor.start("removed nodes", lambda: _follow_removed_nodes(store, manager, broker))
-    interceptors = [
-        AuthorizationInterceptor(manager.live.verifier, permissions()),
-        ErrorInterceptor(),
-    ]
+    work = LeaderWork(
+        manager.consensus, manager.store, manager.router, lambda term: _lead(manager, term)
+    )
+    supervisor.start("leader", work.run)
+    supervisor.start("cluster row", lambda: _follow_cluster(manager))
     server = grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=[
+            AuthorizationInterceptor(manager.live.verifier, permissions()),
+            ErrorInterceptor(),
+        ],
         options=server_options(),
         maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
     )
-    control_pb2_grpc.add_ControlServicer_to_server(ControlServer(store, clock), server)
-    watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), server)
-    logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), server)
-    logs_pb2_grpc.add_LogBrokerServicer_to_server(LogBrokerServer(broker), server)
-    dispatcher_pb2_grpc.add_DispatcherServicer_to_server(
-        DispatcherServer(dispatcher, store, clock), server
-    )
-    ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock), server)
+    raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(manager.transport), server)
     node_pb2_grpc.add_ManagerControlServicer_to_server(ManagerControlServer(manager.live), server)
-    node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(lambda: ""), server)
+    node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(manager.why_not_ready), server)
+    server.add_generic_rpc_handlers((manager.router,))
     _bind(server, manager)
     await server.start()
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     return supervisor
+
+
+@asynccontextmanager
+async def _lead(manager: Manager, term: Term) -> AsyncIterator[Mapping[str, Any]]:
+    """What runs while this manager leads, and the handlers of what it serves meanwhile."""
+    store, clock, driver = term.store, manager.clock, manager.driver
+    dispatcher = Dispatcher(store, clock, manager_id=manager.node_id)
+    broker = LogBroker(store)
+    addresses = manager.transport.addresses
+    keeper = MembersKeeper(driver, manager.changes, store, addresses)
+    start = term.supervisor.start
+    start("members", keeper.run)
+    start("wedge watch", WedgeWatch(driver, manager.changes).run)
+    start("task statuses", dispatcher.statuses.run)
+    start("dispatcher", dispatcher.run)
+    start("node expiry", dispatcher.run_expiry)
+    start("reconcile", ReconcileLoop(store, clock).run)
+    start("root rotation", RotationLoop(store).run)
+    start("removed nodes", lambda: _follow_removed_nodes(store, broker))
+    table: Any = HandlerTable()  # takes the place of a server
+    control_pb2_grpc.add_ControlServicer_to_server(ControlServer(store, clock), table)
+    watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), table)
+    logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), table)
+    logs_pb2_grpc.add_LogBrokerServicer_to_server(LogBrokerServer(broker), table)
+    dispatcher_pb2_grpc.add_DispatcherServicer_to_server(
+        DispatcherServer(dispatcher, store, clock), table
+    )
+    ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock), table)
+    raft_pb2_grpc.add_RaftMembershipServicer_to_server(
+        RaftMembershipServer(driver, manager.changes, store, manager.transport), table
+    )
+    yield {
+        method: term.calls.guarded(handler, driver.read_barrier if _is_read(method) else None)
+        for method, handler in table.methods.items()
+    }
+
+
+def _is_read(method: str) -> bool:
+    """Whether a call shows state that must not be older than what was acknowledged."""
+    service, _, name = method.rpartition("/")
+    service = service.removeprefix(f"/{API}.")
+    return service == "Watch" or (service == "Control" and name.startswith(("Get", "List")))
 
 
 def _bind(server: grpc.aio.Server, manager: Manager) -> None:
@@ -180,42 +268,56 @@ def _bind(server: grpc.aio.Server, manager: Manager) -> None:
     server.add_insecure_port(f"unix:{manager.paths.manager_socket}")
 
 
-async def _announce(manager: Manager) -> None:
-    """Write this manager's address into its node, when it changed."""
-    node_id = manager.identity.peer.node_id
-    address = manager.config.advertise_address
-
-    def build(view: View) -> list[Change]:
-        node = view.nodes.get(node_id)
-        if node is None:
-            return []
-        old = node.manager_status or ManagerStatus()
-        new = old.replaced(address=address, leader=True, reachable=True)
-        return [] if new == node.manager_status else [update(node.replaced(manager_status=new))]
-
-    await commit_with_retry(manager.store, build)
+async def _join(manager: Manager) -> None:
+    """Become a member, with the help of the managers this node knew when it joined."""
+    managers = [one for one in manager.config.managers if one != manager.config.advertise_address]
+    members = await ask_to_join(manager.transport.me, managers, manager.dial)
+    manager.transport.introduce(members)
 
 
-async def _follow_removed_nodes(store: Store, manager: Manager, broker: LogBroker) -> None:
-    """Refuse the certificates of removed nodes, and end their streams, once that is committed.
+async def _hand_over(manager: Manager) -> None:
+    """Let another manager lead, so that the cluster need not find out that this one is gone."""
+    if not manager.router.is_serving or len(manager.driver.raft.membership.voters) < 2:
+        return
+    with suppress(SwarmError, TimeoutError):
+        async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+            await manager.changes.hand_over()
 
-    Roots are believed as the cluster's row names them.
+
+async def _follow_cluster(manager: Manager) -> None:
+    """Follow the cluster's row, on every manager.
+
+    The certificates of removed nodes are refused once their removal is committed; roots are
+    believed as the row names them; snapshots are taken as often as it says.
     """
 
-    def refuse(cluster: Cluster | None) -> None:
+    def use(cluster: Cluster | None) -> None:
         if cluster is not None:
             removed = frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
             manager.live.verifier.replace_removed(removed)
             manager.live.believe(trust_of(cluster.root_ca))
+            manager.driver.snapshots.interval = _interval(cluster)
 
-    with store.watch() as watcher:
-        refuse(store.view.cluster)
+    with manager.store.watch() as watcher:
+        use(manager.store.view.cluster)
         async for commit in watcher:
             if any(isinstance(event.object, Cluster) for event in commit.events):
-                refuse(store.view.cluster)
+                use(manager.store.view.cluster)
+
+
+async def _follow_removed_nodes(store: Store, broker: LogBroker) -> None:
+    """End the log streams of nodes that were removed."""
+    with store.watch() as watcher:
+        async for commit in watcher:
             for event in commit.events:
                 if event.object is None and isinstance(event.old, Node):
                     broker.forget(event.old.id)
+
+
+def _interval(cluster: Cluster | None) -> int:
+    """Entries between two snapshots."""
+    interval = None if cluster is None else cluster.spec.raft.snapshot_interval
+    return interval or SNAPSHOT_INTERVAL
 
 
 async def _wait_any(*waits: Coroutine[Any, Any, object]) -> None:

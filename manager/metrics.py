@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,14 +16,15 @@ from shoal.model.enums import NodeState, TaskState
 class StoreCollector(Collector):
     """Nodes and tasks by state, and the numbers of services, networks, secrets, configs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, leads: Callable[[], bool]) -> None:
         self._store = store
+        self._leads = leads
 
     @override
     def collect(self) -> Iterator[GaugeMetricFamily]:
         view = self._store.view
         leader = GaugeMetricFamily("swarm_manager_leader", "Whether this manager is the leader.")
-        leader.add_metric([], 1)
+        leader.add_metric([], self._leads())
         yield leader
         # Copies: the scrape runs in a thread while the event loop may apply commits.
         nodes = Counter(node.status.state.name for node in tuple(view.nodes))

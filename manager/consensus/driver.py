@@ -130,7 +130,7 @@ class RaftDriver:
         self._failed = asyncio.get_running_loop().create_future()
         wal = await self._stack.enter_async_context(AsyncWal(self._recovery.opened.wal))
         self._snapshots = Snapshots(
-            self._recovery.opened.snapshots, wal, self.raft, interval=self._snapshot_interval
+            self._recovery.opened, wal, self.raft, interval=self._snapshot_interval
         )
         self._rounds = Rounds(self.raft, wal, self.replica, self._snapshots, self._reads)
         self._transport.attach(self)

@@ -20,8 +20,10 @@ from manager.raft.node import Raft
 from manager.raft.ready import Ready
 from manager.storage import entries as disk
 from manager.storage.driver import AsyncWal
-from manager.storage.snapshot_dir import SnapshotDir, SnapshotFile
+from manager.storage.member import Member as Opened
+from manager.storage.snapshot_dir import SnapshotFile
 from manager.storage.snapshot_file import SnapshotRecord
+from manager.storage.upkeep import tend_keys
 from manager.store.tables import Tables
 from shoal.errors import InvalidArgument, SwarmError, invariant
 from shoal.model.objects import AnyObject
@@ -35,9 +37,10 @@ _log = structlog.get_logger()
 class Snapshots:
     """Owner of the snapshot directory while the driver runs."""
 
-    def __init__(self, directory: SnapshotDir, wal: AsyncWal, raft: Raft, *, interval: int) -> None:
+    def __init__(self, opened: Opened, wal: AsyncWal, raft: Raft, *, interval: int) -> None:
         """interval: entries between two snapshots."""
-        self._directory = directory
+        self._directory = opened.snapshots
+        self._keys = opened.keys
         self._wal = wal
         self._raft = raft
         self.interval = interval
@@ -137,6 +140,7 @@ class Snapshots:
     async def _release(self, mark: disk.SnapshotMark) -> None:
         oldest = await asyncio.to_thread(self._directory.prune, mark)
         await self._wal.release(oldest)
+        await tend_keys(self._keys, self._wal, self._directory, mark.index)
 
 
 def to_disk(ready: Ready) -> list[disk.Entry]:

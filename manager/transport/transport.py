@@ -23,10 +23,11 @@ from manager.transport.peer import Dial, Peer
 from manager.transport.snapshots import Incoming, send, snapshot_name
 from shoal.aio.backoff import Backoff
 from shoal.api.v1.raft_pb2_grpc import RaftStub
-from shoal.errors import SwarmError, invariant
+from shoal.errors import SwarmError, Unavailable, invariant
 
 SNAPSHOT_ATTEMPTS_MAX = 6
 INTRODUCED_MAX = 16
+PROBE_TIMEOUT_S = 5.0
 _RESTART_PAUSE_S = 1.0
 
 _log = structlog.get_logger()
@@ -143,6 +144,27 @@ class GrpcTransport:
             if not known and len(self._introduced) < INTRODUCED_MAX:
                 self._introduced.setdefault(member.raft_id, member)
         self.follow(roster)
+
+    async def probe(self, member: Member) -> None:
+        """Open a stream to a manager and close it. Raises: Unavailable when it is not there."""
+        try:
+            async with (
+                asyncio.timeout(PROBE_TIMEOUT_S),
+                self._dial(member.address) as channel,
+            ):
+                pairs = metadata(self.me.raft_id, member.raft_id, address=self.me.address)
+                call: Any = RaftStub(channel).Stream(metadata=pairs, wait_for_ready=True)
+                answer = await call.read()
+                call.cancel()
+        except TimeoutError:
+            raise Unavailable(
+                f"{member.address} does not answer: the other managers must reach this one there;"
+                " check --advertise-addr and firewalls"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"{member.address}: {error.details()}") from error
+        if answer is grpc.aio.EOF or answer.raft_id != member.raft_id:
+            raise Unavailable(f"{member.address} is not manager {member.raft_id:x}")
 
     def incoming(self, sender: int, name: str) -> Incoming:
         """The transfer of that snapshot: the one that broke off, or a new one."""

@@ -233,7 +233,7 @@ async def test_a_taken_port_and_missing_state_end_it_with_the_reason(manager):
         path.unlink()
     manager.start()
     assert await exit_code(manager) == 1
-    assert "its log is gone" in manager.log
+    assert "the log beside it is gone" in manager.log
     manager.paths.node_config.unlink()
     manager.start()
     assert await exit_code(manager) == 1

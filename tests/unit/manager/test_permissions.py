@@ -9,7 +9,15 @@ import pytest
 
 from manager import app
 from manager.permissions import permissions
-from shoal.api.v1 import ca_pb2, control_pb2, dispatcher_pb2, logs_pb2, node_pb2, watch_pb2
+from shoal.api.v1 import (
+    ca_pb2,
+    control_pb2,
+    dispatcher_pb2,
+    logs_pb2,
+    node_pb2,
+    raft_pb2,
+    watch_pb2,
+)
 from shoal.errors import PermissionDenied
 from shoal.ids import ClusterId, NodeId
 from shoal.security.roles import PeerIdentity, Role
@@ -17,7 +25,7 @@ from shoal.security.roles import PeerIdentity, Role
 SERVED = {
     "Control": control_pb2, "Watch": watch_pb2, "Logs": logs_pb2, "LogBroker": logs_pb2,
     "Dispatcher": dispatcher_pb2, "Ca": ca_pb2, "Telemetry": node_pb2,
-    "ManagerControl": node_pb2,
+    "ManagerControl": node_pb2, "Raft": raft_pb2, "RaftMembership": raft_pb2,
 }  # fmt: skip
 ALLOWED = {
     "Control": {Role.MANAGER, Role.LOCAL},
@@ -28,6 +36,8 @@ ALLOWED = {
     "Ca": set(Role),
     "Telemetry": {Role.LOCAL},
     "ManagerControl": {Role.LOCAL},
+    "Raft": {Role.MANAGER},
+    "RaftMembership": {Role.MANAGER},
 }
 EXCEPTIONS = {"Ca/ConfirmNodeCertificate": {Role.MANAGER, Role.WORKER}}
 METHODS = [

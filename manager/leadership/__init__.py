@@ -1,0 +1,1 @@
+"""What runs only on the leader, and how calls find it."""

@@ -1,0 +1,85 @@
+"""How a manager without a log becomes a member: it asks, until it is let in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import grpc
+import structlog
+
+from manager.consensus.roster import Member
+from shoal.aio.backoff import Backoff
+from shoal.api.v1 import raft_pb2 as pb
+from shoal.api.v1.raft_pb2_grpc import RaftMembershipStub
+from shoal.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotLeader,
+    SequenceConflict,
+    SwarmError,
+    Unavailable,
+)
+from shoal.wire.errors import from_rpc_error
+
+CALL_TIMEOUT_S = 20.0
+PAUSE_MAX_S = 2.0
+
+Dial = Callable[[str], grpc.aio.Channel]
+
+_log = structlog.get_logger()
+
+
+async def ask_to_join(me: Member, addresses: Sequence[str], dial: Dial) -> list[Member]:
+    """Join through one of the managers; the members, this one included.
+
+    The server of this manager must be running: it is called back. Asks for as long as no manager
+    can be reached or nobody leads. Raises: what the leader refuses with.
+    """
+    if not addresses:
+        raise FailedPrecondition(
+            "this manager has neither a log nor the address of another manager: leave with"
+            " --force, then init or join again"
+        )
+    backoff = Backoff(max_s=PAUSE_MAX_S)
+    while True:
+        for address in addresses:
+            try:
+                return await _ask(me, address, dial)
+            except (Unavailable, NotLeader, DeadlineExceeded, SequenceConflict) as error:
+                _log.warning("raft.not_joined", asked=address, reason=error.message)
+        await asyncio.sleep(backoff.next_s())
+
+
+async def ask_to_leave(raft_id: int, addresses: Sequence[str], dial: Dial) -> None:
+    """Be removed, through one of the managers; tries each, twice around.
+
+    A leader that is to go hands over first, so the second one asked may be the one that does it.
+    Raises: what the leader refuses with; Unavailable when nobody could be asked.
+    """
+    error: SwarmError = Unavailable("no manager could be asked")
+    for address in (*addresses, *addresses):
+        async with dial(address) as channel:
+            try:
+                await RaftMembershipStub(channel).Leave(
+                    pb.LeaveRaftRequest(raft_id=raft_id), timeout=CALL_TIMEOUT_S
+                )
+            except grpc.aio.AioRpcError as failed:
+                error = from_rpc_error(failed)
+                if not error.retryable:
+                    raise error from failed
+            else:
+                return
+    raise error
+
+
+async def _ask(me: Member, address: str, dial: Dial) -> list[Member]:
+    async with dial(address) as channel:
+        try:
+            answer = await RaftMembershipStub(channel).Join(
+                pb.JoinRaftRequest(raft_id=me.raft_id, address=me.address),
+                timeout=CALL_TIMEOUT_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+    return [Member(one.raft_id, one.node_id, one.address) for one in answer.members]

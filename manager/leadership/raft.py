@@ -1,0 +1,62 @@
+"""The Raft driver as leader-only work sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from manager.consensus.driver import Leading, RaftDriver
+from manager.consensus.roster import Roster
+from manager.leadership.interfaces import Leadership
+from manager.store.apply import Commit
+from shoal.aio.observed import Observed
+from shoal.model.objects import StoreEntry
+
+
+class RaftConsensus:
+    """Implements `Consensus`; `followed` keeps its leadership up to date."""
+
+    def __init__(self, driver: RaftDriver, addresses: Mapping[int, str]) -> None:
+        """addresses: where members said they can be reached, when the roster lags behind."""
+        self.driver = driver
+        self._addresses = addresses
+        self._leadership = Observed(Leadership())
+
+    @property
+    def leadership(self) -> Observed[Leadership]:
+        """Who leads now, and a way to follow it."""
+        return self._leadership
+
+    @contextmanager
+    def followed(self) -> Iterator[RaftConsensus]:
+        """Follow the driver for as long as the context is open."""
+
+        def leading_changed(_: Leading) -> None:
+            self._update()
+
+        def roster_changed(_: Roster) -> None:
+            self._update()
+
+        with (
+            self.driver.leading.watched(leading_changed),
+            self.driver.replica.roster.watched(roster_changed),
+        ):
+            self._update()
+            yield self
+
+    async def propose(self, entry: StoreEntry, *, term: int | None = None) -> Commit:
+        """`RaftDriver.propose`."""
+        return await self.driver.propose(entry, term=term)
+
+    async def read_barrier(self) -> None:
+        """`RaftDriver.read_barrier`."""
+        await self.driver.read_barrier()
+
+    def _update(self) -> None:
+        now, me = self.driver.leading.value, self.driver.raft.id
+        address = ""
+        if now.leader not in (0, me):
+            member = self.driver.roster.members.get(now.leader)
+            known = "" if member is None else member.address
+            address = self._addresses.get(now.leader, known)
+        self._leadership.set(Leadership(term=now.term, address=address, here=now.ready))

@@ -1,0 +1,110 @@
+"""Calls that end when something else does: a leadership, or the connection to a leader.
+
+A call is interrupted only while it works on its next answer: then it ends with the scope's error,
+which its client sees. While an answer is being sent it is left alone; it ends right after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import grpc
+
+from shoal.errors import SwarmError, invariant
+
+Ready = Callable[[], Awaitable[None]]
+
+
+class Scope:
+    """For as long as it lasts, calls may run in it."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+        self._error: SwarmError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._error is not None
+
+    def end(self, error: SwarmError) -> None:
+        """Interrupt what runs; it fails with the error, and so does what comes later."""
+        if self._error is None:
+            self._error = error
+            for task in self._running:
+                task.cancel()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Run the current task's next step in the scope. Raises: the scope's error."""
+        self._check()
+        task = asyncio.current_task()
+        invariant(task is not None, "a scope is entered by tasks")
+        if task is None:
+            return
+        before = task.cancelling()
+        self._running.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: only a cancellation of ours becomes an error.
+            if self._error is not None and task.uncancel() <= before:
+                self._check()
+            raise
+        finally:
+            self._running.discard(task)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(self._error.message, **self._error.context)
+
+    def guarded(self, handler: Any, ready: Ready | None = None) -> Any:
+        """The same gRPC handler, in this scope; `ready` is awaited before it is called."""
+        shapes = {
+            (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+            (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+            (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+            (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+        }
+        name, make = shapes[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, name)
+        is_stream = inspect.isasyncgenfunction(behaviour)
+        wrap = self._stream if is_stream else self._single
+        return make(
+            wrap(behaviour, ready), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _single(self, behaviour: Any, ready: Ready | None) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            with self.entered():
+                if ready is not None:
+                    await ready()
+                return await behaviour(request, context)
+
+        return call
+
+    def _stream(self, behaviour: Any, ready: Ready | None) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            with self.entered():
+                if ready is not None:
+                    await ready()
+            async with aclosing(self.steps(behaviour(request, context))) as answers:
+                async for answer in answers:
+                    yield answer
+
+        return call
+
+    async def steps(self, answers: Any) -> AsyncGenerator[Any, None]:
+        """The answers of an async generator, each made in the scope."""
+        async with aclosing(answers):
+            while True:
+                with self.entered():
+                    try:
+                        answer = await anext(answers)
+                    except StopAsyncIteration:
+                        return
+                yield answer
