@@ -39,6 +39,7 @@ from manager.logbroker.server import LogBrokerServer, LogsServer
 from manager.metrics import StoreCollector
 from manager.permissions import API, permissions
 from manager.reconcile.loop import ReconcileLoop
+from manager.roles.loop import RoleLoop
 from manager.storage.member import Opening
 from manager.store.store import Store
 from manager.transport.server import RaftServer
@@ -104,10 +105,12 @@ class Manager(msgspec.Struct):
     def why_not_ready(self) -> str:
         """Why this manager cannot serve, "" when it can."""
         now = self.consensus.leadership.value
-        if self.router.is_serving or now.address:
-            return ""
         if not self.driver.roster.members:
             return "the manager has not joined the others yet"
+        if self.driver.raft.id not in self.driver.raft.membership.all_voters:
+            return "the manager learns the log before it votes"
+        if self.router.is_serving or now.address:
+            return ""
         return "no manager leads the cluster yet"
 
 
@@ -224,6 +227,7 @@ async def _lead(manager: Manager, term: Term) -> AsyncIterator[Mapping[str, Any]
     keeper = MembersKeeper(driver, manager.changes, store, addresses)
     start = term.supervisor.start
     start("members", keeper.run)
+    start("roles", RoleLoop(store, manager.changes, clock).run)
     start("wedge watch", WedgeWatch(driver, manager.changes).run)
     start("task statuses", dispatcher.statuses.run)
     start("dispatcher", dispatcher.run)

@@ -269,7 +269,7 @@ class WorkerControlServer(node_pb2_grpc.WorkerControlServicer):
             async for news in all_news:
                 certificate = news.node.certificate
                 yield node_pb2.MembershipNews(
-                    desired_role=types_pb2.NodeRole.ValueType(news.node.spec.desired_role),
+                    desired_role=types_pb2.NodeRole.ValueType(news.node.certified_role),
                     managers=news.managers,
                     root_ca=news.root_ca,
                     renew_certificate=certificate is not None and certificate.renew,

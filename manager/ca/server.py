@@ -35,7 +35,6 @@ from shoal.errors import (
     FailedPrecondition,
     InvalidArgument,
     PermissionDenied,
-    Unimplemented,
     violated,
 )
 from shoal.ids import ClusterId, NodeId, new_id
@@ -129,7 +128,7 @@ class CaServer(CaServicer):
             node = _require_node(self._store.view, peer.node_id)
         if peer.node_id in cluster.blacklisted_certificates:
             raise PermissionDenied(_REMOVED)
-        role = Role.MANAGER if node.spec.desired_role is NodeRole.MANAGER else Role.WORKER
+        role = Role.MANAGER if node.certified_role is NodeRole.MANAGER else Role.WORKER
         issued = issue_to_node(authority, request.csr, peer=peer, role=role, now_ns=now_ns)
         expired = request.HasField("expired")
         _log.info("certificate.renewed", node_id=peer.node_id, role=role, expired=expired)
@@ -149,11 +148,6 @@ class CaServer(CaServicer):
                 now_ns = self._clock.now_ns()
                 authority = authority_of(_require_cluster(view))
                 invitation = invitation_of(request.token, authority.tokens, now_ns=now_ns)
-                if invitation.role is Role.MANAGER:
-                    raise Unimplemented(
-                        "this version runs one manager: join with the worker token instead "
-                        "(`swarmctl join-token worker`)"
-                    )
                 issued = issue_to_joiner(
                     authority,
                     request.csr,
@@ -244,12 +238,13 @@ def _new_node(
         availability = NodeAvailability(request.availability)
     except ValueError as error:
         raise InvalidArgument(f"availability: {error}") from error
+    is_manager = invitation.role is Role.MANAGER
     return Node(
         id=issued.identity.node_id,
-        role=NodeRole.WORKER,
+        role=NodeRole.WORKER,  # until it is a member of the consensus group
         spec=NodeSpec(
             annotations=Annotations(labels=dict(invitation.labels)),
-            desired_role=NodeRole.WORKER,
+            desired_role=NodeRole.MANAGER if is_manager else NodeRole.WORKER,
             membership=NodeMembership.ACCEPTED,
             availability=availability,
         ),

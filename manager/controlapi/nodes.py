@@ -7,7 +7,7 @@ from manager.controlapi.services import check_version
 from manager.store.view import View
 from shoal.errors import FailedPrecondition
 from shoal.model.enums import NodeRole, NodeState
-from shoal.model.objects import Cluster
+from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, remove, update
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import BlacklistedCertificate, JoinTokens
@@ -17,11 +17,34 @@ BLACKLIST_NS = 97 * 24 * 3600 * 1_000_000_000
 
 
 def update_node(view: View, reference: str, spec: NodeSpec, *, version: int) -> list[Change]:
-    """Another spec for a node. Raises SequenceConflict, Unimplemented, InvalidArgument."""
+    """Another spec for a node. Raises SequenceConflict, InvalidArgument, FailedPrecondition."""
     node = view.nodes.resolve(reference)
     check_version(node.meta.version, version, "node")
     validate.node_change(node, spec)
+    if (node.spec.desired_role, spec.desired_role) == (NodeRole.MANAGER, NodeRole.WORKER):
+        _check_demotion(view, node)
     return [update(node.replaced(spec=spec))]
+
+
+def _check_demotion(view: View, node: Node) -> None:
+    """Refuse to demote a manager that the cluster cannot do without."""
+    others = [
+        one for one in view.nodes if one.spec.desired_role is NodeRole.MANAGER and one.id != node.id
+    ]
+    if not others:
+        raise FailedPrecondition(
+            "attempting to demote the last manager of the cluster: promote another node first"
+        )
+    if node.manager_status is None:
+        return
+    members = [one.manager_status for one in others if one.manager_status is not None]
+    reachable = sum(1 for status in members if status.reachable)
+    if reachable < len(members) // 2 + 1:
+        raise FailedPrecondition(
+            f"can't demote node {node.id}: this would result in a loss of quorum: of the"
+            f" {len(members)} managers left only {reachable} are reachable: start the others, or"
+            " demote those that are gone for good first"
+        )
 
 
 def remove_node(view: View, reference: str, *, force: bool, now_ns: int) -> list[Change]:
@@ -30,9 +53,10 @@ def remove_node(view: View, reference: str, *, force: bool, now_ns: int) -> list
     Raises: FailedPrecondition for a manager, and for a node that is not down unless `force`.
     """
     node = view.nodes.resolve(reference)
-    if node.role is NodeRole.MANAGER:
+    if node.certified_role is NodeRole.MANAGER:
         raise FailedPrecondition(
             f"node {node.id} is a cluster manager and cannot be removed: demote it first"
+            f" (`swarmctl node demote {node.id}`)"
         )
     if node.status.state is NodeState.READY and not force:
         raise FailedPrecondition(

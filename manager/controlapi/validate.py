@@ -33,6 +33,7 @@ from shoal.model.types import (
 
 NAME_LENGTH_MAX = 63
 REPLICAS_MAX = 100_000
+MANAGERS_WANTED_MAX = 9
 PORTS_MAX = 1_024
 LABELS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
@@ -76,8 +77,6 @@ def service_change(old: ServiceSpec, new: ServiceSpec) -> None:
 def node_change(node: Node, spec: NodeSpec) -> None:
     """Refuse a node spec this version cannot follow."""
     _labels("node labels", spec.annotations)
-    if spec.desired_role is not node.spec.desired_role:
-        raise Unimplemented("role: promoting and demoting nodes is not possible in this version")
     if spec.membership is not node.spec.membership:
         raise InvalidArgument("membership: a node that was let in cannot be put back in the queue")
 
@@ -102,6 +101,11 @@ def cluster_spec(spec: ClusterSpec) -> None:
         raise Unimplemented("task defaults: a default log driver is not possible in this version")
     if spec.raft.snapshot_interval is not None and spec.raft.snapshot_interval < 1:
         raise InvalidArgument("snapshot interval: must be at least 1")
+    if spec.raft.managers_wanted > MANAGERS_WANTED_MAX:
+        raise InvalidArgument(
+            f"managers: {spec.raft.managers_wanted} is more than {MANAGERS_WANTED_MAX}: every write"
+            " waits for a majority of them"
+        )
 
 
 def object_name(field: str, name: str) -> None:

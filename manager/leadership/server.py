@@ -15,6 +15,7 @@ from manager.store.store import Store
 from shoal.api.v1 import raft_pb2 as pb
 from shoal.api.v1.raft_pb2_grpc import RaftMembershipServicer
 from shoal.errors import FailedPrecondition, NotFound
+from shoal.model.enums import NodeRole
 from shoal.security.peer import current_peer
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,8 +45,11 @@ class RaftMembershipServer(RaftMembershipServicer):
     @override
     async def Join(self, request: pb.JoinRaftRequest, context: Context) -> pb.JoinRaftResponse:
         node_id = current_peer().node_id
-        if self._store.view.nodes.get(node_id) is None:
+        node = self._store.view.nodes.get(node_id)
+        if node is None:
             raise FailedPrecondition(f"node {node_id} is not in the cluster: let it join again")
+        if node.spec.desired_role is not NodeRole.MANAGER:
+            raise FailedPrecondition(f"node {node_id} is to be a worker: promote it first")
         member = Member(request.raft_id, node_id, request.address)
         roster = self._driver.roster
         roster.check_new(member)

@@ -56,6 +56,11 @@ class Node(Row, frozen=True):
     ingress: NodeIngress | None = None
     certificate: NodeCertificate | None = None
 
+    @property
+    def certified_role(self) -> NodeRole:
+        """The role of its certificate: a manager keeps it until it has left the consensus group."""
+        return max(self.role, self.spec.desired_role)
+
 
 class Service(Row, frozen=True):
     """What the user wants, and what the cluster made of it."""

@@ -11,7 +11,6 @@ from shoal.model.enums import (
     FailureAction,
     MountType,
     NodeMembership,
-    NodeRole,
     PortProtocol,
     PublishMode,
 )
@@ -249,7 +248,6 @@ def test_what_an_update_may_not_change():
 
 
 NODE_RULES = [
-    (NodeSpec(desired_role=NodeRole.MANAGER), LATER, "role: promoting and demoting"),
     (NodeSpec(membership=NodeMembership.PENDING), BAD, "membership: a node that was let in"),
     (NodeSpec(annotations=Annotations(labels={" ": ""})), BAD, "node labels: ' ' must not"),
 ]
