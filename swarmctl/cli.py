@@ -13,13 +13,16 @@ from swarmctl.lazy import Lazy, LazyGroup
 from swarmctl.session import Session, choice_of
 
 MEMBERS = {
+    "ca": Lazy("swarmctl.commands.ca:ca", "Show or replace the root certificate"),
     "completion": Lazy("swarmctl.commands.completion:completion", "Print a completion script"),
     "context": Lazy("swarmctl.commands.context:context", "Name clusters and choose one"),
     "image": Lazy("swarmctl.commands.image:image", "Images of a node or of all nodes"),
     "info": Lazy("swarmctl.commands.cluster:info", "Show the node and its cluster"),
     "init": Lazy("swarmctl.commands.cluster:init", "Make a new cluster of this node"),
     "join": Lazy("swarmctl.commands.cluster:join", "Let this node join a cluster"),
-    "join-token": Lazy("swarmctl.commands.cluster:join_token", "Show or rotate a join token"),
+    "join-token": Lazy(
+        "swarmctl.commands.tokens:join_token", "Show, rotate, make and remove join tokens"
+    ),
     "lab": Lazy("swarmctl.lab.commands:lab", "A whole cluster on this machine"),
     "leave": Lazy("swarmctl.commands.cluster:leave", "Let this node leave its cluster"),
     "node": Lazy("swarmctl.commands.node:node", "Nodes of the cluster"),

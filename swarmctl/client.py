@@ -29,6 +29,7 @@ from shoal.errors import FailedPrecondition, SwarmError, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
+from shoal.model.types import ExtraJoinToken
 from shoal.security.grpc_tls import channel_credentials, local_channel, secure_channel
 from shoal.wire.errors import CODE_KEY, from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
@@ -154,6 +155,29 @@ class Client:
             spec=to_pb(spec, specs_pb2.ClusterSpec),
         )
         answer = await self._call(self._control.UpdateCluster(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.cluster, Cluster)
+
+    async def create_join_token(self, wish: ExtraJoinToken, *, ttl_ns: int) -> ExtraJoinToken:
+        """Make a join token with limits; `wish` carries no token and no end yet."""
+        request = control_pb2.CreateJoinTokenRequest(
+            name=wish.name,
+            role=types_pb2.NodeRole.ValueType(wish.role),
+            ttl_ns=ttl_ns,
+            uses=wish.uses_left,
+            labels=wish.labels,
+        )
+        answer = await self._call(self._control.CreateJoinToken(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.token, ExtraJoinToken)
+
+    async def remove_join_token(self, name: str) -> None:
+        """Make a join token with limits worthless."""
+        request = control_pb2.RemoveJoinTokenRequest(name=name)
+        await self._call(self._control.RemoveJoinToken(request, timeout=CALL_TIMEOUT_S))
+
+    async def rotate_root(self, certificate_pem: bytes, key_pem: bytes) -> Cluster:
+        """Begin to replace the root certificate; both empty: by a new one."""
+        request = control_pb2.RotateRootCaRequest(ca_certificate=certificate_pem, ca_key=key_pem)
+        answer = await self._call(self._control.RotateRootCa(request, timeout=CALL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
 
     async def node(self, reference: str) -> Node:

@@ -1,4 +1,4 @@
-"""init, join, join-token, leave, info, version: this node and the cluster it belongs to."""
+"""init, join, leave, info, version: this node and the cluster it belongs to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal.errors import SwarmError
-from shoal.model.enums import NodeAvailability, NodeRole
+from shoal.model.enums import NodeAvailability
 from swarmctl import VERSION, output
 from swarmctl.options import Parsed, Word, inspect_format_option
 from swarmctl.parsing.units import parse_count, parse_duration
@@ -19,7 +19,7 @@ from swarmctl.types import InitOptions, JoinOptions, NodeInfo
 if TYPE_CHECKING:
     from swarmctl.client import Client
 
-__all__ = ["info", "init", "join", "join_token", "leave", "version"]
+__all__ = ["info", "init", "join", "leave", "version"]
 
 AVAILABILITY = Word(*NodeAvailability)
 DURATION = Parsed("duration", parse_duration)
@@ -138,35 +138,6 @@ def join(session: Session, /, addresses: tuple[str, ...], **flags: Any) -> None:
     async def work(client: Client) -> None:
         role = await client.join(options)
         click.echo(f"This node joined a swarm as a {spell(role)}.")
-
-    session.run(work)
-
-
-@click.command("join-token", short_help="Show or rotate a join token")
-@click.argument("role", type=Word(*NodeRole), metavar="worker|manager")
-@click.option("--rotate", is_flag=True, help="Make a new token; the old one is worthless")
-@click.option("-q", "--quiet", is_flag=True, help="Only print the token")
-@click.pass_obj
-def join_token(session: Session, role: NodeRole, *, rotate: bool, quiet: bool) -> None:
-    """Show the token with which nodes join as workers or managers."""
-
-    async def work(client: Client) -> None:
-        cluster = await client.cluster()
-        if rotate:
-            cluster = await client.rotate_join_token(cluster, role)
-        tokens = cluster.root_ca.join_tokens
-        token = tokens.manager if role is NodeRole.MANAGER else tokens.worker
-        if quiet:
-            click.echo(token)
-            return
-        if rotate:
-            click.echo(f"Successfully rotated {spell(role)} join token.\n")
-        node = await client.info()
-        address = node.advertise_address or next(iter(node.managers), "HOST:2377")
-        click.echo(
-            f"To add a {spell(role)} to this swarm, run the following command:\n\n"
-            f"    {join_command(token, address)}\n"
-        )
 
     session.run(work)
 

@@ -66,12 +66,20 @@ IMAGE_COLUMNS: Columns = {
     "CreatedSince": "CREATED",
     "Size": "SIZE",
 }
+JOIN_TOKEN_COLUMNS: Columns = {
+    "Name": "NAME",
+    "Role": "ROLE",
+    "UsesLeft": "USES LEFT",
+    "Expires": "EXPIRES",
+    "Labels": "LABELS",
+}
 OTHER_HEADERS: Columns = {
     "Address": "ADDRESS",
     "CreatedAt": "CREATED AT",
     "Current": "CURRENT",
     "Digest": "DIGEST",
     "Self": "SELF",
+    "Token": "TOKEN",
 }
 """Headers of fields that no default table shows."""
 CONTEXT_COLUMNS: Columns = {

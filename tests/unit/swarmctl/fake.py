@@ -6,6 +6,7 @@ Tasks of a service appear at once and run after they were listed `looks_to_run` 
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +20,25 @@ from shoal.api.v1 import (
     node_pb2,
     node_pb2_grpc,
     objects_pb2,
+    types_pb2,
     watch_pb2,
     watch_pb2_grpc,
 )
 from shoal.errors import NameConflict, NotFound, SequenceConflict, SwarmError
-from shoal.model.enums import TaskState, UpdateState
+from shoal.model.enums import NodeRole, TaskState, UpdateState
 from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import NodeSpec, ReplicatedMode, ServiceSpec
-from shoal.model.types import JoinTokens, RootCa, UpdateStatus, Version
+from shoal.model.types import (
+    ExtraJoinToken,
+    JoinTokens,
+    NodeCertificate,
+    RootCa,
+    RootRotation,
+    UpdateStatus,
+    Version,
+)
+from shoal.security.root import RootCA
+from shoal.security.trust import key_id
 from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE
 from shoal.wire.objects import from_pb, to_pb
 from tests.unit.swarmctl.rows import NODE_A, a_node, a_task, a_worker, meta
@@ -131,6 +143,51 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         self.state.cluster = self.state.cluster.replaced(root_ca=RootCa(join_tokens=tokens))
         cluster = to_pb(self.state.cluster, objects_pb2.Cluster)
         return control_pb2.UpdateClusterResponse(cluster=cluster)
+
+    @answered
+    def CreateJoinToken(self, request, context):
+        token = ExtraJoinToken(
+            name=request.name or "random",
+            token=f"SWMTKN-1-root-{request.name}",
+            role=NodeRole(request.role),
+            expires_at_ns=time.time_ns() + request.ttl_ns if request.ttl_ns else 0,
+            uses_left=request.uses,
+            labels=dict(request.labels),
+        )
+        self._set_extra((*self._extra(), token))
+        return control_pb2.CreateJoinTokenResponse(token=to_pb(token, types_pb2.ExtraJoinToken))
+
+    @answered
+    def RemoveJoinToken(self, request, context):
+        left = tuple(token for token in self._extra() if token.name != request.name)
+        if left == self._extra():
+            raise NotFound(f"join token {request.name} not found")
+        self._set_extra(left)
+        return control_pb2.RemoveJoinTokenResponse()
+
+    def _extra(self):
+        return self.state.cluster.root_ca.join_tokens.extra
+
+    def _set_extra(self, extra):
+        root_ca = self.state.cluster.root_ca
+        tokens = root_ca.join_tokens.replaced(extra=extra)
+        self.state.cluster = self.state.cluster.replaced(
+            root_ca=root_ca.replaced(join_tokens=tokens)
+        )
+
+    @answered
+    def RotateRootCa(self, request, context):
+        """The first look shows it half done, the second its end."""
+        new = request.ca_certificate or RootCA.create(now_ns=time.time_ns()).certificate_pem
+        old = self.state.cluster.root_ca
+        rotating = self.state.cluster.replaced(
+            root_ca=old.replaced(rotation=RootRotation(ca_certificate=new))
+        )
+        first, *_ = self.state.nodes.values()
+        renewed = NodeCertificate(issuer_key_id=key_id(new))
+        self.state.nodes[first.id] = first.replaced(certificate=renewed)
+        self.state.cluster = self.state.cluster.replaced(root_ca=old.replaced(certificate=new))
+        return control_pb2.RotateRootCaResponse(cluster=to_pb(rotating, objects_pb2.Cluster))
 
     @answered
     def GetNode(self, request, context):

@@ -9,6 +9,7 @@ import pytest
 from shoal.api.v1 import control_pb2, logs_pb2, node_pb2
 from shoal.model.enums import NodeAvailability, TaskState, UpdateState
 from shoal.model.specs import ServiceSpec
+from shoal.security.root import RootCA
 from shoal.wire.objects import from_pb
 from tests.unit.swarmctl.conftest import run
 from tests.unit.swarmctl.rows import NODE_A, NODE_B
@@ -73,6 +74,65 @@ def test_join_token_shows_and_rotates(daemon):
     quiet = run("join-token", "manager", "-q", "--rotate", host=daemon.address)
     assert quiet.output == "SWMTKN-1-root-manager-new\n"
     assert not last(daemon, control_pb2.UpdateClusterRequest).rotate_worker_token
+
+
+def test_join_token_takes_docker_flags_before_the_role(daemon):
+    quiet = run("join-token", "--rotate", "-q", "worker", host=daemon.address)
+    assert quiet.output == "SWMTKN-1-root-worker-new\n"
+    wrong = run("join-token", "--rotate", "ls", host=daemon.address)
+    assert wrong.exit_code == 2
+    assert "go with `worker` or `manager`" in wrong.output
+
+
+def test_join_tokens_with_limits(daemon):
+    made = run(
+        "join-token", "create", "ci", "--ttl", "1h", "--uses", "3", "--label", "zone=a",
+        "--role", "worker", host=daemon.address,
+    )  # fmt: skip
+    assert "Join token ci created." in made.output
+    assert "swarmctl join --token SWMTKN-1-root-ci 192.0.2.1:2377" in made.output
+    assert last(daemon, control_pb2.CreateJoinTokenRequest) == control_pb2.CreateJoinTokenRequest(
+        name="ci", ttl_ns=3600 * 10**9, uses=3, labels={"zone": "a"}
+    )
+    run("join-token", "create", "-q", "open", "--role", "manager", host=daemon.address)
+    table = run("join-token", "ls", host=daemon.address).output.splitlines()
+    assert table[0].split() == ["NAME", "ROLE", "USES", "LEFT", "EXPIRES", "LABELS"]
+    assert table[1].split() == ["ci", "worker", "3", "in", "59", "minutes", "zone=a"]
+    assert table[2].split() == ["open", "manager", "any", "never"]
+    assert run("join-token", "ls", "-q", host=daemon.address).output == "ci\nopen\n"
+    template = run("join-token", "ls", "--format", "{{.Token}}", host=daemon.address)
+    assert template.output.splitlines()[0] == "SWMTKN-1-root-ci"
+    removed = run("join-token", "rm", "ci", "nobody", host=daemon.address)
+    assert removed.exit_code != 0
+    assert "ci\n" in removed.output
+    assert "join token nobody not found" in removed.output
+    assert run("join-token", "ls", "-q", host=daemon.address).output == "open\n"
+
+
+def test_ca_shows_and_rotates(daemon, tmp_path):
+    root = RootCA.create(now_ns=1_800_000_000 * 10**9)
+    (tmp_path / "crt").write_bytes(root.certificate_pem)
+    (tmp_path / "key").write_bytes(root.key_pem)
+    files = ("--ca-cert", str(tmp_path / "crt"), "--ca-key", str(tmp_path / "key"))
+    rotated = run("ca", "--rotate", *files, host=daemon.address)
+    assert rotated.exit_code == 0
+    assert "1 of 2 nodes have renewed, missing: " in rotated.output
+    assert root.certificate_pem.decode() in rotated.output
+    assert last(daemon, control_pb2.RotateRootCaRequest) == control_pb2.RotateRootCaRequest(
+        ca_certificate=root.certificate_pem, ca_key=root.key_pem
+    )
+    assert run("ca", host=daemon.address).output == root.certificate_pem.decode()
+    quiet = run("ca", "--rotate", "-d", host=daemon.address)
+    assert quiet.output == ""
+    assert "--rotate" in run("ca", *files, host=daemon.address).output
+    missing = run("ca", "--rotate", "--ca-cert", "/nonexistent", host=daemon.address)
+    assert "/nonexistent: No such file" in missing.output
+
+
+def test_ca_sets_the_expiry_with_the_rotation(daemon):
+    run("ca", "--rotate", "--cert-expiry", "48h", "-q", host=daemon.address)
+    spec = last(daemon, control_pb2.UpdateClusterRequest).spec
+    assert spec.ca.node_certificate_validity_ns == 48 * 3600 * 10**9
 
 
 def test_leave_info_version(daemon):
