@@ -41,13 +41,14 @@ _TYPES = frozenset({TYPE_ENTRY, TYPE_HARD_STATE, TYPE_MARK, TYPE_KEY_ID})
 # magic, version, header bytes, cluster id, raft id, seq, index, segment bytes, prev crc, key id
 _HEADER = struct.Struct("<8sII32sQQQQI16s24x")
 _FRAME = struct.Struct("<II4s")  # length, crc, type and check
+FRAME_HEAD_BYTES = _FRAME.size
 _SEALED = struct.Struct("<I4s")  # what the crc covers before the payload
 _CHECKED = struct.Struct("<IIIB")  # header crc, offset, length, type
 _ENTRY = struct.Struct("<QQB")
 _HARD_STATE = struct.Struct("<QQQ")
 _MARK = struct.Struct("<QQ")
-# cluster id, raft id, record type, index, term, kind: where a sealed entry belongs
-_PLACE = struct.Struct("<8s32sQBQQB")
+# magic, cluster id, raft id, record type; index, term and kind follow: where an entry belongs
+_HOME = struct.Struct("<8s32sQB")
 _PADS = tuple(bytes(count) + b"\xa5" for count in range(ALIGN))
 _U64_MAX = (1 << 64) - 1
 
@@ -136,12 +137,10 @@ def check_cluster_id(cluster_id: str) -> bytes:
     return cluster_id.encode()
 
 
-def place(identity: WalIdentity, entry: Entry) -> bytes:
-    """What a sealed entry is bound to: cluster, member, record type, index, term and kind."""
-    return _PLACE.pack(
-        MAGIC, check_cluster_id(identity.cluster_id), identity.raft_id, TYPE_ENTRY, entry.index,
-        entry.term, entry.kind,
-    )  # fmt: skip
+def home(identity: WalIdentity) -> bytes:
+    """What all sealed entries of a log are bound to: cluster, member, record type."""
+    cluster = check_cluster_id(identity.cluster_id)
+    return _HOME.pack(MAGIC, cluster, identity.raft_id, TYPE_ENTRY)
 
 
 def frame_bytes(payload_bytes: int) -> int:
@@ -149,15 +148,24 @@ def frame_bytes(payload_bytes: int) -> int:
     return (_FRAME.size + payload_bytes + ALIGN) & -ALIGN
 
 
-def sealed_entry(entry: Entry, identity: WalIdentity, seal: Seal) -> Entry:
-    """The entry with its data sealed, as it is written. Raises: InvalidArgument."""
+def encode_sealed(entry: Entry, home: bytes, seal: Seal) -> tuple[int, bytes]:
+    """Type and payload of an entry whose data is sealed, bound to its home, index, term and kind.
+
+    Raises: InvalidArgument for numbers or data out of range.
+    """
     if len(entry.data) > PAYLOAD_BYTES_MAX - _ENTRY.size - SEAL_BYTES:
         raise _too_large(entry.index, entry.data)
     try:
-        where = place(identity, entry)
+        head = _ENTRY.pack(entry.index, entry.term, entry.kind)
     except struct.error as error:
         raise InvalidArgument(f"Entry: number out of range: {error}") from None
-    return Entry(entry.index, entry.term, entry.kind, seal(entry.data, where))
+    return TYPE_ENTRY, head + seal(entry.data, home + head)
+
+
+def unsealed(entry: Entry, home: bytes, unseal: Unseal) -> Entry:
+    """The entry as it was before it was sealed. Raises: what `unseal` raises."""
+    head = _ENTRY.pack(entry.index, entry.term, entry.kind)
+    return Entry(entry.index, entry.term, entry.kind, unseal(entry.data, home + head))
 
 
 def encode_payload(record: Record) -> tuple[int, bytes]:

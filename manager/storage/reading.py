@@ -33,6 +33,7 @@ class SegmentView(msgspec.Struct, frozen=True):
 
     file: SegmentFile
     scan: Scan
+    key_id: bytes
 
     @property
     def is_torn(self) -> bool:
@@ -53,7 +54,8 @@ class StoppedMember:
         """The log, oldest segment first, one in memory at a time. Raises as `recovered`."""
         replay = self._replay()
         for file in self._segments:
-            yield SegmentView(file, replay.read(file, is_last=file is self._segments[-1]))
+            scan = replay.read(file, is_last=file is self._segments[-1])
+            yield SegmentView(file, scan, replay.header.key_id)
 
     def recovered(self) -> Recovered:
         """What a manager would recover. Raises: CorruptLog, FailedPrecondition."""

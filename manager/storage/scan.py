@@ -18,19 +18,19 @@ from manager.storage.frames import (
     ALIGN,
     BEGIN,
     END,
+    FRAME_HEAD_BYTES,
     HEADER_BYTES,
-    Frame,
     SegmentHeader,
     Unseal,
     decode_payload,
+    home,
     peek_frame,
-    place,
     read_frame,
+    unsealed,
 )
 from manager.storage.sealing import Unsealable
 
 SECTOR_BYTES = 512
-_FRAME_HEAD_BYTES = 12
 
 
 class Ending(Enum):
@@ -68,6 +68,7 @@ def scan_segment(
     """
     batches: list[tuple[Record, ...]] = []
     pending: list[Record] = []
+    at_home = b"" if unseal is None else home(header.identity)
     offset, chain = HEADER_BYTES, header.crc
     good = (offset, chain)
     ending: tuple[Ending, str] | None = None
@@ -76,7 +77,10 @@ def scan_segment(
             ending = (Ending.DAMAGED, "a batch begins inside another or without a beginning")
             break
         try:
-            pending.append(_record(frame, header, path, unseal))
+            record = decode_payload(frame, path)
+            if unseal is not None and isinstance(record, Entry):
+                record = unsealed(record, at_home, unseal)
+            pending.append(record)
         except Unsealable:
             ending = (Ending.DAMAGED, "an entry was changed or moved: its key does not open it")
             break
@@ -90,14 +94,6 @@ def scan_segment(
     if verdict is Ending.CLEAN and pending:
         verdict, reason = Ending.TORN, "the last batch is incomplete"
     return Scan(tuple(batches), *good, verdict, offset, reason, dirty_end)
-
-
-def _record(frame: Frame, header: SegmentHeader, path: str, unseal: Unseal | None) -> Record:
-    record = decode_payload(frame, path)
-    if unseal is None or not isinstance(record, Entry):
-        return record
-    plain = unseal(record.data, place(header.identity, record))
-    return Entry(record.index, record.term, record.kind, plain)
 
 
 def _judge(data: bytes, header: SegmentHeader, offset: int, dirty_end: int) -> tuple[Ending, str]:
@@ -123,7 +119,7 @@ def _later_batch(data: bytes, header_crc: int, offset: int, dirty_end: int) -> i
 
 def _is_torn(data: bytes, header_crc: int, offset: int, dirty_end: int) -> bool:
     """Whether the bad record shows a sector that was never written, or stops before its end."""
-    head_end = min(offset + _FRAME_HEAD_BYTES, len(data))
+    head_end = min(offset + FRAME_HEAD_BYTES, len(data))
     if _has_lost_sector(data, offset, head_end):
         return True
     peeked = peek_frame(data, offset, header_crc)

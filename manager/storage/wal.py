@@ -21,6 +21,7 @@ from manager.storage.entries import Batch, Entry, HardState, Recovered, Snapshot
 from manager.storage.errors import StorageFailed, disk_error, is_no_space
 from manager.storage.files import FileOps, discard, write_all
 from manager.storage.frames import (
+    FRAME_HEAD_BYTES,
     HEADER_BYTES,
     SEGMENT_BYTES_MAX,
     SegmentHeader,
@@ -28,8 +29,9 @@ from manager.storage.frames import (
     encode_batch,
     encode_header,
     encode_payload,
+    encode_sealed,
     frame_bytes,
-    sealed_entry,
+    home,
 )
 from manager.storage.replay import LogState, Replay
 from manager.storage.sealing import NO_KEY, DataKey, DataKeys
@@ -48,13 +50,17 @@ APPEND_BYTES_MAX = 256 << 20
 
 
 class Tail(msgspec.Struct):
-    """Where the next batch goes; bytes up to `dirty_end` may be left of a failed batch."""
+    """Where the next batch goes; bytes up to `dirty_end` may be left of a failed batch.
+
+    first_end: the end of the first record of that batch.
+    """
 
     fd: int
     header: SegmentHeader
     offset: int
     chain: int
     dirty_end: int = 0
+    first_end: int = 0
 
 
 class Wal:
@@ -264,13 +270,15 @@ class Wal:
     def _payloads(self, batches: Sequence[Batch], key: DataKey | None) -> list[tuple[int, bytes]]:
         """Type and payload of every record, entries sealed when there is a key."""
         records = [record for batch in batches for record in batch.records()]
-        if key is not None:
-            seal = key.sealer(len(records))
-            records = [
-                sealed_entry(record, self.identity, seal) if isinstance(record, Entry) else record
-                for record in records
-            ]
-        return [encode_payload(record) for record in records]
+        if key is None:
+            return [encode_payload(record) for record in records]
+        at_home, seal = home(self.identity), key.sealer(len(records))
+        return [
+            encode_sealed(record, at_home, seal)
+            if isinstance(record, Entry)
+            else encode_payload(record)
+            for record in records
+        ]
 
     def _write(self, tail: Tail, payloads: Sequence[tuple[int, bytes]]) -> None:
         path = self._segments[-1].path
@@ -282,6 +290,7 @@ class Wal:
             write_all(self._files, tail.fd, blob, tail.offset)
         except OSError as error:
             tail.dirty_end = tail.offset + len(blob)
+            tail.first_end = tail.offset + frame_bytes(len(payloads[0][1]))
             if not is_no_space(error):
                 self._fail("writing", path, error)
             self._clear_dirty(tail)
@@ -290,14 +299,21 @@ class Wal:
         tail.offset, tail.chain = tail.offset + len(blob), chain
 
     def _clear_dirty(self, tail: Tail) -> None:
-        """Zero what a failed batch left, durably, before anything else is written over it."""
+        """Zero what a failed batch left, durably, before anything else is written over it.
+
+        Also this may find no space anywhere in between, and what is then left must still show that
+        it was cut short: so first the last byte of its first record goes, its header at the end.
+        """
         if not tail.dirty_end:
             return
         path = self._segments[-1].path
+        head_end = min(tail.offset + FRAME_HEAD_BYTES, tail.dirty_end)
         try:
-            for start in range(tail.offset, tail.dirty_end, 1 << 20):
+            write_all(self._files, tail.fd, b"\0", tail.first_end - 1)
+            for start in range(head_end, tail.dirty_end, 1 << 20):
                 end = min(start + (1 << 20), tail.dirty_end)
                 write_all(self._files, tail.fd, bytes(end - start), start)
+            write_all(self._files, tail.fd, bytes(head_end - tail.offset), tail.offset)
         except OSError as error:
             if is_no_space(error):
                 raise disk_error("cutting a failed batch off", str(path), error) from error

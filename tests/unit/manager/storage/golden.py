@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from manager.storage.backup import Manifest, write_backup
 from manager.storage.entries import Entry, HardState, SnapshotMark
 from manager.storage.keyring import KeyRing
 from manager.storage.snapshot_dir import SnapshotDir
@@ -30,6 +31,7 @@ ENTRIES = tuple(
 HARD_STATE = HardState(3, 12345678901234567890, 14)
 MARK = SnapshotMark(9, 3)
 RECORDS = [SnapshotRecord(kind, f"object {kind}".encode() * kind) for kind in range(1, 8)]
+MANIFEST = Manifest(IDENTITY.cluster_id, MARK.index, MARK.term, created_ns=1, made_by="0.1.0")
 
 
 def write(directory: Path) -> None:
@@ -64,6 +66,7 @@ def write_2(directory: Path) -> None:
     snapshots.save(MARK.index, MARK.term, RECORDS, metadata=METADATA)
     plain = SnapshotDir(directory / "plain", cluster_id=IDENTITY.cluster_id)
     plain.save(MARK.index, MARK.term, RECORDS, metadata=METADATA)
+    write_backup(directory / "cluster.backup", MANIFEST, RECORDS)
     shutil.copy(path, directory / "locked.json")
     keys.rotate_kek(None)
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from manager.storage.backup import encode_backup, read_backup
 from manager.storage.entries import SnapshotMark
 from manager.storage.errors import CorruptLog, CorruptSnapshot
 from manager.storage.frames import HEADER_BYTES, extend
@@ -88,6 +89,13 @@ def test_a_locked_ring_of_version_2_is_read(tmp_path):
     opened = KeyRing.open(path, IDENTITY.cluster_id)
     assert locked.current.secret == opened.current.secret
     assert locked.retired == opened.retired
+
+
+def test_a_backup_of_version_1_is_read_and_still_written():
+    path = golden.DIRECTORY_2 / "cluster.backup"
+    backup = read_backup(path)
+    assert (backup.manifest, list(backup.records())) == (golden.MANIFEST, golden.RECORDS)
+    assert b"".join(encode_backup(golden.MANIFEST, golden.RECORDS)) == path.read_bytes()
 
 
 def test_a_version_that_does_not_fit_its_fields_is_refused(tmp_path):

@@ -158,3 +158,26 @@ def test_a_failure_while_repairing_changes_nothing(tmp_path):
     assert segment.read_bytes() == torn
     assert files.open_fds == set()
     assert recover(wal).last_index == 2
+
+
+@pytest.mark.parametrize("size", [0, 3, 300, 900])
+def test_a_failed_batch_that_cannot_be_cut_off_for_lack_of_space_still_shows(tmp_path, size):
+    for space_bytes in range(0, 20_000, 23 if size > 100 else 1):
+        files = FaultyFiles()
+        directory = tmp_path / str(space_bytes)
+        wal = Wal.create(directory, IDENTITY, segment_bytes=SMALL, files=files)
+        wal.append(entries(1, 2))
+        files.space_bytes = 60 + size
+        with pytest.raises(ResourceExhausted):
+            wal.append(entries(3, 5, size=size))
+        # The second try first cuts off what the first left, and runs out of space there.
+        files.space_bytes = space_bytes
+        try:
+            wal.append(entries(3, 8, size=size + 100))
+        except ResourceExhausted:
+            assert recover(wal).entries == tuple(entries(1, 2)), space_bytes
+        else:
+            wal.close()
+            assert space_bytes > 100
+            return
+    pytest.fail("never had space enough")
