@@ -1,41 +1,44 @@
-"""Who is connected, and until when: the sessions of the agents, as a pure state machine.
+"""Who is connected, and who has fallen silent: the sessions of the agents, as a pure state machine.
 
-A node has at most one session; a new one replaces it. Beats push its deadline forward; a session
-whose deadline passes is expired, once. Time comes in as seconds on a monotonic clock, session ids
-come in from outside.
+A node has at most one session; a new one replaces it. Each node's detector judges its beats, and
+outlives its sessions; a session whose node is dead is expired, once. Time comes in as seconds on a
+monotonic clock, session ids come in from outside.
 """
 
 from __future__ import annotations
 
+from manager.dispatcher.detector import MISSED_BEATS_MIN, Bounds, Detector, Verdict
 from shoal.errors import FailedPrecondition
 from shoal.model.row import Row
 
-MISSED_BEATS_MAX = 4
-"""Beats a node may miss before it is called down."""
+GOODBYE_WAIT_S = 4.0
+"""How long a node that said goodbye may take to come back."""
 FIRST_CONTACT_S = 30.0
 """How long nodes may take to come back after this manager started."""
 
 
 class Session(Row, frozen=True):
-    """A node's registration. deadline_s: when it is called down unless it beats."""
+    """A node's registration."""
 
     node_id: str
     session_id: str
-    deadline_s: float
 
 
 class Sessions:
     """All sessions of this manager."""
 
-    def __init__(self, *, period_s: float) -> None:
+    def __init__(self, *, period_s: float, bounds: Bounds | None = None) -> None:
+        """period_s: how often nodes beat; may be set at any time. bounds: of every detector."""
         self.period_s = period_s
+        self._bounds = bounds
         self._by_node: dict[str, Session] = {}
+        self._detectors: dict[str, Detector] = {}
         self._awaited: dict[str, float] = {}
 
     @property
     def grace_s(self) -> float:
-        """Time without a beat after which a node is down, seconds."""
-        return self.period_s * MISSED_BEATS_MAX
+        """Time in which a node that said goodbye is to come back, seconds."""
+        return max(GOODBYE_WAIT_S, MISSED_BEATS_MIN * self.period_s)
 
     def connected(self) -> frozenset[str]:
         """Nodes that have a session."""
@@ -63,20 +66,42 @@ class Sessions:
 
     def postpone(self, by_s: float) -> None:
         """Nobody could be heard for that long: every deadline moves."""
-        for node_id, session in self._by_node.items():
-            self._by_node[node_id] = session.replaced(deadline_s=session.deadline_s + by_s)
+        for node_id in self._by_node:
+            self._detectors[node_id].postpone(by_s)
         for node_id in self._awaited:
             self._awaited[node_id] += by_s
 
     def register(self, node_id: str, session_id: str, now_s: float) -> None:
         """Open a session, in place of the node's older one."""
         self._awaited.pop(node_id, None)
-        self._by_node[node_id] = Session(node_id, session_id, now_s + self.grace_s)
+        self._by_node[node_id] = Session(node_id, session_id)
+        detector = self._detectors.get(node_id)
+        if detector is None:
+            detector = Detector(period_s=self.period_s, bounds=self._bounds)
+            self._detectors[node_id] = detector
+        detector.period_s = self.period_s
+        detector.begin(now_s)
 
     def beat(self, node_id: str, session_id: str, now_s: float) -> None:
-        """Push the deadline forward. Raises FailedPrecondition for a session that is over."""
+        """The node is heard. Raises FailedPrecondition for a session that is over."""
         self.check(node_id, session_id)
-        self._by_node[node_id] = Session(node_id, session_id, now_s + self.grace_s)
+        detector = self._detectors[node_id]
+        detector.beat(now_s)
+        detector.period_s = self.period_s  # what the node is told now
+
+    def disconnect(self, node_id: str, session_id: str) -> None:
+        """The session's connection was closed, by whatever: a hint, if it still is the session."""
+        session = self._by_node.get(node_id)
+        if session is not None and session.session_id == session_id:
+            self._detectors[node_id].disconnect()
+
+    def suspects(self, now_s: float) -> frozenset[str]:
+        """Nodes with a session that are late, or not trusted again yet."""
+        return frozenset(
+            node_id
+            for node_id in self._by_node
+            if self._detectors[node_id].verdict(now_s) is Verdict.SUSPECT
+        )
 
     def check(self, node_id: str, session_id: str) -> None:
         """Raise FailedPrecondition unless this is the node's session."""
@@ -96,16 +121,23 @@ class Sessions:
         """The node was removed from the cluster."""
         self._by_node.pop(node_id, None)
         self._awaited.pop(node_id, None)
+        self._detectors.pop(node_id, None)
 
     def expire(self, now_s: float) -> list[str]:
         """Take out and name the nodes whose time is over."""
-        late = [node_id for node_id, s in self._by_node.items() if s.deadline_s <= now_s]
+        late = [node_id for node_id in self._by_node if self._deadline_s(node_id) <= now_s]
+        for node_id in late:
+            self._detectors[node_id].fail(now_s)
+            del self._by_node[node_id]
         lost = [node_id for node_id, deadline_s in self._awaited.items() if deadline_s <= now_s]
-        for node_id in (*late, *lost):
-            self.forget(node_id)
+        for node_id in lost:
+            del self._awaited[node_id]
         return sorted({*late, *lost})
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to say, unless beats come in."""
-        deadlines = [s.deadline_s for s in self._by_node.values()]
+        deadlines = [self._deadline_s(node_id) for node_id in self._by_node]
         return min((*deadlines, *self._awaited.values()), default=None)
+
+    def _deadline_s(self, node_id: str) -> float:
+        return self._detectors[node_id].next_wakeup()

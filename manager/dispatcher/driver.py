@@ -32,11 +32,14 @@ from shoal.model.plan import Change, update
 from shoal.model.types import NodeDescription, NodeStatus
 
 EXPIRY_CHECK_S = 0.25
+"""Nodes are looked at so often at least, and when the next one's time is over."""
+EXPIRY_CHECK_MIN_S = 0.01
 SWEEP_S = 5.0
 """How often nodes that the store calls ready are compared with the sessions."""
 WRITES_MAX = 256
 """Node states that are written at once."""
 MESSAGE_LENGTH_MAX = 1_000
+PROBATION = "the node was lost several times within five minutes: it is watched for a while"
 
 _log = structlog.get_logger()
 
@@ -56,6 +59,9 @@ class Dispatcher:
         self._store = store
         self._clock = clock
         self.sessions = Sessions(period_s=heartbeat_period_ns(store.view.cluster) / NS_PER_S)
+        self._suspects: frozenset[str] = frozenset()
+        self._on_probation: set[str] = set()
+        self._conflicts: dict[str, str] = {}
         self.table = EndpointTable()
         self.statuses = StatusWriter(store, clock, manager_id=manager_id)
         self.acknowledged: dict[str, int] = {}
@@ -76,9 +82,9 @@ class Dispatcher:
         await self._await_known_nodes()
         loop = asyncio.get_running_loop()
         while True:
-            slept_from_s = loop.time()
-            await asyncio.sleep(EXPIRY_CHECK_S)
-            late_s = loop.time() - slept_from_s - EXPIRY_CHECK_S
+            slept_from_s, pause_s = loop.time(), self._until_next_check_s()
+            await asyncio.sleep(pause_s)
+            late_s = loop.time() - slept_from_s - pause_s
             if late_s > EXPIRY_CHECK_S:
                 # This process did not run: beats may be waiting in its sockets. Not their fault.
                 self.sessions.postpone(late_s)
@@ -89,13 +95,17 @@ class Dispatcher:
         now_s = self._clock.monotonic_s()
         if now_s >= self._sweep_at_s:
             self._sweep_at_s = now_s + SWEEP_S
+            self._set_period()
             present = self._nodes_in(NodeState.READY, NodeState.DISCONNECTED)
             self.sessions.expect(frozenset(present), now_s)
         for node_id in self.sessions.expire(now_s):
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
             self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
             self._end(node_id)
+        trusted = self._judge(now_s)
         await self._write_absences()
+        for node_id in trusted:
+            await self._write_trust(node_id)
 
     async def register(self, node_id: str, description: NodeDescription, address: str) -> str:
         """Open a session for a node. Result: the session id. Raises NotFound if it was removed."""
@@ -105,13 +115,22 @@ class Dispatcher:
             if node is None:
                 raise NotFound(f"node {node_id} was removed from the cluster: let it join again")
             status = NodeStatus(state=NodeState.READY, address=address)
+            if node_id in self._on_probation:
+                status = status.replaced(state=NodeState.UNKNOWN, message=PROBATION)
             same = (node.description, node.status) == (description, status)
             if same and node_id not in self._absent:
                 return []
             return [update(node.replaced(description=description, status=status))]
 
         session_id = new_id()
-        self.sessions.register(node_id, session_id, self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        self.sessions.register(node_id, session_id, now_s)
+        self._set_period()
+        self._conflicts.pop(node_id, None)
+        if node_id in self.sessions.suspects(now_s):
+            self._on_probation.add(node_id)
+        else:
+            self._on_probation.discard(node_id)
         try:
             await commit_with_retry(self._store, build)
         except BaseException:
@@ -145,6 +164,7 @@ class Dispatcher:
             if self._acknowledged_by_all() != before:
                 self._wake_holding()
         message = "; ".join(conflicts)[:MESSAGE_LENGTH_MAX]
+        self._conflicts[node_id] = message
 
         def build(view: View) -> list[Change]:
             node = view.nodes.get(node_id)
@@ -241,10 +261,49 @@ class Dispatcher:
         if self._absent.get(node_id) == absence and not self.sessions.is_connected(node_id):
             del self._absent[node_id]
 
+    def _judge(self, now_s: float) -> list[str]:
+        """Note who is suspected. Result: nodes whose probation is over."""
+        suspects = self.sessions.suspects(now_s)
+        for node_id in suspects - self._suspects:
+            _log.info("node.suspected", node_id=node_id)
+        self._suspects = suspects
+        return sorted(self._on_probation - suspects)
+
+    async def _write_trust(self, node_id: str) -> None:
+        """The node beat for long enough since it came back; what fails is tried again."""
+
+        def build(view: View) -> list[Change]:
+            node = view.nodes.get(node_id)
+            if node is None or not self.sessions.is_connected(node_id):
+                return []
+            message = self._conflicts.get(node_id, "")
+            status = node.status.replaced(state=NodeState.READY, message=message)
+            return [] if status == node.status else [update(node.replaced(status=status))]
+
+        try:
+            await commit_with_retry(self._store, build)
+        except SwarmError as error:
+            _log.error("node.state_not_written", node_id=node_id, reason=error.message)
+            return
+        self._on_probation.discard(node_id)
+        _log.info("node.trusted", node_id=node_id)
+
+    def _until_next_check_s(self) -> float:
+        deadline_s = self.sessions.next_deadline_s()
+        if deadline_s is None:
+            return EXPIRY_CHECK_S
+        left_s = deadline_s - self._clock.monotonic_s()
+        return min(max(left_s, EXPIRY_CHECK_MIN_S), EXPIRY_CHECK_S)
+
+    def _set_period(self) -> None:
+        """How often nodes beat follows the cluster's setting, and how many they are."""
+        nodes = len(self.sessions.connected())
+        self.sessions.period_s = heartbeat_period_ns(self._store.view.cluster, nodes) / NS_PER_S
+
     def _resync(self) -> None:
         """Take everything from the store anew, and forget what is not in it any more."""
         view = self._store.view
-        self.sessions.period_s = heartbeat_period_ns(view.cluster) / NS_PER_S
+        self._set_period()
         for node_id in (self.sessions.known() | self._absent.keys()) - {n.id for n in view.nodes}:
             self._remove_node(node_id)
         self.table.update_nodes(view, {*self.table.peers, *(node.id for node in view.nodes)})
@@ -276,7 +335,7 @@ class Dispatcher:
                 if event.object is None:
                     self._remove_node(row.id)
             elif isinstance(row, Cluster):
-                self.sessions.period_s = heartbeat_period_ns(row) / NS_PER_S
+                self._set_period()
                 old = event.old
                 all_concerned |= isinstance(old, Cluster) and trust_of(old.root_ca) != trust_of(
                     row.root_ca
@@ -306,6 +365,8 @@ class Dispatcher:
 
     def _end(self, node_id: str) -> None:
         """The node has no session any more: its streams end now."""
+        self._on_probation.discard(node_id)
+        self._conflicts.pop(node_id, None)
         stream = self._streams.pop(node_id, None)
         if stream is not None:
             stream.signal.set()

@@ -26,6 +26,8 @@ from shoal.wire.objects import from_pb, to_pb
 
 UPDATES_MAX = 1024
 DESCRIPTION_BYTES_MAX = 64 << 10
+ANSWER_EVERY_S = 1.0
+"""Beats are answered so often, and when the period changes: answers cost as much as beats."""
 TEXT_LENGTH_MAX = 2_000
 """Characters of a report's message and error; the rest is cut off."""
 
@@ -53,11 +55,14 @@ class DispatcherServer(DispatcherServicer):
             )
         description = from_pb(request.description, NodeDescription)
         session_id = await self._dispatcher.register(node_id, description, current_caller().address)
-        with self._dispatcher.session_changes(node_id) as signal:
-            while True:
-                yield self._session_message(node_id, session_id)
-                await signal.wait()
-                self._dispatcher.sessions.check(node_id, session_id)
+        try:
+            with self._dispatcher.session_changes(node_id) as signal:
+                while True:
+                    yield self._session_message(node_id, session_id)
+                    await signal.wait()
+                    self._dispatcher.sessions.check(node_id, session_id)
+        finally:
+            self._dispatcher.sessions.disconnect(node_id, session_id)
 
     @override
     async def CloseSession(
@@ -68,11 +73,17 @@ class DispatcherServer(DispatcherServicer):
 
     @override
     async def Heartbeat(
-        self, request: pb.HeartbeatRequest, context: Context
-    ) -> pb.HeartbeatResponse:
+        self, request_iterator: AsyncIterator[pb.HeartbeatRequest], context: Context
+    ) -> AsyncIterator[pb.HeartbeatResponse]:
+        node_id = current_peer().node_id
         sessions = self._dispatcher.sessions
-        sessions.beat(current_peer().node_id, request.session_id, self._clock.monotonic_s())
-        return pb.HeartbeatResponse(period_ns=int(sessions.period_s * NS_PER_S))
+        told_s, answer_at_s = 0.0, 0.0
+        async for request in request_iterator:
+            now_s = self._clock.monotonic_s()
+            sessions.beat(node_id, request.session_id, now_s)
+            if sessions.period_s != told_s or now_s >= answer_at_s:
+                told_s, answer_at_s = sessions.period_s, now_s + ANSWER_EVERY_S
+                yield pb.HeartbeatResponse(period_ns=int(told_s * NS_PER_S))
 
     @override
     async def UpdateTaskStatus(

@@ -12,8 +12,11 @@ UPDATE_MONITOR_NS = 5_000_000_000
 STOP_GRACE_PERIOD_NS = 10_000_000_000
 STOP_SIGNAL = "SIGTERM"
 TASK_HISTORY_RETENTION_LIMIT = 5
-HEARTBEAT_PERIOD_NS = 1_000_000_000
+HEARTBEAT_PERIOD_NS = 250_000_000
 """Swarm waits 5 s: `docs/design/dispatcher.md` says why we do not."""
+HEARTBEAT_PERIOD_MAX_NS = 1_000_000_000
+HEARTBEATS_PER_SECOND = 400
+"""Of all nodes together: more nodes beat more seldom, down to the longest period."""
 NODE_CERTIFICATE_VALIDITY_NS = 90 * 24 * 3600 * 1_000_000_000
 SNAPSHOT_INTERVAL = 10_000
 DATA_PATH_PORT = 7789
@@ -54,10 +57,13 @@ def task_history_retention_limit(cluster: Cluster | None) -> int:
     return TASK_HISTORY_RETENTION_LIMIT if limit is None else limit
 
 
-def heartbeat_period_ns(cluster: Cluster | None) -> int:
-    """Time between two heartbeats of an agent, nanoseconds."""
+def heartbeat_period_ns(cluster: Cluster | None, nodes: int = 0) -> int:
+    """Time between two heartbeats of an agent, nanoseconds: as set, or by the number of nodes."""
     period = None if cluster is None else cluster.spec.dispatcher.heartbeat_period_ns
-    return HEARTBEAT_PERIOD_NS if period is None else period
+    if period is not None:
+        return period
+    fair_ns = nodes * 1_000_000_000 // HEARTBEATS_PER_SECOND
+    return min(max(HEARTBEAT_PERIOD_NS, fair_ns), HEARTBEAT_PERIOD_MAX_NS)
 
 
 def is_terminal(task: Task) -> bool:

@@ -67,6 +67,20 @@ class RestartCondition(IntEnum):
     NONE = 2
 
 
+class DisconnectAction(IntEnum):
+    """Whether a task whose node is lost is replaced at once."""
+
+    REPLACE = 0
+    WAIT = 1
+
+
+class ReturnAction(IntEnum):
+    """Which task stays when a lost node comes back after the replacement was made."""
+
+    KEEP_REPLACEMENT = 0
+    KEEP_ORIGINAL = 1
+
+
 class FailureAction(IntEnum):
     """What a rolling update does when too many tasks fail."""
 

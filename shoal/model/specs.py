@@ -15,6 +15,7 @@ from shoal.model.row import Row
 from shoal.model.types import (
     Annotations,
     CaConfig,
+    DisconnectPolicy,
     DnsConfig,
     Driver,
     EndpointSpec,
@@ -104,6 +105,7 @@ class TaskSpec(Row, frozen=True):
     log_driver: Driver | None = None
     networks: tuple[NetworkAttachmentConfig, ...] = ()
     force_update: int = 0
+    disconnect: DisconnectPolicy | None = None
 
 
 class ReplicatedMode(Row, frozen=True):
@@ -174,7 +176,7 @@ class RaftConfig(Row, frozen=True):
 
 
 class DispatcherConfig(Row, frozen=True):
-    """Heartbeats. `heartbeat_period_ns` None: 1 s."""
+    """Heartbeats. `heartbeat_period_ns` None: 250 ms, up to 1 s with many nodes."""
 
     heartbeat_period_ns: int | None = None
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from msgspec import field
 
 from shoal.model.enums import (
+    DisconnectAction,
     EndpointMode,
     FailureAction,
     MountPropagation,
@@ -21,6 +22,7 @@ from shoal.model.enums import (
     PortProtocol,
     PublishMode,
     RestartCondition,
+    ReturnAction,
     TaskState,
     UpdateOrder,
     UpdateState,
@@ -96,6 +98,14 @@ class RestartPolicy(Row, frozen=True):
     delay_ns: int | None = None
     max_attempts: int = 0
     window_ns: int = 0
+
+
+class DisconnectPolicy(Row, frozen=True):
+    """What becomes of a task whose node is lost. `wait_ns` None: 10 minutes, where it waits."""
+
+    action: DisconnectAction = DisconnectAction.REPLACE
+    wait_ns: int | None = None
+    on_return: ReturnAction = ReturnAction.KEEP_REPLACEMENT
 
 
 class UpdateConfig(Row, frozen=True):

@@ -170,14 +170,13 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         return pb.CloseSessionResponse()
 
     @override
-    async def Heartbeat(
-        self, request: pb.HeartbeatRequest, context: Context
-    ) -> pb.HeartbeatResponse:
-        self._check(request.session_id)
-        if self.refuse_beat is not None:
-            raise self.refuse_beat
-        self.beats += 1
-        return pb.HeartbeatResponse(period_ns=self.period_ns)
+    async def Heartbeat(self, request_iterator: Any, context: Context) -> Any:
+        async for request in request_iterator:
+            self._check(request.session_id)
+            if self.refuse_beat is not None:
+                raise self.refuse_beat
+            self.beats += 1
+            yield pb.HeartbeatResponse(period_ns=self.period_ns)
 
     @override
     async def UpdateTaskStatus(

@@ -166,7 +166,7 @@ class Agent:
             publisher = LogPublisher(client, self._container_dir, self._tasks.task)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._beat(client))
+                    group.create_task(client.beat(least_s=HEARTBEAT_MIN_S))
                     group.create_task(self._follow_news(news))
                     group.create_task(self._follow_assignments(client))
                     group.create_task(self._reporter.run(client.report))
@@ -198,11 +198,6 @@ class Agent:
             except OSError as error:
                 _log.error("network.not_recorded", reason=str(error))
         self._set_place(record)
-
-    async def _beat(self, client: ManagerClient) -> None:
-        while True:
-            period_s = await client.heartbeat()
-            await asyncio.sleep(max(period_s, HEARTBEAT_MIN_S))
 
     # -- assignments ---------------------------------------------------------------------------
 

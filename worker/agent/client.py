@@ -11,7 +11,8 @@ from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import logs_pb2, types_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherStub
 from shoal.api.v1.logs_pb2_grpc import LogBrokerStub
-from shoal.errors import InvalidArgument, Unavailable
+from shoal.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from shoal.model import defaults
 from shoal.model.enums import PublishMode
 from shoal.model.objects import Node, Task
 from shoal.model.row import Row
@@ -110,14 +111,34 @@ class ManagerClient:
             call.cancel()  # gRPC forgets to, before the first message
         raise Unavailable("the manager has ended the session")
 
-    async def heartbeat(self) -> float:
-        """Beat once. Result: seconds until the next beat is expected."""
+    async def beat(self, *, least_s: float) -> None:
+        """Beat for ever, as often as the manager says, but no sooner than `least_s` after the last.
+
+        Raises Unavailable or what the manager says when it ends, DeadlineExceeded when the manager
+        does not answer.
+        """
+        period_s = defaults.HEARTBEAT_PERIOD_NS / 1e9
         request = pb.HeartbeatRequest(session_id=self.session_id)
+
+        async def beats() -> AsyncIterator[pb.HeartbeatRequest]:
+            while True:
+                yield request
+                await asyncio.sleep(max(period_s, least_s))
+
+        call = self._dispatcher.Heartbeat(beats())
+        answers = aiter(call)
         try:
-            response = await self._dispatcher.Heartbeat(request, timeout=RPC_TIMEOUT_S)
+            while True:
+                async with asyncio.timeout(RPC_TIMEOUT_S + 2 * period_s):
+                    period_s = (await anext(answers)).period_ns / 1e9
+        except StopAsyncIteration:
+            raise Unavailable("the manager has ended the heartbeats") from None
+        except TimeoutError:
+            raise DeadlineExceeded("the manager does not answer heartbeats") from None
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
-        return response.period_ns / 1e9
+        finally:
+            call.cancel()
 
     async def close_session(self) -> None:
         """Say goodbye; failing to is no trouble."""

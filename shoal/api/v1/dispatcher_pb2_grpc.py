@@ -44,7 +44,7 @@ class DispatcherStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
-        self.Heartbeat = channel.unary_unary(
+        self.Heartbeat = channel.stream_stream(
                 '/shoal.api.v1.Dispatcher/Heartbeat',
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatResponse.FromString,
@@ -83,8 +83,9 @@ class DispatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Heartbeat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Heartbeat(self, request_iterator, context):
+        """Beats for as long as the session lasts. Answered once in a while, and when the period changes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -122,7 +123,7 @@ def add_DispatcherServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.CloseSessionResponse.SerializeToString,
             ),
-            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+            'Heartbeat': grpc.stream_stream_rpc_method_handler(
                     servicer.Heartbeat,
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatResponse.SerializeToString,
@@ -208,7 +209,7 @@ class Dispatcher:
             _registered_method=True)
 
     @staticmethod
-    def Heartbeat(request,
+    def Heartbeat(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -218,8 +219,8 @@ class Dispatcher:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/shoal.api.v1.Dispatcher/Heartbeat',
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.HeartbeatRequest.SerializeToString,

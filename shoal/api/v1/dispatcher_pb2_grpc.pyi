@@ -18,7 +18,8 @@ class DispatcherStub:
     """Registers the node and keeps it registered; the first message carries the session id."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.CloseSessionRequest, _dispatcher_pb2.CloseSessionResponse]
     """Goodbye: the agent stops in order, and its node is not to be waited for."""
-    Heartbeat: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.HeartbeatRequest, _dispatcher_pb2.HeartbeatResponse]
+    Heartbeat: _aio.StreamStreamMultiCallable[_dispatcher_pb2.HeartbeatRequest, _dispatcher_pb2.HeartbeatResponse]
+    """Beats for as long as the session lasts. Answered once in a while, and when the period changes."""
     UpdateTaskStatus: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.UpdateTaskStatusRequest, _dispatcher_pb2.UpdateTaskStatusResponse]
     Assignments: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.AssignmentsRequest, _dispatcher_pb2.AssignmentsMessage]
     """The complete set first, then increments."""
@@ -45,9 +46,10 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Heartbeat(
         self,
-        request: _dispatcher_pb2.HeartbeatRequest,
-        context: _aio.ServicerContext[_dispatcher_pb2.HeartbeatRequest, _abc.Awaitable[_dispatcher_pb2.HeartbeatResponse]],
-    ) -> _abc.Awaitable[_dispatcher_pb2.HeartbeatResponse]: ...
+        request_iterator: _abc.AsyncIterator[_dispatcher_pb2.HeartbeatRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_dispatcher_pb2.HeartbeatRequest], _abc.AsyncIterator[_dispatcher_pb2.HeartbeatResponse]],
+    ) -> _abc.AsyncIterator[_dispatcher_pb2.HeartbeatResponse]:
+        """Beats for as long as the session lasts. Answered once in a while, and when the period changes."""
 
     @_abc_1.abstractmethod
     def UpdateTaskStatus(

@@ -311,6 +311,36 @@ MOUNT_RECURSIVE_WRITABLE: MountRecursive.ValueType  # 2
 MOUNT_RECURSIVE_READONLY: MountRecursive.ValueType  # 3
 Global___MountRecursive: _TypeAlias = MountRecursive  # noqa: Y015
 
+class _DisconnectAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DisconnectActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DisconnectAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISCONNECT_ACTION_REPLACE: _DisconnectAction.ValueType  # 0
+    DISCONNECT_ACTION_WAIT: _DisconnectAction.ValueType  # 1
+
+class DisconnectAction(_DisconnectAction, metaclass=_DisconnectActionEnumTypeWrapper): ...
+
+DISCONNECT_ACTION_REPLACE: DisconnectAction.ValueType  # 0
+DISCONNECT_ACTION_WAIT: DisconnectAction.ValueType  # 1
+Global___DisconnectAction: _TypeAlias = DisconnectAction  # noqa: Y015
+
+class _ReturnAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReturnActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReturnAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETURN_ACTION_KEEP_REPLACEMENT: _ReturnAction.ValueType  # 0
+    RETURN_ACTION_KEEP_ORIGINAL: _ReturnAction.ValueType  # 1
+
+class ReturnAction(_ReturnAction, metaclass=_ReturnActionEnumTypeWrapper): ...
+
+RETURN_ACTION_KEEP_REPLACEMENT: ReturnAction.ValueType  # 0
+RETURN_ACTION_KEEP_ORIGINAL: ReturnAction.ValueType  # 1
+Global___ReturnAction: _TypeAlias = ReturnAction  # noqa: Y015
+
 @_typing.final
 class Version(_message.Message):
     """Version of an object: the index of the log entry that last wrote it."""
@@ -597,6 +627,37 @@ class RestartPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_ns) -> _WhichOneofReturnType__delay_ns | None: ...
 
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
+
+@_typing.final
+class DisconnectPolicy(_message.Message):
+    """What becomes of a task whose node is lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    WAIT_NS_FIELD_NUMBER: _builtins.int
+    ON_RETURN_FIELD_NUMBER: _builtins.int
+    action: Global___DisconnectAction.ValueType
+    wait_ns: _builtins.int
+    """With WAIT: how long the node may stay away. Unset: 10 minutes."""
+    on_return: Global___ReturnAction.ValueType
+    """Which of the two stays when the node comes back and the task still runs."""
+    def __init__(
+        self,
+        *,
+        action: Global___DisconnectAction.ValueType = ...,
+        wait_ns: _builtins.int | None = ...,
+        on_return: Global___ReturnAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ns", b"_wait_ns", "wait_ns", b"wait_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ns", b"_wait_ns", "action", b"action", "on_return", b"on_return", "wait_ns", b"wait_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_ns: _TypeAlias = _typing.Literal["wait_ns"]  # noqa: Y015
+    _WhichOneofArgType__wait_ns: _TypeAlias = _typing.Literal["_wait_ns", b"_wait_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_ns) -> _WhichOneofReturnType__wait_ns | None: ...
+
+Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
 
 @_typing.final
 class UpdateConfig(_message.Message):

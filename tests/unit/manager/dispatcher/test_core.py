@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from manager.dispatcher.core import FIRST_CONTACT_S, MISSED_BEATS_MAX, Sessions
+from manager.dispatcher.core import FIRST_CONTACT_S, Sessions
+from manager.dispatcher.detector import MISSED_BEATS_MIN, Detector, Verdict
 from shoal.errors import FailedPrecondition
 
 NODES = st.sampled_from(["n1", "n2", "n3"])
@@ -19,10 +20,11 @@ class SessionsMachine(RuleBasedStateMachine):
         self.sessions = Sessions(period_s=1.0)
         self.now_s = 100.0
         self.count = 0
-        self.open: dict[str, tuple[str, float]] = {}
+        self.open: dict[str, str] = {}
+        self.detectors: dict[str, Detector] = {}
         self.awaited: dict[str, float] = {}
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 3.9, 4.0, 10.0, 31.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.9, 4.0, 10.0, 31.0]))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
 
@@ -30,22 +32,26 @@ class SessionsMachine(RuleBasedStateMachine):
     def register(self, node: str) -> None:
         self.count += 1
         self.sessions.register(node, f"s{self.count}", self.now_s)
-        self.open[node] = (f"s{self.count}", self.now_s + self.grace())
+        self.open[node] = f"s{self.count}"
         self.awaited.pop(node, None)
+        detector = self.detectors.setdefault(node, Detector(period_s=1.0))
+        detector.period_s = self.sessions.period_s
+        detector.begin(self.now_s)
 
     @rule(node=NODES, stale=st.booleans())
     def beat(self, node: str, stale: bool) -> None:
-        session_id = "stale" if stale else self.open.get(node, ("none", 0))[0]
+        session_id = "stale" if stale else self.open.get(node, "none")
         if stale or node not in self.open:
             with pytest.raises(FailedPrecondition, match="session is over: register again"):
                 self.sessions.beat(node, session_id, self.now_s)
             return
         self.sessions.beat(node, session_id, self.now_s)
-        self.open[node] = (session_id, self.now_s + self.grace())
+        self.detectors[node].beat(self.now_s)
+        self.detectors[node].period_s = self.sessions.period_s
 
     @rule(node=NODES, stale=st.booleans())
     def close(self, node: str, stale: bool) -> None:
-        session_id = "stale" if stale else self.open.get(node, ("none", 0))[0]
+        session_id = "stale" if stale else self.open.get(node, "none")
         closes = node in self.open and not stale
         assert self.sessions.close(node, session_id) is closes
         if closes:
@@ -56,18 +62,26 @@ class SessionsMachine(RuleBasedStateMachine):
         self.sessions.forget(node)
         self.open.pop(node, None)
         self.awaited.pop(node, None)
+        self.detectors.pop(node, None)
+
+    @rule(node=NODES, stale=st.booleans())
+    def disconnect(self, node: str, stale: bool) -> None:
+        self.sessions.disconnect(node, "stale" if stale else self.open.get(node, "none"))
+        if node in self.open and not stale:
+            self.detectors[node].disconnect()
 
     @rule(nodes=st.frozensets(NODES))
     def expect(self, nodes: frozenset[str]) -> None:
         self.sessions.expect(nodes, self.now_s)
-        wait_s = max(FIRST_CONTACT_S, self.grace())
+        wait_s = max(FIRST_CONTACT_S, MISSED_BEATS_MIN * self.sessions.period_s)
         for node in nodes - self.open.keys():
             self.awaited.setdefault(node, self.now_s + wait_s)
 
     @rule(seconds=st.sampled_from([0.5, 5.0]))
     def stall(self, seconds: float) -> None:
         self.sessions.postpone(seconds)
-        self.open = {node: (key, at + seconds) for node, (key, at) in self.open.items()}
+        for node in self.open:
+            self.detectors[node].postpone(seconds)
         self.awaited = {node: at + seconds for node, at in self.awaited.items()}
 
     @rule(period_s=st.sampled_from([0.1, 1.0, 60.0]))
@@ -76,7 +90,9 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        late = {node for node, (_, at_s) in self.open.items() if at_s <= self.now_s}
+        late = {node for node in self.open if self.detectors[node].next_wakeup() <= self.now_s}
+        for node in late:
+            self.detectors[node].fail(self.now_s)
         late |= {node for node, at_s in self.awaited.items() if at_s <= self.now_s}
         assert self.sessions.expire(self.now_s) == sorted(late)
         assert self.sessions.expire(self.now_s) == []
@@ -88,14 +104,18 @@ class SessionsMachine(RuleBasedStateMachine):
     def same(self) -> None:
         assert self.sessions.connected() == self.open.keys()
         assert self.sessions.known() == self.open.keys() | self.awaited.keys()
-        deadlines = [at_s for _, at_s in self.open.values()] + list(self.awaited.values())
+        deadlines = [self.detectors[node].next_wakeup() for node in self.open]
+        deadlines += self.awaited.values()
         assert self.sessions.next_deadline_s() == min(deadlines, default=None)
-        for node, (session_id, _) in self.open.items():
+        suspects = {
+            node
+            for node in self.open
+            if self.detectors[node].verdict(self.now_s) is Verdict.SUSPECT
+        }
+        assert self.sessions.suspects(self.now_s) == suspects
+        for node, session_id in self.open.items():
             self.sessions.check(node, session_id)
             assert self.sessions.is_connected(node)
-
-    def grace(self) -> float:
-        return self.sessions.period_s * MISSED_BEATS_MAX
 
 
 TestSessions = SessionsMachine.TestCase

@@ -69,6 +69,16 @@ async def read(call):
     return message
 
 
+async def beat(stub: DispatcherStub, session_id: str) -> None:
+    """Beat once; fails with what the manager says."""
+
+    async def once():
+        yield pb.HeartbeatRequest(session_id=session_id)
+
+    async for _ in stub.Heartbeat(once()):
+        pass
+
+
 async def ended(call) -> str:
     """How a stream ends; fails when it goes on."""
     async with asyncio.timeout(TIMEOUT_S):
@@ -115,10 +125,16 @@ async def test_a_session_tells_the_node_who_it_is_and_what_changes(rig):
     rig.put(node.replaced(ingress=NodeIngress(index=4, subnet="10.240.16.0/22")))
     while (await read(call)).node.ingress.index != 4:
         pass  # news of its own registration
-    response = await rig.stub.Heartbeat(pb.HeartbeatRequest(session_id=first.session_id))
-    assert response.period_ns == 1_000_000_000
+    beats = rig.stub.Heartbeat()
+    await beats.write(pb.HeartbeatRequest(session_id=first.session_id))
+    assert (await read(beats)).period_ns == 250_000_000
+    rig.dispatcher.sessions.period_s = 0.5
+    await beats.write(pb.HeartbeatRequest(session_id=first.session_id))
+    assert (await read(beats)).period_ns == 500_000_000
     await rig.stub.CloseSession(pb.CloseSessionRequest(session_id=first.session_id))
     assert (await ended(call)).startswith("FAILED_PRECONDITION the session is over")
+    await beats.write(pb.HeartbeatRequest(session_id=first.session_id))
+    assert (await ended(beats)).startswith("FAILED_PRECONDITION the session is over")
     assert rig.store.view.nodes.resolve("n1").status.state is NodeState.DISCONNECTED
 
 
@@ -169,7 +185,7 @@ async def test_a_second_session_ends_the_first_and_its_calls(rig):
     assert (await ended(old_call)).startswith("FAILED_PRECONDITION the session is over")
     over = old.session_id
     calls = [
-        rig.stub.Heartbeat(pb.HeartbeatRequest(session_id=over)),
+        beat(rig.stub, over),
         rig.stub.UpdateTaskStatus(pb.UpdateTaskStatusRequest(session_id=over)),
         rig.stub.AcknowledgeEndpoints(pb.AcknowledgeEndpointsRequest(session_id=over)),
         (await rig.assignments(over)).read(),
@@ -184,8 +200,8 @@ async def test_a_second_session_ends_the_first_and_its_calls(rig):
 async def test_a_session_belongs_to_the_node_of_the_certificate(rig):
     _, first = await rig.session()
     async with rig.at.channel(N2) as channel:
-        beat = DispatcherStub(channel).Heartbeat(pb.HeartbeatRequest(session_id=first.session_id))
-        assert (await refusal(beat)).startswith("FAILED_PRECONDITION the session is over")
+        call = beat(DispatcherStub(channel), first.session_id)
+        assert (await refusal(call)).startswith("FAILED_PRECONDITION the session is over")
 
 
 async def test_a_removed_node_loses_its_streams_at_once_and_is_refused(rig):
@@ -208,9 +224,7 @@ async def test_a_node_that_stops_beating_is_down_and_its_streams_end(rig):
     session, first = await rig.session()
     stream = await rig.assignments(first.session_id)
     await read(stream)
-    rig.dispatcher.sessions.period_s = 0.05
-    beat = pb.HeartbeatRequest(session_id=first.session_id)
-    await rig.stub.Heartbeat(beat)
+    await beat(rig.stub, first.session_id)
     assert (await ended(session)).startswith("FAILED_PRECONDITION the session is over")
     assert (await ended(stream)).startswith("FAILED_PRECONDITION the session is over")
     await until(lambda: rig.store.view.nodes.resolve("n1").status.state is NodeState.DOWN)
