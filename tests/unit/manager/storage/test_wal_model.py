@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from manager.storage.entries import Batch, Entry, HardState, SnapshotMark
+from manager.storage.entries import Batch, Entry, HardState, Recovered, SnapshotMark
 from manager.storage.errors import CorruptLog, StorageFailed
+from manager.storage.keyring import KEYS_MAX, KeyRing
 from manager.storage.wal import SEGMENT_BYTES_MIN, Wal
 from shoal.errors import ResourceExhausted
 from tests.unit.manager.storage.support import IDENTITY, FaultyFiles
@@ -23,12 +24,21 @@ Model = tuple[HardState, SnapshotMark | None, dict[int, Entry]]
 class LogMachine(RuleBasedStateMachine):
     """`model` is what was acknowledged; a crash may only lose what was not."""
 
+    sealed = False
+
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="shoal-wal-"))
+        self.keys = None
+        if self.sealed:
+            self.keys = KeyRing.create(self.root / "keys.json", IDENTITY.cluster_id)
         self.files = FaultyFiles()
         self.wal = Wal.create(
-            self.root / "raft", IDENTITY, segment_bytes=SEGMENT_BYTES_MIN, files=self.files
+            self.root / "raft",
+            IDENTITY,
+            segment_bytes=SEGMENT_BYTES_MIN,
+            files=self.files,
+            keys=self.keys,
         )
         self.hard_state = HardState()
         self.mark: SnapshotMark | None = None
@@ -135,12 +145,24 @@ class LogMachine(RuleBasedStateMachine):
             self.released = max(self.released, index)
 
     @rule()
+    def rotate(self) -> None:
+        """What follows is sealed with another key; those that no segment needs go."""
+        if self.keys is None:
+            return
+        self.keys.drop(self.keys.retired - self.wal.key_ids())
+        if len(self.keys.retired) < KEYS_MAX - 1:
+            self.keys.rotate_data_key()
+
+    def open(self, directory: Path, **options) -> tuple[Wal, Recovered]:
+        return Wal.open(
+            directory, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN, keys=self.keys, **options
+        )
+
+    @rule()
     def restart(self, either: Model | None = None) -> None:
         self.wal.close()
         self.check_copy()
-        self.wal, recovered = Wal.open(
-            self.wal.directory, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN, files=self.files
-        )
+        self.wal, recovered = self.open(self.wal.directory, files=self.files)
         got = (recovered.hard_state, recovered.mark, {e.index: e for e in recovered.entries})
         if either is not None and not self.same(got, self.model()):
             self.hard_state, self.mark, self.entries = either
@@ -151,9 +173,9 @@ class LogMachine(RuleBasedStateMachine):
         """Two restarts give the same: replay has no memory but the disk."""
         copy = self.root / "copy"
         shutil.copytree(self.wal.directory, copy)
-        wal, first = Wal.open(copy, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN)
+        wal, first = self.open(copy)
         wal.close()
-        wal, second = Wal.open(copy, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN)
+        wal, second = self.open(copy)
         wal.close()
         assert (second.hard_state, second.mark, second.entries) == (
             first.hard_state,
@@ -170,12 +192,12 @@ class LogMachine(RuleBasedStateMachine):
         self.wal.close()
         shutil.copytree(self.wal.directory, copy)
         self.restart()
-        wal, before = Wal.open(copy, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN)
+        wal, before = self.open(copy)
         old = sorted(copy.glob("*.wal"))[-1]
         old_end = len(old.read_bytes().rstrip(b"\0"))
         wal.append_all([batch])
         wal.close()
-        wal, after = Wal.open(copy, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN)
+        wal, after = self.open(copy)
         wal.close()
         path = sorted(copy.glob("*.wal"))[-1]
         content = path.read_bytes()
@@ -186,7 +208,7 @@ class LogMachine(RuleBasedStateMachine):
             content[:at] + (bytes(len(content) - at) if cut else flip + content[at + 1 :])
         )
         try:
-            wal, got = Wal.open(copy, IDENTITY, segment_bytes=SEGMENT_BYTES_MIN)
+            wal, got = self.open(copy)
         except CorruptLog:
             pass
         else:
@@ -219,3 +241,13 @@ LogMachine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLog = LogMachine.TestCase
+
+
+class SealedLogMachine(LogMachine):
+    """The same log, encrypted at rest."""
+
+    sealed = True
+
+
+SealedLogMachine.TestCase.settings = LogMachine.TestCase.settings
+TestSealedLog = SealedLogMachine.TestCase
