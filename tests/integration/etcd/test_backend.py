@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from manager.etcd.election import Election, Leadership
 from manager.etcd.errors import Compacted
+from manager.etcd.keys import Keys
 from manager.store.store import TransactionTooLarge
 from shoal.errors import (
     DeadlineExceeded,
@@ -30,7 +32,7 @@ from tests.support.etcd import (
     needs_etcd,
     until_leader,
 )
-from tests.support.managing import until
+from tests.support.managing import running, until
 from tests.support.planning import a_service, a_task
 
 pytestmark = [pytest.mark.etcd, needs_etcd]
@@ -94,6 +96,45 @@ async def test_two_that_write_at_once_are_kept_apart_by_etcd(server: Etcd, prefi
         await two.commit([remove(two.view.services.resolve("web"))])
         await one.commit([create(a_service("other").replaced(spec=a_service("web").spec))])
         await until(lambda: one.rows() == two.rows())
+
+
+async def test_a_mirror_that_lags_refuses_nothing_before_it_has_caught_up(
+    server: Etcd, prefix: str
+):
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(Wire(server.port))
+        late, _ = await stack.enter_async_context(etcd_store(through(wire, prefix)))
+        store, _ = await stack.enter_async_context(etcd_store(server.url(prefix)))
+        wire.answers.clear()
+        made = await store.commit([create(a_service("web"))])
+        proposed = asyncio.create_task(late.commit([update(a_service("web", replicas=7))]))
+        await asyncio.sleep(0.2)
+        assert not proposed.done()
+        assert len(late.view.services) == 0
+        wire.answers.set()
+        (event,) = (await proposed).events
+        assert event.old == made.events[0].object
+
+
+async def test_leadership_is_announced_when_the_store_has_caught_up(server: Etcd, prefix: str):
+    caught_up = asyncio.Event()
+    fences: list[int] = []
+
+    async def catch_up(fence: int) -> None:
+        fences.append(fence)
+        await caught_up.wait()
+
+    async with etcd_client(server.url(prefix)) as client:
+        election = Election(client, Keys(prefix), address="me:1", ttl_s=10, catch_up=catch_up)
+        async with running(election.run):
+            await until(lambda: fences)
+            assert not election.current.leader
+            caught_up.set()
+            await until(lambda: election.current.leader)
+            assert election.current == Leadership(True, fences[0], "me:1")
+        assert not election.current.leader
+        held = await client.range(pb.RangeRequest(key=Keys(prefix).leader))
+        assert held.count == 0, "the leadership is given back at the end"
 
 
 async def test_followers_mirror_and_refuse_to_write(server: Etcd, prefix: str):

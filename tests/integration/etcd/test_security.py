@@ -102,10 +102,31 @@ async def test_tls_with_client_certificates(tmp_path: Path):
         server.kill()
 
 
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Etcd]:
-    """With a user `shoal` that may use the prefix /mine/ alone."""
-    with etcd_server(tmp_path / "etcd") as server:
+def jwt_options(directory: Path) -> str:
+    """Signed tokens, which name the revision of the users that they are for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = directory / "token.key", directory / "token.pem"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return f"jwt,pub-key={public},priv-key={private},sign-method=ES256,ttl=1h"
+
+
+@pytest.fixture(params=["simple", "jwt"])
+def guarded(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Etcd]:
+    """With a user `shoal` that may use the prefix /mine/ alone; its tokens end soon."""
+    token = "simple" if request.param == "simple" else jwt_options(tmp_path)
+    options = ["--auth-token", token, "--auth-token-ttl", "1"]
+    with etcd_server(tmp_path / "etcd", options=options) as server:
         for command in (
             "user add root:top",
             "user grant-role root root",
@@ -148,11 +169,11 @@ async def test_a_user_has_its_prefix_and_nothing_else(guarded: Etcd, tmp_path: P
         assert answer.count == 1
 
 
-async def test_a_forgotten_token_is_renewed(guarded: Etcd, tmp_path: Path):
+async def test_a_store_lives_on_when_its_tokens_end(guarded: Etcd, tmp_path: Path):
     url = with_password(guarded, tmp_path, "mine", "secret")
     async with etcd_store(url, address="me:1") as (store, consensus):
         await store.commit([create(a_task("t1"))])
-        guarded.kill()  # its tokens are in its memory alone
+        guarded.kill()
         await asyncio.to_thread(guarded.start)
         async for one in consensus.leadership():
             if one.leader:
@@ -162,6 +183,19 @@ async def test_a_forgotten_token_is_renewed(guarded: Etcd, tmp_path: Path):
         guarded.ctl("user", "add", "another:x")  # the revision of the users rises
         await store.commit([create(a_task("t3"))])
         await until(lambda: len(store.view.tasks) == 3)
+
+
+async def test_a_client_without_a_watch_renews_its_token_too(guarded: Etcd, tmp_path: Path):
+    async with etcd_client(with_password(guarded, tmp_path, "mine", "secret")) as client:
+        await client.range(pb.RangeRequest(key=b"/mine/x"))
+        old = client._token
+        guarded.ctl("user", "add", "another:x")  # ends signed tokens
+        await asyncio.sleep(4)  # ends the others, which etcd looks after once a second
+        put = pb.RequestOp(request_put=pb.PutRequest(key=b"/mine/x", value=b"1"))
+        await client.txn(pb.TxnRequest(success=[put]))
+        assert client._token != old
+        answer = await client.range(pb.RangeRequest(key=b"/mine/x"))
+        assert answer.kvs[0].value == b"1"
 
 
 async def test_a_user_where_etcd_has_none(tmp_path: Path):
