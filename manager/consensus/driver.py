@@ -23,7 +23,7 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from manager.consensus.interfaces import Transport
+from manager.consensus.interfaces import RemovedFromCluster, Transport
 from manager.consensus.metrics import (
     APPLIED_INDEX,
     LEADER_CHANGES,
@@ -50,7 +50,6 @@ from manager.store.apply import Commit
 from manager.store.store import Store, TransactionTooLarge
 from shoal.aio.observed import Observed
 from shoal.errors import (
-    FailedPrecondition,
     InvalidArgument,
     NotLeader,
     SwarmError,
@@ -241,7 +240,7 @@ class RaftDriver:
         """A member says that this manager was removed: it is not needed any more."""
         _log.warning("raft.removed", told_by=f"{raft_id:x}", reason=reason)
         self._fail(
-            FailedPrecondition("this manager was removed from the cluster: leave and join again")
+            RemovedFromCluster("this manager was removed from the cluster: leave and join again")
         )
 
     def open_snapshot(self, index: int, term: int) -> SnapshotFile | None:
@@ -286,6 +285,11 @@ class RaftDriver:
             f"this manager does not lead the cluster, {member.address} does",
             leader_address=member.address,
         )
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the log waits for space."""
+        return self._rounds.disk_full is not None
 
     @property
     def oldest_proposal_s(self) -> float | None:

@@ -9,6 +9,11 @@ from manager.consensus.roster import Roster
 from manager.raft.messages import Message
 from manager.storage.snapshot_dir import SnapshotFile
 from manager.storage.snapshot_file import SnapshotRecord
+from shoal.errors import FailedPrecondition
+
+
+class RemovedFromCluster(FailedPrecondition):
+    """The others removed this manager: its log is of no use any more, nor is its raft id."""
 
 
 class Transport(Protocol):

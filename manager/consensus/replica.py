@@ -21,7 +21,7 @@ from manager.raft.node import Raft
 from manager.store.store import Store
 from manager.store.tables import Tables
 from shoal.aio.observed import Observed
-from shoal.errors import InvariantViolation, SwarmError
+from shoal.errors import InvariantViolation, SwarmError, Unavailable
 from shoal.wire.objects import entry_from_bytes
 
 APPLY_SLICE_S = 0.01
@@ -71,7 +71,12 @@ class Replica:
                 f"entry {entry.index} cannot be read ({error.message}): a newer version wrote it,"
                 " run that one on every manager"
             ) from error
-        result = self.store.apply(transaction, entry.index)
+        try:
+            result = self.store.apply(transaction, entry.index)
+        except BaseException:
+            if proposal is not None:
+                proposal.refuse(Unavailable("the manager failed while applying the change"))
+            raise
         if proposal is None:
             return
         if isinstance(result, SwarmError):

@@ -107,8 +107,14 @@ class Rounds:
             except ResourceExhausted as error:
                 if self.disk_full is None:
                     _log.error("log.disk_full", reason=error.message)
-                    self._replica.proposals.lose(error)
                 self.disk_full = error
+                # They stay in the log of this leader, and maybe in that of others.
+                self._replica.proposals.lose(
+                    ResourceExhausted(
+                        f"{error.message}; the change may still be committed when there is space:"
+                        " read the state before trying again"
+                    )
+                )
                 await asyncio.sleep(DISK_FULL_PAUSE_S)
             else:
                 break

@@ -89,7 +89,7 @@ class MembersKeeper:
 
 
 class WedgeWatch:
-    """Gives leadership away when proposals are not applied. Runs on the leader only."""
+    """Gives leadership away when proposals are not applied, or the disk is full. Leader only."""
 
     def __init__(self, driver: RaftDriver, changes: MembershipChanges) -> None:
         self._driver = driver
@@ -101,11 +101,13 @@ class WedgeWatch:
         while True:
             await asyncio.sleep(1.0)
             since_s = self._driver.oldest_proposal_s
-            if since_s is None or loop.time() - since_s < WEDGED_S:
+            waiting_s = 0.0 if since_s is None else loop.time() - since_s
+            if waiting_s < WEDGED_S and not self._driver.disk_full:
                 continue
             _log.error(
                 "raft.wedged",
-                waiting_s=round(loop.time() - since_s, 1),
+                waiting_s=round(waiting_s, 1),
+                disk_full=self._driver.disk_full,
                 applied=self._driver.replica.applied,
                 committed=self._driver.raft.committed,
                 last=self._driver.raft.last_index,

@@ -10,12 +10,11 @@ from typing import Protocol
 
 import pytest
 
-from manager.consensus.local import LocalConsensus, recover
 from manager.store.store import Store
+from tests.support.alone import alone
 from tests.support.etcd import Etcd, etcd_server, etcd_store, needs_etcd
 from tests.support.managing import HandClock
 
-CLUSTER = "c" * 25
 _prefixes = count(1)
 
 
@@ -34,11 +33,7 @@ class Embedded:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Store]:
-        recovery = recover(self._directory, CLUSTER, segment_bytes=1 << 22)
-        store = Store(recovery.tables, self.clock)
-        consensus = LocalConsensus(recovery, store)
-        store.attach(consensus)
-        async with consensus:
+        async with alone(self._directory, clock=self.clock) as (store, _):
             yield store
 
 
