@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from shoal.model.reference import parse_reference
 from worker.images import index
 from worker.images.model import ImageConfig
-from shoal.model.reference import parse_reference
 
 MANIFEST = "sha256:" + "d" * 64
 
