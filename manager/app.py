@@ -208,7 +208,9 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
         maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
     )
     raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(manager.transport), server)
-    node_pb2_grpc.add_ManagerControlServicer_to_server(ManagerControlServer(manager.live), server)
+    node_pb2_grpc.add_ManagerControlServicer_to_server(
+        ManagerControlServer(manager.live, manager.store, manager.clock), server
+    )
     node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(manager.why_not_ready), server)
     server.add_generic_rpc_handlers((manager.router,))
     _bind(server, manager)
@@ -297,8 +299,12 @@ async def _follow_cluster(manager: Manager) -> None:
 
     def use(cluster: Cluster | None) -> None:
         if cluster is not None:
-            removed = frozenset(NodeId(node_id) for node_id in cluster.blacklisted_certificates)
-            manager.live.verifier.replace_removed(removed)
+            manager.live.verifier.replace_removed(
+                {
+                    NodeId(node_id): entry.expires_at_ns
+                    for node_id, entry in cluster.blacklisted_certificates.items()
+                }
+            )
             manager.live.believe(trust_of(cluster.root_ca))
             manager.driver.snapshots.interval = _interval(cluster)
 

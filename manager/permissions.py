@@ -41,7 +41,7 @@ def permissions() -> Permissions:
             **allow(f"{API}.Raft", ("Stream", "SendSnapshot"), Role.MANAGER),
             **allow(f"{API}.RaftMembership", ("Join", "Leave"), Role.MANAGER),
             **allow(f"{API}.Ca", ("ConfirmNodeCertificate",), *agents),
-            **allow(f"{API}.ManagerControl", ("ReloadIdentity",), Role.LOCAL),
+            **allow(f"{API}.ManagerControl", ("ReloadIdentity", "RenewExpired"), Role.LOCAL),
             **allow(f"{API}.Telemetry", ("GetMetrics", "GetReadiness"), Role.LOCAL),
         }
     )

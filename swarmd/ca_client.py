@@ -7,12 +7,13 @@ docs/design/identity.md for the sequence.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import msgspec
 
-from shoal.api.v1 import ca_pb2, ca_pb2_grpc, types_pb2
-from shoal.errors import Internal
+from shoal.api.v1 import ca_pb2, ca_pb2_grpc, node_pb2_grpc, types_pb2
+from shoal.errors import Internal, Unavailable
 from shoal.model.enums import NodeAvailability
 from shoal.security.grpc_tls import (
     channel_credentials,
@@ -89,18 +90,27 @@ async def renew_as_member(target: str, identity: NodeIdentity) -> NodeIdentity:
     Raises SwarmError: what the manager refuses with, Unavailable, DeadlineExceeded.
     """
     async with _member_channel(target, identity) as channel:
-        return await _renew(channel, identity, prove=False)
+        return await _renew(ca_pb2_grpc.CaStub(channel).IssueNodeCertificate, identity, prove=False)
 
 
 async def renew_expired(target: str, identity: NodeIdentity) -> NodeIdentity:
     """The same for a certificate that has expired: the node shows the joiner identity."""
     async with secure_channel(target, joiner_credentials(identity.root_pem)) as channel:
-        return await _renew(channel, identity, prove=True)
+        return await _renew(ca_pb2_grpc.CaStub(channel).IssueNodeCertificate, identity, prove=True)
 
 
 async def renew_locally(upstream: Upstream, identity: NodeIdentity) -> NodeIdentity:
-    """The same from this node's own manager, which answers also when its certificate has ended."""
-    return await _renew(await upstream.channel(), identity, prove=True)
+    """The same through this node's own manager, which answers also when its certificate has ended.
+
+    It passes the request on to the leader. If there is none and the certificate has expired, it
+    renews its own: managers that were all away for too long cannot elect a leader before.
+    """
+    channel = await upstream.channel()
+    try:
+        return await _renew(ca_pb2_grpc.CaStub(channel).IssueNodeCertificate, identity, prove=True)
+    except Unavailable:
+        own = node_pb2_grpc.ManagerControlStub(channel).RenewExpired
+        return await _renew(own, identity, prove=True)
 
 
 async def confirm(target: str, identity: NodeIdentity) -> None:
@@ -108,7 +118,8 @@ async def confirm(target: str, identity: NodeIdentity) -> None:
     async with _member_channel(target, identity) as channel:
         try:
             await ca_pb2_grpc.CaStub(channel).ConfirmNodeCertificate(
-                ca_pb2.ConfirmNodeCertificateRequest(), timeout=TIMEOUT_S
+                ca_pb2.ConfirmNodeCertificateRequest(certificate=identity.certificate_pem),
+                timeout=TIMEOUT_S,
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -119,7 +130,8 @@ def _member_channel(target: str, identity: NodeIdentity) -> grpc.aio.Channel:
     return secure_channel(target, credentials)
 
 
-async def _renew(channel: grpc.aio.Channel, identity: NodeIdentity, *, prove: bool) -> NodeIdentity:
+async def _renew(ask: Any, identity: NodeIdentity, *, prove: bool) -> NodeIdentity:
+    """ask: the method of a stub."""
     key_pem = await asyncio.to_thread(make_key)
     request = ca_pb2.IssueNodeCertificateRequest(csr=make_csr(key_pem))
     if prove:
@@ -127,7 +139,7 @@ async def _renew(channel: grpc.aio.Channel, identity: NodeIdentity, *, prove: bo
         request.expired.certificate = proof.certificate_pem
         request.expired.signature = proof.signature
     try:
-        answer = await ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(request, timeout=TIMEOUT_S)
+        answer = await ask(request, timeout=TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
     renewed = make_identity(answer.certificate, key_pem, answer.root_certificate)

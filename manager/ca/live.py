@@ -14,13 +14,16 @@ import grpc
 import structlog
 from typing_extensions import override
 
-from shoal.api.v1 import node_pb2
+from manager.ca.server import renewed
+from manager.store.store import Store
+from shoal.api.v1 import ca_pb2, node_pb2
 from shoal.api.v1.node_pb2_grpc import ManagerControlServicer
 from shoal.clock import Clock
-from shoal.errors import FailedPrecondition
+from shoal.errors import FailedPrecondition, PermissionDenied
 from shoal.security.grpc_tls import channel_credentials, server_credentials
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.security.peer import PeerVerifier
+from shoal.security.roles import LOCAL
 from shoal.security.trust import merge_roots
 
 _log = structlog.get_logger()
@@ -84,8 +87,10 @@ class LiveIdentity:
 class ManagerControlServer(ManagerControlServicer):
     """Serves `shoal.api.v1.ManagerControl` to swarmd."""
 
-    def __init__(self, live: LiveIdentity) -> None:
+    def __init__(self, live: LiveIdentity, store: Store, clock: Clock) -> None:
         self._live = live
+        self._store = store
+        self._clock = clock
 
     @override
     async def ReloadIdentity(
@@ -95,3 +100,19 @@ class ManagerControlServer(ManagerControlServicer):
     ) -> node_pb2.ReloadIdentityResponse:
         await self._live.reload()
         return node_pb2.ReloadIdentityResponse()
+
+    @override
+    async def RenewExpired(
+        self,
+        request: ca_pb2.IssueNodeCertificateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ca_pb2.IssueNodeCertificateResponse:
+        own = self._live.identity
+        now_ns = self._clock.now_ns()
+        if now_ns < own.not_after_ns:
+            raise FailedPrecondition(
+                "the manager's certificate has not expired: the leader renews it"
+            )
+        if request.token or request.expired.certificate != own.certificate_pem:
+            raise PermissionDenied("expired: must prove this manager's own certificate")
+        return renewed(self._store.view, request, LOCAL, now_ns)

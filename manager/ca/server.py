@@ -46,7 +46,7 @@ from shoal.model.specs import NodeSpec
 from shoal.model.types import Annotations, NodeCertificate, NodeDescription
 from shoal.security.peer import current_peer
 from shoal.security.recovery import ExpiredProof
-from shoal.security.roles import Role
+from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import RootCA
 from shoal.security.trust import issuer_key_id, load_certificate
 
@@ -81,15 +81,18 @@ class CaServer(CaServicer):
         if request.token and request.HasField("expired"):
             raise InvalidArgument("token: must be empty when an expired certificate is renewed")
         if not request.token:
-            return self._renew(request)
+            return renewed(self._store.view, request, current_peer(), self._clock.now_ns())
         return await self._join(request)
 
     @override
     async def ConfirmNodeCertificate(
         self, request: pb.ConfirmNodeCertificateRequest, context: Context
     ) -> pb.ConfirmNodeCertificateResponse:
-        node_id = current_peer().node_id
-        shown = load_certificate(next(iter(context.auth_context()["x509_pem_cert"])))
+        peer = current_peer()
+        trust = authority_of(self._cluster()).trust
+        shown = load_certificate(request.certificate)
+        if trust.identify(shown).node_id != peer.node_id:
+            raise PermissionDenied("certificate: must be the caller's own")
         seen = NodeCertificate(
             issuer_key_id=issuer_key_id(shown),
             not_before_ns=int(shown.not_valid_before_utc.timestamp()) * NS_PER_S,
@@ -97,7 +100,7 @@ class CaServer(CaServicer):
         )
 
         def build(view: View) -> list[Change]:
-            node = _require_node(view, node_id)
+            node = _require_node(view, peer.node_id)
             known = node.certificate
             if known is not None and known.not_before_ns >= seen.not_before_ns:
                 return []  # the same, or an older one that is still valid
@@ -105,34 +108,6 @@ class CaServer(CaServicer):
 
         await commit_with_retry(self._store, build)
         return pb.ConfirmNodeCertificateResponse()
-
-    def _renew(self, request: pb.IssueNodeCertificateRequest) -> pb.IssueNodeCertificateResponse:
-        cluster = self._cluster()
-        authority, now_ns = authority_of(cluster), self._clock.now_ns()
-        if request.HasField("expired"):
-            proof = ExpiredProof(request.expired.certificate, request.expired.signature)
-            former = former_node(authority, request.csr, proof, now_ns=now_ns)
-            peer = former.peer
-            node = _require_node(self._store.view, peer.node_id)
-            if node.certificate and former.not_before_ns < node.certificate.not_before_ns:
-                raise PermissionDenied(
-                    "the node has had a newer certificate than this one: restore the newer "
-                    "identity, or let the node leave and join again"
-                )
-        else:
-            peer = current_peer()
-            if not peer.role.certified:
-                raise PermissionDenied(
-                    "a join token is needed: get one with `swarmctl join-token worker`"
-                )
-            node = _require_node(self._store.view, peer.node_id)
-        if peer.node_id in cluster.blacklisted_certificates:
-            raise PermissionDenied(_REMOVED)
-        role = Role.MANAGER if node.certified_role is NodeRole.MANAGER else Role.WORKER
-        issued = issue_to_node(authority, request.csr, peer=peer, role=role, now_ns=now_ns)
-        expired = request.HasField("expired")
-        _log.info("certificate.renewed", node_id=peer.node_id, role=role, expired=expired)
-        return _answer(cluster, issued)
 
     async def _join(
         self, request: pb.IssueNodeCertificateRequest
@@ -168,6 +143,39 @@ class CaServer(CaServicer):
 
     def _cluster(self) -> Cluster:
         return _require_cluster(self._store.view)
+
+
+def renewed(
+    view: View, request: pb.IssueNodeCertificateRequest, caller: PeerIdentity, now_ns: int
+) -> pb.IssueNodeCertificateResponse:
+    """Another certificate for a node of the cluster, by its proof if it sends one.
+
+    caller: who the connection shows it to be. Raises PermissionDenied for a removed node, for
+    nobody's node and for a certificate that is too old; what the proof is refused with.
+    """
+    cluster = _require_cluster(view)
+    authority = authority_of(cluster)
+    expired = request.HasField("expired")
+    if expired:
+        proof = ExpiredProof(request.expired.certificate, request.expired.signature)
+        former = former_node(authority, request.csr, proof, now_ns=now_ns)
+        peer, node = former.peer, _require_node(view, former.peer.node_id)
+        if node.certificate and former.not_before_ns < node.certificate.not_before_ns:
+            raise PermissionDenied(
+                "the node has had a newer certificate than this one: restore the newer identity, "
+                "or let the node leave and join again"
+            )
+    elif caller.role.certified:
+        peer, node = caller, _require_node(view, caller.node_id)
+    else:
+        raise PermissionDenied("a join token is needed: get one with `swarmctl join-token worker`")
+    refused = cluster.blacklisted_certificates.get(peer.node_id)
+    if refused is not None and now_ns < refused.expires_at_ns:
+        raise PermissionDenied(_REMOVED)
+    role = Role.MANAGER if node.certified_role is NodeRole.MANAGER else Role.WORKER
+    issued = issue_to_node(authority, request.csr, peer=peer, role=role, now_ns=now_ns)
+    _log.info("certificate.renewed", node_id=peer.node_id, role=role, expired=expired)
+    return _answer(cluster, issued)
 
 
 def authority_of(cluster: Cluster) -> Authority:

@@ -51,16 +51,19 @@ class PeerVerifier:
         self._cluster_id = cluster_id
         self._clock = clock
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
-        self._removed: frozenset[NodeId] = frozenset()
+        self._removed: dict[NodeId, int] = {}
 
     def replace_roots(self, root_pem: bytes) -> None:
         """Believe other roots from now on (root rotation)."""
         self._trust = TrustBundle(root_pem)
         self._verified.clear()
 
-    def replace_removed(self, node_ids: frozenset[NodeId]) -> None:
-        """Refuse these nodes from now on although their certificates are still valid."""
-        self._removed = node_ids
+    def replace_removed(self, until_ns: Mapping[NodeId, int]) -> None:
+        """Refuse these nodes although their certificates are still valid.
+
+        until_ns: end of the refusal by node id, wall time; by then no certificate is valid.
+        """
+        self._removed = dict(until_ns)
 
     def identify(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> PeerIdentity:
         """The identity behind a call.
@@ -86,7 +89,7 @@ class PeerVerifier:
 
     def refuse_removed(self, identity: PeerIdentity) -> None:
         """Raises: PermissionDenied for a node that was removed from the cluster."""
-        if identity.node_id in self._removed:
+        if self._clock.now_ns() < self._removed.get(identity.node_id, 0):
             raise PermissionDenied("this node was removed from the cluster: let it join again")
 
     @property

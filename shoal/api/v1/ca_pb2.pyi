@@ -116,12 +116,17 @@ Global___ExpiredCertificateProof: _TypeAlias = ExpiredCertificateProof  # noqa: 
 class ConfirmNodeCertificateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM. In the request, since managers pass calls on and the connection then shows another one."""
     def __init__(
         self,
+        *,
+        certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

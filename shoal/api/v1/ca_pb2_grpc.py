@@ -70,8 +70,8 @@ class CaServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmNodeCertificate(self, request, context):
-        """Called with a certificate that the node has stored: from now on an older one of this node can
-        no longer be renewed after its end.
+        """Names a certificate that the node has stored: from now on an older one of this node can no
+        longer be renewed after its end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

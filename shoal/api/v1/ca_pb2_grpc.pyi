@@ -21,8 +21,8 @@ class CaStub:
     shows a proof that it was its own.
     """
     ConfirmNodeCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.ConfirmNodeCertificateRequest, _ca_pb2.ConfirmNodeCertificateResponse]
-    """Called with a certificate that the node has stored: from now on an older one of this node can
-    no longer be renewed after its end.
+    """Names a certificate that the node has stored: from now on an older one of this node can no
+    longer be renewed after its end.
     """
 
 class CaServicer(metaclass=_abc_1.ABCMeta):
@@ -50,8 +50,8 @@ class CaServicer(metaclass=_abc_1.ABCMeta):
         request: _ca_pb2.ConfirmNodeCertificateRequest,
         context: _aio.ServicerContext[_ca_pb2.ConfirmNodeCertificateRequest, _abc.Awaitable[_ca_pb2.ConfirmNodeCertificateResponse]],
     ) -> _abc.Awaitable[_ca_pb2.ConfirmNodeCertificateResponse]:
-        """Called with a certificate that the node has stored: from now on an older one of this node can
-        no longer be renewed after its end.
+        """Names a certificate that the node has stored: from now on an older one of this node can no
+        longer be renewed after its end.
         """
 
 def add_CaServicer_to_server(servicer: CaServicer, server: _aio.Server) -> None: ...

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from shoal.api.v1 import ca_pb2 as shoal_dot_api_dot_v1_dot_ca__pb2
 from shoal.api.v1 import node_pb2 as shoal_dot_api_dot_v1_dot_node__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -694,6 +695,11 @@ class ManagerControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
                 _registered_method=True)
+        self.RenewExpired = channel.unary_unary(
+                '/shoal.api.v1.ManagerControl/RenewExpired',
+                request_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class ManagerControlServicer:
@@ -707,6 +713,14 @@ class ManagerControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewExpired(self, request, context):
+        """Renews this manager's own certificate after its end, also while nobody leads: managers whose
+        certificates have all expired cannot elect one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagerControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -714,6 +728,11 @@ def add_ManagerControlServicer_to_server(servicer, server):
                     servicer.ReloadIdentity,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.SerializeToString,
+            ),
+            'RenewExpired': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewExpired,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -744,6 +763,33 @@ class ManagerControl:
             '/shoal.api.v1.ManagerControl/ReloadIdentity',
             shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.ReloadIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewExpired(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.ManagerControl/RenewExpired',
+            shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

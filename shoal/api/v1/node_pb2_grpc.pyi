@@ -5,6 +5,7 @@ What a node offers on its own unix socket, to those who may use that socket."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from shoal.api.v1 import ca_pb2 as _ca_pb2
 from shoal.api.v1 import node_pb2 as _node_pb2
 import abc as _abc_1
 
@@ -154,6 +155,10 @@ class ManagerControlStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReloadIdentity: _aio.UnaryUnaryMultiCallable[_node_pb2.ReloadIdentityRequest, _node_pb2.ReloadIdentityResponse]
     """Use the renewed certificate on disk; connections stay."""
+    RenewExpired: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueNodeCertificateRequest, _ca_pb2.IssueNodeCertificateResponse]
+    """Renews this manager's own certificate after its end, also while nobody leads: managers whose
+    certificates have all expired cannot elect one.
+    """
 
 class ManagerControlServicer(metaclass=_abc_1.ABCMeta):
     """What swarmd asks of its manager process."""
@@ -165,6 +170,16 @@ class ManagerControlServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_node_pb2.ReloadIdentityRequest, _abc.Awaitable[_node_pb2.ReloadIdentityResponse]],
     ) -> _abc.Awaitable[_node_pb2.ReloadIdentityResponse]:
         """Use the renewed certificate on disk; connections stay."""
+
+    @_abc_1.abstractmethod
+    def RenewExpired(
+        self,
+        request: _ca_pb2.IssueNodeCertificateRequest,
+        context: _aio.ServicerContext[_ca_pb2.IssueNodeCertificateRequest, _abc.Awaitable[_ca_pb2.IssueNodeCertificateResponse]],
+    ) -> _abc.Awaitable[_ca_pb2.IssueNodeCertificateResponse]:
+        """Renews this manager's own certificate after its end, also while nobody leads: managers whose
+        certificates have all expired cannot elect one.
+        """
 
 def add_ManagerControlServicer_to_server(servicer: ManagerControlServicer, server: _aio.Server) -> None: ...
 

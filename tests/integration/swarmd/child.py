@@ -2,7 +2,8 @@
 
 It writes what is asked of it, one line each, to `<state>/<name>.calls`. Files in the state
 directory change its mind: `<name>.unready` (why it is not ready), `refuse-remove`, `<name>.exit`
-(exit at once with that code), `news` (an encoded MembershipNews).
+(exit at once with that code), `news` (an encoded MembershipNews), `follow` (hold a session with a
+manager, as an agent does, and pass its news on).
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
 
-from shoal.api.v1 import node_pb2, node_pb2_grpc
-from shoal.errors import FailedPrecondition
+from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
+from shoal.errors import FailedPrecondition, SwarmError
+from shoal.model.types import NodeDescription
+from shoal.security.grpc_tls import channel_credentials, secure_channel
+from shoal.security.identity import read_identity
+from shoal.settings.node import read_node_config
 from shoal.settings.process import die_with_parent
 from shoal.wire.errors import ErrorInterceptor
 
@@ -61,6 +68,11 @@ class WorkerControl(node_pb2_grpc.WorkerControlServicer):
         return node_pb2.ReloadIdentityResponse()
 
     async def WatchMembership(self, request, context):
+        if (self.script.state / "follow").exists():
+            async with aclosing(session_news(self.script.state)) as all_news:
+                async for news in all_news:
+                    yield news
+            return
         told = b""
         path = self.script.state / "news"
         while True:
@@ -75,6 +87,33 @@ class WorkerControl(node_pb2_grpc.WorkerControlServicer):
             raise FailedPrecondition("a mount is busy")
         self.script.record("remove")
         return node_pb2.RemoveTasksResponse()
+
+
+async def session_news(state: Path) -> AsyncGenerator[node_pb2.MembershipNews, None]:
+    """What managers say in a session of this node, with whatever identity is on disk."""
+    from worker.agent.client import ManagerClient  # only here: children start often
+
+    while True:
+        try:
+            identity, config = read_identity(state), read_node_config(state / "node.json")
+            credentials = channel_credentials(
+                identity.root_pem, identity.certificate_pem, identity.key_pem
+            )
+            managers = config.managers or (config.advertise_address,)
+            async with (
+                secure_channel(managers[0], credentials) as channel,
+                aclosing(ManagerClient(channel).session(NodeDescription(hostname="n"))) as session,
+            ):
+                async for news in session:
+                    certificate = news.node.certificate
+                    yield node_pb2.MembershipNews(
+                        desired_role=types_pb2.NodeRole.ValueType(news.node.spec.desired_role),
+                        managers=news.managers,
+                        root_ca=news.root_ca,
+                        renew_certificate=certificate is not None and certificate.renew,
+                    )
+        except SwarmError:
+            await asyncio.sleep(0.1)
 
 
 class Raw(grpc.GenericRpcHandler):

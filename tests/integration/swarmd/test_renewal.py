@@ -234,3 +234,42 @@ async def test_news_of_the_session_renew_the_certificate_and_are_remembered(
             renewed = await until_renewed(other, joined)
             assert renewed.peer == joined.peer
             assert renewed.root_pem == joined.root_pem
+
+
+async def test_a_root_is_replaced_under_a_running_cluster(node: Node, other: Node):
+    port = make_cluster(node, validity_s=3600)
+    other.paths.state.mkdir(parents=True)
+    for one in (node, other):
+        one.tell("follow")
+    async with node.running(command=with_real_manager):
+        await until_ready(node)
+        async with other.running(command=with_real_manager):
+            worker = await join(other, node, port)
+            manager = identity_of(node)
+            before = (await cluster_of(node)).root_ca
+            stub = control_pb2_grpc.ControlStub(node.channel)
+            started = await stub.RotateRootCa(control_pb2.RotateRootCaRequest())
+            assert started.cluster.root_ca.rotation.ca_certificate
+            assert not started.cluster.root_ca.rotation.ca_key
+            again = stub.RotateRootCa(control_pb2.RotateRootCaRequest())
+            with pytest.raises(grpc.aio.AioRpcError, match="under way already"):
+                await again
+            deadline = time.monotonic() + TIMEOUT_S
+            while (after := (await cluster_of(node)).root_ca).HasField("rotation"):
+                assert time.monotonic() < deadline, "the rotation did not end"
+                await asyncio.sleep(0.2)
+            assert after.certificate == started.cluster.root_ca.rotation.ca_certificate
+            assert after.join_tokens.worker != before.join_tokens.worker
+            for one, old in ((node, manager), (other, worker)):
+                await until(lambda one=one: identity_of(one).root_pem == after.certificate)
+                now = identity_of(one)
+                assert now.peer == old.peer
+                assert now.certificate_pem != old.certificate_pem
+            assert (await info(node)).state == (await info(other)).state == "active"
+        third = Node(Path(tempfile.mkdtemp(prefix="shoal-t-", dir="/tmp")))
+        try:
+            async with third.running(command=with_real_manager):
+                joined = await join(third, node, port)
+                assert joined.root_pem == after.certificate
+        finally:
+            shutil.rmtree(third.base)

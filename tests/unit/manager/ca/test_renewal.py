@@ -65,9 +65,11 @@ class Site:
         async with self.at.channel(identity) as channel:
             return await issue(CaStub(channel), **fields)
 
-    async def confirm(self, identity: NodeIdentity) -> None:
+    async def confirm(self, identity: NodeIdentity, names: NodeIdentity | None = None) -> None:
         async with self.at.channel(identity) as channel:
-            await CaStub(channel).ConfirmNodeCertificate(pb.ConfirmNodeCertificateRequest())
+            await CaStub(channel).ConfirmNodeCertificate(
+                pb.ConfirmNodeCertificateRequest(certificate=(names or identity).certificate_pem)
+            )
 
     async def recover(self, identity: NodeIdentity) -> pb.IssueNodeCertificateResponse:
         """As a node whose certificate has expired does it."""
@@ -196,6 +198,22 @@ async def test_a_confirmed_renewal_is_not_asked_for_any_more(site):
     site.put(site.node.replaced(certificate=NodeCertificate(not_before_ns=1, renew=True)))
     await site.confirm(a_certificate())
     assert not site.node.certificate.renew
+
+
+async def test_a_node_confirms_no_certificate_but_its_own(site):
+    other = a_certificate(node_id="other")
+    text = await refusal(site.confirm(a_certificate(), names=other))
+    assert text == "PERMISSION_DENIED certificate: must be the caller's own"
+    foreign = a_certificate(root=RootCA.create(now_ns=time.time_ns()))
+    assert "not issued by this cluster's root" in await refusal(
+        site.confirm(a_certificate(), names=foreign)
+    )
+    assert site.node.certificate is None
+
+
+async def test_a_node_may_come_back_when_its_entry_in_the_blacklist_has_ended(site):
+    site.put(a_cluster(blacklisted_certificates={NODE: BlacklistedCertificate(expires_at_ns=1)}))
+    assert (await site.renew(a_certificate())).node_id == NODE
 
 
 async def test_a_joiner_confirms_nothing(site):

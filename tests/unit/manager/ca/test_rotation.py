@@ -245,7 +245,9 @@ class Port:
     async def confirm(self, identity: NodeIdentity, *, roots: bytes = b"") -> None:
         channel, stub = self.stub(identity, roots or identity.root_pem)
         async with channel:
-            await stub.ConfirmNodeCertificate(pb.ConfirmNodeCertificateRequest())
+            await stub.ConfirmNodeCertificate(
+                pb.ConfirmNodeCertificateRequest(certificate=identity.certificate_pem)
+            )
 
 
 async def test_a_rotation_from_beginning_to_end(tmp_path: Path):
@@ -316,7 +318,8 @@ async def test_the_old_root_vouches_for_the_new_one_in_a_handshake(tmp_path, pat
     peer = PeerIdentity(node_id="m", role=Role.MANAGER, cluster_id=CLUSTER)
     chain = NEW.sign(make_csr(key), peer, now_ns=NOW_NS) + cross
     manager = make_identity(chain, key, old.certificate_pem + NEW.certificate_pem)
-    store, _ = a_store([ROW, Node(id="w")], SystemClock())
+    root_ca = ROW.root_ca.replaced(certificate=old.certificate_pem, key=old.key_pem)
+    store, _ = a_store([ROW.replaced(root_ca=root_ca), Node(id="w")], SystemClock())
     port = Port(store, LiveIdentity(tmp_path, manager, SystemClock()))
     await port.server.start()
     try:

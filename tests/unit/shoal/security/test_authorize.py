@@ -97,12 +97,15 @@ def test_a_certificate_that_expired_since_the_handshake_is_refused():
 
 
 def test_a_removed_node_is_refused_although_it_was_cached():
-    verifier = a_verifier()
+    clock = FixedClock()
+    verifier = a_verifier(clock)
     pem = a_node(ROOT).certificate_pem
     verifier.identify(TCP, context(pem))
-    verifier.replace_removed(frozenset({NODE}))
+    verifier.replace_removed({NODE: NOW_NS + DAY_NS})
     with pytest.raises(PermissionDenied, match="removed from the cluster"):
         verifier.identify(TCP, context(pem))
+    clock.ns += DAY_NS
+    assert verifier.identify(TCP, context(pem)) == a_peer()
 
 
 def test_new_roots_forget_who_was_verified_by_the_old():
