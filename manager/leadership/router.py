@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from manager.leadership.interfaces import Consensus, Leadership
 from manager.leadership.scope import Scope
-from shoal.errors import NotLeader, Unavailable
+from shoal.errors import InvalidArgument, NotLeader, Unavailable
 from shoal.security.forwarded import render_caller
 from shoal.security.peer import current_caller
 from shoal.wire.relay import Connecting, relay
@@ -193,13 +193,18 @@ def _is_elsewhere(now: Leadership) -> bool:
 
 async def _served(handler: Any, requests: AsyncIterator[bytes], context: Any) -> Any:
     """Serve a call, that came in as bytes, with a handler of any shape."""
-    decode, encode = handler.request_deserializer, handler.response_serializer
+    decode = handler.request_deserializer or bytes
+    encode = handler.response_serializer or bytes
 
     async def decoded() -> AsyncIterator[Any]:
         async for request in requests:
             yield decode(request)
 
-    given: Any = decoded() if handler.request_streaming else decode(await anext(requests))
+    given: Any = decoded()
+    if not handler.request_streaming:
+        given = await anext(given, None)
+        if given is None:
+            raise InvalidArgument("the call ended without a request")
     if handler.response_streaming:
         behaviour = handler.stream_stream or handler.unary_stream
         async with aclosing(behaviour(given, context)) as answers:

@@ -126,6 +126,8 @@ class Peer:
                         await call.write(raft_pb2.RaftFrame(messages=frame))
                 except TimeoutError:
                     raise Unavailable(f"{self.member.address} takes nothing") from None
+                except asyncio.InvalidStateError:
+                    raise await _as_error(call) from None  # it has ended: this says how
 
     async def _read(self, call: Any) -> None:
         """Nothing is said on this side after the first notice but how the stream ended."""
