@@ -12,7 +12,7 @@ import pytest
 from manager.transport import metadata, snapshots
 from shoal.api.v1 import raft_pb2
 from shoal.api.v1.raft_pb2_grpc import RaftStub
-from shoal.errors import Unavailable
+from shoal.errors import NotLeader, Unavailable
 from shoal.model.objects import StoreEntry
 from shoal.model.plan import create
 from shoal.security.roles import Role
@@ -147,3 +147,31 @@ async def test_messages_in_the_name_of_another_member_are_refused(tmp_path):
             await call.read()
             await call.write(raft_pb2.RaftFrame(messages=b"\xc1"))
             assert "raft frame" in await refusal(read_all(call))
+
+
+@pytest.mark.timeout(120)
+async def test_five_members_survive_two_and_shrink_to_one(tmp_path):
+    async with a_cluster(tmp_path, count=5) as members:
+        leader = the_leader(members)
+        await asyncio.gather(*(leader.store.commit([create(a_task(f"t{n}"))]) for n in range(200)))
+        dead = [leader, next(member for member in members if member is not leader)]
+        for member in dead:
+            await member.stop()
+        alive = [member for member in members if member not in dead]
+        new = await a_leader(alive)
+        await new.store.commit([create(a_task("with-three"))])
+        await until(lambda: not any(new.running.is_reachable(one.me.raft_id) for one in dead))
+        for member in dead:
+            await new.changes.remove(member.me.raft_id)
+        await same_state(alive)
+        while len(alive) > 1:
+            leader = await a_leader(alive)
+            with pytest.raises(NotLeader):
+                await leader.changes.remove(leader.me.raft_id)
+            other = await a_leader([member for member in alive if member is not leader])
+            await other.changes.remove(leader.me.raft_id)
+            alive.remove(leader)
+        last = await a_leader(alive)
+        await last.store.commit([create(a_task("alone"))])
+        assert len(last.store.view.tasks) == 202
+        assert len(last.running.roster.removed) == 4
