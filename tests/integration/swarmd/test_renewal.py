@@ -273,3 +273,35 @@ async def test_a_root_is_replaced_under_a_running_cluster(node: Node, other: Nod
                 assert joined.root_pem == after.certificate
         finally:
             shutil.rmtree(third.base)
+
+
+async def test_managers_that_all_slept_too_long_elect_a_leader_again(node: Node, other: Node):
+    port = make_cluster(node, validity_s=10)
+    async with node.running(command=with_real_manager):
+        await until_ready(node)
+        async with other.running(command=with_real_manager):
+            token = (await cluster_of(node)).root_ca.join_tokens.manager
+            await other.control.Join(
+                node_pb2.JoinRequest(
+                    remote_addresses=[f"127.0.0.1:{port}"], token=token,
+                    advertise_address=f"127.0.0.1:{(second := free_port())}",
+                    listen_address=f"127.0.0.1:{second}",
+                ),
+                timeout=TIMEOUT_S,
+            )  # fmt: skip
+            deadline = time.monotonic() + TIMEOUT_S
+            while sum(row.manager_status.raft_id > 0 for row in await nodes_of(node)) < 2:
+                assert time.monotonic() < deadline, "the second manager did not get in"
+                await asyncio.sleep(0.1)
+            await until_ready(other)
+    ends_ns = max(identity_of(one).not_after_ns for one in (node, other))
+    old = [identity_of(one) for one in (node, other)]
+    await until(lambda: time.time_ns() > ends_ns + 10**9)
+    async with (
+        node.running(command=with_real_manager),
+        other.running(command=with_real_manager),
+    ):
+        for one, before in zip((node, other), old, strict=True):
+            assert (await until_renewed(one, before)).peer == before.peer
+        await asyncio.gather(until_ready(node), until_ready(other))
+        assert len(await nodes_of(other)) == 2
