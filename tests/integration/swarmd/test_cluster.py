@@ -256,8 +256,6 @@ async def test_joins_that_are_refused_leave_nothing(pair: Pair):
         stranger = made.join_tokens.worker.split("-")
         stranger[2] = "0" * len(stranger[2])
         assert (await refused(pair.join(made, "-".join(stranger)))).startswith("UNAUTHENTICATED")
-        text = await refused(pair.join(made, made.join_tokens.manager))
-        assert text.startswith("UNIMPLEMENTED")
         assert (await refused(pair.join(made, "SWMTKN-1-x"))).startswith("INVALID_ARGUMENT")
         dead = f"127.0.0.1:{free_port()}"
         text = await refused(pair.join(made, None, dead))
@@ -282,8 +280,8 @@ async def test_metrics_of_a_manager(node: Node):
         assert all(label in line for label in labels)
         assert "\nswarm_node_manager 1.0\n" in text
         assert "\nswarm_raft_transaction_latency_seconds_count " in text
-        types = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-        assert len(types) == len(set(types))
+        # That no family comes twice is tested on real processes (integration/cluster): here the
+        # test's own process may have imported the manager's families.
 
 
 async def test_stopping_swarmd_undoes_an_init_under_way(node: Node):
