@@ -184,7 +184,7 @@ def _assemble(
         driver=driver,
         consensus=consensus,
         changes=MembershipChanges(driver),
-        router=LeaderRouter(services, consensus, Dial(dial)),
+        router=LeaderRouter(services, consensus, Dial(dial, lambda: live.identity)),
     )
 
 

@@ -36,6 +36,15 @@ def complete_nodes(ctx: click.Context, _param: click.Parameter, incomplete: str)
     return _asked(ctx, names, incomplete)
 
 
+def complete_join_tokens(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of join tokens that start with what was typed."""
+
+    async def names(client: Client) -> list[str]:
+        return [token.name for token in (await client.cluster()).root_ca.join_tokens.extra]
+
+    return _asked(ctx, names, incomplete)
+
+
 def complete_contexts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of contexts that start with what was typed."""
     from swarmctl import contexts  # here: msgspec is only needed once a name is completed

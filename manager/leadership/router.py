@@ -8,7 +8,7 @@ call waits about as long as an election takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -49,12 +49,23 @@ class HandlerTable:
 
 
 class Dial:
-    """Channels to other managers; one is kept, to the one that leads."""
+    """Channels to other managers; one is kept, to the one that leads.
 
-    def __init__(self, open_channel: Any) -> None:
-        """open_channel: from HOST:PORT to a channel with this node's certificate."""
+    A renewed certificate is shown by a new channel: the leader refuses calls on a connection whose
+    certificate has ended, however long it lives. Calls on the old channel go on; it is closed when
+    the next one is retired.
+    """
+
+    def __init__(self, open_channel: Any, identity: Callable[[], object] = lambda: None) -> None:
+        """open_channel: from HOST:PORT to a channel with this node's certificate.
+
+        identity: the one in use now; another object means another certificate.
+        """
         self._open = open_channel
+        self._identity = identity
+        self._shown: object = None
         self._channel: grpc.aio.Channel | None = None
+        self._retired: grpc.aio.Channel | None = None
         self.address = ""
         self.label = "the leader"
 
@@ -72,7 +83,12 @@ class Dial:
         if old is not None and old.get_state() in failed:
             self._channel = None
             await old.close()
+        if self._channel is not None and self._identity() is not self._shown:
+            retired, self._retired, self._channel = self._retired, self._channel, None
+            if retired is not None:
+                await retired.close()
         if self._channel is None:
+            self._shown = self._identity()
             self._channel = self._open(self.address)
         return self._channel
 
@@ -89,10 +105,12 @@ class Dial:
             ) from None
 
     async def close(self) -> None:
-        """Close the channel, and with it every call."""
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
-            await channel.close()
+        """Close the channels, and with them every call."""
+        channels = (self._channel, self._retired)
+        self._channel = self._retired = None
+        for channel in channels:
+            if channel is not None:
+                await channel.close()
 
 
 class LeaderRouter(grpc.GenericRpcHandler):

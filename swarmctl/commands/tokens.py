@@ -10,6 +10,7 @@ from shoal.clock import SystemClock
 from shoal.model.enums import NodeRole
 from shoal.model.types import ExtraJoinToken
 from swarmctl import output
+from swarmctl.complete import complete_join_tokens
 from swarmctl.each import each, exit_with
 from swarmctl.gotemplate.values import Record
 from swarmctl.options import Parsed, Word, format_option
@@ -183,7 +184,9 @@ def _row(token: ExtraJoinToken, now_ns: int) -> Record:
 
 
 @join_token.command("rm", short_help="Make tokens worthless")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument(
+    "names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_join_tokens
+)
 @click.pass_obj
 def remove_tokens(session: Session, names: tuple[str, ...]) -> None:
     """Remove join tokens; nodes that have joined stay."""
