@@ -1,4 +1,4 @@
-"""Histories that are linearizable by construction: sequential runs whose calls were made to overlap.
+"""Histories that are linearizable by construction: sequential runs whose calls are let overlap.
 
 The order of effects is the order of the list; every call begins some time before its effect, after
 the same client's last one, and returns some time after it. Some outcomes are forgotten, and of
