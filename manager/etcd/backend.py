@@ -27,6 +27,7 @@ from manager.etcd.mirror import Mirror
 from manager.etcd.settings import EtcdSettings
 from manager.store.apply import Commit
 from manager.store.store import Store, TransactionTooLarge
+from shoal.aio.observed import Observed
 from shoal.errors import DeadlineExceeded, NotLeader, SwarmError, Unavailable
 from shoal.etcd.v1 import rpc_pb2 as pb
 from shoal.model.objects import StoreEntry
@@ -58,6 +59,7 @@ class EtcdConsensus:
         self._keys = Keys(settings.prefix)
         self._mirror = Mirror(self._client, self._keys, store)
         self._election: Election | None = None
+        self._always_leads = Observed(Leadership(leader=True))
         if address is not None:
             self._election = Election(
                 self._client,
@@ -125,6 +127,11 @@ class EtcdConsensus:
         async for one in self._election.changes():
             yield one
 
+    @property
+    def leading(self) -> Observed[Leadership]:
+        """The same, for those who must act at once."""
+        return self._always_leads if self._election is None else self._election.leadership
+
     async def resign(self) -> None:
         """Give up the leadership, if we have it, so that another manager takes it."""
         if self._election is not None:
@@ -137,9 +144,10 @@ class EtcdConsensus:
         """
         return await self._pass_barrier(0)
 
-    async def propose(self, entry: StoreEntry) -> Commit:
+    async def propose(self, entry: StoreEntry, *, term: int | None = None) -> Commit:
         """Carry an entry out, and return what it changed once the store shows it.
 
+        term: the fence of the only leadership in which it may be carried out.
         Raises: what `apply_entry` raises; TransactionTooLarge; NotLeader; Unavailable when it was
         not carried out; DeadlineExceeded when it may or may not have been.
         """
@@ -150,14 +158,14 @@ class EtcdConsensus:
             )
         with TRANSACTION_LATENCY.time():
             async with self._room:
-                return await self._propose(entry)
+                return await self._propose(entry, term)
 
-    async def _propose(self, entry: StoreEntry) -> Commit:
+    async def _propose(self, entry: StoreEntry, term: int | None) -> Commit:
         up_to_date = False
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + ATTEMPTS_TIMEOUT_S
         while loop.time() < deadline_s:
-            fence = self._fence()
+            fence = self._fence(term)
             try:
                 decision = decide(self._store.view, entry)
             except SwarmError:
@@ -215,7 +223,7 @@ class EtcdConsensus:
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
             if not answer.succeeded:
-                raise self._replaced(answer)
+                raise _replaced(answer)
             await self._wait_applied(answer.header.revision)
             return answer.header.revision
 
@@ -227,18 +235,17 @@ class EtcdConsensus:
             raise Unavailable(self._refusal)
         await self._mirror.wait_applied(revision, self._settings.timeout_s)
 
-    def _fence(self) -> int:
+    def _fence(self, term: int | None) -> int:
         """The fence to write with; 0: none is needed. Raises NotLeader, Unavailable."""
         if self._refusal is not None:
             raise Unavailable(self._refusal)
         if self._election is None:
             return 0
-        current = self._election.current
+        current = self._election.leadership.value
         if not current.leader:
-            where = f"ask {current.leader_address}" if current.leader_address else "try again"
-            raise NotLeader(
-                f"this manager is not the leader: {where}", leader_address=current.leader_address
-            )
+            raise _not_leader(current.leader_address)
+        if term not in (None, current.fence):
+            raise NotLeader("proposed by a leader of an earlier term")
         return current.fence
 
     def _check_fence(self, answer: pb.TxnResponse, fence: int) -> None:
@@ -246,12 +253,7 @@ class EtcdConsensus:
         if fence:
             holder = leader_of(answer)
             if holder is None or holder.create_revision != fence:
-                raise self._replaced(answer)
-
-    def _replaced(self, answer: pb.TxnResponse) -> NotLeader:
-        holder = leader_of(answer)
-        address = "" if holder is None else holder.value.decode(errors="replace")
-        return NotLeader("this manager is not the leader any more", leader_address=address)
+                raise _replaced(answer)
 
     def _check_limits(self, request: pb.TxnRequest) -> None:
         count, limit = operations(request), self._settings.max_txn_ops
@@ -272,7 +274,7 @@ class EtcdConsensus:
         before = 0
         while True:
             await asyncio.sleep(self._settings.compact_s)
-            if self._election is None or not self._election.current.leader:
+            if self._election is None or not self._election.leadership.value.leader:
                 before = 0
                 continue
             try:
@@ -296,3 +298,17 @@ class EtcdConsensus:
             )
             self._mirror.fail(self._refusal)
             raise
+
+
+def _replaced(answer: pb.TxnResponse) -> NotLeader:
+    """Why a fenced transaction was refused."""
+    holder = leader_of(answer)
+    return _not_leader("" if holder is None else holder.value.decode(errors="replace"))
+
+
+def _not_leader(address: str) -> NotLeader:
+    if not address:
+        return NotLeader("this manager does not lead the cluster, and nobody else is known to")
+    return NotLeader(
+        f"this manager does not lead the cluster, {address} does", leader_address=address
+    )

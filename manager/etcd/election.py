@@ -9,7 +9,9 @@ from when the last renewal was *sent*. It is announced only when the store has c
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -18,6 +20,7 @@ from manager.etcd.client import EtcdClient
 from manager.etcd.errors import Compacted
 from manager.etcd.keys import Keys, campaign, leader_of
 from shoal.aio.backoff import Backoff
+from shoal.aio.observed import Observed
 from shoal.errors import NotFound, SwarmError, Unavailable
 from shoal.etcd.v1 import rpc_pb2 as pb
 
@@ -31,12 +34,15 @@ _log = structlog.get_logger()
 
 
 class Leadership(msgspec.Struct, frozen=True):
-    """Whether this manager leads. `fence`: which of its terms, 0 when it does not."""
+    """Whether this manager leads.
 
-    leader: bool
+    fence: rises with every change of the leader; that of the last leader that is known of.
+    leader_address: of whoever leads; empty when nobody does, or nobody knows.
+    """
+
+    leader: bool = False
     fence: int = 0
     leader_address: str = ""
-    """Of whoever leads; empty when nobody does, or nobody knows."""
 
 
 class LeadershipLost(Unavailable):
@@ -64,10 +70,9 @@ class Election:
         self._address = address
         self._ttl_s = ttl_s
         self._catch_up = catch_up
-        self._changed = asyncio.Event()
         self._resign = asyncio.Event()
         self._valid_until_s = 0.0
-        self.current = Leadership(leader=False)
+        self.leadership = Observed(Leadership())
 
     async def run(self) -> None:
         """Campaign, lead, and again, until cancelled."""
@@ -84,19 +89,15 @@ class Election:
 
     async def changes(self) -> AsyncIterator[Leadership]:
         """The present state, then every later one; one that is not waited for may be left out."""
-        seen: Leadership | None = None
+        seen = self.leadership.value
         while True:
-            changed = self._changed
-            if self.current != seen:
-                seen = self.current
-                yield seen
-            else:
-                await changed.wait()
+            yield seen
+            seen = await self.leadership.until(partial(operator.ne, seen))
 
     async def resign(self) -> None:
         """Give the office up, if we hold it, and let others have it first."""
-        if self.current.leader:
-            self._publish(Leadership(leader=False))
+        if self.leadership.value.leader:
+            self._nobody_leads()
             self._resign.set()
 
     async def _candidacy(self, backoff: Backoff) -> None:
@@ -112,7 +113,7 @@ class Election:
                 group.create_task(self._campaign(lease, backoff), name="campaign")
                 group.create_task(self._wait_resigned(), name="resign")
         finally:
-            self._publish(Leadership(leader=False))
+            self._nobody_leads()
             await self._revoke(lease)
 
     async def _renew(self, lease: int) -> None:
@@ -151,16 +152,15 @@ class Election:
             if answer.succeeded:
                 await self._lead(answer.header.revision)
             elif holder is not None:
-                self._publish(
-                    Leadership(leader=False, leader_address=holder.value.decode(errors="replace"))
-                )
+                address = holder.value.decode(errors="replace")
+                self.leadership.set(Leadership(False, holder.create_revision, address))
                 await self._wait_gone(answer.header.revision)
-                self._publish(Leadership(leader=False))
+                self._nobody_leads()
 
     async def _lead(self, fence: int) -> None:
         await self._catch_up(fence)
         _log.info("leadership.won", fence=fence)
-        self._publish(Leadership(leader=True, fence=fence, leader_address=self._address))
+        self.leadership.set(Leadership(True, fence, self._address))
         while True:
             if not await self._wait_gone(fence):
                 answer = await self._client.range(pb.RangeRequest(key=self._keys.leader))
@@ -198,11 +198,8 @@ class Election:
         except (SwarmError, TimeoutError) as error:
             _log.warning("lease.not_revoked", reason=str(error))
 
-    def _publish(self, leadership: Leadership) -> None:
-        if leadership != self.current:
-            self.current = leadership
-            self._changed.set()
-            self._changed = asyncio.Event()
+    def _nobody_leads(self) -> None:
+        self.leadership.set(Leadership(fence=self.leadership.value.fence))
 
 
 def _reason(errors: BaseExceptionGroup[SwarmError]) -> str:
