@@ -174,7 +174,7 @@ def renewed(
         raise PermissionDenied(_REMOVED)
     role = Role.MANAGER if node.certified_role is NodeRole.MANAGER else Role.WORKER
     issued = issue_to_node(authority, request.csr, peer=peer, role=role, now_ns=now_ns)
-    _log.info("certificate.renewed", node_id=peer.node_id, role=role, expired=expired)
+    _log.info("certificate.renewed", node_id=peer.node_id, role=role, by_proof=expired)
     return _answer(cluster, issued)
 
 
