@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
-from shoal.model.enums import EndpointMode, FailureAction, MountType, PublishMode
+from shoal.model.enums import DisconnectAction, EndpointMode, FailureAction, MountType, PublishMode
 from shoal.model.objects import Node
 from shoal.model.reference import parse_reference
 from shoal.model.specs import (
@@ -24,6 +24,7 @@ from shoal.model.specs import (
 )
 from shoal.model.types import (
     Annotations,
+    DisconnectPolicy,
     Mount,
     PortConfig,
     Resources,
@@ -37,6 +38,8 @@ MANAGERS_WANTED_MAX = 9
 PORTS_MAX = 1_024
 LABELS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
+DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
+"""Then the task is orphaned, and so replaced, whatever the policy."""
 MEMORY_BYTES_MIN = 4 << 20
 SPEC_BYTES_MAX = 256 << 10
 """A service holds its spec and the previous one, a slot's step up to four tasks with it: all of
@@ -137,6 +140,7 @@ def _task(task: TaskSpec) -> None:
     if task.resources.limits.generic:
         raise InvalidArgument("limit: generic resources can only be reserved")
     _restart(task.restart)
+    _disconnect(task.disconnect)
     parse_constraints(task.placement.constraints)
     for preference in task.placement.preferences:
         if not preference.spread_descriptor.startswith(("node.labels.", "engine.labels.")):
@@ -246,6 +250,15 @@ def _restart(policy: RestartPolicy | None) -> None:
         raise InvalidArgument("restart delay: must not be negative")
     if policy.window_ns < 0:
         raise InvalidArgument("restart window: must not be negative")
+
+
+def _disconnect(policy: DisconnectPolicy | None) -> None:
+    if policy is None or policy.wait_ns is None:
+        return
+    if policy.action is not DisconnectAction.WAIT:
+        raise InvalidArgument("disconnect wait: give it together with the disconnect action wait")
+    if not 1_000_000_000 <= policy.wait_ns <= DISCONNECT_WAIT_MAX_NS:
+        raise InvalidArgument("disconnect wait: must be between 1s and 24h")
 
 
 def _update(field: str, config: UpdateConfig | None) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
-from shoal.model.enums import NodeAvailability, NodeState, TaskState
+from shoal.model.enums import NodeAvailability, NodeState, ReturnAction, TaskState
 from shoal.model.objects import Service, Task
 from shoal.model.row import Row
+from shoal.model.types import Endpoint
 
 _ENDED_BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 _NOT_YET_STORED_NS = 1 << 63
@@ -81,6 +82,28 @@ def ended_by_itself(task: Task) -> bool:
 def ended_at_ns(task: Task) -> int:
     """When a manager learnt of the task's state; the agent's own time where none is known."""
     return task.status.applied_at_ns or task.status.timestamp_ns
+
+
+def keeps_original(service: Service, task: Task) -> bool:
+    """Whether the task, lost and replaced, is to stay if it is found to run on.
+
+    Only a task that is wanted just as it is: one that is out of date is not worth it.
+    """
+    policy = service.spec.task.disconnect
+    if policy is None or policy.on_return is not ReturnAction.KEEP_ORIGINAL:
+        return False
+    same = task.spec.replaced(disconnect=policy) == service.spec.task
+    return same and (task.endpoint or Endpoint()).spec == service.spec.endpoint
+
+
+def kept_original(service: Service, slot: Slot) -> Task | None:
+    """The task that stays wanted beside its replacement; None where there are not both."""
+    wanted = slot.wanted
+    if len(wanted) < 2 or not keeps_original(service, wanted[0]):
+        return None
+    spec = service.spec.task
+    same = all(task.spec.replaced(disconnect=spec.disconnect) == spec for task in wanted[1:])
+    return wanted[0] if same else None
 
 
 def node_is_lost(view: View, task: Task) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from shoal.model.enums import TaskState
 from shoal.model.objects import Cluster, Task
 from shoal.model.specs import ContainerSpec
-from shoal.model.types import RestartPolicy, UpdateConfig
+from shoal.model.types import DisconnectPolicy, RestartPolicy, UpdateConfig
 
 RESTART_DELAY_NS = 5_000_000_000
+DISCONNECT_WAIT_NS = 600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
 STOP_GRACE_PERIOD_NS = 10_000_000_000
 STOP_SIGNAL = "SIGTERM"
@@ -49,6 +50,11 @@ def stop_grace_period_ns(container: ContainerSpec) -> int:
     """Time between the stop signal and SIGKILL, nanoseconds."""
     period = container.stop_grace_period_ns
     return STOP_GRACE_PERIOD_NS if period is None else period
+
+
+def disconnect_wait_ns(policy: DisconnectPolicy) -> int:
+    """How long a task with action `wait` waits for its node, nanoseconds."""
+    return DISCONNECT_WAIT_NS if policy.wait_ns is None else policy.wait_ns
 
 
 def task_history_retention_limit(cluster: Cluster | None) -> int:

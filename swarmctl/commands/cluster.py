@@ -59,7 +59,9 @@ def _snapshot_interval(text: str) -> int:
 @click.option(
     "--task-history-limit", type=int, help="Dead tasks kept per slot (default 5; -1: all)"
 )
-@click.option("--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats (default 1s)")
+@click.option(
+    "--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats (default 250ms to 1s)"
+)
 @click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
 @click.option(
     "--snapshot-interval",

@@ -14,7 +14,13 @@ from typing import Any
 import click
 
 from shoal.errors import InvalidArgument
-from shoal.model.enums import FailureAction, RestartCondition, UpdateOrder
+from shoal.model.enums import (
+    DisconnectAction,
+    FailureAction,
+    RestartCondition,
+    ReturnAction,
+    UpdateOrder,
+)
 from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.mounts import parse_mount
 from swarmctl.parsing.ports import parse_publish, parse_target
@@ -153,6 +159,17 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--restart-delay",), DURATION, "Delay before that (default 5s)"),
     (("--restart-max-attempts",), COUNT, "Most restarts (default 0: no limit)"),
     (("--restart-window",), DURATION, "Window in which restarts are counted"),
+    (
+        ("--disconnect-action",),
+        Word(*DisconnectAction),
+        "What becomes of tasks whose node is lost: replace (default) or wait",
+    ),
+    (("--disconnect-wait",), DURATION, "How long to wait for it before that (default 10m)"),
+    (
+        ("--on-return",),
+        Word(*ReturnAction),
+        "Which task stays when it comes back: keep-replacement (default) or keep-original",
+    ),
 )
 
 

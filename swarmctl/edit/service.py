@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shoal.errors import InvalidArgument
-from shoal.model.enums import PortProtocol
+from shoal.model.enums import DisconnectAction, PortProtocol
 from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSpec
 from shoal.model.types import (
+    DisconnectPolicy,
     Driver,
     EndpointSpec,
     GenericResource,
@@ -46,6 +47,7 @@ def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
         runtime=edit_container(task.runtime, flags),
         resources=_edit_resources(task.resources, flags),
         restart=_edit_restart(task.restart, flags),
+        disconnect=_edit_disconnect(task.disconnect, flags),
         placement=_edit_placement(task.placement, flags),
         log_driver=_edit_log_driver(task.log_driver, flags),
         force_update=task.force_update + (1 if flags.get("force") else 0),
@@ -91,6 +93,17 @@ def _edit_restart(policy: RestartPolicy | None, flags: Flags) -> RestartPolicy |
     }
     changes = {field: flags[flag] for field, flag in fields.items() if flag in flags}
     return (policy or RestartPolicy()).replaced(**changes) if changes else policy
+
+
+def _edit_disconnect(policy: DisconnectPolicy | None, flags: Flags) -> DisconnectPolicy | None:
+    """Going back to `replace` drops the wait, which would mean nothing then."""
+    fields = {"action": "disconnect_action", "wait_ns": "disconnect_wait", "on_return": "on_return"}
+    changes = {field: flags[flag] for field, flag in fields.items() if flag in flags}
+    if not changes:
+        return policy
+    if changes.get("action") is DisconnectAction.REPLACE:
+        changes.setdefault("wait_ns", None)
+    return (policy or DisconnectPolicy()).replaced(**changes)
 
 
 def _edit_update(config: UpdateConfig | None, flags: Flags, kind: str) -> UpdateConfig | None:

@@ -25,6 +25,7 @@ from shoal.model.specs import (
     TaskSpec,
 )
 from shoal.model.types import (
+    DisconnectPolicy,
     DnsConfig,
     Driver,
     Endpoint,
@@ -115,6 +116,7 @@ def task_spec_json(spec: TaskSpec) -> Record:
             "ForceUpdate": spec.force_update,
         },
         RestartPolicy=spec.restart and _restart(spec.restart),
+        DisconnectPolicy=spec.disconnect and _disconnect(spec.disconnect),
         Networks=[_network_config(item) for item in spec.networks],
         LogDriver=spec.log_driver and _driver(spec.log_driver),
     )
@@ -344,6 +346,13 @@ def _restart(policy: RestartPolicy) -> Record:
         {"Condition": spell(policy.condition), "MaxAttempts": policy.max_attempts},
         Delay=policy.delay_ns,
         Window=policy.window_ns,
+    )
+
+
+def _disconnect(policy: DisconnectPolicy) -> Record:
+    """Ours: docker has no such thing."""
+    return record(
+        {"Action": spell(policy.action), "OnReturn": spell(policy.on_return)}, Wait=policy.wait_ns
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shoal.model.defaults import restart_policy, update_config
+from shoal.model.defaults import disconnect_wait_ns, restart_policy, update_config
+from shoal.model.enums import DisconnectAction
 from shoal.model.objects import Node, Service
 from shoal.model.specs import ContainerSpec, ReplicatedJobMode, ReplicatedMode, TaskSpec
 from shoal.model.types import Endpoint, Mount, ResourceRequirements, Resources, UpdateConfig
@@ -30,6 +31,7 @@ def service_text(service: Service, now_ns: int) -> str:
     lines += _update("UpdateConfig", "Update", spec.update)
     lines += _update("RollbackConfig", "Rollback", spec.rollback)
     lines += _restart(spec.task)
+    lines += _disconnect(spec.task)
     if isinstance(spec.task.runtime, ContainerSpec):
         lines += _container(spec.task.runtime)
     lines += _log_driver(spec.task)
@@ -134,6 +136,19 @@ def _restart(task: TaskSpec) -> list[str]:
         f" Delay:\t\t{format_duration(policy.delay_ns or 0)}",
         f" Max attempts:\t{policy.max_attempts}",
         *([f" Window:\t{format_duration(policy.window_ns)}"] if policy.window_ns else []),
+    ]
+
+
+def _disconnect(task: TaskSpec) -> list[str]:
+    policy = task.disconnect
+    if policy is None:
+        return []
+    waits = policy.action is DisconnectAction.WAIT
+    return [
+        "DisconnectPolicy:",
+        f" Action:\t{spell(policy.action)}",
+        *([f" Wait:\t\t{format_duration(disconnect_wait_ns(policy))}"] if waits else []),
+        f" On return:\t{spell(policy.on_return)}",
     ]
 
 

@@ -3,13 +3,15 @@
 A replacement is made in the same commit that gives up the old task. It waits with desired state
 READY, so its image is there when the delay has passed and the old container has stopped; then it
 is raised to RUNNING. Both times are in the store (`start_after_ns`), so they survive a new leader.
-A task whose node is DOWN or gone is replaced at once: there is nothing to wait for.
+A task whose node is DOWN or gone is replaced at once, unless the service's disconnect policy says
+otherwise (`absence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from manager.orchestrator.restart.absence import absence_of, returned
 from manager.orchestrator.restart.policy import START_WAIT_NS, may_replace
 from manager.orchestrator.slots import (
     Slot,
@@ -46,6 +48,8 @@ def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) 
     if service.pending_delete or not isinstance(service.spec.mode, ReplicatedMode):
         return
     for slot in service_slots(draft.view, service):
+        if _reunite(draft, service, slot, now_ns=now_ns):
+            continue
         _answer(draft, service, slot, now_ns=now_ns, ids=ids)
     start_waiting(draft, service, now_ns=now_ns)
 
@@ -65,12 +69,20 @@ def start_waiting(draft: Draft, service: Service, *, now_ns: int) -> None:
 def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Iterator[str]) -> None:
     """Give up the tasks of a slot that ended or must leave, and replace what they did."""
     view = draft.view
-    wanted = slot.wanted
-    lost = [task for task in wanted if is_terminal(task) or node_is_invalid(view, task)]
+    absence = absence_of(view, service, slot, now_ns=now_ns)
+    if absence.awaited:
+        draft.wake(absence.until_ns)
+    original = absence.returning if absence.returning is not slot.newest else None
+    wanted = [task for task in slot.wanted if task is not original]
+    lost = [
+        task
+        for task in wanted
+        if task not in absence.awaited and (is_terminal(task) or node_is_invalid(view, task))
+    ]
     if not lost:
-        if wanted:
+        head = slot.newest  # nothing of it runs any more: finished, unless the policy says go on
+        if wanted and not (ended_by_itself(head) and _is_uncovered(view, service, head, wanted)):
             return
-        head = slot.newest  # nothing runs here any more: finished, unless the policy says go on
     else:
         head = max(lost, key=lambda task: not is_dirty(view, service, task))
     gone = {task.id for task in lost}
@@ -81,11 +93,12 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
         # and so fail without any pause: it is made when the turn has come.
         draft.wake(head.start_after_ns)
         replaced = False
-    if not lost and not replaced:
+    given_up = [task for task in lost if task is not absence.returning]
+    if not given_up and not replaced:
         return
-    if not draft.room(*lost, new=int(replaced)):
+    if not draft.room(*given_up, new=int(replaced)):
         return
-    for task in lost:
+    for task in given_up:
         draft.update(task.with_desired_state(TaskState.SHUTDOWN))
     if replaced:
         draft.create(_replacement(view, service, head, now_ns=now_ns, task_id=next(ids)))
@@ -95,6 +108,27 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
         service_id=service.id,
         state=head.status.state.name,
     )
+
+
+def _reunite(draft: Draft, service: Service, slot: Slot, *, now_ns: int) -> bool:
+    """Let go of what replaced a task that is found to run on; whether that was done.
+
+    What replaced it leaves the slot altogether, so that the original is the newest task again.
+    """
+    found = returned(draft.view, service, slot)
+    if found is None:
+        return False
+    original, believed_at_ns = found
+    if now_ns < believed_at_ns:
+        draft.wake(believed_at_ns)
+        return False
+    others = [task for task in slot.wanted if task is not original]
+    if not draft.room(*others):
+        return False
+    for task in others:
+        draft.update(task.with_desired_state(TaskState.REMOVE))
+    draft.note("task.returned", task_id=original.id, service_id=service.id)
+    return True
 
 
 def _is_uncovered(view: View, service: Service, head: Task, kept: list[Task]) -> bool:

@@ -14,14 +14,16 @@ def is_dirty(view: View, service: Service, task: Task) -> bool:
     """Whether an update must replace the task.
 
     A change of the placement alone is clean while the task's node still fits, a change of how the
-    image is pulled while the task has its image already. `force_update` is part of the spec, so
+    image is pulled while the task has its image already, a change of the disconnect policy
+    always: it concerns the managers alone. `force_update` is part of the spec, so
     a new count always dirties. The endpoint counts as soon as the allocator has given one.
     """
     if has_other_endpoint(service, task):
         return True
     if task.spec_version == service.spec_version:
         return False
-    new, old = service.spec.task, task.spec
+    new = service.spec.task
+    old = task.spec.replaced(disconnect=new.disconnect)
     if new == old:
         return False
     if TaskState.READY <= task.status.state <= TaskState.RUNNING:

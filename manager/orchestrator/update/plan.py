@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from manager.orchestrator.slots import Slot, service_slots
+from manager.orchestrator.slots import Slot, node_is_lost, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.draft import Draft
@@ -115,9 +115,15 @@ def _begin(draft: Draft, service: Service, *, now_ns: int) -> Service:
 def _retire_outdated(draft: Draft, slot: SlotProgress) -> None:
     """Stop old tasks of a slot whose new task runs, and all but one that are up to date.
 
-    Two tasks are up to date when a change was taken back while its task was on the way.
+    Two tasks are up to date when a change was taken back while its task was on the way, or when a
+    lost task is not to be kept beside its replacement any more.
     """
-    by_merit = sorted(slot.current, key=lambda task: task.status.state is not TaskState.RUNNING)
+
+    def demerit(task: Task) -> tuple[bool, bool]:
+        lost = node_is_lost(draft.view, task)
+        return lost, task.status.state is not TaskState.RUNNING
+
+    by_merit = sorted(slot.current, key=demerit)
     old = by_merit[1:]
     if by_merit and by_merit[0].status.state is TaskState.RUNNING:
         old += [task for task in slot.outdated if is_wanted(task)]

@@ -8,7 +8,7 @@ slot was done.
 
 from __future__ import annotations
 
-from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself
+from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself, kept_original
 from manager.orchestrator.update.dirty import has_other_endpoint, is_dirty
 from manager.store.view import View
 from shoal.model.defaults import is_terminal
@@ -78,7 +78,10 @@ def progress_of(view: View, service: Service, slot: Slot) -> SlotProgress:
     """Judge one slot."""
     outdated: list[Task] = []
     current: list[Task] = []
+    original = kept_original(service, slot)
     for task in slot.wanted or (slot.newest,):
+        if task is original:
+            continue  # whether it stays is the restart planner's to say
         if is_dirty(view, service, task):
             outdated.append(task)
         elif not is_terminal(task):

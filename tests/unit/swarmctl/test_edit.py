@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidArgument
-from shoal.model.enums import FailureAction, RestartCondition, UpdateOrder
+from shoal.model.enums import (
+    DisconnectAction,
+    FailureAction,
+    RestartCondition,
+    ReturnAction,
+    UpdateOrder,
+)
 from shoal.model.specs import GlobalMode, ServiceSpec
+from shoal.model.types import DisconnectPolicy
 from swarmctl.commands.service_write import create_service, flags_of, update_service
 from swarmctl.edit.container import edit_capabilities
 from swarmctl.edit.lists import merged
@@ -60,6 +67,9 @@ CREATED = [
     ("--restart-delay", "1s", "task.restart.delay_ns", 1_000_000_000),
     ("--restart-max-attempts", "3", "task.restart.max_attempts", 3),
     ("--restart-window", "1m", "task.restart.window_ns", 60_000_000_000),
+    ("--disconnect-action", "wait", "task.disconnect.action", DisconnectAction.WAIT),
+    ("--disconnect-wait", "1m", "task.disconnect.wait_ns", 60_000_000_000),
+    ("--on-return", "keep-original", "task.disconnect.on_return", ReturnAction.KEEP_ORIGINAL),
     ("--update-parallelism", "0", "update.parallelism", 0),
     ("--update-delay", "1s", "update.delay_ns", 1_000_000_000),
     ("--update-failure-action", "rollback", "update.failure_action", FailureAction.ROLLBACK),
@@ -241,3 +251,11 @@ def test_merged_lists_hold_each_key_once(current, add, remove):
     assert len(set(result)) == len(result)
     assert set(result) == (set(current) - set(remove)) | set(add)
     assert merged(result, add=add, key=lambda item: item) == result
+
+
+def test_going_back_to_replace_drops_the_wait():
+    waits = edit_service(
+        a_spec(), {"disconnect_action": DisconnectAction.WAIT, "disconnect_wait": 60_000_000_000}
+    )
+    back = edit_service(waits, {"disconnect_action": DisconnectAction.REPLACE})
+    assert back.task.disconnect == DisconnectPolicy()

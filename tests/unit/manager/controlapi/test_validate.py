@@ -7,6 +7,7 @@ import pytest
 from manager.controlapi import validate
 from shoal.errors import InvalidArgument, SwarmError, Unimplemented
 from shoal.model.enums import (
+    DisconnectAction,
     EndpointMode,
     FailureAction,
     MountType,
@@ -30,6 +31,7 @@ from shoal.model.specs import (
 from shoal.model.types import (
     Annotations,
     CaConfig,
+    DisconnectPolicy,
     Driver,
     EndpointSpec,
     ExternalCa,
@@ -51,6 +53,10 @@ from tests.support.planning import a_node, a_service
 
 GOOD = a_service("web").spec
 SECOND_NS = 10**9
+
+
+def waiting(wait_ns: int) -> DisconnectPolicy:
+    return DisconnectPolicy(action=DisconnectAction.WAIT, wait_ns=wait_ns)
 
 
 def spec(**fields) -> ServiceSpec:
@@ -121,6 +127,9 @@ SERVICE_RULES = [
     (preference("zone"), BAD, "placement preference: 'zone' must be spread over node.labels.KEY"),
     (task(restart=RestartPolicy(delay_ns=-1)), BAD, "restart delay: must not be negative"),
     (task(restart=RestartPolicy(window_ns=-1)), BAD, "restart window: must not be negative"),
+    (task(disconnect=DisconnectPolicy(wait_ns=1)), BAD, "disconnect wait: give it together with"),
+    (task(disconnect=waiting(1)), BAD, "disconnect wait: must be between 1s and 24h"),
+    (task(disconnect=waiting(86_401 * SECOND_NS)), BAD, "disconnect wait: must be between"),
     (container(image=""), BAD, "image: must be given"),
     (container(image="Nginx"), BAD, "image: invalid image reference 'Nginx'"),
     (container(image="nginx:"), BAD, "image: invalid image reference 'nginx:'"),

@@ -8,7 +8,7 @@ from shoal.model.enums import NodeAvailability, NodeState, RestartCondition, Tas
 from shoal.model.objects import AnyObject, Cluster, Task
 from shoal.model.plan import Plan
 from shoal.model.specs import ClusterSpec, ContainerSpec, OrchestrationConfig, TaskSpec
-from shoal.model.types import RestartPolicy
+from shoal.model.types import Endpoint, RestartPolicy
 from tests.support.planning import SECOND_NS, START_NS, Cell, a_node, a_service, a_task
 
 CREATED_NS = START_NS - 60 * SECOND_NS
@@ -227,3 +227,31 @@ def test_a_task_that_may_run_once_is_not_moved_after_it_started() -> None:
         cell.put(a_node("n1", state=NodeState.DOWN))
         cell.commit(_plan(cell).changes)
         assert len(cell.tasks()) == 1 + followed
+
+
+def test_a_new_task_of_a_start_first_update_that_fails_before_its_turn_is_tried_again() -> None:
+    # The old task is still wanted while the failed one is given up and its turn has not come.
+    new = TaskSpec(runtime=ContainerSpec(image="nginx:2"))
+    old = a_task("t0", version=0, created_at_ns=CREATED_NS, endpoint=Endpoint())
+    failed = a_task(
+        "t1",
+        state=TaskState.REJECTED,
+        at_ns=START_NS,
+        version=1,
+        spec=new,
+        desired=TaskState.READY,
+        start_after_ns=START_NS + 3 * SECOND_NS,
+        replaces_task_id="t0",
+        endpoint=Endpoint(),
+    )
+    cell = _cell(old, failed, spec=new)
+    cell.settle(lambda _: _plan(cell))
+    assert _by_id(cell, "t1").desired_state is TaskState.SHUTDOWN
+    assert len(cell.tasks()) == 2
+    assert _plan(cell).wake_at_ns == failed.start_after_ns
+
+    cell.advance(3)
+    cell.settle(lambda _: _plan(cell))
+
+    assert _newest(cell).replaces_task_id == "t1"
+    assert _by_id(cell, "t0").desired_state is TaskState.RUNNING

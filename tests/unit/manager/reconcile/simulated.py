@@ -11,13 +11,15 @@ from manager.orchestrator.update.dirty import is_dirty
 from manager.reconcile.agenda import Agenda
 from manager.reconcile.plan import dirty_from_event, plan_round
 from shoal.errors import SwarmError
-from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.defaults import disconnect_wait_ns, is_terminal, is_wanted
 from shoal.model.enums import (
+    DisconnectAction,
     FailureAction,
     NodeAvailability,
     NodeState,
     PublishMode,
     RestartCondition,
+    ReturnAction,
     TaskState,
     UpdateOrder,
     UpdateState,
@@ -26,6 +28,7 @@ from shoal.model.objects import Node, Service, Task
 from shoal.model.specs import ContainerSpec, ReplicatedMode, TaskSpec
 from shoal.model.types import (
     ContainerStatus,
+    DisconnectPolicy,
     EndpointSpec,
     Placement,
     PortConfig,
@@ -59,6 +62,7 @@ class Simulation:
         self.trouble = True
         self.has_been_down: set[str] = set()
         self.start_first: set[str] = set()
+        self.keeping: set[str] = set()
         self.images = 0
 
     def run(self, steps: int) -> None:
@@ -161,11 +165,15 @@ class Simulation:
             self._change(service, mode=ReplicatedMode(replicas=self.random.randint(0, 7)))
         elif action < 0.6:
             service = self.random.choice(live)
-            self._change(service, task=self._task(), update=self._update(service.id))
+            self._change(service, task=self._task(service.id), update=self._update(service.id))
         elif action < 0.65:
             service = self.random.choice(live)
             ports = self._ports()
             self._change(service, endpoint=EndpointSpec(ports=ports))
+        elif action < 0.66:
+            service = self.random.choice(live)
+            task = service.spec.task.replaced(disconnect=self._disconnect(service.id))
+            self._change(service, task=task)
         elif action < 0.7:
             self.cell.put(self.random.choice(live).replaced(pending_delete=True))
         elif action < 0.72:
@@ -179,7 +187,7 @@ class Simulation:
         service = a_service(
             name,
             replicas=self.random.randint(1, 6),
-            task=self._task(),
+            task=self._task(name),
             ports=self._ports(),
             update=self._update(name),
             rollback=UpdateConfig(parallelism=2, failure_action=FailureAction.CONTINUE),
@@ -208,7 +216,21 @@ class Simulation:
             return False
         return True
 
-    def _task(self) -> TaskSpec:
+    def _disconnect(self, service_id: str) -> DisconnectPolicy | None:
+        choose = self.random.choice
+        action, on_return = choose(list(DisconnectAction)), choose(list(ReturnAction))
+        if self.random.random() < 0.4:
+            return None
+        if on_return is ReturnAction.KEEP_ORIGINAL:
+            self.keeping.add(service_id)
+        wait_ns = choose([None, SECOND_NS, 20 * SECOND_NS])
+        return DisconnectPolicy(
+            action=action,
+            wait_ns=wait_ns if action is DisconnectAction.WAIT else None,
+            on_return=on_return,
+        )
+
+    def _task(self, service_id: str) -> TaskSpec:
         self.images += 1
         choose = self.random.choice
         return TaskSpec(
@@ -223,6 +245,7 @@ class Simulation:
                 window_ns=choose([0, SECOND_NS, 60 * SECOND_NS]),
             ),
             placement=Placement(max_replicas=choose([0, 0, 2])),
+            disconnect=self._disconnect(service_id),
         )
 
     def _update(self, service_id: str) -> UpdateConfig:
@@ -295,7 +318,10 @@ class Simulation:
             assert reserved <= node.description.resources.memory_bytes
 
     def _check_slots(self) -> None:
-        """At no moment two tasks of a slot are wanted, or at work where no node was lost."""
+        """At no moment two tasks of a slot are wanted, or at work where no node was lost.
+
+        Two with a start-first update, and one more that may come back with its node.
+        """
         wanted: Counter[tuple[str, int]] = Counter()
         at_work: Counter[tuple[str, int]] = Counter()
         for task in self.cell.tables.tasks:
@@ -307,7 +333,8 @@ class Simulation:
                 at_work[key] += task.status.state >= TaskState.STARTING
         for count_by_slot in (wanted, at_work):
             for key, count in count_by_slot.items():
-                assert count <= 1 + (key[0] in self.start_first), self.cell.tasks(key[0])
+                most = 1 + (key[0] in self.start_first) + (key[0] in self.keeping)
+                assert count <= most, self.cell.tasks(key[0])
 
     def _check_rest(self) -> None:
         """When planning came to rest: all is answered, and the slots are those of the spec."""
@@ -318,12 +345,30 @@ class Simulation:
                 slots.setdefault(task.service_id, set()).add(task.slot)
             if is_wanted(task):
                 assert not is_terminal(task), task
-                assert not node_is_lost(tables, task), task
+                assert not node_is_lost(tables, task) or self._may_be_away(task), task
         for service in tables.services:
             mode = service.spec.mode
             assert isinstance(mode, ReplicatedMode)
             used = slots.get(service.id, set())
             assert len(used) == (0 if service.pending_delete else mode.replicas), service.id
+
+    def _may_be_away(self, task: Task) -> bool:
+        """Whether a wanted task on a lost node is in order."""
+        service = self.cell.tables.services.get(task.service_id)
+        policy = None if service is None else service.spec.task.disconnect
+        node = self.cell.tables.nodes.get(task.node_id)
+        if policy is None or node is None or service is None:
+            return False
+        if node.spec.availability is NodeAvailability.DRAIN or is_terminal(task):
+            return False
+        if policy.action is DisconnectAction.WAIT and not is_dirty(self.cell.tables, service, task):
+            age_ns = self.cell.now_ns - node.meta.updated_at_ns
+            if age_ns < disconnect_wait_ns(policy):
+                return True
+        slot = [row for row in self.cell.tasks(service.id) if row.slot == task.slot]
+        restart = task.spec.restart or RestartPolicy()
+        answered = len(slot) > 1 or restart.condition is RestartCondition.NONE
+        return policy.on_return is ReturnAction.KEEP_ORIGINAL and answered
 
     def check_goal(self) -> None:
         """Every slot runs one task of the present spec, or ended for good by its policy."""
