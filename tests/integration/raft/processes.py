@@ -83,8 +83,7 @@ class Managers:
         async with asyncio.timeout(40):
             for manager in self.running:
                 async with local_channel(manager.paths.manager_socket) as channel:
-                    request = node_pb2.GetReadinessRequest()
-                    await TelemetryStub(channel).GetReadiness(request, wait_for_ready=True)
+                    await self._until_ready(TelemetryStub(channel))
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     nodes = await self.nodes()
@@ -93,6 +92,12 @@ class Managers:
                     if len(good) == count and any(one.manager_status.leader for one in good):
                         return
                 await asyncio.sleep(0.05)
+
+    async def _until_ready(self, telemetry: TelemetryStub) -> None:
+        """Ready means that it votes, too."""
+        request = node_pb2.GetReadinessRequest()
+        while not (await telemetry.GetReadiness(request, wait_for_ready=True)).ready:
+            await asyncio.sleep(0.05)
 
     async def nodes(self, through: ManagerProcess | None = None):
         async with local_channel((through or self.running[0]).paths.manager_socket) as channel:
