@@ -308,11 +308,12 @@ async def _follow_cluster(manager: Manager) -> None:
             manager.live.believe(trust_of(cluster.root_ca))
             manager.driver.snapshots.interval = _interval(cluster)
 
-    with manager.store.watch() as watcher:
-        use(manager.store.view.cluster)
-        async for commit in watcher:
-            if any(isinstance(event.object, Cluster) for event in commit.events):
-                use(manager.store.view.cluster)
+    while True:  # a leader's snapshot that replaces the state ends the watch
+        with suppress(FailedPrecondition), manager.store.watch() as watcher:
+            use(manager.store.view.cluster)
+            async for commit in watcher:
+                if any(isinstance(event.object, Cluster) for event in commit.events):
+                    use(manager.store.view.cluster)
 
 
 async def _follow_removed_nodes(store: Store, broker: LogBroker) -> None:
