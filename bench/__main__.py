@@ -23,6 +23,7 @@ PROGRAMS = {
     "create_to_running": "one replica, created until RUNNING, against Docker Swarm",
     "scale_up": "0 to 100 replicas with a published port, against Docker Swarm",
     "failover_worker": "a worker's power is cut: time until its task runs elsewhere",
+    "detection": "dead, frozen, restarted and busy workers: known when, and false alarms",
     "service_api": "services created per second over the API",
     "network_update": "one endpoint change against an nft process",
     "wal": "records made durable per second against SQLite",
