@@ -7,7 +7,7 @@ import asyncio
 import sys
 import time
 
-from tests.linearizability.bugs import BUGS
+from tests.linearizability.bugs import BUGS, LOST_EVENT
 from tests.linearizability.clients import Workload
 from tests.linearizability.run import Settings, run
 
@@ -19,7 +19,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1, help="seeds from --seed on")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    parser.add_argument("--bug", choices=sorted(BUGS), default="", help="break the way on purpose")
+    parser.add_argument(
+        "--bug", choices=sorted([*BUGS, LOST_EVENT]), default="", help="break the way on purpose"
+    )
     parser.add_argument("--no-trouble", action="store_true", help="leave the managers alone")
     arguments = parser.parse_args()
     for seed in range(arguments.seed, arguments.seed + arguments.runs):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from tests.linearizability.history import Call, Item, Kind, Outcome, Result
 from tests.linearizability.service import Service, Unknown
+from tests.linearizability.watching import Session
 
 
 class LocalReads:
@@ -106,6 +107,18 @@ class RepeatedWrite:
         return outcome
 
 
+def lose_events(sessions: Sequence[Session]) -> list[Session]:
+    """Watches as they would be if every hundredth commit came too late for its watcher."""
+    return [
+        msgspec.structs.replace(
+            session,
+            messages=tuple(m for n, m in enumerate(session.messages) if n % 100 != 50),
+        )
+        for session in sessions
+    ]
+
+
+LOST_EVENT = "lost-event"
 BUGS: dict[str, Callable[[Service], Service]] = {
     "local-reads": LocalReads,
     "lost-write": LostWrite,

@@ -20,8 +20,8 @@ import msgspec
 from tests.linearizability.history import Operation, by_group
 from tests.linearizability.model import Model, ServiceModel, State
 
-STEPS_MAX = 2_000_000
-"""Attempts to place an operation, all groups together; about ten seconds' worth."""
+STEPS_MAX = 5_000_000
+"""Attempts to place an operation, all groups together; about half a minute."""
 
 
 class Undecided(Exception):

@@ -25,13 +25,18 @@ _WEIGHTS = (20, 30, 10, 30, 10)
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """How much is going on. names: in each group; pause_s: longest rest between two calls."""
+    """How much is going on. names: in each group; pause_s: longest rest between two calls.
+
+    calls_per_epoch: of each client; then it goes on to new names. So a long run is many short
+    histories, and takes no longer to judge for each second it ran.
+    """
 
     clients: int = 8
     groups: int = 3
     names: int = 2
     pause_s: float = 0.02
     keep_percent: int = 10
+    calls_per_epoch: int = 80
 
 
 class Recorder:
@@ -73,6 +78,7 @@ class Client:
         self._random = random.Random(f"{seed} {number}")
         self._last: dict[str, Item] = {}
         self._writes = 0
+        self._calls = 0
         self._must_read = False
 
     async def run(self, stopping: Callable[[], bool]) -> None:
@@ -93,7 +99,9 @@ class Client:
 
     def _next(self) -> Call:
         chosen, workload = self._random, self._workload
-        group = f"g{chosen.randrange(workload.groups)}"
+        self._calls += 1
+        epoch = self._calls // workload.calls_per_epoch
+        group = f"g{epoch}x{chosen.randrange(workload.groups)}"
         name = f"{group}-{chosen.randrange(workload.names)}"
         if self._must_read:
             return Call(Kind.GET, group, name)
@@ -118,16 +126,16 @@ class Client:
         return f"{self.number}.{self._writes}"
 
 
-async def read_all(
-    services: Sequence[Service], recorder: Recorder, workload: Workload, *, deadline_s: float
-) -> None:
+async def read_all(services: Sequence[Service], recorder: Recorder, *, deadline_s: float) -> None:
     """Read every group once over every way, as part of the history; tries until the deadline.
 
     Raises: TimeoutError: a cluster that was healed must answer.
     """
+    groups = sorted({operation.call.group for operation in recorder.history})
     async with asyncio.timeout(deadline_s):
         for index, service in enumerate(services):
-            for number in range(workload.groups):
-                call = Call(Kind.LIST, f"g{number}")
-                while await recorder.call(-1 - index, service, call) is None:
+            for group in groups:
+                if group.startswith(f"{KEEP}-"):
+                    continue
+                while await recorder.call(-1 - index, service, Call(Kind.LIST, group)) is None:
                     await asyncio.sleep(PAUSE_AFTER_FAILURE_S)

@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.api.v1 import control_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub
-from tests.linearizability.bugs import BUGS
+from tests.linearizability.bugs import BUGS, LOST_EVENT, lose_events
 from tests.linearizability.clients import KEEP, Client, Recorder, Workload, read_all
 from tests.linearizability.history import Call, Item, Kind, Outcome
 from tests.linearizability.judge import Findings, judge
@@ -28,7 +28,7 @@ _FENCE = "fence"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What to run. bug: a name of `BUGS`, "" for none; trouble: whether to break anything."""
+    """What to run. bug: of `BUGS` or LOST_EVENT, or none; trouble: whether to break anything."""
 
     managers: int = 1
     duration_s: float = 30.0
@@ -79,9 +79,7 @@ class _Run:
         try:
             await self._work(nemesis)
             services = [GrpcService(self._site.socket(node)) for node in self._site.nodes]
-            await read_all(
-                self._broken(services), self._recorder, settings.workload, deadline_s=MEND_S
-            )
+            await read_all(self._broken(services), self._recorder, deadline_s=MEND_S)
             present = await self._kept()
             await self._fence(services[0])
             for service in services:
@@ -93,6 +91,8 @@ class _Run:
         failed = [one for one in ended if isinstance(one, Exception)]
         assert not failed, failed
         sessions = [session for each in self._watchers for session in each.sessions()]
+        if settings.bug == LOST_EVENT:
+            sessions = lose_events(sessions)
         history = list(self._recorder.history)
         findings = await asyncio.to_thread(judge, history, present, sessions)
         return Report(

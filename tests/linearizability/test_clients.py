@@ -30,7 +30,7 @@ async def run(*services: Service, operations: int = OPERATIONS) -> list[Operatio
         Client(number, services, recorder, WORKLOAD, seed=3) for number in range(WORKLOAD.clients)
     ]
     await asyncio.gather(*(client.run(stopping) for client in clients))
-    await read_all(services, recorder, WORKLOAD, deadline_s=DEADLINE_S)
+    await read_all(services, recorder, deadline_s=DEADLINE_S)
     assert len(recorder.history) > operations
     return recorder.history
 

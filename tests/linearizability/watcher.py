@@ -7,9 +7,11 @@ replay from there a new session begins: first the watch, then a read, so that no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import grpc
+
 from shoal.api.v1 import control_pb2, watch_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub
 from shoal.api.v1.objects_pb2 import ActionKind
@@ -52,10 +54,9 @@ class Watcher:
         while not stopping():
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(self._target, options=options) as channel:
-                try:
+                # Whatever ended it: ask again.
+                with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError, EOFError):
                     await self._watch(channel)
-                except (grpc.aio.AioRpcError, TimeoutError, EOFError):
-                    pass  # whatever ended it: ask again
             await asyncio.sleep(PAUSE_S)
 
     async def _watch(self, channel: grpc.aio.Channel) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ PRIVATE = "--in-private-namespace"
 def main() -> int:
     if PRIVATE not in sys.argv:
         _enter_private_namespace()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(prog="python -m tests.powercut", description=__doc__)
     parser.add_argument("--managers", type=int, default=1)
     parser.add_argument("--cuts", type=int, default=20)
