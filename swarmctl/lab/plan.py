@@ -17,9 +17,10 @@ from typing import Literal
 
 import msgspec
 
-from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, Unimplemented
+from shoal.errors import InvalidArgument, NotFound, ResourceExhausted
 
-MANAGERS_MAX = 1
+MANAGERS_MAX = 7
+"""More managers make every write dearer and survive no more than three failures do."""
 WORKERS_MAX = 100
 SOCKET_PATH_MAX = 99
 METRICS_PORT = 9323
@@ -86,7 +87,7 @@ def plan_lab(
     """Lay out a lab: m1.., w1.. on the addresses after the host's, which is the first.
 
     directory: where all labs live; the lab's own is below it.
-    Raises: InvalidArgument; Unimplemented for more managers than this version runs.
+    Raises: InvalidArgument.
     """
     check_name(name)
     check_counts(managers, workers)
@@ -132,10 +133,7 @@ def check_counts(managers: int, workers: int) -> None:
     if managers < 1:
         raise InvalidArgument("--managers: a cluster needs at least one manager")
     if managers > MANAGERS_MAX:
-        raise Unimplemented(
-            f"--managers {managers}: this version runs {MANAGERS_MAX}; more managers come with "
-            "Raft consensus"
-        )
+        raise InvalidArgument(f"--managers {managers}: must be between 1 and {MANAGERS_MAX}")
     if not 0 <= workers <= WORKERS_MAX:
         raise InvalidArgument(f"--workers {workers}: must be between 0 and {WORKERS_MAX}")
 

@@ -68,9 +68,12 @@ class Lab:
         self.environment.pop("SWARM_HOST", None)
         self.addresses: dict[str, str] = {}
 
-    def up(self, *, workers: int) -> None:
+    def up(self, *, workers: int, managers: int = 1) -> None:
         """Raise it, with the web image on every node."""
-        self.swarmctl("lab", "up", "--name", self.name, "--workers", str(workers))
+        self.swarmctl(
+            "lab", "up", "--name", self.name,
+            "--managers", str(managers), "--workers", str(workers),
+        )  # fmt: skip
         shown = self.swarmctl(
             "lab", "ps", "--name", self.name, "--format", "{{.Name}} {{.Address}}"
         )

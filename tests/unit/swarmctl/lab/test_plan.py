@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, Unimplemented
+from shoal.errors import InvalidArgument, NotFound, ResourceExhausted
 from swarmctl.lab import plan
 
 NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?", fullmatch=True)
@@ -58,12 +58,10 @@ def test_bad_names_are_refused(name):
         a_lab(name)
 
 
-def test_more_managers_than_supported_are_refused_with_the_reason():
-    with pytest.raises(Unimplemented, match=r"--managers 3: .*Raft"):
-        plan.check_counts(3, 2)
-
-
-@pytest.mark.parametrize(("managers", "workers"), [(0, 2), (1, -1), (1, plan.WORKERS_MAX + 1)])
+@pytest.mark.parametrize(
+    ("managers", "workers"),
+    [(0, 2), (plan.MANAGERS_MAX + 1, 2), (1, -1), (1, plan.WORKERS_MAX + 1)],
+)
 def test_impossible_counts_are_refused(managers, workers):
     with pytest.raises(InvalidArgument):
         plan.check_counts(managers, workers)
