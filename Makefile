@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 SOURCES := shoal manager worker engine swarmd swarmctl
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test bench bench-peers clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-powercut bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -48,6 +48,12 @@ sim: ## A million steps of the Raft cores in trouble; SEED=n repeats a run
 test: setup ## All tests (root: without it those that need a kernel are skipped)
 	@$(PYTHON) -m pytest tests
 
+test-linearizability: setup ## Clients against managers in trouble, checked for linearizability; ARGS=... (root)
+	@$(PYTHON) -m tests.linearizability --managers 1 --seconds 60 $(ARGS) && $(PYTHON) -m tests.linearizability --managers 3 --seconds 60 --runs 5 $(ARGS)
+
+test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS=... (root)
+	@$(PYTHON) -m tests.powercut --managers 1 --cuts 20 $(ARGS) && $(PYTHON) -m tests.powercut --managers 3 --cuts 20 $(ARGS)
+
 bench: setup ## Measure, against others where they are installed; ARGS=... is passed on (root)
 	@$(PYTHON) -m bench $(ARGS)
 
@@ -58,4 +64,4 @@ clean: ## Remove what was generated, but not .venv and no cluster
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache; find $(SOURCES) tests tools bench -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

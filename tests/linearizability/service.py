@@ -35,6 +35,10 @@ _UNCERTAIN = {
 }  # fmt: skip
 
 
+_CONNECTION_BROKE = "Internal error from Core"
+"""What gRPC says, with status INTERNAL, when the connection breaks while it writes the request."""
+
+
 class Unknown(Exception):
     """No answer, or none that tells what happened."""
 
@@ -67,7 +71,7 @@ class GrpcService:
             error = from_rpc_error(failure)
             if refusal := _REFUSALS.get((call.kind, error.code)):
                 return Outcome(refusal)
-            if error.code not in _UNCERTAIN:
+            if error.code not in _UNCERTAIN and failure.details() != _CONNECTION_BROKE:
                 raise
             await self.close()  # a new channel tries at once, the old one would wait
             raise Unknown(str(error)) from failure
