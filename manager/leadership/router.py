@@ -173,6 +173,9 @@ class LeaderRouter(grpc.GenericRpcHandler):
         address = await self._find_leader(stay_here=caller.forwarded)
         if self._methods is not None:
             answers = _served(self._methods[method], requests, context)
+        elif caller.forwarded or not address:
+            # Whoever led when the wait ended does not any more.
+            raise NotLeader("the leader of the cluster has changed: try again")
         else:
             relays = self._relays
             upstream = await self._dial.to(address)

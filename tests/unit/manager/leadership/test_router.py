@@ -155,6 +155,18 @@ async def test_a_call_that_came_while_nobody_led_is_served_by_whoever_leads_next
         assert (await asyncio.gather(*calls))[0] == b"n1 local False!"
 
 
+async def test_a_leader_that_is_gone_before_a_waiting_call_reaches_it_is_not_called(tmp_path):
+    node = Node(tmp_path, "n1")
+    async with node.serving() as channel:
+        call = asyncio.ensure_future(channel.unary_unary(f"/{SERVICE}/One")(b"!", timeout=10))
+        await asyncio.sleep(0.05)
+        node.lead()
+        node.router.pass_on()
+        assert await refusal(call) == (
+            "UNAVAILABLE the leader of the cluster has changed: try again"
+        )
+
+
 async def test_without_a_leader_a_call_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(router_module, "LEADER_WAIT_S", 0.1)
     node = Node(tmp_path, "n1")
