@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 import signal
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -23,6 +24,7 @@ from manager.ca.rotation_loop import RotationLoop
 from manager.ca.server import CaServer
 from manager.consensus.changes import MembershipChanges
 from manager.consensus.driver import RaftDriver
+from manager.consensus.interfaces import RemovedFromCluster
 from manager.consensus.recovery import Place, Recovery, recover
 from manager.controlapi.server import ControlServer
 from manager.controlapi.watch import WatchServer
@@ -92,6 +94,7 @@ class Manager(msgspec.Struct):
     consensus: RaftConsensus
     changes: MembershipChanges
     router: LeaderRouter
+    why_not_joined: str = ""
 
     @property
     def node_id(self) -> str:
@@ -106,7 +109,7 @@ class Manager(msgspec.Struct):
         """Why this manager cannot serve, "" when it can."""
         now = self.consensus.leadership.value
         if not self.driver.roster.members:
-            return "the manager has not joined the others yet"
+            return self.why_not_joined or "the manager has not joined the others yet"
         if self.driver.raft.id not in self.driver.raft.membership.all_voters:
             return "the manager learns the log before it votes"
         if self.router.is_serving or now.address:
@@ -117,8 +120,17 @@ class Manager(msgspec.Struct):
 async def run(paths: NodePaths) -> None:
     """Run the manager until SIGTERM or SIGINT.
 
+    A manager that was removed gives up its log: should it be wanted again, it joins as a new one.
     Raises: NotFound, FailedPrecondition, CorruptLog and what else keeps a manager from starting.
     """
+    try:
+        await _run(paths)
+    except RemovedFromCluster:
+        await asyncio.to_thread(_give_up_log, paths)
+        raise
+
+
+async def _run(paths: NodePaths) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,6 +159,16 @@ async def run(paths: NodePaths) -> None:
         await _wait_any(stop.wait(), manager.driver.wait_failed(), supervisor.wait_failed())
         _log.info("manager.stopping")
         await _hand_over(manager)
+
+
+def _give_up_log(paths: NodePaths) -> None:
+    """Remove the log of a removed manager; renamed first, so that no half of it is ever opened."""
+    gone = paths.raft.with_name(f"{paths.raft.name}.removed")
+    if gone.exists():
+        shutil.rmtree(gone)
+    if paths.raft.exists():
+        paths.raft.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _recover(paths: NodePaths, place: Place) -> Recovery:
@@ -277,7 +299,11 @@ def _bind(server: grpc.aio.Server, manager: Manager) -> None:
 async def _join(manager: Manager) -> None:
     """Become a member, with the help of the managers this node knew when it joined."""
     managers = [one for one in manager.config.managers if one != manager.config.advertise_address]
-    members = await ask_to_join(manager.transport.me, managers, manager.dial)
+
+    def tell(reason: str) -> None:
+        manager.why_not_joined = f"the others did not let this manager in yet: {reason}"
+
+    members = await ask_to_join(manager.transport.me, managers, manager.dial, tell=tell)
     manager.transport.introduce(members)
 
 

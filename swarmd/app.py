@@ -24,6 +24,7 @@ from swarmd.node import LocalNode
 from swarmd.node_server import Facts, NodeServer
 from swarmd.proxy import Proxy
 from swarmd.renewal import CertificateRenewal, Routes
+from swarmd.roles import RoleSwitch
 from swarmd.settings import DaemonSettings
 from swarmd.status import NodeStatus, Process
 from swarmd.upstream import Upstream
@@ -96,8 +97,10 @@ class Daemon:
             )
         )
         await self._run_children(manager, worker)
+        roles = RoleSwitch(node, manager)
+        await asyncio.to_thread(roles.remove_log_blocking)  # of a demotion that was interrupted
         renewal = CertificateRenewal(
-            node, Routes(to_manager, to_worker), clock=clock, draw=SystemRandom().random
+            node, Routes(to_manager, to_worker), roles, clock=clock, draw=SystemRandom().random
         )
         self._supervisor.start("certificate renewal", renewal.run)
         self._supervisor.start("membership news", renewal.follow_news)

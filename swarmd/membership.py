@@ -44,6 +44,7 @@ from swarmd.addresses import (
 )
 from swarmd.ca_client import Applicant, apply_for_identity
 from swarmd.children import Child
+from swarmd.control_client import ClusterClient
 from swarmd.core import InitPlan, InitWish, NewNode, first_entry, parse_availability, plan_init
 from swarmd.interfaces import machine_addresses
 from swarmd.node import LocalNode
@@ -51,6 +52,8 @@ from swarmd.telemetry_client import readiness
 from swarmd.upstream import Upstream
 
 MANAGER_READY_TIMEOUT_S = 30.0
+STEP_DOWN_TIMEOUT_S = 20.0
+"""For a manager to be let go by the others."""
 REMOTE_ADDRESSES_MAX = 16
 _POLL_PERIOD_S = 0.05
 
@@ -114,7 +117,8 @@ class MembershipChanges:
     async def leave(self, *, force: bool) -> None:
         """Leave the cluster: containers and data path are removed, then what makes it a member.
 
-        Raises: FailedPrecondition if it is in none, or is a manager and `force` is not set.
+        A manager is demoted first. Raises: FailedPrecondition if it is in none, or if the other
+        managers cannot go on without it and `force` is not set.
         """
         await self._alone(lambda: self._leave(force=force))
 
@@ -222,30 +226,70 @@ class MembershipChanges:
         config = _node_config(
             addresses, tuple(dict.fromkeys(managers)), applicant.availability.name.lower()
         )
-        await _whole(lambda: self._node.become_blocking(identity, config))
-        if self._node.membership.is_manager:
-            self._processes.manager.start()
+        await self._become(identity, config)
         await self._reload_worker()
         _log.info("cluster.joined", cluster_id=identity.peer.cluster_id, role=identity.peer.role)
         return identity
+
+    async def _become(self, identity: NodeIdentity, config: NodeConfig) -> None:
+        """Enter the cluster; a manager when it votes. On failure all of it is undone."""
+        try:
+            await _whole(lambda: self._node.become_blocking(identity, config))
+            if self._node.membership.is_manager:
+                self._processes.manager.start()
+                await self._wait_for_manager()
+        except BaseException:
+            await self._processes.manager.stop()
+            await asyncio.shield(self._withdraw(identity, config))
+            await _whole(self._node.forget_blocking)
+            raise
+
+    async def _withdraw(self, identity: NodeIdentity, config: NodeConfig) -> None:
+        """Leave no member and no node behind in the cluster, as far as it can be reached."""
+        cluster = ClusterClient(config.managers, identity)
+        try:
+            if identity.peer.role is Role.MANAGER:
+                await cluster.demote(timeout_s=STEP_DOWN_TIMEOUT_S)
+            await cluster.remove(timeout_s=STEP_DOWN_TIMEOUT_S)
+        except SwarmError as error:
+            _log.error(
+                "join.not_undone",
+                node_id=identity.peer.node_id,
+                reason=error.message,
+                remedy="`swarmctl node demote` and `swarmctl node rm --force` it on a manager",
+            )
 
     async def _leave(self, *, force: bool) -> None:
         membership = self._node.membership
         if not membership.is_member:
             raise FailedPrecondition("This node is not part of a cluster.")
-        if membership.is_manager and not force:
-            raise FailedPrecondition(
-                "You are attempting to leave the cluster on a node that is participating as a "
-                "manager. Removing the last manager erases all current state of the cluster. Use "
-                "`--force` to ignore this message."
-            )
         if membership.error and not force:
             raise FailedPrecondition(f"{membership.error}; `--force` leaves all the same")
+        if membership.is_manager:
+            await self._step_down(force=force)
         await self._remove_tasks(force=force)
         await self._processes.manager.stop()
         await _whole(self._node.forget_blocking)
         await self._reload_worker()
         _log.info("cluster.left")
+
+    async def _step_down(self, *, force: bool) -> None:
+        """Let the other managers go on without this one, before it goes."""
+        membership = self._node.membership
+        if membership.identity is None:
+            return
+        cluster = ClusterClient(membership.managers, membership.identity)
+        try:
+            await cluster.demote(timeout_s=STEP_DOWN_TIMEOUT_S)
+        except SwarmError as error:
+            if not force:
+                raise FailedPrecondition(
+                    "You are attempting to leave the cluster on a node that is participating as a "
+                    f"manager, and the others cannot go on without it ({error.message}). Removing "
+                    "the last manager erases all current state of the cluster. Use `--force` to "
+                    "ignore this message."
+                ) from error
+            _log.warning("leave.not_demoted", reason=error.message)
 
     async def _remove_tasks(self, *, force: bool) -> None:
         try:

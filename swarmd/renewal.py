@@ -26,6 +26,7 @@ from shoal.security.roles import Role
 from shoal.security.trust import merge_roots
 from swarmd import ca_client, manager_client, worker_client
 from swarmd.node import LocalNode
+from swarmd.roles import RoleSwitch
 from swarmd.upstream import Upstream
 from swarmd.worker_client import MembershipNews
 
@@ -53,8 +54,11 @@ class Routes(msgspec.Struct, frozen=True):
 class CertificateRenewal:
     """Give `run` and `follow_news` to a supervisor."""
 
-    def __init__(self, node: LocalNode, routes: Routes, *, clock: Clock, draw: Draw) -> None:
+    def __init__(
+        self, node: LocalNode, routes: Routes, roles: RoleSwitch, *, clock: Clock, draw: Draw
+    ) -> None:
         self._node = node
+        self._roles = roles
         self._routes = routes
         self._clock = clock
         self._draw = draw
@@ -156,8 +160,9 @@ class CertificateRenewal:
             )
 
     async def _tell(self, new: NodeIdentity) -> None:
-        """Let the processes use what was stored."""
-        if new.peer.role is Role.MANAGER:
+        """Let the processes use what was stored; a manager that was not one yet is started."""
+        switched = await self._roles.follow()
+        if new.peer.role is Role.MANAGER and not switched:
             await manager_client.reload_identity(self._routes.manager)
         await worker_client.reload_identity(self._routes.worker)
         self._told = new

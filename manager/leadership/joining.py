@@ -30,11 +30,18 @@ Dial = Callable[[str], grpc.aio.Channel]
 _log = structlog.get_logger()
 
 
-async def ask_to_join(me: Member, addresses: Sequence[str], dial: Dial) -> list[Member]:
+async def ask_to_join(
+    me: Member,
+    addresses: Sequence[str],
+    dial: Dial,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Member]:
     """Join through one of the managers; the members, this one included.
 
     The server of this manager must be running: it is called back. Asks for as long as no manager
-    can be reached or nobody leads. Raises: what the leader refuses with.
+    can be reached or nobody leads. tell: is told why it was not let in yet. Raises: what the
+    leader refuses with.
     """
     if not addresses:
         raise FailedPrecondition(
@@ -47,7 +54,11 @@ async def ask_to_join(me: Member, addresses: Sequence[str], dial: Dial) -> list[
             try:
                 return await _ask(me, address, dial)
             except (Unavailable, NotLeader, DeadlineExceeded, SequenceConflict) as error:
+                tell(error.message)
                 _log.warning("raft.not_joined", asked=address, reason=error.message)
+            except SwarmError as error:
+                tell(error.message)
+                raise
         await asyncio.sleep(backoff.next_s())
 
 
