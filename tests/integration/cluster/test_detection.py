@@ -156,4 +156,4 @@ def node_ids(lab: Lab) -> dict[str, str]:
 
 def worker_pid(lab: Lab, node: str) -> int:
     """Pid of a node's worker process."""
-    return int(Path(lab.base, "lab", lab.name, node, "run", "worker.pid").read_text())
+    return int(Path(lab.base, "lab", lab.name, node, "run", "worker.pid").read_text().split()[0])
