@@ -58,7 +58,8 @@ def test_a_cluster_serves_survives_its_daemons_and_leaves_nothing(root, lab_name
     for node in plan.nodes:
         eventually(lambda node=node: ask(node.address), timeout_s=40)
         assert f"asked by {plan.gateway}" in ask(node.address)
-    eventually(lambda: all(nodes.family(plan, node).containers for node in plan.nodes))
+    # One each: the server, and no more of the processes that answered us.
+    eventually(lambda: all(len(nodes.family(plan, n).containers) == 1 for n in plan.nodes))
 
     before = nodes.family(plan, w1)
     assert {len(before.daemons), len(before.helpers)} == {2, 3}
