@@ -6,6 +6,7 @@ reached is told from one that answers "unavailable", because the remedies differ
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from pathlib import Path
@@ -53,6 +54,8 @@ from swarmctl.types import (
 
 CALL_TIMEOUT_S = 20.0
 JOIN_TIMEOUT_S = 120.0
+PROBE_TIMEOUT_S = 4.0
+"""Of one of several managers; longer than a manager waits for a leader."""
 IMAGE_TIMEOUT_S = 3600.0
 PAGE_SIZE = 250
 
@@ -368,6 +371,20 @@ class Client:
         if error.code() is grpc.StatusCode.UNAVAILABLE and not answered:
             return _unreachable(self.target, error.details() or "no answer")
         return from_rpc_error(error)
+
+
+async def serves(target: Target) -> bool:
+    """Whether a daemon answers there at once, and runs a manager that works."""
+    async with Client(target) as client:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                info = await client.info()
+                if info.role is not NodeRole.MANAGER:
+                    return False
+                await client.cluster()
+        except (SwarmError, TimeoutError):
+            return False
+    return True
 
 
 def _open(target: Target) -> grpc.aio.Channel:

@@ -23,9 +23,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 
 
 class Context(msgspec.Struct, frozen=True):
-    """A cluster: the host to talk to, and the socket of each node where all are known (a lab)."""
+    """A cluster: the host to talk to, and the socket of each node where all are known (a lab).
+
+    others: hosts to try in order when `host` does not answer, or is no manager any more.
+    """
 
     host: str
+    others: tuple[str, ...] = ()
     nodes: dict[str, str] = {}
     description: str = ""
 

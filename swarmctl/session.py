@@ -42,8 +42,26 @@ class Session:
         *,
         target: Target | None = None,
     ) -> ResultT:
-        """Run `work` with a client of the chosen daemon, or of another one."""
-        return asyncio.run(_with_client(target or self.target(), work))
+        """Run `work` with a client of the chosen daemon, or of exactly that one.
+
+        Where the context names several managers, the first that serves is taken. What concerns
+        the node itself (`leave`) must name its target: it is never done to another one instead.
+        """
+        if target is not None:
+            return asyncio.run(_with_client(target, work))
+        return asyncio.run(_with_serving(self.target(), work))
+
+
+async def _with_serving(target: Target, work: Callable[[Client], Awaitable[ResultT]]) -> ResultT:
+    if target.others:
+        from swarmctl.client import serves  # here: see below
+
+        if not await serves(target):
+            # All the others at once: one that is frozen must not hold up the next.
+            found = await asyncio.gather(*map(serves, target.others))
+            ready = [one for one, good in zip(target.others, found, strict=True) if good]
+            return await _with_client(ready[0] if ready else target, work)
+    return await _with_client(target, work)
 
 
 async def _with_client(target: Target, work: Callable[[Client], Awaitable[ResultT]]) -> ResultT:

@@ -28,7 +28,10 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A daemon: a unix socket, or host:port with the files of a client certificate."""
+    """A daemon: a unix socket, or host:port with the files of a client certificate.
+
+    others: daemons of the same cluster that serve when this one does not.
+    """
 
     host: str
     socket: Path | None = None
@@ -38,6 +41,7 @@ class Target(msgspec.Struct, frozen=True):
     tls_key: str = ""
     context: str = ""
     nodes: dict[str, str] = {}
+    others: tuple[Target, ...] = ()
 
     def node(self, name: str, choice: Choice) -> Target:
         """The daemon of one node of the context. Raises NotFound."""
@@ -57,7 +61,11 @@ def choose(choice: Choice, environ: Mapping[str, str], contexts: Contexts) -> Ta
     name = choice_of_context(choice, environ, contexts)
     context = contexts.get(name)
     target = parse_host(context.host, choice)
-    return msgspec.structs.replace(target, context=name, nodes=context.nodes)
+    others = tuple(
+        msgspec.structs.replace(parse_host(one, choice), context=name, nodes=context.nodes)
+        for one in context.others
+    )
+    return msgspec.structs.replace(target, context=name, nodes=context.nodes, others=others)
 
 
 def choice_of_context(choice: Choice, environ: Mapping[str, str], contexts: Contexts) -> str:

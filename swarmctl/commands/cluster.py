@@ -100,7 +100,7 @@ def init(session: Session, /, **flags: Any) -> None:
             "instructions.\n"
         )
 
-    session.run(work)
+    session.run(work, target=session.target())
 
 
 @click.command(short_help="Let this node join a cluster")
@@ -141,7 +141,7 @@ def join(session: Session, /, addresses: tuple[str, ...], **flags: Any) -> None:
         role = await client.join(options)
         click.echo(f"This node joined a swarm as a {spell(role)}.")
 
-    session.run(work)
+    session.run(work, target=session.target())
 
 
 @click.command(short_help="Let this node leave its cluster")
@@ -154,7 +154,7 @@ def leave(session: Session, *, force: bool) -> None:
         await client.leave(force=force)
         click.echo("Node left the swarm.")
 
-    session.run(work)
+    session.run(work, target=session.target())
 
 
 @click.command(short_help="Show the node and its cluster")

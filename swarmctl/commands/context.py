@@ -70,7 +70,14 @@ def use_context(name: str) -> None:
 
 @context.command("create")
 @click.argument("name")
-@click.option("--host", required=True, metavar="HOST", help="unix:// or tcp:// address")
+@click.option(
+    "--host",
+    "hosts",
+    required=True,
+    multiple=True,
+    metavar="HOST",
+    help="unix:// or tcp:// address; further ones are tried when the first does not serve",
+)
 @click.option(
     "--node",
     "nodes",
@@ -79,15 +86,20 @@ def use_context(name: str) -> None:
     help="Daemon of a node, for image commands",
 )
 @click.option("--description", default="", help="What it is")
-def create_context(name: str, host: str, nodes: tuple[str, ...], description: str) -> None:
+def create_context(
+    name: str, hosts: tuple[str, ...], nodes: tuple[str, ...], description: str
+) -> None:
     """Create a context, or replace one."""
     sockets = dict(parse_pair(pair) for pair in nodes)
-    for address in (host, *sockets.values()):
+    for address in (*hosts, *sockets.values()):
         if not address.startswith(("unix:///", "tcp://")):
             raise InvalidArgument(
                 f"host {address!r}: write unix:///path/to/swarmd.sock or tcp://host:2377"
             )
-    contexts.save_context(name, contexts.Context(host=host, nodes=sockets, description=description))
+    contexts.save_context(
+        name,
+        contexts.Context(host=hosts[0], others=hosts[1:], nodes=sockets, description=description),
+    )
     click.echo(name)
 
 

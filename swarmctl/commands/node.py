@@ -1,4 +1,4 @@
-"""node ls, inspect, update, ps, rm."""
+"""node ls, inspect, update, promote, demote, ps, rm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument
-from shoal.model.enums import NodeAvailability
+from shoal.model.enums import NodeAvailability, NodeRole
 from shoal.model.objects import Node
 from swarmctl import output
 from swarmctl.complete import complete_nodes
@@ -28,6 +28,7 @@ from swarmctl.options import (
     quiet_option,
 )
 from swarmctl.parsing.values import parse_pair
+from swarmctl.parsing.words import spell
 from swarmctl.render.docker import node_json
 from swarmctl.render.pretty import node_text
 from swarmctl.render.rows import NODE_COLUMNS, TASK_COLUMNS, node_row
@@ -99,9 +100,10 @@ def inspect_nodes(session: Session, names: tuple[str, ...], template: str, *, pr
     "--label-add", type=Parsed("key=value", parse_pair), multiple=True, help="Add or change a label"
 )
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label")
+@click.option("--role", type=Word(*NodeRole), help="worker or manager")
 @click.pass_obj
 def update_node(session: Session, /, name: str, **flags: Any) -> None:
-    """Change a node's availability and labels."""
+    """Change a node's availability, labels and role."""
     changes = given(flags)
 
     async def work(client: Client) -> None:
@@ -114,9 +116,45 @@ def update_node(session: Session, /, name: str, **flags: Any) -> None:
         spec = found.spec.replaced(
             annotations=annotations,
             availability=changes.get("availability", found.spec.availability),
+            desired_role=changes.get("role", found.spec.desired_role),
         )
         await client.update_node(found, spec)
         click.echo(name)
+
+    session.run(work)
+
+
+@node.command()
+@click.argument("names", nargs=-1, required=True, metavar="NODE...", shell_complete=complete_nodes)
+@click.pass_obj
+def promote(session: Session, names: tuple[str, ...]) -> None:
+    """Make nodes managers; `node ls` shows when they are. Their containers run on."""
+    _change_role(session, names, NodeRole.MANAGER)
+
+
+@node.command()
+@click.argument("names", nargs=-1, required=True, metavar="NODE...", shell_complete=complete_nodes)
+@click.pass_obj
+def demote(session: Session, names: tuple[str, ...]) -> None:
+    """Make managers workers; refused where too few managers would be left."""
+    _change_role(session, names, NodeRole.WORKER)
+
+
+def _change_role(session: Session, names: tuple[str, ...], role: NodeRole) -> None:
+    article = f"a {spell(role)}"
+
+    async def work(client: Client) -> None:
+        async def change(name: str) -> None:
+            found = await _get(client, name)
+            if found.spec.desired_role is role:
+                click.echo(f"Node {name} is already {article}.")
+                return
+            await client.update_node(found, found.spec.replaced(desired_role=role))
+            verb = "promoted to a manager" if role is NodeRole.MANAGER else "demoted"
+            click.echo(f"Node {name} {verb} in the swarm.")
+
+        _, errors = await each(names, change)
+        exit_with(errors)
 
     session.run(work)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from shoal.errors import DeadlineExceeded, SwarmError, Unavailable
 from shoal.model.enums import NodeState
+from shoal.model.objects import Node
 from swarmctl.client import Client
 from swarmctl.lab.nodes import daemon, has_socket, paths_of
 from swarmctl.lab.plan import LabPlan, NodePlan
@@ -22,6 +23,7 @@ from swarmctl.target import Target
 from swarmctl.types import InitOptions, JoinOptions, NodeInfo
 
 PORT = 2377
+STANDING_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 _NO_ERROR = "no answer yet"
 
@@ -107,12 +109,30 @@ async def wait_ready(
         await asyncio.sleep(_POLL_S)
 
 
+async def standing(lab: LabPlan) -> dict[str, str]:
+    """Each node's role now: `worker`, `manager` or `leader`; empty when no manager answers."""
+    running = [node for node in lab.nodes if daemon(lab, node) is not None]
+    for node in sorted(running, key=lambda one: one.role != "manager"):
+        async with _client(lab, node) as client:
+            try:
+                async with asyncio.timeout(STANDING_TIMEOUT_S):
+                    found = await client.nodes()
+            except (SwarmError, TimeoutError):
+                continue
+        # A node that joined anew leaves its old object behind, which does not hide the new one.
+        found.sort(key=lambda one: one.status.state is NodeState.READY)
+        return {one.description.hostname: _standing(one) for one in found}
+    return {}
+
+
+def _standing(node: Node) -> str:
+    if node.manager_status is not None and node.manager_status.leader:
+        return "leader"
+    return node.role.name.lower()
+
+
 async def _not_ready(lab: LabPlan, wanted: frozenset[str]) -> dict[str, str]:
-    manager = next((n for n in lab.nodes if n.role == "manager" and daemon(lab, n)), None)
-    if manager is None:
-        raise Unavailable("no manager of the lab is running")
-    async with _client(lab, manager) as client:
-        found = await client.nodes()
+    found = await _nodes(lab)
     states = dict.fromkeys(sorted(wanted), "not in the cluster")
     for node in found:
         name = node.description.hostname
@@ -120,6 +140,19 @@ async def _not_ready(lab: LabPlan, wanted: frozenset[str]) -> dict[str, str]:
         if name in states and states[name] != NodeState.READY.name.lower():
             states[name] = node.status.state.name.lower()
     return {name: state for name, state in states.items() if state != NodeState.READY.name.lower()}
+
+
+async def _nodes(lab: LabPlan) -> list[Node]:
+    """The cluster's nodes, from the first manager that answers. Raises: Unavailable."""
+    failure: SwarmError = Unavailable("no manager of the lab is running")
+    for node in lab.nodes:
+        if node.role == "manager" and daemon(lab, node):
+            async with _client(lab, node) as client:
+                try:
+                    return await client.nodes()
+                except SwarmError as error:
+                    failure = error
+    raise failure
 
 
 def _client(lab: LabPlan, node: NodePlan) -> Client:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import msgspec
 
 from swarmctl.lab import kernel, labs, nodes, record, show, verbs
 from swarmctl.lab.plan import LabPlan, NodePlan
@@ -88,9 +89,17 @@ def list_(*, template: str, quiet: bool, root: str) -> None:
 @show.format_options
 @_lab_options
 def ps(*, template: str, quiet: bool, name: str, root: str) -> None:
-    """List a lab's nodes and what has become of them."""
+    """List a lab's nodes and what has become of them.
+
+    ROLE is the node's now (`leader`: the manager that leads), or as planned when nobody answers.
+    """
     kernel.check_machine()
-    show.nodes(labs.rows(record.read_lab(root, name).plan), template=template, quiet=quiet)
+    plan = record.read_lab(root, name).plan
+    roles = verbs.standing(plan)
+    rows = [
+        msgspec.structs.replace(row, role=roles.get(row.name, row.role)) for row in labs.rows(plan)
+    ]
+    show.nodes(rows, template=template, quiet=quiet)
 
 
 @lab.command()

@@ -89,7 +89,10 @@ def save_context(lab: LabPlan) -> None:
     contexts.save_context(
         name,
         contexts.Context(
-            host=sockets[lab.nodes[0].name], nodes=sockets, description=f"lab in {lab.directory}"
+            host=sockets[lab.nodes[0].name],
+            others=tuple(sockets[node.name] for node in lab.nodes[1:] if node.role == "manager"),
+            nodes=sockets,
+            description=f"lab in {lab.directory}",
         ),
     )
     contexts.use(name)
@@ -185,6 +188,13 @@ def wait(root: str, name: str, names: tuple[str, ...], *, timeout_s: float) -> N
     wanted = frozenset(lab.node(node).name for node in names)
     deadline_s = time.monotonic() + timeout_s
     asyncio.run(cluster.wait_ready(lab, deadline_s=deadline_s, names=wanted or None))
+
+
+def standing(lab: LabPlan) -> dict[str, str]:
+    """Each node's role now, by name; empty when no manager answers."""
+    from swarmctl.lab import cluster  # here: see `_raise_lab`
+
+    return asyncio.run(cluster.standing(lab))
 
 
 def execute(root: str, name: str, node: str, command: tuple[str, ...]) -> None:

@@ -244,8 +244,10 @@ def task_name(task: Task) -> str:
 def _manager_status(node: Node) -> str:
     if node.manager_status is None:
         waiting = node.spec.membership is NodeMembership.PENDING
-        role_change = node.spec.desired_role is not node.role and node.role is NodeRole.MANAGER
+        role_change = node.spec.desired_role is not node.role
         return "Pending" if waiting or role_change else ""
+    if node.spec.desired_role is NodeRole.WORKER:
+        return "Demoting"
     if node.manager_status.leader:
         return "Leader"
     return "Reachable" if node.manager_status.reachable else "Unreachable"

@@ -27,7 +27,7 @@ from shoal.api.v1 import (
 from shoal.errors import NameConflict, NotFound, SequenceConflict, SwarmError
 from shoal.model.enums import NodeRole, TaskState, UpdateState
 from shoal.model.objects import Cluster, Node, Service, Task
-from shoal.model.specs import NodeSpec, ReplicatedMode, ServiceSpec
+from shoal.model.specs import ClusterSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
     JoinTokens,
@@ -140,7 +140,9 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
             tokens = tokens.replaced(worker=f"{tokens.worker}-new")
         if request.rotate_manager_token:
             tokens = tokens.replaced(manager=f"{tokens.manager}-new")
-        self.state.cluster = self.state.cluster.replaced(root_ca=RootCa(join_tokens=tokens))
+        spec = from_pb(request.spec, ClusterSpec)
+        root_ca = RootCa(join_tokens=tokens)
+        self.state.cluster = self.state.cluster.replaced(spec=spec, root_ca=root_ca)
         cluster = to_pb(self.state.cluster, objects_pb2.Cluster)
         return control_pb2.UpdateClusterResponse(cluster=cluster)
 

@@ -1,0 +1,97 @@
+"""cluster inspect, update: the settings of the whole cluster (docker's `swarm update`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shoal.model.specs import ClusterSpec
+from swarmctl import output
+from swarmctl.options import Parsed, given, inspect_format_option
+from swarmctl.parsing.units import parse_count, parse_duration
+from swarmctl.render.clusters import cluster_json, cluster_text
+from swarmctl.session import Session
+
+if TYPE_CHECKING:
+    from swarmctl.client import Client
+
+DURATION = Parsed("duration", parse_duration)
+
+
+def _count(name: str) -> Parsed:
+    return Parsed("count", lambda text: parse_count(text, name=name))
+
+
+@click.group()
+def cluster() -> None:
+    """Settings of the cluster."""
+
+
+@cluster.command()
+@inspect_format_option
+@click.option("--pretty", is_flag=True, help="For people")
+@click.pass_obj
+def inspect(session: Session, template: str, *, pretty: bool) -> None:
+    """Show the cluster and its settings; never its keys."""
+    if pretty and template:
+        raise click.UsageError("--pretty and --format exclude each other: give one of them")
+
+    async def work(client: Client) -> None:
+        found = await client.cluster()
+        if pretty:
+            output.write(cluster_text(found))
+        else:
+            output.write(output.objects_text([cluster_json(found)], template))
+
+    session.run(work)
+
+
+@cluster.command()
+@click.option(
+    "--task-history-limit", type=int, help="Dead tasks kept per slot (default 5; -1: all)"
+)
+@click.option("--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats of a node")
+@click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
+@click.option(
+    "--snapshot-interval",
+    type=_count("the interval"),
+    help="Log entries between snapshots (default 10000)",
+)
+@click.option(
+    "--managers",
+    type=_count("the number of managers"),
+    help="Promote spare workers while fewer managers than this are reachable (0: never)",
+)
+@click.pass_obj
+def update(session: Session, /, **flags: Any) -> None:
+    """Change settings of the cluster; what is not given stays as it is."""
+    changes = given(flags)
+
+    async def work(client: Client) -> None:
+        found = await client.cluster()
+        spec = _changed(found.spec, changes)
+        if spec != found.spec:
+            await client.update_cluster(found, spec)
+        click.echo("Swarm updated.")
+
+    session.run(work)
+
+
+def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
+    orchestration, dispatcher, ca, raft = spec.orchestration, spec.dispatcher, spec.ca, spec.raft
+    for name, value in changes.items():
+        match name:
+            case "task_history_limit":
+                orchestration = orchestration.replaced(task_history_retention_limit=value)
+            case "dispatcher_heartbeat":
+                dispatcher = dispatcher.replaced(heartbeat_period_ns=value)
+            case "cert_expiry":
+                ca = ca.replaced(node_certificate_validity_ns=value)
+            case "snapshot_interval":
+                raft = raft.replaced(snapshot_interval=value)
+            case "managers":
+                raft = raft.replaced(managers_wanted=value)
+            case _:
+                raise NotImplementedError(name)
+    return spec.replaced(orchestration=orchestration, dispatcher=dispatcher, ca=ca, raft=raft)

@@ -1,0 +1,73 @@
+"""The cluster as Docker's API shows a swarm, and for people.
+
+Settings that are unset show their default for people, and are left out of the JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.model.defaults import (
+    NODE_CERTIFICATE_VALIDITY_NS,
+    SNAPSHOT_INTERVAL,
+    TASK_HISTORY_RETENTION_LIMIT,
+)
+from shoal.model.objects import Cluster
+from swarmctl.parsing.units import format_duration
+from swarmctl.render.times import timestamp
+
+
+def cluster_json(cluster: Cluster) -> dict[str, Any]:
+    """Docker's names; what is ours stands beside them."""
+    spec = cluster.spec
+    return {
+        "ID": cluster.id,
+        "Version": {"Index": cluster.meta.version.index},
+        "CreatedAt": timestamp(cluster.meta.created_at_ns),
+        "UpdatedAt": timestamp(cluster.meta.updated_at_ns),
+        "Spec": {
+            "Name": spec.annotations.name,
+            "Labels": dict(spec.annotations.labels),
+            "Orchestration": _given(
+                TaskHistoryRetentionLimit=spec.orchestration.task_history_retention_limit
+            ),
+            "Raft": _given(
+                SnapshotInterval=spec.raft.snapshot_interval,
+                ManagersWanted=spec.raft.managers_wanted,
+            ),
+            "Dispatcher": _given(HeartbeatPeriod=spec.dispatcher.heartbeat_period_ns),
+            "CAConfig": _given(NodeCertExpiry=spec.ca.node_certificate_validity_ns),
+            "EncryptionConfig": {"AutoLockManagers": spec.autolock_managers},
+        },
+        "RootRotationInProgress": cluster.root_ca.rotation is not None,
+        "DataPathPort": cluster.data_path_port,
+        "DefaultAddrPool": [cluster.ingress_pool] if cluster.ingress_pool else [],
+        "SubnetSize": cluster.ingress_subnet_mask_length,
+    }
+
+
+def cluster_text(cluster: Cluster) -> str:
+    """For people, defaults filled in."""
+    spec = cluster.spec
+    limit = spec.orchestration.task_history_retention_limit
+    heartbeat_ns = spec.dispatcher.heartbeat_period_ns
+    validity_ns = spec.ca.node_certificate_validity_ns or NODE_CERTIFICATE_VALIDITY_NS
+    wanted = spec.raft.managers_wanted
+    heartbeat = "adapted by the managers" if heartbeat_ns is None else format_duration(heartbeat_ns)
+    lines = [
+        f"ID:\t\t\t{cluster.id}",
+        f"Name:\t\t\t{spec.annotations.name}",
+        f"Task history limit:\t{TASK_HISTORY_RETENTION_LIMIT if limit is None else limit}",
+        f"Dispatcher heartbeat:\t{heartbeat}",
+        f"Certificate expiry:\t{format_duration(validity_ns)}",
+        f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
+        f"Managers to keep up:\t{wanted or 'as many as there are'}",
+        f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",
+        f"Data path port:\t\t{cluster.data_path_port}",
+        f"Ingress pool:\t\t{cluster.ingress_pool}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
