@@ -91,7 +91,7 @@ async def test_a_deadline_is_kept(node: Node):
     async with node.running():
         left = await node.channel.unary_unary(f"{IMAGES}/Left")(b"", timeout=15)
         assert 0 < float(left) <= 15
-        call = node.channel.unary_stream(f"{IMAGES}/Hang")(b"", timeout=1)
+        call = node.channel.unary_stream(f"{IMAGES}/Hang")(b"", timeout=5)
         assert await call.read() == b"begun"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
