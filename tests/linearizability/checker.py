@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from typing_extensions import override
 
 from tests.linearizability.history import Operation, by_group
 from tests.linearizability.model import Model, ServiceModel, State
@@ -40,6 +41,7 @@ class Violation(msgspec.Struct, frozen=True):
     stuck: Operation
     state: State
 
+    @override
     def __str__(self) -> str:
         last = "\n".join(f"  {operation}" for operation in self.placed[-8:])
         slots = ", ".join(f"{name}: {slot}" for name, slot in self.state) or "empty"

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 import msgspec
+from typing_extensions import override
 
 
 class Kind(Enum):
@@ -71,6 +72,7 @@ class Operation(msgspec.Struct, frozen=True):
         """Whether the client got an answer."""
         return self.outcome is not None
 
+    @override
     def __str__(self) -> str:
         call = self.call
         about = " ".join(str(part) for part in (call.name or call.group, call.value) if part)

@@ -119,9 +119,9 @@ def _event(event: watch_pb2.WatchEvent) -> Event:
     )
 
 
-def _not_ended(message: watch_pb2.WatchMessage) -> watch_pb2.WatchMessage:
-    if message is grpc.aio.EOF:
-        raise EOFError("the server ended the stream")
+def _not_ended(message: object) -> watch_pb2.WatchMessage:
+    if not isinstance(message, watch_pb2.WatchMessage):
+        raise EOFError("the server ended the stream")  # noqa: TRY004 - EOF is no fault of types
     return message
 
 

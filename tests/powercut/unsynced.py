@@ -7,6 +7,7 @@ and directories are synced, so that exactly one mistake is tested: answers befor
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -53,13 +54,8 @@ def main() -> None:
         return
     import swarmd.__main__ as entry
 
-    made = swarmd.app.Daemon
-
-    class Daemon(made):  # type: ignore[misc, valid-type]
-        def __init__(self, settings: DaemonSettings) -> None:
-            super().__init__(settings, command=forgetful_command)
-
-    entry.Daemon = Daemon  # type: ignore[misc]
+    made = functools.partial(swarmd.app.Daemon, command=forgetful_command)
+    setattr(entry, "Daemon", made)  # noqa: B010 - the type checker rightly sees a class there
     entry.main()
 
 
