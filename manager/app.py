@@ -32,7 +32,7 @@ from manager.dispatcher.driver import Dispatcher
 from manager.dispatcher.server import DispatcherServer
 from manager.leadership.joining import ask_to_join
 from manager.leadership.members import MembersKeeper, WedgeWatch
-from manager.leadership.raft import RaftConsensus
+from manager.leadership.raft import RaftConsensus, why_no_leader
 from manager.leadership.router import Dial, HandlerTable, LeaderRouter
 from manager.leadership.server import RaftMembershipServer
 from manager.leadership.work import LeaderWork, Term
@@ -162,13 +162,11 @@ async def _run(paths: NodePaths) -> None:
 
 
 def _give_up_log(paths: NodePaths) -> None:
-    """Remove the log of a removed manager; renamed first, so that no half of it is ever opened."""
-    gone = paths.raft.with_name(f"{paths.raft.name}.removed")
-    if gone.exists():
-        shutil.rmtree(gone)
+    """Put the log of a removed manager aside; the last one is kept, should it be missed."""
     if paths.raft.exists():
-        paths.raft.rename(gone)
-        shutil.rmtree(gone)
+        if paths.raft_removed.exists():
+            shutil.rmtree(paths.raft_removed)
+        paths.raft.rename(paths.raft_removed)
 
 
 def _recover(paths: NodePaths, place: Place) -> Recovery:
@@ -206,7 +204,12 @@ def _assemble(
         driver=driver,
         consensus=consensus,
         changes=MembershipChanges(driver),
-        router=LeaderRouter(services, consensus, Dial(dial, lambda: live.identity)),
+        router=LeaderRouter(
+            services,
+            consensus,
+            Dial(dial, lambda: live.identity),
+            why_no_leader=lambda: why_no_leader(driver),
+        ),
     )
 
 

@@ -63,6 +63,12 @@ _log = structlog.get_logger()
 @click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    help="Go on as the only manager, with everything this one knows. For once, when the majority"
+    " of the managers is lost for good.",
+)
 @click.version_option(VERSION, prog_name="swarmd")
 def main(
     *,
@@ -72,6 +78,7 @@ def main(
     cgroup_parent: str,
     metrics_addr: str,
     log_level: str,
+    force_new_cluster: bool,
 ) -> None:
     """Run the node daemon of Shoal until SIGTERM.
 
@@ -94,6 +101,7 @@ def main(
         cgroup_parent=cgroup_parent,
         metrics_address=metrics_addr,
         log_level=log_level,
+        force_new_cluster=force_new_cluster,
     )
     sys.exit(_run(settings))
 

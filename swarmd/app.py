@@ -17,7 +17,7 @@ import structlog
 
 from shoal.aio.supervise import Supervisor
 from shoal.clock import SystemClock
-from swarmd import prepare, socket_server, web
+from swarmd import forcing, prepare, socket_server, web
 from swarmd.children import MANAGER, WORKER, Child, CommandFor, daemon_command
 from swarmd.membership import MembershipChanges, ProcessPair
 from swarmd.node import LocalNode
@@ -73,6 +73,8 @@ class Daemon:
         await asyncio.to_thread(node.load_blocking)
         if node.error:
             _log.error("node.unusable", reason=node.error)
+        if self.settings.force_new_cluster:
+            await asyncio.to_thread(forcing.force_new_cluster_blocking, paths, node.membership)
         manager, worker = self._child(MANAGER), self._child(WORKER)
         to_manager = Upstream(MANAGER, paths.manager_socket, manager.why_not)
         to_worker = Upstream(WORKER, paths.worker_socket, worker.why_not)

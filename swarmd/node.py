@@ -131,8 +131,9 @@ class LocalNode:
         remove_identity(self.paths.identity)
         self.paths.node_config.unlink(missing_ok=True)
         self.paths.bootstrap.unlink(missing_ok=True)
-        if self.paths.raft.exists():
-            shutil.rmtree(self.paths.raft)
+        for path in (self.paths.raft, self.paths.raft_removed):
+            if path.exists():
+                shutil.rmtree(path)
         self.membership = Membership()
 
     @property

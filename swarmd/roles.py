@@ -45,6 +45,9 @@ class RoleSwitch:
 
     def remove_log_blocking(self) -> None:
         """Remove the log of a node that is no manager."""
-        membership, raft = self._node.membership, self._node.paths.raft
-        if membership.identity is not None and not membership.is_manager and raft.exists():
-            shutil.rmtree(raft)
+        membership, paths = self._node.membership, self._node.paths
+        if membership.identity is None or membership.is_manager:
+            return
+        for path in (paths.raft, paths.raft_removed):
+            if path.exists():
+                shutil.rmtree(path)

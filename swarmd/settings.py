@@ -20,6 +20,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     cgroup_parent: str = "/shoal"
     metrics_address: str = "127.0.0.1:9323"
     log_level: str = "info"
+    force_new_cluster: bool = False
 
 
 def make_paths(state: Path, run: Path) -> NodePaths:

@@ -25,6 +25,8 @@ from shoal.wire.errors import from_rpc_error
 CALL_TIMEOUT_S = 20.0
 PAUSE_MAX_S = 2.0
 
+_PASSING = (Unavailable, NotLeader, DeadlineExceeded, SequenceConflict, FailedPrecondition)
+
 Dial = Callable[[str], grpc.aio.Channel]
 
 _log = structlog.get_logger()
@@ -40,8 +42,9 @@ async def ask_to_join(
     """Join through one of the managers; the members, this one included.
 
     The server of this manager must be running: it is called back. Asks for as long as no manager
-    can be reached or nobody leads. tell: is told why it was not let in yet. Raises: what the
-    leader refuses with.
+    can be reached, nobody leads, or the node is not to be a manager (it may be on its way out, or
+    be promoted again). tell: is told why it was not let in yet. Raises: what else the leader
+    refuses with.
     """
     if not addresses:
         raise FailedPrecondition(
@@ -53,7 +56,7 @@ async def ask_to_join(
         for address in addresses:
             try:
                 return await _ask(me, address, dial)
-            except (Unavailable, NotLeader, DeadlineExceeded, SequenceConflict) as error:
+            except _PASSING as error:
                 tell(error.message)
                 _log.warning("raft.not_joined", asked=address, reason=error.message)
             except SwarmError as error:

@@ -116,8 +116,16 @@ class Dial:
 class LeaderRouter(grpc.GenericRpcHandler):
     """The handler of every service that only a leader serves."""
 
-    def __init__(self, services: Iterable[str], consensus: Consensus, dial: Dial) -> None:
-        """services: full names, `shoal.api.v1.Control`."""
+    def __init__(
+        self,
+        services: Iterable[str],
+        consensus: Consensus,
+        dial: Dial,
+        *,
+        why_no_leader: Callable[[], str] = lambda: NO_LEADER,
+    ) -> None:
+        """services: full names, `shoal.api.v1.Control`. why_no_leader: for people."""
+        self._why_no_leader = why_no_leader
         self._services = frozenset(services)
         self._consensus = consensus
         self._dial = dial
@@ -200,7 +208,7 @@ class LeaderRouter(grpc.GenericRpcHandler):
         except TimeoutError:
             if stay_here:
                 raise NotLeader("this manager does not lead the cluster: try again") from None
-            raise Unavailable(NO_LEADER) from None
+            raise Unavailable(self._why_no_leader()) from None
         finally:
             for wait in (serving, known):
                 wait.cancel()

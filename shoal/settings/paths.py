@@ -37,6 +37,11 @@ class NodePaths(msgspec.Struct, frozen=True):
         return self.state / "raft"
 
     @property
+    def raft_removed(self) -> Path:
+        """The log of before, when the others have removed this manager."""
+        return self.state / "raft.removed"
+
+    @property
     def worker(self) -> Path:
         """The agent's own records and the containers."""
         return self.state / "worker"

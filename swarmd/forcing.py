@@ -1,0 +1,39 @@
+"""`swarmd --force-new-cluster`: this node's manager goes on alone, with everything it knows.
+
+For when the majority of the managers is lost for good. Done once, before the manager starts;
+refused on a node that is no manager.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from manager.consensus.forcing import force_only_member
+from manager.consensus.recovery import Place
+from manager.storage.member import Opening
+from shoal.errors import FailedPrecondition
+from shoal.settings.paths import NodePaths
+from swarmd.node import Membership
+
+_log = structlog.get_logger()
+
+
+def force_new_cluster_blocking(paths: NodePaths, membership: Membership) -> None:
+    """Make the node's manager the only one. Nothing else of it may run.
+
+    Raises: FailedPrecondition; CorruptLog and what else keeps a log from being read.
+    """
+    identity, config = membership.identity, membership.config
+    if identity is None or config is None or not membership.is_manager:
+        raise FailedPrecondition(
+            "--force-new-cluster: this node is not a manager: use it on one, or `swarmctl init`"
+        )
+    peer = identity.peer
+    place = Place(paths.raft, Opening(peer.cluster_id), peer.node_id, config.advertise_address)
+    forced = force_only_member(place)
+    _log.warning(
+        "cluster.forced",
+        raft_id=f"{forced.raft_id:x}",
+        index=forced.index,
+        dropped_entries=forced.dropped,
+    )
