@@ -136,10 +136,15 @@ async def test_a_process_that_never_comes_is_unavailable_with_the_reason(node: N
         call = node.channel.unary_stream(f"{IMAGES}/Die")(b"", timeout=TIMEOUT_S)
         with pytest.raises(grpc.aio.AioRpcError):
             await drain(call)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await node.channel.unary_unary(f"{IMAGES}/Echo")(b"e", timeout=TIMEOUT_S)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "exit code 7" in caught.value.details()
+        told = ""
+        for _ in range(20):  # the first may still meet the process as it goes
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await node.channel.unary_unary(f"{IMAGES}/Echo")(b"e", timeout=TIMEOUT_S)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            told = caught.value.details()
+            if "exit code 7" in told:
+                break
+    assert "exit code 7" in told
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ class LogMachine(RuleBasedStateMachine):
         wal.close()
         path = sorted(copy.glob("*.wal"))[-1]
         content = path.read_bytes()
-        at = data.draw(st.integers(0, len(content.rstrip(b"\0")) - 1))
+        # A fixed range: what is encrypted differs from run to run, and so does where it ends.
+        at = data.draw(st.integers(0, 1 << 20)) % len(content.rstrip(b"\0"))
         cut = data.draw(st.booleans())
         flip = bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))])
         path.write_bytes(
