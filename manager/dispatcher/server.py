@@ -25,6 +25,8 @@ from shoal.security.peer import current_caller, current_peer
 from shoal.wire.objects import from_pb, to_pb
 
 UPDATES_MAX = 1024
+LEADER_WEIGHT = 8
+"""Nodes prefer the leader: others only pass their calls on. 1 if reachable, else 0."""
 DESCRIPTION_BYTES_MAX = 64 << 10
 ANSWER_EVERY_S = 1.0
 """Beats are answered so often, and when the period changes: answers cost as much as beats."""
@@ -135,10 +137,10 @@ class DispatcherServer(DispatcherServicer):
         node = require_node(view, node_id)
         message = pb.SessionMessage(session_id=session_id, node=to_pb(node, PbNode))
         for manager in view.nodes:
-            if manager.manager_status is not None:
-                message.managers.add(
-                    node_id=manager.id, address=manager.manager_status.address, weight=1
-                )
+            status = manager.manager_status
+            if status is not None:
+                weight = LEADER_WEIGHT if status.leader else int(status.reachable)
+                message.managers.add(node_id=manager.id, address=status.address, weight=weight)
         if view.cluster is not None:
             message.root_ca = trust_of(view.cluster.root_ca)
             message.data_path_port = view.cluster.data_path_port

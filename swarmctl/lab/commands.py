@@ -138,10 +138,16 @@ def kill(*, node: str, helpers: bool, hard: bool, name: str, root: str) -> None:
 @click.option(
     "--timeout", default=verbs.UP_TIMEOUT_S, show_default=True, help="Seconds to wait for it"
 )
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    help="Let this manager go on as the only one: when the others are lost",
+)
 @_node_argument
-def start(*, node: str, timeout: float, name: str, root: str) -> None:
+def start(*, node: str, timeout: float, force_new_cluster: bool, name: str, root: str) -> None:
     """Start a node that was killed or went down."""
-    verbs.start(root, name, node, timeout_s=timeout)
+    extra = ("--force-new-cluster",) if force_new_cluster else ()
+    verbs.start(root, name, node, timeout_s=timeout, extra=extra)
     click.echo(f"{node} started")
 
 

@@ -159,10 +159,17 @@ def node_of(root: str, name: str, node: str) -> Iterator[tuple[LabPlan, NodePlan
 
 
 def start(
-    root: str, name: str, node: str, *, timeout_s: float, command: labs.Command = swarmd_command
+    root: str,
+    name: str,
+    node: str,
+    *,
+    timeout_s: float,
+    command: labs.Command = swarmd_command,
+    extra: tuple[str, ...] = (),
 ) -> None:
     """Start a node that was killed or went down; returns once its daemon answers.
 
+    extra: further words of its command line.
     Raises: SwarmError, the message ending with the node's log.
     """
     from swarmctl.lab import cluster  # here: see `_raise_lab`
@@ -171,7 +178,7 @@ def start(
         kernel.make_bridge(lab)
         kernel.make_pin_directory(f"{lab.directory}/ns")
         nodes.prepare(lab, known)
-        nodes.launch(lab, known, command(lab, known))
+        nodes.launch(lab, known, [*command(lab, known), *extra])
         try:
             asyncio.run(cluster.wait_serving(lab, known, deadline_s=time.monotonic() + timeout_s))
         except SwarmError as error:

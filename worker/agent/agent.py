@@ -26,6 +26,7 @@ from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, Sessio
 from worker.agent.endpoints import EndpointApplier
 from worker.agent.logs import LogPublisher
 from worker.agent.records import NetworkRecord, Records
+from worker.agent.remotes import Remotes
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.network.api import Peer, PublishedPort
@@ -75,13 +76,13 @@ class Agent:
         announce: Callable[[SessionNews], None] = lambda _: None,
     ) -> None:
         """announce: is told what each session says of the node and of the cluster."""
-        self._spread = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
+        self._spread: int = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
         self._data_plane = data_plane
         self._records = records
         self._reporter = reporter
         self._description = description
-        self._managers = managers
+        self._remotes = Remotes(managers)
         self._connect = connect
         self._container_dir = container_dir
         self._announce = announce
@@ -104,7 +105,7 @@ class Agent:
         await self._tasks.restore()
         record = await asyncio.to_thread(self._records.network)
         if record is not None:
-            self._managers = record.managers or self._managers
+            self._remotes.learn(dict.fromkeys(record.managers, 1))
             self._set_place(record)
         async with Supervisor() as supervisor:
             supervisor.start("runtime events", self._tasks.follow_runtime)
@@ -141,26 +142,32 @@ class Agent:
         attempt = 0
         loop = asyncio.get_running_loop()
         while True:
-            address = self._managers[(self._spread + attempt) % len(self._managers)]
+            address = self._remotes.choose(self._draw(attempt))
             attempt += 1
             started_s = loop.time()
             try:
                 async with self._connect(address) as channel:
-                    await self._session(ManagerClient(channel))
+                    await self._session(ManagerClient(channel), address)
             except* SwarmError as group:
                 reason = "; ".join(sorted({str(error) for error in _leaves(group)}))
                 self._why_no_session = f"no session with manager {address}: {reason}"
+                self._remotes.failed(address)
                 _log.warning("session.lost", manager=address, reason=reason)
             if loop.time() - started_s >= SESSION_SETTLED_S:
                 backoff.reset()
             # Nodes that lost the same manager come back one after the other.
-            await asyncio.sleep(backoff.next_s((self._spread * attempt) % 101 / 100))
+            await asyncio.sleep(backoff.next_s(self._draw(attempt)))
 
-    async def _session(self, client: ManagerClient) -> None:
+    def _draw(self, attempt: int) -> float:
+        """0 up to 1; different for the nodes and for each attempt of one."""
+        return (self._spread * (2 * attempt + 1)) % 101 / 101
+
+    async def _session(self, client: ManagerClient, address: str) -> None:
         async with aclosing(client.session(self._description)) as news:
             first = await _first(news)
             self._learn(first)
             self._why_no_session = ""
+            self._remotes.succeeded(address)
             _log.info("session.opened", session_id=first.session_id)
             self._tasks.report_all()
             publisher = LogPublisher(client, self._container_dir, self._tasks.task)
@@ -181,8 +188,7 @@ class Agent:
 
     def _learn(self, news: SessionNews) -> None:
         self._announce(news)
-        if news.managers:
-            self._managers = news.managers
+        self._remotes.learn(news.weights)
         ingress = news.node.ingress
         if ingress is None:
             return
@@ -190,7 +196,7 @@ class Agent:
             index=ingress.index,
             subnet=ingress.subnet,
             data_path_port=news.data_path_port or defaults.DATA_PATH_PORT,
-            managers=self._managers,
+            managers=self._remotes.addresses,
         )
         if record != self._place:
             try:

@@ -26,13 +26,14 @@ PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
 
 
 class SessionNews(Row, frozen=True):
-    """What the manager says of the node and of the cluster."""
+    """What the manager says of the node and of the cluster. weights: of managers, by address."""
 
     session_id: str
     node: Node
     managers: tuple[str, ...]
     data_path_port: int
     root_ca: bytes = b""
+    weights: Mapping[str, int] = {}
 
 
 class PortKey(Row, frozen=True):
@@ -104,6 +105,7 @@ class ManagerClient:
                     managers=tuple(manager.address for manager in message.managers),
                     data_path_port=message.data_path_port,
                     root_ca=message.root_ca,
+                    weights={one.address: one.weight for one in message.managers},
                 )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

@@ -313,7 +313,7 @@ async def test_managers_are_tried_in_turn_and_nodes_begin_with_different_ones(se
     firsts = set()
     for number in range(30):
         agent = setup.new_agent(managers=managers, node_id=task_id(number))
-        firsts.add(managers[agent._spread % len(managers)])
+        firsts.add(agent._remotes.choose(agent._draw(0)))
     assert firsts == set(managers)
     setup.agent = setup.new_agent(managers=managers)
     setup.run()
