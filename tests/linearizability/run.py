@@ -24,17 +24,24 @@ from tests.linearizability.watcher import Watcher
 
 MEND_S = 60.0
 """How long a cluster of which everything runs again may take to answer everywhere."""
+LONGER_S = 60.0
 _FENCE = "fence"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What to run. bug: of `BUGS` or LOST_EVENT, or none; trouble: whether to break anything."""
+    """What to run. bug: of `BUGS` or LOST_EVENT, or none; trouble: whether to break anything.
+
+    A busy machine does less in the same time: a run goes on, at most LONGER_S, until it has seen
+    so many operations and troubles.
+    """
 
     managers: int = 1
     duration_s: float = 30.0
     seed: int = 1
     bug: str = ""
     trouble: bool = True
+    operations_min: int = 300
+    troubles_min: int = 3
     workload: Workload = Workload()
     climate: Climate = Climate()
 
@@ -110,7 +117,11 @@ class _Run:
         trouble_over = asyncio.Event()
 
         def time_is_up() -> bool:
-            return time.monotonic() > end_s
+            late_s = time.monotonic() - end_s
+            enough = len(self._recorder.history) >= settings.operations_min and (
+                not settings.trouble or nemesis.done.total() >= settings.troubles_min
+            )
+            return late_s > (0 if enough else LONGER_S)
 
         async def trouble() -> None:
             try:

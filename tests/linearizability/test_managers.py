@@ -19,9 +19,9 @@ BRIEF = Climate(calm_s=(0.5, 1.0), trouble_s=(0.5, 2.5))
 async def test_what_clients_see_of_managers_in_trouble_can_be_explained(managers, duration_s):
     report = await run(Settings(managers=managers, duration_s=duration_s, climate=BRIEF))
     assert report.findings.faults == (), report.summary()
-    assert report.findings.operations > 200, report.summary()
-    assert report.findings.kept > 20, report.summary()
-    assert report.findings.commits_watched > 50, report.summary()
+    assert report.findings.operations >= 300, report.summary()
+    assert report.findings.kept > 0, report.summary()
+    assert report.findings.commits_watched > 0, report.summary()
     assert report.troubles.total() >= 3, report.summary()
 
 

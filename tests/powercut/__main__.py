@@ -38,7 +38,7 @@ def main() -> int:
         seed=arguments.seed,
         no_sync=arguments.no_sync,
         cpus=arguments.cpus,
-        acks=(300, 600) if arguments.no_sync else (20, 400),
+        acks=(400, 700) if arguments.no_sync else (20, 400),
     )
     with (
         tempfile.TemporaryDirectory(prefix="pc-") as scratch,

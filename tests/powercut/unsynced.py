@@ -18,7 +18,7 @@ from swarmd.children import MANAGER, daemon_command
 from swarmd.settings import DaemonSettings
 
 MODULE = "tests.powercut.unsynced"
-SYNCED = 40
+SYNCED = 20
 """So many are made: the cluster itself shall not be lost, which would be too easy to see."""
 
 
