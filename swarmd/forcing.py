@@ -35,5 +35,5 @@ def force_new_cluster_blocking(paths: NodePaths, membership: Membership) -> None
         "cluster.forced",
         raft_id=f"{forced.raft_id:x}",
         index=forced.index,
-        dropped_entries=forced.dropped,
+        adopted_entries=forced.adopted,
     )

@@ -1,8 +1,9 @@
 """Make a stopped manager the only member of its cluster, when the majority is lost for good.
 
 What it does in one batch of the log, so that a crash leaves the old state or the new one: the
-newest snapshot is one of everything committed, written anew with a membership of this member
-alone; what was not committed is dropped, as a new leader would drop it; the term goes up by one.
+newest snapshot is one of the whole log, written anew with a membership of this member alone; the
+term goes up by one. What is not known to be committed counts as committed, as it would if this
+member were elected: an entry may have been acknowledged although this member was not told so.
 Repeating it after a crash is safe. The other old managers must be wiped before they start again:
 nobody can tell them, and with a majority of them the old cluster would go on beside the new one.
 """
@@ -20,12 +21,9 @@ from manager.storage.snapshot_dir import SnapshotFile
 from manager.storage.snapshot_file import SnapshotRecord
 from shoal.errors import FailedPrecondition
 
-KIND_EMPTY = 0
-"""Kind of the entry that takes the place of the first dropped one: it changes nothing."""
-
 
 class LastState(msgspec.Struct, frozen=True):
-    """What the member holds for sure: a snapshot, and the committed entries that follow it."""
+    """What the member holds: a snapshot, and all entries that follow it."""
 
     raft_id: int
     snapshot: SnapshotFile | None
@@ -40,12 +38,15 @@ class NewState(msgspec.Struct, frozen=True):
 
 
 class Forced(msgspec.Struct, frozen=True):
-    """The only member now; its state is that after `index`; so many entries were dropped."""
+    """The only member now; its state is that after `index`.
+
+    adopted: entries that were not known to be committed before.
+    """
 
     raft_id: int
     index: int
     term: int
-    dropped: int
+    adopted: int
 
 
 def force_new_cluster(
@@ -77,15 +78,13 @@ def _force(member: Member, rebuild: Callable[[LastState], NewState]) -> Forced:
         )
     snapshot = member.snapshots.load(mark)
     start = 0 if snapshot is None else snapshot.index
-    entries = [entry for entry in recovered.entries_after(start) if entry.index <= commit]
+    entries = recovered.entries_after(start)
+    last = entries[-1].index if entries else start
     last_term = entries[-1].term if entries else (0 if snapshot is None else snapshot.term)
     state = rebuild(LastState(raft_id, snapshot, entries))
-    member.snapshots.save(commit, last_term, state.records, metadata=state.metadata)
-    new_mark = SnapshotMark(commit, last_term)
-    term = max(hard_state.term, recovered.entries[-1].term if recovered.entries else last_term) + 1
-    # An entry of a new term drops those it stands in place of, as a new leader's first one does.
-    dropped = recovered.last_index - commit
-    first = [Entry(commit + 1, term, KIND_EMPTY, b"")] if dropped > 0 else []
-    wal.append(first, HardState(term, raft_id, commit), new_mark)
+    member.snapshots.save(last, last_term, state.records, metadata=state.metadata)
+    new_mark = SnapshotMark(last, last_term)
+    term = max(hard_state.term, last_term) + 1
+    wal.append([], HardState(term, raft_id, last), new_mark)
     wal.release(member.snapshots.prune(new_mark))
-    return Forced(raft_id, commit, term, max(dropped, 0))
+    return Forced(raft_id, last, term, last - commit)

@@ -29,7 +29,7 @@ async def test_the_last_member_goes_on_alone_with_everything(tmp_path, snapshot_
 
         forced = force_only_member(left.place)
         assert forced.raft_id == left.me.raft_id
-        assert force_only_member(left.place).dropped == 0  # repeating it is safe
+        assert force_only_member(left.place).adopted == 0  # repeating it is safe
         await left.start()
         await until(lambda: left.leads)
         assert digest(left.store) == before

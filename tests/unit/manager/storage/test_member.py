@@ -218,45 +218,43 @@ def a_log(directory: Path, *, snapshot: bool, commit: int = 6, last: int = 9) ->
     return member.wal.identity.raft_id
 
 
-def check_forced(directory: Path, raft_id: int, *, commit: int = 6, dropped: bool = True) -> None:
+def check_forced(directory: Path, raft_id: int, *, last: int = 9) -> None:
     member = opened(directory, create=False)
     recovered = member.recovered
-    assert recovered.mark == SnapshotMark(commit, 3)
+    assert recovered.mark == SnapshotMark(last, 3)
     snapshot = member.snapshots.load(recovered.mark)
-    wanted = [SnapshotRecord(1, entry.data) for entry in entries(1, commit, term=3)]
+    wanted = [SnapshotRecord(1, entry.data) for entry in entries(1, last, term=3)]
     assert list(snapshot.records()) == wanted
     assert snapshot.metadata == f"only {raft_id}".encode()
     term = recovered.hard_state.term
-    assert recovered.hard_state == HardState(term, raft_id, commit)
+    assert recovered.hard_state == HardState(term, raft_id, last)
     assert term > 3
-    tail = (Entry(commit + 1, term, 0, b""),) if dropped else ()
-    assert recovered.entries_after(commit) == tail
+    assert recovered.entries_after(last) == ()
     assert len(list((directory / "snapshots").glob("*.snap"))) == 1
     member.wal.append(entries(recovered.last_index + 1, recovered.last_index + 1, term=term))
     member.wal.close()
 
 
 @pytest.mark.parametrize("snapshot", [False, True])
-def test_a_forced_member_keeps_what_was_committed_and_nothing_else(tmp_path, snapshot):
+def test_a_forced_member_keeps_its_whole_log(tmp_path, snapshot):
     raft_id = a_log(tmp_path, snapshot=snapshot)
     forced = force_new_cluster(tmp_path, opening(), rebuild)
-    assert (forced.raft_id, forced.index, forced.term, forced.dropped) == (raft_id, 6, 4, 3)
+    assert (forced.raft_id, forced.index, forced.term, forced.adopted) == (raft_id, 9, 4, 3)
     check_forced(tmp_path, raft_id)
 
 
 def test_forcing_again_changes_no_state(tmp_path):
     raft_id = a_log(tmp_path, snapshot=True)
     force_new_cluster(tmp_path, opening(), rebuild)
-    # The entry in place of the dropped ones is not committed: forcing drops it once more.
     again = force_new_cluster(tmp_path, opening(), rebuild)
-    assert (again.index, again.term, again.dropped) == (6, 5, 1)
+    assert (again.index, again.term, again.adopted) == (9, 5, 0)
     check_forced(tmp_path, raft_id)
 
 
 def test_a_snapshot_of_the_last_committed_entry_gets_the_new_membership(tmp_path):
     raft_id = a_log(tmp_path, snapshot=True, commit=4, last=4)
-    assert force_new_cluster(tmp_path, opening(), rebuild).dropped == 0
-    check_forced(tmp_path, raft_id, commit=4, dropped=False)
+    assert force_new_cluster(tmp_path, opening(), rebuild).adopted == 0
+    check_forced(tmp_path, raft_id, last=4)
 
 
 def test_the_log_of_a_manager_alone_is_committed_whole(tmp_path):
@@ -264,8 +262,8 @@ def test_the_log_of_a_manager_alone_is_committed_whole(tmp_path):
     member.wal.append(entries(1, 5, term=3))
     member.wal.close()
     forced = force_new_cluster(tmp_path, opening(), rebuild)
-    assert (forced.index, forced.dropped) == (5, 0)
-    check_forced(tmp_path, forced.raft_id, commit=5, dropped=False)
+    assert (forced.index, forced.adopted) == (5, 0)
+    check_forced(tmp_path, forced.raft_id, last=5)
 
 
 def test_forcing_refuses_an_empty_or_running_member(tmp_path):
