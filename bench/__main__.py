@@ -23,6 +23,7 @@ PROGRAMS = {
     "create_to_running": "one replica, created until RUNNING, against Docker Swarm",
     "scale_up": "0 to 100 replicas with a published port, against Docker Swarm",
     "failover_worker": "a worker's power is cut: time until its task runs elsewhere",
+    "failover_leader": "the leading manager is killed: time until the next write is accepted",
     "detection": "dead, frozen, restarted and busy workers: known when, and false alarms",
     "service_api": "services created per second over the API",
     "network_update": "one endpoint change against an nft process",
