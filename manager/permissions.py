@@ -9,6 +9,7 @@ API = "shoal.api.v1"
 
 CONTROL = (
     "GetCluster", "UpdateCluster", "CreateJoinToken", "RemoveJoinToken", "RotateRootCa",
+    "BackupCluster", "TransferLeadership",
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
     "GetTask", "ListTasks",

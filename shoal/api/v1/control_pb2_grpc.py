@@ -59,6 +59,16 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.FromString,
                 _registered_method=True)
+        self.BackupCluster = channel.unary_stream(
+                '/shoal.api.v1.Control/BackupCluster',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterResponse.FromString,
+                _registered_method=True)
+        self.TransferLeadership = channel.unary_unary(
+                '/shoal.api.v1.Control/TransferLeadership',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipResponse.FromString,
+                _registered_method=True)
         self.GetNode = channel.unary_unary(
                 '/shoal.api.v1.Control/GetNode',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetNodeRequest.SerializeToString,
@@ -145,6 +155,21 @@ class ControlServicer:
 
     def RotateRootCa(self, request, context):
         """Begins to replace the root certificate; GetCluster tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupCluster(self, request, context):
+        """Everything the cluster stores, keys and secrets included, at one version: a backup file in
+        pieces. First a summary, then chunks, last the checksum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeadership(self, request, context):
+        """Begins to hand leadership to another manager; ListNodes tells who leads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,6 +268,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RotateRootCa,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.SerializeToString,
+            ),
+            'BackupCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupCluster,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterResponse.SerializeToString,
+            ),
+            'TransferLeadership': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeadership,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipResponse.SerializeToString,
             ),
             'GetNode': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNode,
@@ -435,6 +470,60 @@ class Control:
             '/shoal.api.v1.Control/RotateRootCa',
             shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.RotateRootCaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.v1.Control/BackupCluster',
+            shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.BackupClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeadership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/TransferLeadership',
+            shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.TransferLeadershipResponse.FromString,
             options,
             channel_credentials,
             insecure,

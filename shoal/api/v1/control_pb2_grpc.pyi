@@ -20,6 +20,12 @@ class ControlStub:
     RemoveJoinToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveJoinTokenRequest, _control_pb2.RemoveJoinTokenResponse]
     RotateRootCa: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateRootCaRequest, _control_pb2.RotateRootCaResponse]
     """Begins to replace the root certificate; GetCluster tells how far it is."""
+    BackupCluster: _aio.UnaryStreamMultiCallable[_control_pb2.BackupClusterRequest, _control_pb2.BackupClusterResponse]
+    """Everything the cluster stores, keys and secrets included, at one version: a backup file in
+    pieces. First a summary, then chunks, last the checksum.
+    """
+    TransferLeadership: _aio.UnaryUnaryMultiCallable[_control_pb2.TransferLeadershipRequest, _control_pb2.TransferLeadershipResponse]
+    """Begins to hand leadership to another manager; ListNodes tells who leads."""
     GetNode: _aio.UnaryUnaryMultiCallable[_control_pb2.GetNodeRequest, _control_pb2.GetNodeResponse]
     ListNodes: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]
     UpdateNode: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateNodeRequest, _control_pb2.UpdateNodeResponse]
@@ -68,6 +74,24 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_control_pb2.RotateRootCaRequest, _abc.Awaitable[_control_pb2.RotateRootCaResponse]],
     ) -> _abc.Awaitable[_control_pb2.RotateRootCaResponse]:
         """Begins to replace the root certificate; GetCluster tells how far it is."""
+
+    @_abc_1.abstractmethod
+    def BackupCluster(
+        self,
+        request: _control_pb2.BackupClusterRequest,
+        context: _aio.ServicerContext[_control_pb2.BackupClusterRequest, _abc.AsyncIterator[_control_pb2.BackupClusterResponse]],
+    ) -> _abc.AsyncIterator[_control_pb2.BackupClusterResponse]:
+        """Everything the cluster stores, keys and secrets included, at one version: a backup file in
+        pieces. First a summary, then chunks, last the checksum.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferLeadership(
+        self,
+        request: _control_pb2.TransferLeadershipRequest,
+        context: _aio.ServicerContext[_control_pb2.TransferLeadershipRequest, _abc.Awaitable[_control_pb2.TransferLeadershipResponse]],
+    ) -> _abc.Awaitable[_control_pb2.TransferLeadershipResponse]:
+        """Begins to hand leadership to another manager; ListNodes tells who leads."""
 
     @_abc_1.abstractmethod
     def GetNode(

@@ -318,6 +318,97 @@ class LeaveResponse(_message.Message):
 Global___LeaveResponse: _TypeAlias = LeaveResponse  # noqa: Y015
 
 @_typing.final
+class RestoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    last: _builtins.bool
+    """The file ends here. A stream that ends without it was broken off."""
+    @_builtins.property
+    def options(self) -> Global___RestoreOptions: ...
+    def __init__(
+        self,
+        *,
+        options: Global___RestoreOptions | None = ...,
+        chunk: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "last", b"last", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class RestoreOptions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADVERTISE_ADDRESS_FIELD_NUMBER: _builtins.int
+    LISTEN_ADDRESS_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
+    advertise_address: _builtins.str
+    listen_address: _builtins.str
+    availability: _types_pb2.NodeAvailability.ValueType
+    data_path_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        advertise_address: _builtins.str = ...,
+        listen_address: _builtins.str = ...,
+        availability: _types_pb2.NodeAvailability.ValueType = ...,
+        data_path_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "data_path_address", b"data_path_address", "listen_address", b"listen_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreOptions: _TypeAlias = RestoreOptions  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    ADVERTISE_ADDRESS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_NS_FIELD_NUMBER: _builtins.int
+    KNOWN_NODES_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    cluster_id: _builtins.str
+    advertise_address: _builtins.str
+    objects: _builtins.int
+    created_at_ns: _builtins.int
+    """When the backup was made."""
+    known_nodes: _builtins.int
+    """Nodes of the backup, this one not among them."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        advertise_address: _builtins.str = ...,
+        objects: _builtins.int = ...,
+        created_at_ns: _builtins.int = ...,
+        known_nodes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "cluster_id", b"cluster_id", "created_at_ns", b"created_at_ns", "known_nodes", b"known_nodes", "node_id", b"node_id", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
+
+@_typing.final
 class ImportImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -55,6 +55,11 @@ class NodeControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.FromString,
                 _registered_method=True)
+        self.Restore = channel.stream_unary(
+                '/shoal.api.v1.NodeControl/Restore',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.FromString,
+                _registered_method=True)
 
 
 class NodeControlServicer:
@@ -84,6 +89,14 @@ class NodeControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restore(self, request_iterator, context):
+        """Makes this node the only manager of a cluster as a backup holds it. The first message carries
+        the options, the following ones the file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +119,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Restore': grpc.stream_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -216,6 +234,33 @@ class NodeControl:
             '/shoal.api.v1.NodeControl/Leave',
             shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/shoal.api.v1.NodeControl/Restore',
+            shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

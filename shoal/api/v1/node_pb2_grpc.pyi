@@ -19,6 +19,10 @@ class NodeControlStub:
     Init: _aio.UnaryUnaryMultiCallable[_node_pb2.InitRequest, _node_pb2.InitResponse]
     Join: _aio.UnaryUnaryMultiCallable[_node_pb2.JoinRequest, _node_pb2.JoinResponse]
     Leave: _aio.UnaryUnaryMultiCallable[_node_pb2.LeaveRequest, _node_pb2.LeaveResponse]
+    Restore: _aio.StreamUnaryMultiCallable[_node_pb2.RestoreRequest, _node_pb2.RestoreResponse]
+    """Makes this node the only manager of a cluster as a backup holds it. The first message carries
+    the options, the following ones the file.
+    """
 
 class NodeControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,6 +52,16 @@ class NodeControlServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.LeaveRequest,
         context: _aio.ServicerContext[_node_pb2.LeaveRequest, _abc.Awaitable[_node_pb2.LeaveResponse]],
     ) -> _abc.Awaitable[_node_pb2.LeaveResponse]: ...
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request_iterator: _abc.AsyncIterator[_node_pb2.RestoreRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_node_pb2.RestoreRequest], _abc.Awaitable[_node_pb2.RestoreResponse]],
+    ) -> _abc.Awaitable[_node_pb2.RestoreResponse]:
+        """Makes this node the only manager of a cluster as a backup holds it. The first message carries
+        the options, the following ones the file.
+        """
 
 def add_NodeControlServicer_to_server(servicer: NodeControlServicer, server: _aio.Server) -> None: ...
 
