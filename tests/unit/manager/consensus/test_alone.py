@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
+import warnings
 from itertools import chain, pairwise
 
 import pytest
 
 from manager.consensus import driver as driver_module
-from manager.consensus.driver import ENTRY_BYTES_MAX
+from manager.consensus.driver import ENTRY_BYTES_MAX, RaftDriver
 from manager.consensus.recovery import records
 from manager.storage import entries as disk
 from manager.storage.member import Opening, open_member
 from manager.store.apply import apply_entry
-from manager.store.store import TransactionTooLarge
+from manager.store.store import Store, TransactionTooLarge
 from manager.store.tables import Tables
+from shoal.clock import SystemClock
 from shoal.errors import (
     FailedPrecondition,
     InvariantViolation,
@@ -28,7 +31,14 @@ from shoal.model.enums import ActionKind
 from shoal.model.objects import StoreAction, StoreEntry
 from shoal.model.plan import create, remove, update
 from shoal.wire.objects import entry_to_bytes
-from tests.support.alone import CLUSTER, SEGMENT_BYTES, alone, recovered, rows_after_restart
+from tests.support.alone import (
+    CLUSTER,
+    SEGMENT_BYTES,
+    NoTransport,
+    alone,
+    recovered,
+    rows_after_restart,
+)
 from tests.support.managing import until
 from tests.support.planning import a_service, a_task
 from tests.unit.manager.storage.support import FaultyFiles
@@ -44,6 +54,18 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path):
         expected = {row.id: row for row in store.rows()}
         assert store.view.version == 6, "a refused entry has its place in the log"
     assert await rows_after_restart(tmp_path) == expected
+
+
+async def test_a_driver_that_stops_before_its_first_turn_leaves_nothing_unawaited(tmp_path):
+    recovery = recovered(tmp_path)
+    driver = RaftDriver(recovery, Store(recovery.tables, SystemClock()), NoTransport())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        async with driver:
+            pass  # its tasks are cancelled before any of them has run
+        del driver
+        gc.collect()
+    assert [str(one.message) for one in seen] == []
 
 
 async def test_64_proposers_each_get_their_own_result(tmp_path):
