@@ -1,5 +1,1 @@
-"""Docker Engine REST API over the worker and the control API.
-
-Empty for now: the package holds its place in the layers, so that the API arrives without moving
-anything.
-"""
+"""Docker Engine REST API of one node, over the worker's packages. See docs/design/engine.md."""

@@ -1,0 +1,1 @@
+"""What this node is and can do, for `/version` and `/info`."""

@@ -1,0 +1,1 @@
+"""The HTTP core: everything of the Engine API that is not about one resource."""

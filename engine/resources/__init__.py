@@ -1,0 +1,1 @@
+"""One module per resource: reads a call, asks a part of the engine, words the answer."""

@@ -1,0 +1,1 @@
+"""Registries: the distribution protocol, credentials, progress (docs/design/engine.md)."""

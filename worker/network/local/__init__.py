@@ -1,0 +1,1 @@
+"""Networks of this node alone: bridges, published ports, names (docs/design/engine.md)."""

@@ -1,0 +1,1 @@
+"""Volumes of this node: named directories that outlive containers (docs/design/engine.md)."""
