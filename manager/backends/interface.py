@@ -1,0 +1,108 @@
+"""What a manager asks of whatever keeps its state: the one seam between the two.
+
+`app` composes a manager around a backend and knows nothing of Raft or etcd. A backend is entered
+before anything is served and left after everything has ended.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grpc
+import msgspec
+
+from manager.ca.live import LiveIdentity
+from manager.leadership.interfaces import Consensus
+from manager.leadership.work import Term
+from manager.store.store import Store
+from shoal.aio.supervise import Supervisor
+from shoal.clock import SystemClock
+from shoal.model.objects import Cluster
+from shoal.security.grpc_tls import secure_channel
+from shoal.settings.node import NodeConfig
+from shoal.settings.paths import NodePaths
+
+
+class Site(msgspec.Struct, frozen=True):
+    """The node that a manager runs on."""
+
+    paths: NodePaths
+    config: NodeConfig
+    clock: SystemClock
+    live: LiveIdentity
+
+    @property
+    def node_id(self) -> str:
+        """This node."""
+        return self.live.identity.peer.node_id
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster that this node is in."""
+        return self.live.identity.peer.cluster_id
+
+    def dial(self, address: str) -> grpc.aio.Channel:
+        """A channel to another manager, with the certificate of now."""
+        return secure_channel(address, self.live.channel_credentials())
+
+
+class Backend(Protocol):
+    """Keeps the state of one manager."""
+
+    store: Store
+
+    async def __aenter__(self) -> Self:
+        """Begin to follow the state."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop; the state stays."""
+        ...
+
+    @property
+    def consensus(self) -> Consensus:
+        """Who leads, and how its work is written."""
+        ...
+
+    @property
+    def changes_max(self) -> int:
+        """Changes that planners put into one transaction at most."""
+        ...
+
+    def why_no_leader(self) -> str:
+        """What to tell people while nobody leads."""
+        ...
+
+    def why_not_ready(self) -> str:
+        """Why this manager can take no part yet, "" when it can."""
+        ...
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Serve what managers say to each other, if they do."""
+        ...
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Begin what goes on for as long as the server is up."""
+        ...
+
+    def begin(self, term: Term, table: Any) -> None:
+        """Begin what a leader does for the managers; its services go into the handler table."""
+        ...
+
+    def use(self, cluster: Cluster) -> None:
+        """Follow the cluster's settings."""
+        ...
+
+    async def hand_over(self) -> None:
+        """Let another manager lead, if this one does and there is another. Raises SwarmError."""
+        ...
+
+    async def wait_failed(self) -> None:
+        """Wait until the state can be kept no more, and raise why. Ends the process."""
+        ...

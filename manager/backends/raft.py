@@ -1,0 +1,151 @@
+"""The state in a log of our own, replicated among the managers by Raft."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from manager.backends.interface import Site
+from manager.consensus.changes import MembershipChanges
+from manager.consensus.driver import RaftDriver
+from manager.consensus.recovery import Place, Recovery, recover
+from manager.leadership.joining import ask_to_join
+from manager.leadership.members import MembersKeeper, WedgeWatch
+from manager.leadership.raft import RaftConsensus, why_no_leader
+from manager.leadership.server import RaftMembershipServer
+from manager.leadership.work import Term
+from manager.roles.loop import RoleLoop
+from manager.storage.member import Opening
+from manager.store.store import Store
+from manager.transport.server import RaftServer
+from manager.transport.transport import GrpcTransport
+from shoal.aio.supervise import Supervisor
+from shoal.api.v1 import raft_pb2_grpc
+from shoal.model.defaults import SNAPSHOT_INTERVAL
+from shoal.model.objects import Cluster, StoreEntry
+from shoal.model.plan import CHANGES_MAX
+from shoal.wire.objects import entry_from_bytes
+
+
+def open_raft(site: Site) -> RaftBackend:
+    """Read the log. Blocking. Raises: CorruptLog and what else keeps a manager from starting."""
+    return RaftBackend(site, _recover(site))
+
+
+class RaftBackend:
+    """Implements `Backend`."""
+
+    changes_max = CHANGES_MAX
+
+    def __init__(self, site: Site, recovery: Recovery) -> None:
+        self._site = site
+        self._must_join = recovery.must_join
+        self._why_not_joined = ""
+        self._stack = AsyncExitStack()
+        self.store = Store(recovery.tables, site.clock)
+        self.transport = GrpcTransport(recovery.me, site.dial)
+        self.driver = RaftDriver(
+            recovery,
+            self.store,
+            self.transport,
+            snapshot_interval=_interval(recovery.tables.cluster),
+        )
+        self.store.attach(self.driver)
+        self.consensus = RaftConsensus(self.driver, self.transport.addresses)
+        self.changes = MembershipChanges(self.driver)
+
+    async def __aenter__(self) -> Self:
+        """Run the member."""
+        await self._stack.enter_async_context(self.transport)
+        await self._stack.enter_async_context(self.driver)
+        self._stack.enter_context(self.consensus.followed())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        await self._stack.aclose()
+
+    def why_no_leader(self) -> str:
+        """`Backend.why_no_leader`."""
+        return why_no_leader(self.driver)
+
+    def why_not_ready(self) -> str:
+        """`Backend.why_not_ready`."""
+        if not self.driver.roster.members:
+            return self._why_not_joined or "the manager has not joined the others yet"
+        if self.driver.raft.id not in self.driver.raft.membership.all_voters:
+            return "the manager learns the log before it votes"
+        return ""
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """`Backend.add_to_server`."""
+        raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport), server)
+
+    def start(self, supervisor: Supervisor) -> None:
+        """A manager without a log asks to be let in; the server, which is called back, is up."""
+        if self._must_join:
+            supervisor.start("join", self._join)
+
+    def begin(self, term: Term, table: Any) -> None:
+        """`Backend.begin`."""
+        store, changes = term.store, self.changes
+        keeper = MembersKeeper(self.driver, changes, store, self.transport.addresses)
+        term.supervisor.start("members", keeper.run)
+        term.supervisor.start("roles", RoleLoop(store, changes, self._site.clock).run)
+        term.supervisor.start("wedge watch", WedgeWatch(self.driver, changes).run)
+        raft_pb2_grpc.add_RaftMembershipServicer_to_server(
+            RaftMembershipServer(self.driver, changes, store, self.transport), table
+        )
+
+    def use(self, cluster: Cluster) -> None:
+        """Snapshots are taken as often as the settings say."""
+        self.driver.snapshots.interval = _interval(cluster)
+
+    async def hand_over(self) -> None:
+        """`Backend.hand_over`."""
+        leads = self.consensus.leadership.value.here
+        if leads and len(self.driver.raft.membership.voters) > 1:
+            await self.changes.hand_over()
+
+    async def wait_failed(self) -> None:
+        """`Backend.wait_failed`."""
+        await self.driver.wait_failed()
+
+    async def _join(self) -> None:
+        """Become a member, with the help of the managers this node knew when it joined."""
+        config = self._site.config
+        managers = [one for one in config.managers if one != config.advertise_address]
+
+        def tell(reason: str) -> None:
+            self._why_not_joined = f"the others did not let this manager in yet: {reason}"
+
+        members = await ask_to_join(self.transport.me, managers, self._site.dial, tell=tell)
+        self.transport.introduce(members)
+
+
+def _recover(site: Site) -> Recovery:
+    """What the raft directory holds; a new cluster begins with the entry that init wrote."""
+    paths = site.paths
+    first: StoreEntry | None = None
+    if paths.bootstrap.exists():
+        first = entry_from_bytes(paths.bootstrap.read_bytes())
+    opening = Opening(site.cluster_id)
+    recovery = recover(
+        Place(paths.raft, opening, site.node_id, site.config.advertise_address), first
+    )
+    paths.bootstrap.unlink(missing_ok=True)
+    return recovery
+
+
+def _interval(cluster: Cluster | None) -> int:
+    """Entries between two snapshots."""
+    interval = None if cluster is None else cluster.spec.raft.snapshot_interval
+    return interval or SNAPSHOT_INTERVAL
