@@ -110,14 +110,17 @@ class MembershipChanges:
 
     async def hand_over(self) -> None:
         """Make the most advanced reachable voter lead. Raises: FailedPrecondition without one."""
-        others = [
-            one for one in self.members()
-            if one.is_voter and one.is_reachable and one.member.raft_id != self._driver.raft.id
-        ]  # fmt: skip
-        if not others:
-            raise FailedPrecondition("leadership: no other voter is reachable")
-        best = min(others, key=lambda one: (one.behind is None, one.behind or 0))
-        await self.transfer_leader(best.member.raft_id)
+        await self.transfer_leader(self._successor().member.raft_id)
+
+    def begin_hand_over(self, node_id: str = "") -> str:
+        """Begin to make a node's manager lead, "" = as `hand_over`; the node that is to lead.
+
+        Watch the leadership for the outcome. Raises: NotLeader; FailedPrecondition when the node
+        cannot lead now.
+        """
+        chosen = self._candidate(node_id) if node_id else self._successor()
+        self._driver.transfer_leader(chosen.member.raft_id)
+        return chosen.member.node_id
 
     async def transfer_leader(self, raft_id: int) -> None:
         """Hand leadership to a voter and wait until it leads, or another one does.
@@ -135,6 +138,31 @@ class MembershipChanges:
             raise DeadlineExceeded(
                 f"leadership was not taken over by manager {raft_id:x}: it goes on as before"
             ) from None
+
+    def _successor(self) -> MemberStatus:
+        others = [
+            one for one in self.members()
+            if one.is_voter and one.is_reachable and one.member.raft_id != self._driver.raft.id
+        ]  # fmt: skip
+        if not others:
+            raise FailedPrecondition("leadership: no other voter is reachable")
+        return min(others, key=lambda one: (one.behind is None, one.behind or 0))
+
+    def _candidate(self, node_id: str) -> MemberStatus:
+        member = self._driver.roster.of_node(node_id)
+        if member is None:
+            raise FailedPrecondition(
+                f"leadership: node {node_id} is no manager: promote it first"
+                f" (`swarmctl node promote {node_id}`)"
+            )
+        status = self._status(member.raft_id)
+        if not status.is_voter:
+            raise FailedPrecondition(
+                f"leadership: node {node_id} does not vote yet: wait until it has caught up"
+            )
+        if not status.is_reachable:
+            raise FailedPrecondition(f"leadership: node {node_id} is not reachable: start it first")
+        return status
 
     def _status(self, raft_id: int) -> MemberStatus:
         if self._driver.raft.role is not Role.LEADER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -11,6 +11,7 @@ from typing_extensions import override
 from manager.ca import rotation
 from manager.ca.core import new_join_tokens
 from manager.controlapi import nodes, services, tokens
+from manager.controlapi.backup import Backups
 from manager.controlapi.select import (
     Filters,
     page,
@@ -25,7 +26,7 @@ from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import objects_pb2, types_pb2
 from shoal.api.v1.control_pb2_grpc import ControlServicer
 from shoal.clock import Clock
-from shoal.errors import InvalidArgument
+from shoal.errors import InvalidArgument, Unimplemented
 from shoal.ids import new_id
 from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
 from shoal.model.objects import AnyObject, Node, Service, Task
@@ -37,14 +38,21 @@ from shoal.security.tokens import make_join_token
 from shoal.wire.objects import fill_pb, from_pb, to_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
+HandOver = Callable[[str], str]
+"""Begins to make a node's manager lead, "" = any other; the id of the one that is to lead."""
 
 
 class ControlServer(ControlServicer):
     """Serves `shoal.api.v1.Control` from the store of this manager."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, term: int = 1, hand_over: HandOver | None = None
+    ) -> None:
+        """term: in which this manager leads. hand_over: None where others choose the leader."""
         self._store = store
         self._clock = clock
+        self._backups = Backups(store, clock, term=term)
+        self._hand_over = hand_over
 
     @override
     async def GetCluster(
@@ -105,6 +113,22 @@ class ControlServer(ControlServicer):
         )
         cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
         return pb.RotateRootCaResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
+
+    @override
+    async def BackupCluster(
+        self, request: pb.BackupClusterRequest, context: Context
+    ) -> AsyncIterator[pb.BackupClusterResponse]:
+        async for answer in self._backups.stream(context):
+            yield answer
+
+    @override
+    async def TransferLeadership(
+        self, request: pb.TransferLeadershipRequest, context: Context
+    ) -> pb.TransferLeadershipResponse:
+        if self._hand_over is None:
+            raise Unimplemented("the managers of this cluster do not choose who leads: etcd does")
+        chosen = self._store.view.nodes.resolve(request.node).id if request.node else ""
+        return pb.TransferLeadershipResponse(node_id=self._hand_over(chosen))
 
     @override
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
