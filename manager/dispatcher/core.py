@@ -7,14 +7,20 @@ monotonic clock, session ids come in from outside.
 
 from __future__ import annotations
 
+from collections import deque
+
 from manager.dispatcher.detector import MISSED_BEATS_MIN, Bounds, Detector, Verdict
-from shoal.errors import FailedPrecondition
+from shoal.errors import FailedPrecondition, Unavailable
 from shoal.model.row import Row
 
 GOODBYE_WAIT_S = 4.0
 """How long a node that said goodbye may take to come back."""
 FIRST_CONTACT_S = 30.0
 """How long nodes may take to come back after this manager started."""
+REGISTRATIONS_MAX = 3
+REGISTRATIONS_PERIOD_S = 8.0
+"""A node registers at most that often in that time: each registration is a write. As long as an
+agent's longest pause."""
 
 
 class Session(Row, frozen=True):
@@ -34,6 +40,7 @@ class Sessions:
         self._by_node: dict[str, Session] = {}
         self._detectors: dict[str, Detector] = {}
         self._awaited: dict[str, float] = {}
+        self._registered: dict[str, deque[float]] = {}
 
     @property
     def grace_s(self) -> float:
@@ -72,7 +79,11 @@ class Sessions:
             self._awaited[node_id] += by_s
 
     def register(self, node_id: str, session_id: str, now_s: float) -> None:
-        """Open a session, in place of the node's older one."""
+        """Open a session, in place of the node's older one.
+
+        Raises Unavailable, with nothing changed, for a node that comes too often.
+        """
+        self._count_registration(node_id, now_s)
         self._awaited.pop(node_id, None)
         self._by_node[node_id] = Session(node_id, session_id)
         detector = self._detectors.get(node_id)
@@ -122,6 +133,7 @@ class Sessions:
         self._by_node.pop(node_id, None)
         self._awaited.pop(node_id, None)
         self._detectors.pop(node_id, None)
+        self._registered.pop(node_id, None)
 
     def expire(self, now_s: float) -> list[str]:
         """Take out and name the nodes whose time is over."""
@@ -138,6 +150,19 @@ class Sessions:
         """When `expire` next has something to say, unless beats come in."""
         deadlines = [self._deadline_s(node_id) for node_id in self._by_node]
         return min((*deadlines, *self._awaited.values()), default=None)
+
+    def _count_registration(self, node_id: str, now_s: float) -> None:
+        """What is refused does not count: whoever keeps trying gets in when the time has passed."""
+        times = self._registered.setdefault(node_id, deque(maxlen=REGISTRATIONS_MAX))
+        if len(times) == REGISTRATIONS_MAX:
+            left_s = times[0] + REGISTRATIONS_PERIOD_S - now_s
+            if left_s > 0:
+                raise Unavailable(
+                    f"node {node_id} has registered {REGISTRATIONS_MAX} times within"
+                    f" {REGISTRATIONS_PERIOD_S:g} s: try again in {left_s:.1f} s; more than one"
+                    " agent may be running with this node's identity"
+                )
+        times.append(now_s)
 
     def _deadline_s(self, node_id: str) -> float:
         return self._detectors[node_id].next_wakeup()

@@ -108,7 +108,10 @@ class Dispatcher:
             await self._write_trust(node_id)
 
     async def register(self, node_id: str, description: NodeDescription, address: str) -> str:
-        """Open a session for a node. Result: the session id. Raises NotFound if it was removed."""
+        """Open a session for a node. Result: the session id.
+
+        Raises NotFound if it was removed, Unavailable if it registers too often.
+        """
 
         def build(view: View) -> list[Change]:
             node = view.nodes.get(node_id)
@@ -124,7 +127,11 @@ class Dispatcher:
 
         session_id = new_id()
         now_s = self._clock.monotonic_s()
-        self.sessions.register(node_id, session_id, now_s)
+        try:
+            self.sessions.register(node_id, session_id, now_s)
+        except SwarmError:
+            _log.warning("node.registers_too_often", node_id=node_id, address=address)
+            raise
         self._set_period()
         self._conflicts.pop(node_id, None)
         if node_id in self.sessions.suspects(now_s):
@@ -135,6 +142,8 @@ class Dispatcher:
             await commit_with_retry(self._store, build)
         except BaseException:
             self.sessions.close(node_id, session_id)
+            if self._store.view.nodes.get(node_id) is None:
+                self.sessions.forget(node_id)
             raise
         self._absent.pop(node_id, None)
         _log.info("node.registered", node_id=node_id, address=address)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from manager.dispatcher.core import FIRST_CONTACT_S, Sessions
+from manager.dispatcher.core import (
+    FIRST_CONTACT_S,
+    REGISTRATIONS_MAX,
+    REGISTRATIONS_PERIOD_S,
+    Sessions,
+)
 from manager.dispatcher.detector import MISSED_BEATS_MIN, Detector, Verdict
-from shoal.errors import FailedPrecondition
+from shoal.errors import FailedPrecondition, Unavailable
 
 NODES = st.sampled_from(["n1", "n2", "n3"])
 
@@ -23,6 +28,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.open: dict[str, str] = {}
         self.detectors: dict[str, Detector] = {}
         self.awaited: dict[str, float] = {}
+        self.registered: dict[str, list[float]] = {}
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.9, 4.0, 10.0, 31.0]))
     def wait(self, seconds: float) -> None:
@@ -31,7 +37,14 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule(node=NODES)
     def register(self, node: str) -> None:
         self.count += 1
+        times = self.registered.setdefault(node, [])
+        recent = [at for at in times if at > self.now_s - REGISTRATIONS_PERIOD_S]
+        if len(recent) == REGISTRATIONS_MAX:
+            with pytest.raises(Unavailable):
+                self.sessions.register(node, f"s{self.count}", self.now_s)
+            return
         self.sessions.register(node, f"s{self.count}", self.now_s)
+        times.append(self.now_s)
         self.open[node] = f"s{self.count}"
         self.awaited.pop(node, None)
         detector = self.detectors.setdefault(node, Detector(period_s=1.0))
@@ -63,6 +76,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.open.pop(node, None)
         self.awaited.pop(node, None)
         self.detectors.pop(node, None)
+        self.registered.pop(node, None)
 
     @rule(node=NODES, stale=st.booleans())
     def disconnect(self, node: str, stale: bool) -> None:
@@ -120,3 +134,37 @@ class SessionsMachine(RuleBasedStateMachine):
 
 TestSessions = SessionsMachine.TestCase
 TestSessions.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_node_registers_three_times_in_eight_seconds():
+    sessions = Sessions(period_s=1.0)
+    for second in range(REGISTRATIONS_MAX):
+        sessions.register("n1", f"s{second}", float(second))
+    for now_s in (3.0, 7.9):
+        with pytest.raises(Unavailable, match="try again in"):
+            sessions.register("n1", "late", now_s)
+        sessions.check("n1", "s2")  # the session it has goes on
+    sessions.register("n2", "other", 3.0)
+    sessions.register("n1", "s3", 8.0)  # refusals did not count
+    with pytest.raises(Unavailable):
+        sessions.register("n1", "s4", 8.5)
+    sessions.register("n1", "s4", 9.0)
+    sessions.forget("n1")
+    sessions.register("n1", "s5", 9.0)
+
+
+@given(st.lists(st.floats(0, 30, allow_nan=False), max_size=60))
+def test_no_window_holds_more_registrations_than_allowed(pauses):
+    sessions, now_s = Sessions(period_s=1.0), 0.0
+    taken: list[float] = []
+    for number, pause_s in enumerate(pauses):
+        now_s += pause_s / 10
+        try:
+            sessions.register("n1", f"s{number}", now_s)
+        except Unavailable:
+            assert len([at for at in taken if at > now_s - REGISTRATIONS_PERIOD_S]) >= 3
+        else:
+            taken.append(now_s)
+    for start in taken:
+        window = [at for at in taken if start <= at < start + REGISTRATIONS_PERIOD_S]
+        assert len(window) <= REGISTRATIONS_MAX

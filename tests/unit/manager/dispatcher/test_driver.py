@@ -10,7 +10,7 @@ from typing_extensions import override
 from manager.dispatcher.core import FIRST_CONTACT_S, Sessions
 from manager.dispatcher.detector import Bounds
 from manager.dispatcher.driver import MESSAGE_LENGTH_MAX, PROBATION, Dispatcher
-from shoal.errors import FailedPrecondition, NotFound, ResourceExhausted
+from shoal.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from shoal.model.defaults import HEARTBEAT_PERIOD_NS
 from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Cluster
@@ -196,6 +196,16 @@ async def test_goodbye_disconnects_but_not_of_a_session_that_was_replaced():
     await rig.dispatcher.close_session("n1", second)
     assert rig.state() is NodeState.DISCONNECTED
     assert rig.status().message == "the agent has stopped"
+
+
+async def test_a_node_that_registers_too_often_keeps_the_session_it_has():
+    rig = Rig(a_node("n1"))
+    sessions = [await rig.register() for _ in range(3)]
+    with pytest.raises(Unavailable, match="registered 3 times within 8 s"):
+        await rig.register()
+    rig.dispatcher.sessions.check("n1", sessions[-1])
+    rig.clock.advance(8.0)
+    await rig.register()
 
 
 async def test_a_removed_node_cannot_register_and_leaves_no_session():
