@@ -14,7 +14,7 @@ from shoal.model.enums import NodeState, TaskState
 
 
 class StoreCollector(Collector):
-    """Nodes and tasks by state, and the numbers of services, networks, secrets, configs."""
+    """Nodes and tasks by state, how many of each other kind, and how far watches can go back."""
 
     def __init__(self, store: Store, leads: Callable[[], bool]) -> None:
         self._store = store
@@ -23,9 +23,8 @@ class StoreCollector(Collector):
     @override
     def collect(self) -> Iterator[GaugeMetricFamily]:
         view = self._store.view
-        leader = GaugeMetricFamily("swarm_manager_leader", "Whether this manager is the leader.")
-        leader.add_metric([], self._leads())
-        yield leader
+        leads = self._leads()
+        yield _number("swarm_manager_leader", "Whether this manager is the leader.", leads)
         # Copies: the scrape runs in a thread while the event loop may apply commits.
         nodes = Counter(node.status.state.name for node in tuple(view.nodes))
         names = [state.name for state in NodeState]
@@ -39,9 +38,20 @@ class StoreCollector(Collector):
             ("secrets", view.secrets),
             ("configs", view.configs),
         ):
-            family = GaugeMetricFamily(f"swarm_manager_{kind}_total", f"Number of {kind}.")
-            family.add_metric([], len(table))
-            yield family
+            yield _number(f"swarm_manager_{kind}_total", f"Number of {kind}.", len(table))
+        history = self._store.history
+        what = "that watches can be resumed through"
+        yield _number("shoal_store_history_commits", f"Commits {what}.", len(history))
+        yield _number("shoal_store_history_bytes", f"Log entries {what}.", history.size_bytes)
+        yield _number(
+            "shoal_store_history_since_version", "Oldest version to resume from.", history.since
+        )
+
+
+def _number(name: str, documentation: str, value: int) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation)
+    family.add_metric([], value)
+    return family
 
 
 def _by_state(

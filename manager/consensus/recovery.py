@@ -33,6 +33,7 @@ from manager.storage.member import Member as Opened
 from manager.storage.member import Opening, open_member
 from manager.storage.snapshot_dir import SnapshotFile
 from manager.storage.snapshot_file import SnapshotRecord
+from manager.store.history import History
 from manager.store.store import Store
 from manager.store.tables import Tables
 from shoal.errors import FailedPrecondition, InvariantViolation
@@ -56,10 +57,14 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Recovery(NamedTuple):
-    """What a member starts with. Without voters in `start` it has to join."""
+    """What a member starts with. Without voters in `start` it has to join.
+
+    history: the commits that were replayed, so that watches go on after a restart.
+    """
 
     me: Member
     tables: Tables
+    history: History
     opened: Opened
     start: Start
     roster: Roster
@@ -95,7 +100,7 @@ def _load(me: Member, opened: Opened, first_entry: StoreEntry | None) -> Recover
         recovered = msgspec.structs.replace(recovered, hard_state=hard, mark=mark)
     elif mark is None and not recovered.entries and first_entry is not None:
         tables = Tables()
-        _apply(tables, [Entry(1, FIRST_TERM, KIND_STORE)], first_entry)
+        _replaying(tables).apply(first_entry, 1, 0)
         _begin(me, opened, tables, 1)
         mark, hard = wal.mark, wal.hard_state
         recovered = disk.Recovered(hard, mark, 2, ())
@@ -104,7 +109,7 @@ def _load(me: Member, opened: Opened, first_entry: StoreEntry | None) -> Recover
         if recovered.entries:
             raise CorruptLog(f"{wal.directory}: entries without a snapshot before them; {REJOIN}")
         start = Start(storage=MemoryStorage(), hard_state=HardState(hard.term, hard.vote, 0))
-        return Recovery(me, Tables(), opened, start, Roster())
+        return Recovery(me, Tables(), History(), opened, start, Roster())
     return _continue(me, msgspec.structs.replace(opened, recovered=recovered), snapshot)
 
 
@@ -127,7 +132,7 @@ def _continue(me: Member, opened: Opened, snapshot: SnapshotFile) -> Recovery:
         conf_state=replay.membership.conf_state(),
         applied=min(committed, storage.last_index),
     )
-    return Recovery(me, tables, opened, start, replay.roster)
+    return Recovery(me, tables, replay.history, opened, start, replay.roster)
 
 
 class Replay:
@@ -137,12 +142,18 @@ class Replay:
         self.tables = tables
         self.membership = membership
         self.roster = roster
+        self._store = _replaying(tables)
+
+    @property
+    def history(self) -> History:
+        """The last commits of what was applied."""
+        return self._store.history
 
     def apply(self, entries: Sequence[Entry]) -> None:
         """Apply entries that are known to be committed, in order."""
         for entry in entries:
             if entry.kind == KIND_STORE:
-                _apply(self.tables, [entry])
+                _apply(self._store, entry)
             elif entry.kind == KIND_CONF_CHANGE:
                 change = decode_change(entry.data)
                 self.membership = changed(self.membership, change)
@@ -175,8 +186,9 @@ def _adopt(me: Member, opened: Opened) -> None:
     """
     snapshot = opened.snapshots.load(opened.recovered.mark)
     tables = Tables() if snapshot is None else read_tables(snapshot)
-    entries = opened.recovered.entries_after(tables.version)
-    _apply(tables, [Entry(*_fields(entry)) for entry in entries])
+    store = _replaying(tables)
+    for entry in opened.recovered.entries_after(tables.version):
+        _apply(store, Entry(*_fields(entry)))
     _begin(me, opened, tables, opened.wal.last_index)
 
 
@@ -191,10 +203,12 @@ def _begin(me: Member, opened: Opened, tables: Tables, index: int) -> None:
     )
 
 
-def _apply(tables: Tables, entries: Sequence[Entry], decoded: StoreEntry | None = None) -> None:
-    store = Store(tables, _NoClock())
-    for entry in entries:
-        store.apply(decoded or entry_from_bytes(entry.data), entry.index)
+def _replaying(tables: Tables) -> Store:
+    return Store(tables, _NoClock())
+
+
+def _apply(store: Store, entry: Entry) -> None:
+    store.apply(entry_from_bytes(entry.data), entry.index, len(entry.data))
 
 
 def _fields(entry: disk.Entry) -> tuple[int, int, int, bytes]:

@@ -72,7 +72,7 @@ class Replica:
                 " run that one on every manager"
             ) from error
         try:
-            result = self.store.apply(transaction, entry.index)
+            result = self.store.apply(transaction, entry.index, len(entry.data))
         except BaseException:
             if proposal is not None:
                 proposal.refuse(Unavailable("the manager failed while applying the change"))

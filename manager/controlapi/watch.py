@@ -1,4 +1,9 @@
-"""The Watch service: commits of the store as a stream, one message per commit."""
+"""The Watch service: commits of the store as a stream, one message per commit.
+
+Invariant: what a watcher was told, in versions, is all that it asked for up to there; so a watch
+that is resumed from the last version it was told, at whichever manager leads by then, misses
+nothing and repeats nothing. Refuses to resume where that cannot be kept.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from shoal.api.v1 import watch_pb2 as pb
 from shoal.api.v1.objects_pb2 import ActionKind as PbActionKind
 from shoal.api.v1.types_pb2 import Version
 from shoal.api.v1.watch_pb2_grpc import WatchServicer
-from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.errors import InvalidArgument
 from shoal.model.objects import AnyObject, Cluster, Node, Secret, Task
 from shoal.model.row import Row
 from shoal.wire.objects import object_to_pb
@@ -23,6 +28,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 KINDS = {"node", "service", "task", "network", "cluster", "secret", "config"}
 SELECTORS_MAX = 64
+PASSED_OVER_MAX = 256
+"""Commits of no interest after which a watcher is told how far it is, lest the history that it
+would resume from goes on without it."""
 
 
 class Selector(Row, frozen=True):
@@ -52,22 +60,25 @@ class WatchServer(WatchServicer):
         self, request: pb.WatchRequest, context: Context
     ) -> AsyncIterator[pb.WatchMessage]:
         selectors = _selectors(request)
-        if request.resume_from.index not in (0, self._store.view.version):
-            raise FailedPrecondition(
-                f"resume_from: this manager cannot replay from version {request.resume_from.index}"
-                ": read the objects again and watch from now on"
-            )
-        with self._store.watch() as watcher:
-            yield pb.WatchMessage(version=Version(index=self._store.view.version))
+        start = request.resume_from.index
+        with self._store.watch(after=start or None) as watcher:
+            yield _message(start or self._store.view.version)
+            passed_over = 0
             async for commit in watcher:
                 events = [event for event in commit.events if _wanted(event, selectors)]
-                if events:
-                    yield pb.WatchMessage(
-                        version=Version(index=commit.version),
-                        events=[
-                            _event(event, with_old=request.include_old_object) for event in events
-                        ],
-                    )
+                passed_over = 0 if events else passed_over + 1
+                if events or passed_over == PASSED_OVER_MAX:
+                    passed_over = 0
+                    yield _message(commit.version, events, with_old=request.include_old_object)
+
+
+def _message(
+    version: int, events: Sequence[StoreEvent] = (), *, with_old: bool = False
+) -> pb.WatchMessage:
+    return pb.WatchMessage(
+        version=Version(index=version),
+        events=[_event(event, with_old=with_old) for event in events],
+    )
 
 
 def _event(event: StoreEvent, *, with_old: bool) -> pb.WatchEvent:

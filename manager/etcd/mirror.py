@@ -149,7 +149,8 @@ class Mirror:
         events = tuple(
             self._event(one) for one in revision.events if one.kv.key != self._keys.barrier
         )
-        self._store.install(Commit(version=revision.revision, events=events))
+        size_bytes = sum(one.ByteSize() for one in revision.events)
+        self._store.install(Commit(version=revision.revision, events=events), size_bytes)
         self._wake()
 
     def _event(self, event: pb.Event) -> StoreEvent:

@@ -1,19 +1,22 @@
 """The store: transactions in, committed state and a watch out.
 
 `commit` proposes a transaction and returns when it is applied; conflicts are decided at apply.
-`view` is the committed state. `watch` gives every commit after the moment it was called, whole and
-in order; a watcher that falls behind is closed with an error and must start again from a fresh
-view (queues are bounded). What is durable, and in what order, is the Proposer's business.
+`view` is the committed state. `watch` gives every commit after the moment it was called, or after
+a version that the history still reaches, whole and in order; a watcher that falls behind is closed
+with an error and must start again from a fresh view (queues are bounded). What is durable, and in
+what order, is the Proposer's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, Self
 
 from manager.store.apply import Commit, StoreEvent, apply_entry
+from manager.store.history import History
 from manager.store.tables import Tables
 from manager.store.view import View
 from shoal.clock import Clock
@@ -52,7 +55,9 @@ class Proposer(Protocol):
 class Watcher:
     """Commits in order. Iterate it, or ask for the next one; close it by leaving its context."""
 
-    def __init__(self, queue_max: int) -> None:
+    def __init__(self, queue_max: int, past: Iterable[Commit] = ()) -> None:
+        """past: commits of before, which come first."""
+        self._past = deque(past)
         self._queue: asyncio.Queue[Commit | None] = asyncio.Queue(queue_max)
         self._lost = False
 
@@ -73,6 +78,8 @@ class Watcher:
 
     async def next(self) -> Commit:
         """The next commit. Raises FailedPrecondition when commits were missed: resync."""
+        if self._past:
+            return self._past.popleft()
         if not self._lost or not self._queue.empty():
             commit = await self._queue.get()
             if commit is not None:
@@ -81,7 +88,8 @@ class Watcher:
 
     def take_ready(self) -> list[Commit]:
         """The commits that are there already, without waiting."""
-        ready: list[Commit] = []
+        ready = list(self._past)
+        self._past.clear()
         while not self._queue.empty():
             commit = self._queue.get_nowait()
             if commit is not None:
@@ -98,20 +106,24 @@ class Watcher:
 
 
 class _Committed:
-    """What stores with different proposers share: the tables, and who follows them."""
+    """What stores with different proposers share: tables, their history, and who follows them."""
 
-    __slots__ = ("tables", "watchers")
+    __slots__ = ("history", "tables", "watchers")
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, history: History) -> None:
         self.tables = tables
+        self.history = history
         self.watchers: set[Watcher] = set()
 
 
 class Store:
     """One owner of the tables; everybody else reads views and proposes changes."""
 
-    def __init__(self, tables: Tables, clock: Clock) -> None:
-        self._committed = _Committed(tables)
+    def __init__(self, tables: Tables, clock: Clock, history: History | None = None) -> None:
+        """history: the commits that led to the tables, as far as they are known."""
+        if history is None:
+            history = History(tables.version)
+        self._committed = _Committed(tables, history)
         self._clock = clock
         self._proposer: Proposer | None = None
 
@@ -120,7 +132,7 @@ class Store:
 
         What a leader does goes through one that proposes in its term only.
         """
-        other = Store(self._committed.tables, self._clock)
+        other = Store(self._committed.tables, self._clock, self._committed.history)
         other._committed = self._committed
         return other.attach(proposer)
 
@@ -134,10 +146,22 @@ class Store:
         """The committed state; valid until the caller awaits."""
         return self._committed.tables
 
+    @property
+    def history(self) -> History:
+        """The last commits; where a watch can go on."""
+        return self._committed.history
+
     @contextmanager
-    def watch(self, *, queue_max: int = WATCH_QUEUE_MAX) -> Iterator[Watcher]:
-        """Every commit after this call, for as long as the context is open."""
-        watcher = Watcher(queue_max)
+    def watch(
+        self, *, after: int | None = None, queue_max: int = WATCH_QUEUE_MAX
+    ) -> Iterator[Watcher]:
+        """Every commit after a version, or after this call, for as long as the context is open.
+
+        Raises: VersionCompacted, VersionUnknown when there would be a gap.
+        """
+        now = self._committed.tables.version
+        past = () if after is None else self._committed.history.after(after, now=now)
+        watcher = Watcher(queue_max, past)
         self._committed.watchers.add(watcher)
         try:
             yield watcher
@@ -163,20 +187,21 @@ class Store:
         )
         return await self._proposer.propose(entry)
 
-    def apply(self, entry: StoreEntry, index: int) -> Commit | SwarmError:
+    def apply(self, entry: StoreEntry, index: int, size_bytes: int) -> Commit | SwarmError:
         """Apply a durable entry and tell the watchers. For the Proposer alone, in log order.
 
-        Result: the commit, or the reason why the entry is refused (which every manager finds
-        alike). Anything else that is raised is fatal: state machines would part.
+        size_bytes: of the entry in the log. Result: the commit, or the reason why the entry is
+        refused (which every manager finds alike). Anything else that is raised is fatal: state
+        machines would part.
         """
         try:
             commit = apply_entry(self._committed.tables, entry, index)
         except SwarmError as refused:
             return refused
-        self._offer(commit)
+        self._offer(commit, size_bytes)
         return commit
 
-    def install(self, commit: Commit) -> None:
+    def install(self, commit: Commit, size_bytes: int) -> None:
         """Take over a commit that was decided outside (etcd). For the Proposer alone, in order."""
         for event in commit.events:
             if event.object is None:
@@ -185,15 +210,17 @@ class Store:
                 self._committed.tables.put(event.object)
         self._committed.tables.version = commit.version
         if commit.events:
-            self._offer(commit)
+            self._offer(commit, size_bytes)
 
     def reset(self, tables: Tables) -> None:
         """Start again from another state; every watcher must resync. For the Proposer alone."""
         self._committed.tables = tables
+        self._committed.history = History(tables.version)
         for watcher in self._committed.watchers:
             watcher.lose()
 
-    def _offer(self, commit: Commit) -> None:
+    def _offer(self, commit: Commit, size_bytes: int) -> None:
+        self._committed.history.add(commit, size_bytes)
         for watcher in self._committed.watchers:
             watcher.offer(commit)
 

@@ -51,7 +51,7 @@ async def alone(
 ) -> AsyncIterator[tuple[Store, RaftDriver]]:
     """The store and the driver of a manager that leads."""
     recovery = recovered(directory, files=files)
-    store = Store(recovery.tables, clock or SystemClock())
+    store = Store(recovery.tables, clock or SystemClock(), recovery.history)
     driver = RaftDriver(recovery, store, NoTransport(), **options)
     store.attach(driver)
     async with driver:

@@ -106,7 +106,7 @@ class MemberRig:
 
     async def start(self, first_entry: StoreEntry | None = None) -> None:
         recovery = recover(self.place, first_entry)
-        self.store = Store(recovery.tables, SystemClock())
+        self.store = Store(recovery.tables, SystemClock(), recovery.history)
         self.transport = self.network.connect()
         self.driver = RaftDriver(recovery, self.store, self.transport, **self.options)
         self.store.attach(self.driver)

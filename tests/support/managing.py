@@ -33,6 +33,7 @@ from shoal.security.peer import PeerVerifier
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import RootCA
 from shoal.wire.errors import ErrorInterceptor
+from shoal.wire.objects import entry_to_bytes
 
 CLUSTER = ClusterId("c" * 25)
 ROOT = RootCA.create(now_ns=time.time_ns())
@@ -75,7 +76,7 @@ class MemoryProposer:
                 raise self.error
             self.index += 1
             self.entries.append(entry)
-            result = self._store.apply(entry, self.index)
+            result = self._store.apply(entry, self.index, len(entry_to_bytes(entry)))
         if isinstance(result, SwarmError):
             raise result
         return result
@@ -99,7 +100,7 @@ def put_now(store: Store, proposer: MemoryProposer, row: AnyObject) -> None:
     entry = StoreEntry(
         actions=(StoreAction(kind=change.kind, object=row),), proposed_at_ns=proposer.index
     )
-    result = store.apply(entry, proposer.index)
+    result = store.apply(entry, proposer.index, len(entry_to_bytes(entry)))
     assert not isinstance(result, SwarmError), result
 
 

@@ -89,7 +89,7 @@ class GrpcRig:
     async def start(self, first_entry: StoreEntry | None = None) -> None:
         recovery = recover(self.place, first_entry)
         self.me = recovery.me
-        self.store = Store(recovery.tables, SystemClock())
+        self.store = Store(recovery.tables, SystemClock(), recovery.history)
         self.transport = CuttableTransport(recovery.me, dial_as(self.identity))
         self.driver = RaftDriver(recovery, self.store, self.transport, **self.options)
         self.store.attach(self.driver)

@@ -98,7 +98,9 @@ class WatchRequest(_message.Message):
 
     @_builtins.property
     def resume_from(self) -> _types_pb2.Version:
-        """Replay from here; 0: from now on. FAILED_PRECONDITION when the log does not reach back so far."""
+        """Replay everything after this version; 0: from now on. FAILED_PRECONDITION when the manager
+        does not reach back so far, or has not come so far: read the objects again, watch anew.
+        """
 
     def __init__(
         self,

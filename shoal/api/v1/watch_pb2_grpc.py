@@ -45,7 +45,9 @@ class WatchServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Watch(self, request, context):
-        """The first message is empty: the watch is in place. Then one message per commit.
+        """The first message is empty: the watch is in place, and what follows comes after its version.
+        Then one message per commit that holds something wanted, and now and then an empty one that
+        says how far the watch is. A watch that ended is resumed from the version of its last message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,7 +15,10 @@ GRPC_VERSION: str
 class WatchStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_watch_pb2.WatchRequest, _watch_pb2.WatchMessage]
-    """The first message is empty: the watch is in place. Then one message per commit."""
+    """The first message is empty: the watch is in place, and what follows comes after its version.
+    Then one message per commit that holds something wanted, and now and then an empty one that
+    says how far the watch is. A watch that ended is resumed from the version of its last message.
+    """
 
 class WatchServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -24,6 +27,9 @@ class WatchServicer(metaclass=_abc_1.ABCMeta):
         request: _watch_pb2.WatchRequest,
         context: _aio.ServicerContext[_watch_pb2.WatchRequest, _abc.AsyncIterator[_watch_pb2.WatchMessage]],
     ) -> _abc.AsyncIterator[_watch_pb2.WatchMessage]:
-        """The first message is empty: the watch is in place. Then one message per commit."""
+        """The first message is empty: the watch is in place, and what follows comes after its version.
+        Then one message per commit that holds something wanted, and now and then an empty one that
+        says how far the watch is. A watch that ended is resumed from the version of its last message.
+        """
 
 def add_WatchServicer_to_server(servicer: WatchServicer, server: _aio.Server) -> None: ...

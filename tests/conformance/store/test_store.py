@@ -345,3 +345,28 @@ async def test_opened_again_it_holds_what_it_held(backend: Backend):
         with pytest.raises(NameConflict):
             await store.commit([create(named("two", "web"))])
         await store.commit([update(store.view.services.resolve("web"))])
+
+
+async def test_a_watch_goes_on_where_another_ended(backend: Backend):
+    async with backend.opened() as store:
+        await store.commit([create(a_service("web"))])
+        start = store.view.version
+        with store.watch() as whole:
+            await store.commit([create(a_task("t1")), create(a_task("t2"))])
+            with pytest.raises(AlreadyExists):
+                await store.commit([create(a_task("t1"))])
+            await store.commit([remove(store.view.tasks.resolve("t1"))])
+            middle = store.view.version
+            with store.watch(after=start) as early, store.watch(after=middle) as late:
+                await store.commit([create(a_task("t3"))])
+                commits = whole.take_ready()
+                assert [len(commit.events) for commit in commits] == [2, 1, 1]
+                assert early.take_ready() == commits
+                assert late.take_ready() == commits[2:]
+        with pytest.raises(FailedPrecondition, match="is unknown: the cluster is at version"):
+            store.watch(after=store.view.version + 1).__enter__()
+        with (
+            pytest.raises(FailedPrecondition, match="is compacted: watches can go on from version"),
+            store.watch(after=-1),
+        ):
+            pass

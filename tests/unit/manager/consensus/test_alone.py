@@ -16,6 +16,7 @@ from manager.consensus.recovery import records
 from manager.storage import entries as disk
 from manager.storage.member import Opening, open_member
 from manager.store.apply import apply_entry
+from manager.store.history import VersionCompacted
 from manager.store.store import Store, TransactionTooLarge
 from manager.store.tables import Tables
 from shoal.clock import SystemClock
@@ -190,7 +191,7 @@ async def test_a_failed_sync_ends_the_process_and_leaves_nobody_waiting(tmp_path
 async def test_a_bug_while_applying_ends_the_process_and_leaves_nobody_waiting(
     tmp_path, monkeypatch
 ):
-    def broken(entry, index):
+    def broken(entry, index, size_bytes):
         raise KeyError(index)
 
     async with alone(tmp_path) as (store, driver):
@@ -268,3 +269,20 @@ async def test_a_log_from_before_raft_becomes_one_of_a_single_voter(tmp_path, sn
         assert [one.node_id for one in driver.roster.members.values()] == ["node"]
         await store.commit([create(a_task("more"))])
     assert set(await rows_after_restart(tmp_path)) == {*expected, "more"}
+
+
+async def test_a_watch_goes_on_through_a_restart_as_far_as_the_log_does(tmp_path):
+    async with alone(tmp_path) as (store, _):
+        start = store.view.version
+        commits = [await store.commit([create(a_task(f"t{n}"))]) for n in range(3)]
+    async with alone(tmp_path) as (store, _):
+        with store.watch(after=start) as watcher:
+            commits.append(await store.commit([create(a_task("t9"))]))
+            assert watcher.take_ready() == commits
+    async with alone(tmp_path, snapshot_interval=3) as (store, _):
+        for number in range(9):
+            await store.commit([create(a_task(f"more{number}"))])
+        await until(lambda: list((tmp_path / "snapshots").glob("*.snap")))
+    async with alone(tmp_path) as (store, _):
+        with pytest.raises(VersionCompacted), store.watch(after=start):
+            pass

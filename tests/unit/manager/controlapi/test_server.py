@@ -10,8 +10,9 @@ import pytest
 
 from manager.controlapi.server import ControlServer
 from manager.controlapi.validate import SPEC_BYTES_MAX
-from manager.controlapi.watch import WatchServer
+from manager.controlapi.watch import PASSED_OVER_MAX, WatchServer
 from manager.store.store import Store
+from manager.store.tables import Tables
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import specs_pb2, types_pb2, watch_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
@@ -429,8 +430,42 @@ async def test_a_watch_that_cannot_be_served_is_refused(api):
     assert (await read(bad)).startswith("INVALID_ARGUMENT selector kind: 'pod' must be one of")
     many = [watch_pb2.WatchSelector(kind="node")] * 65
     assert "65, at most 64" in await read(watch_pb2.WatchRequest(selectors=many))
-    old = watch_pb2.WatchRequest(resume_from=types_pb2.Version(index=99))
-    assert (await read(old)).startswith("FAILED_PRECONDITION resume_from: this manager cannot")
+    future = watch_pb2.WatchRequest(resume_from=types_pb2.Version(index=99))
+    assert (await read(future)).startswith("FAILED_PRECONDITION version 99 is unknown: the cluster")
+    api.store.reset(Tables(api.store.rows(), version=50))
+    old = watch_pb2.WatchRequest(resume_from=types_pb2.Version(index=7))
+    assert await read(old) == (
+        "FAILED_PRECONDITION version 7 is compacted: watches can go on from version 50 or later:"
+        " read the objects again and watch anew"
+    )
+
+
+async def test_a_watch_goes_on_after_the_version_it_names(api):
+    api.put(a_service("web"))
+    start = api.store.view.version
+    api.put(a_task("t1"), a_task("t1"))
+    request = watch_pb2.WatchRequest(
+        selectors=[watch_pb2.WatchSelector(kind="task")], include_old_object=True
+    )
+    request.resume_from.index = start
+    stream = api.watching.Watch(request)
+    api.put(a_node("n9"), a_task("t2"))
+    got = [await stream.read() for _ in range(4)]
+    assert [message.version.index for message in got] == [start, start + 1, start + 2, start + 4]
+    assert [len(message.events) for message in got] == [0, 1, 1, 1]
+    assert got[2].events[0].old_object.task.meta.version.index == start + 1
+    stream.cancel()
+
+
+async def test_a_watcher_whose_wishes_are_rare_learns_how_far_it_is(api):
+    request = watch_pb2.WatchRequest(selectors=[watch_pb2.WatchSelector(kind="service")])
+    stream = api.watching.Watch(request)
+    start = (await stream.read()).version.index
+    api.put(*(a_task("t1") for _ in range(PASSED_OVER_MAX + 1)), a_service("web"))
+    mark, change = await stream.read(), await stream.read()
+    assert (mark.version.index, len(mark.events)) == (start + PASSED_OVER_MAX, 0)
+    assert (change.version.index, len(change.events)) == (start + PASSED_OVER_MAX + 2, 1)
+    stream.cancel()
 
 
 async def test_a_worker_and_a_stranger_are_refused(api):

@@ -63,7 +63,7 @@ async def test_an_action_without_a_kind_is_refused():
     store, _ = a_store()
     row = a_service("web")
     entry = StoreEntry(actions=(StoreAction(kind=ActionKind.UNSPECIFIED, object=row),))
-    assert isinstance(store.apply(entry, 9), InvalidArgument)
+    assert isinstance(store.apply(entry, 9, 1), InvalidArgument)
     assert store.view.version == 9
     assert len(store.view.services) == 0
 
