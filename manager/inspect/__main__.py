@@ -13,7 +13,8 @@ from manager.inspect.dump import Dump, Options, dump_objects, dump_snapshot, dum
 from manager.inspect.text import to_json, to_text
 from manager.storage.reading import read_member
 from shoal.errors import InvalidArgument, SwarmError
-from shoal.security.unlock import UnlockKey, parse_unlock_key
+from shoal.security.unlock import UnlockKey, WrappingKey, parse_unlock_key
+from shoal.settings.lock import read_lock_file
 from shoal.settings.paths import NodePaths
 
 _UNLOCK_FILE_BYTES_MAX = 4096
@@ -45,8 +46,9 @@ def run(arguments: Sequence[str], out: TextIO) -> None:
     shown = Options(
         show_secrets=options.show_secrets, uncommitted=getattr(options, "uncommitted", False)
     )
-    raft = NodePaths(state=options.state_dir, run=options.state_dir).raft
-    with read_member(raft, unlock_key=_unlock_key(options.unlock_key_file)) as member:
+    paths = NodePaths(state=options.state_dir, run=options.state_dir)
+    keys = _keys(paths, _unlock_key(options.unlock_key_file))
+    with read_member(paths.raft, former=keys) as member:
         for document in dump(member, shown):
             out.write(render(document) + "\n")
 
@@ -69,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
                 help="apply entries that are not known to be committed, too",
             )
     return parser
+
+
+def _keys(paths: NodePaths, unlock_key: UnlockKey | None) -> list[WrappingKey]:
+    """What may open the data keys: the node's lock keys, or the unlock key itself."""
+    keys: list[WrappingKey] = [] if unlock_key is None else [unlock_key]
+    lock = read_lock_file(paths.lock)
+    if lock is not None:
+        keys += lock.open(unlock_key).keys
+    return keys
 
 
 def _unlock_key(path: Path | None) -> UnlockKey | None:

@@ -2,20 +2,21 @@
 
 Invariants: a key is durable before anything is sealed with it, and dropped only after the last
 file that needs it is gone; the file is replaced as a whole (write, sync, rename, sync), so a crash
-leaves the old one or the new one, and both open everything on the disk. With an unlock key the
-data keys are wrapped (AES-256-GCM under a key derived with a fresh salt) and the file alone opens
-nothing. Refuses, by name: a locked file without its key, a wrong key, a damaged file, a file
-others can read. Thread-safe; every method that changes the file blocks on the disk.
-Idea: swarmkit design/raft_encryption.md.
+leaves the old one or the new one, and both open everything on the disk. With an unlock key (of a
+manager: its lock key, `shoal.security.lock`) the data keys are wrapped (AES-256-GCM under a key
+derived with a fresh salt) and the file alone opens nothing. Refuses, by name: a locked file without
+its key, a wrong key, a damaged file, a file others can read. Thread-safe; every method that
+changes the file blocks on the disk. Idea: swarmkit design/raft_encryption.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +27,7 @@ from manager.storage.errors import REJOIN, disk_error
 from manager.storage.files import FileOps, discard, write_all
 from manager.storage.sealing import NO_KEY, DataKey, Unsealable
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError, invariant
-from shoal.security.unlock import UnlockKey
+from shoal.security.unlock import Locked, WrappingKey
 
 FILE_NAME = "keys.json"
 KEYS_MAX = 64
@@ -36,10 +37,6 @@ _VERSION = 1
 _SALT_BYTES = 16
 _FILE_BYTES_MAX = 64 << 10
 _PURPOSE = "shoal raft data keys v1"
-
-
-class Locked(FailedPrecondition):
-    """The keys are wrapped and no unlock key was given."""
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -65,7 +62,7 @@ class KeyRing:
     """Open keys of one member; implements `sealing.DataKeys`."""
 
     def __init__(
-        self, path: Path, cluster_id: str, *, unlock_key: UnlockKey | None, files: FileOps
+        self, path: Path, cluster_id: str, *, unlock_key: WrappingKey | None, files: FileOps
     ) -> None:
         """Use `create` or `open`."""
         self._path = path
@@ -82,7 +79,7 @@ class KeyRing:
         path: Path,
         cluster_id: str,
         *,
-        unlock_key: UnlockKey | None = None,
+        unlock_key: WrappingKey | None = None,
         files: FileOps | None = None,
     ) -> Self:
         """Write a ring with one new key; its directory must exist.
@@ -102,10 +99,11 @@ class KeyRing:
         path: Path,
         cluster_id: str,
         *,
-        unlock_key: UnlockKey | None = None,
+        unlock_key: WrappingKey | None = None,
+        former: Sequence[WrappingKey] = (),
         files: FileOps | None = None,
     ) -> Self:
-        """Read the ring.
+        """Read the ring. former: other keys that may open it.
 
         Raises: NotFound; Locked when an unlock key is needed; InvalidArgument when it is the wrong
         one; FailedPrecondition for a damaged, foreign or newer file, or one that others can read.
@@ -117,9 +115,8 @@ class KeyRing:
                 f"{path}: belongs to cluster {content.cluster_id}, not to {cluster_id}:"
                 " wrong --state-dir?"
             )
-        if not content.salt:
-            ring._unlock_key = None  # not locked: a key that was given is not needed
-        ring._keys = _unwrap(content, path, ring._unlock_key)
+        candidates = tuple(key for key in (unlock_key, *former) if key is not None)
+        ring._keys, ring._unlock_key = _opened(content, path, candidates)
         ring._current = bytes.fromhex(content.current)
         return ring
 
@@ -187,7 +184,7 @@ class KeyRing:
                 kept = {key_id: key for key_id, key in self._keys.items() if key_id not in gone}
                 self._replace(kept, self._current, self._unlock_key)
 
-    def rotate_kek(self, unlock_key: UnlockKey | None) -> None:
+    def rotate_kek(self, unlock_key: WrappingKey | None) -> None:
         """Wrap the data keys with another unlock key; None stores them in the clear (autolock off).
 
         When this raises StorageFailed the file may need either key: try both.
@@ -195,11 +192,27 @@ class KeyRing:
         with self._change:
             self._replace(self._keys, self._current, unlock_key)
 
+    def lock_with(self, unlock_key: WrappingKey | None, *, since: int) -> bool:
+        """Wrap the data keys with this key, None: not at all. Result: whether that was new.
+
+        Under another key everything new is sealed with a new data key, too: the one of before
+        could be read with what opened the ring then. since, errors: as `rotate_data_key`.
+        """
+        with self._change:
+            if unlock_key == self._unlock_key:
+                return False
+            keys, current = self._keys, self._current
+            if unlock_key is not None and len(keys) < KEYS_MAX:
+                key = DataKey.make()
+                keys, current = {**keys, key.id: (key, since)}, key.id
+            self._replace(keys, current, unlock_key)
+        return True
+
     def _replace(
         self,
         keys: dict[bytes, tuple[DataKey, int]],
         current: bytes,
-        unlock_key: UnlockKey | None,
+        unlock_key: WrappingKey | None,
     ) -> None:
         """Make the new content durable, then use it."""
         content = _wrap(keys, current, self._cluster_id, unlock_key)
@@ -215,7 +228,7 @@ def _wrap(
     keys: dict[bytes, tuple[DataKey, int]],
     current: bytes,
     cluster_id: str,
-    unlock_key: UnlockKey | None,
+    unlock_key: WrappingKey | None,
 ) -> bytes:
     salt = b"" if unlock_key is None else os.urandom(_SALT_BYTES)
     wrapping = _wrapping_key(unlock_key, salt) if unlock_key is not None else None
@@ -234,30 +247,34 @@ def _secret(key: DataKey, wrapping: DataKey | None, cluster_id: str) -> bytes:
     return key.secret if wrapping is None else wrapping.seal(key.secret, _place(cluster_id, key.id))
 
 
-def _unwrap(
-    content: _File, path: Path, unlock_key: UnlockKey | None
-) -> dict[bytes, tuple[DataKey, int]]:
-    wrapping = None
-    if content.salt:
-        if unlock_key is None:
-            raise Locked("the manager is locked: unlock it with `swarmctl unlock`", file=str(path))
-        wrapping = _wrapping_key(unlock_key, bytes.fromhex(content.salt))
+def _opened(
+    content: _File, path: Path, candidates: Sequence[WrappingKey]
+) -> tuple[dict[bytes, tuple[DataKey, int]], WrappingKey | None]:
+    """The data keys, and the key that opened them: None if none was needed."""
+    if not content.salt:
+        return _unwrap(content, None), None
+    if not candidates:
+        raise Locked("the manager is locked: unlock it with `swarmctl unlock`", file=str(path))
+    for key in candidates:
+        with contextlib.suppress(Unsealable):
+            return _unwrap(content, _wrapping_key(key, bytes.fromhex(content.salt))), key
+    raise InvalidArgument(
+        f"unlock key: not the one that {path} was locked with; `swarmctl unlock-key` on another"
+        " manager prints the present one"
+    )
+
+
+def _unwrap(content: _File, wrapping: DataKey | None) -> dict[bytes, tuple[DataKey, int]]:
     keys: dict[bytes, tuple[DataKey, int]] = {}
     for stored in content.keys:
         key_id, secret = bytes.fromhex(stored.id), bytes.fromhex(stored.secret)
         if wrapping is not None:
-            try:
-                secret = wrapping.unseal(secret, _place(content.cluster_id, key_id))
-            except Unsealable:
-                raise InvalidArgument(
-                    f"unlock key: not the one that {path} was locked with; `swarmctl unlock-key`"
-                    " on another manager prints the present one"
-                ) from None
+            secret = wrapping.unseal(secret, _place(content.cluster_id, key_id))
         keys[key_id] = (DataKey(key_id, secret), stored.since)
     return keys
 
 
-def _wrapping_key(unlock_key: UnlockKey, salt: bytes) -> DataKey:
+def _wrapping_key(unlock_key: WrappingKey, salt: bytes) -> DataKey:
     # The salt is new each time the file is written, so every wrapping key seals one file only.
     return DataKey(salt, unlock_key.derive(salt=salt, purpose=_PURPOSE))
 

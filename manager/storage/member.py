@@ -30,7 +30,7 @@ from manager.storage.segments import list_segments
 from manager.storage.snapshot_dir import SnapshotDir
 from manager.storage.wal import SEGMENT_BYTES, Wal
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
-from shoal.security.unlock import UnlockKey
+from shoal.security.unlock import WrappingKey
 
 WAL_DIRECTORY = "wal"
 SNAPSHOT_DIRECTORY = "snapshots"
@@ -51,12 +51,14 @@ class Member(msgspec.Struct, frozen=True):
 class Opening(msgspec.Struct, frozen=True):
     """How to open a directory.
 
-    unlock_key: needed when the keys are locked. create: whether an empty directory becomes a new
-    member, or is refused. keep_old: how many snapshots to keep before the newest.
+    unlock_key: needed when the keys are locked; former_keys: others that may open them.
+    create: whether an empty directory becomes a new member, or is refused.
+    keep_old: how many snapshots to keep before the newest.
     """
 
     cluster_id: str
-    unlock_key: UnlockKey | None = None
+    unlock_key: WrappingKey | None = None
+    former_keys: tuple[WrappingKey, ...] = ()
     create: bool = True
     keep_old: int = 1
     segment_bytes: int = SEGMENT_BYTES
@@ -167,7 +169,11 @@ def _open_keys(directory: Path, opening: Opening) -> KeyRing:
     path = directory / FILE_NAME
     if path.exists():
         return KeyRing.open(
-            path, opening.cluster_id, unlock_key=opening.unlock_key, files=opening.files
+            path,
+            opening.cluster_id,
+            unlock_key=opening.unlock_key,
+            former=opening.former_keys,
+            files=opening.files,
         )
     needed = _needed_keys(directory / WAL_DIRECTORY)
     if needed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from manager.storage.scan import Ending, Scan
 from manager.storage.segments import SegmentFile, list_segments, load_segment
 from manager.storage.snapshot_dir import SnapshotDir, SnapshotFile
 from shoal.errors import FailedPrecondition, NotFound
-from shoal.security.unlock import UnlockKey
+from shoal.security.unlock import WrappingKey
 
 
 class SegmentView(msgspec.Struct, frozen=True):
@@ -79,9 +79,15 @@ class StoppedMember:
 
 
 @contextlib.contextmanager
-def read_member(directory: Path, *, unlock_key: UnlockKey | None = None) -> Iterator[StoppedMember]:
+def read_member(
+    directory: Path,
+    *,
+    unlock_key: WrappingKey | None = None,
+    former: Sequence[WrappingKey] = (),
+) -> Iterator[StoppedMember]:
     """Read the raft directory of a manager that is not running.
 
+    unlock_key: needed when the keys are locked; former: others that may open them.
     Raises: NotFound; FailedPrecondition while a manager runs; Locked and InvalidArgument as
     `KeyRing.open`; CorruptLog when the first header is damaged.
     """
@@ -90,18 +96,23 @@ def read_member(directory: Path, *, unlock_key: UnlockKey | None = None) -> Iter
     if not segments:
         raise NotFound(f"{log}: no log here: wrong --state-dir?")
     with _shared(log):
-        keys = _keys(directory, segments[0], unlock_key)
+        keys = _keys(directory, segments[0], unlock_key, former)
         yield StoppedMember(directory, segments, keys)
 
 
-def _keys(directory: Path, first: SegmentFile, unlock_key: UnlockKey | None) -> KeyRing | None:
+def _keys(
+    directory: Path,
+    first: SegmentFile,
+    unlock_key: WrappingKey | None,
+    former: Sequence[WrappingKey],
+) -> KeyRing | None:
     path = directory / FILE_NAME
     if not path.exists():
         return None
     cluster_id = load_segment(first).header.identity.cluster_id
     if not cluster_id:
         raise corrupt_log(str(first.path), 16, "no cluster id")
-    return KeyRing.open(path, cluster_id, unlock_key=unlock_key)
+    return KeyRing.open(path, cluster_id, unlock_key=unlock_key, former=former)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 new files are written and synced in `next/`, one rename to `commit/` makes them the truth, then
 each is moved into place. A crash in between is repaired on the next read: `commit/` is moved on,
 `next/` is dropped. The writer and its readers are different processes, so each locks the directory.
+On a locked manager `node.key` is encrypted with the node's lock key (`shoal.security.lock`).
 Files that are damaged, missing or do not fit each other are refused with the remedy; nothing is
 ever guessed. All functions that touch files block: call them off the loop.
 """
@@ -23,10 +24,12 @@ from typing_extensions import override
 
 from shoal.clock import NS_PER_S
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError
-from shoal.security.keys import load_key
+from shoal.security.keys import decrypt_key, encrypt_key, is_encrypted, load_key
+from shoal.security.lock import LOCKED_TEXT, LockKey, LockKeys
 from shoal.security.roles import PeerIdentity
 from shoal.security.root import BACKDATE_S
 from shoal.security.trust import TrustBundle, load_certificate
+from shoal.security.unlock import Locked
 
 CERTIFICATE_FILE = "node.crt"
 KEY_FILE = "node.key"
@@ -35,6 +38,7 @@ RENEW_FRACTION_MIN = 0.5
 RENEW_FRACTION_MAX = 0.8
 _FILES = {CERTIFICATE_FILE: 0o644, KEY_FILE: 0o600, ROOT_FILE: 0o644}
 _FILE_BYTES_MAX = 64 * 1024
+_KEY_PURPOSE = "shoal node key v1"
 _REMEDY = "restore the identity directory from a backup, or let the node leave and join again"
 
 
@@ -88,20 +92,28 @@ def make_identity(certificate_pem: bytes, key_pem: bytes, root_pem: bytes) -> No
     )
 
 
-def write_identity(state_dir: Path, identity: NodeIdentity) -> None:
-    """Replace the node's identity on disk, durably and as a whole."""
+def write_identity(
+    state_dir: Path, identity: NodeIdentity, lock_key: LockKey | None = None
+) -> None:
+    """Replace the node's identity on disk, durably and as a whole.
+
+    lock_key: encrypts the private key.
+    """
     directory = state_dir / "identity"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_pem = identity.key_pem
+    if lock_key is not None:
+        key_pem = encrypt_key(key_pem, _passphrase(lock_key))
     with _locked(directory):
-        _replace(directory, identity)
+        _replace(directory, identity, key_pem)
     _sync_directory(state_dir)
 
 
-def _replace(directory: Path, identity: NodeIdentity) -> None:
+def _replace(directory: Path, identity: NodeIdentity, key_pem: bytes) -> None:
     _finish(directory)
     contents = {
         CERTIFICATE_FILE: identity.certificate_pem,
-        KEY_FILE: identity.key_pem,
+        KEY_FILE: key_pem,
         ROOT_FILE: identity.root_pem,
     }
     next_dir = directory / "next"
@@ -114,23 +126,25 @@ def _replace(directory: Path, identity: NodeIdentity) -> None:
     _finish(directory)
 
 
-def read_identity(state_dir: Path) -> NodeIdentity:
+def read_identity(state_dir: Path, lock_keys: LockKeys | None = None) -> NodeIdentity:
     """The identity on disk, after repairing an interrupted `write_identity`.
 
-    Raises NotFound if the node has none, FailedPrecondition if the files are damaged, do not
-    belong together, or the key is readable by others. An expired certificate is not an error
-    here: look at `not_after_ns`.
+    lock_keys: one of them opens the private key if it is encrypted.
+    Raises NotFound if the node has none, Locked if a lock key is needed and none was given,
+    FailedPrecondition if the files are damaged, do not belong together, or the key is readable by
+    others. An expired certificate is not an error here: look at `not_after_ns`.
     """
+    lock_keys = lock_keys or LockKeys()
     directory = state_dir / "identity"
     try:
         with _locked(directory):
             _finish(directory)
-            return _read_all(directory)
+            return _read_all(directory, lock_keys)
     except FileNotFoundError:
-        return _read_all(directory)  # there is no directory: it says so
+        return _read_all(directory, lock_keys)  # there is no directory: it says so
 
 
-def _read_all(directory: Path) -> NodeIdentity:
+def _read_all(directory: Path, lock_keys: LockKeys) -> NodeIdentity:
     missing = [name for name in _FILES if not (directory / name).is_file()]
     if len(missing) == len(_FILES):
         raise NotFound(
@@ -141,10 +155,27 @@ def _read_all(directory: Path) -> NodeIdentity:
         raise FailedPrecondition(f"{directory}: {', '.join(missing)} is missing; {_REMEDY}")
     _check_private(directory / KEY_FILE)
     certificate_pem, key_pem, root_pem = (_read(directory / name) for name in _FILES)
+    if is_encrypted(key_pem):
+        key_pem = _decrypted(key_pem, lock_keys, directory / KEY_FILE)
     try:
         return make_identity(certificate_pem, key_pem, root_pem)
     except SwarmError as error:
         raise FailedPrecondition(f"{directory}: {error}; {_REMEDY}") from error
+
+
+def _decrypted(key_pem: bytes, lock_keys: LockKeys, path: Path) -> bytes:
+    if not lock_keys.all:
+        raise Locked(LOCKED_TEXT)
+    opened = (decrypt_key(key_pem, _passphrase(key)) for key in lock_keys.all)
+    found = next(filter(None, opened), None)
+    if found is None:
+        raise FailedPrecondition(f"{path}: not encrypted with this node's lock key; {_REMEDY}")
+    return found
+
+
+def _passphrase(lock_key: LockKey) -> bytes:
+    # No salt here: PKCS#8 has its own for each writing.
+    return lock_key.derive(salt=b"", purpose=_KEY_PURPOSE).hex().encode()
 
 
 def remove_identity(state_dir: Path) -> None:

@@ -30,6 +30,29 @@ def dump_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def is_encrypted(key_pem: bytes) -> bool:
+    """Whether a PEM file holds a private key that only a passphrase opens."""
+    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in key_pem
+
+
+def encrypt_key(key_pem: bytes, passphrase: bytes) -> bytes:
+    """The same key as encrypted PKCS#8 PEM, which openssl reads too. Raises: InvalidArgument."""
+    return load_key(key_pem).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(passphrase),
+    )
+
+
+def decrypt_key(key_pem: bytes, passphrase: bytes) -> bytes | None:
+    """The key as `make_key` gives it, None if the passphrase does not open it."""
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=passphrase)
+    except (ValueError, TypeError):
+        return None
+    return dump_key(key) if isinstance(key, ec.EllipticCurvePrivateKey) else None
+
+
 def load_key(key_pem: bytes) -> ec.EllipticCurvePrivateKey:
     """Read a P-256 private key. Raises InvalidArgument, which never quotes the key."""
     try:

@@ -27,6 +27,11 @@ class NodePaths(msgspec.Struct, frozen=True):
         return self.state / "node.json"
 
     @property
+    def lock(self) -> Path:
+        """Lock keys of a manager (swarmd's; `shoal.settings.lock`)."""
+        return self.state / "lock.json"
+
+    @property
     def bootstrap(self) -> Path:
         """The first log entry of a new cluster: written by init, gone once it is committed."""
         return self.state / "bootstrap.entry"

@@ -87,6 +87,37 @@ def test_the_unlock_key_is_rotated_and_taken_off(tmp_path):
     assert content(reopen(tmp_path)) == content(ring)
 
 
+def test_another_lock_seals_what_is_new_with_a_new_data_key(tmp_path):
+    ring = create(tmp_path)
+    first, second = make_unlock_key(), make_unlock_key()
+    in_the_clear = ring.current.id
+    assert not ring.lock_with(None, since=1)
+    assert ring.lock_with(first, since=10)
+    assert not ring.lock_with(first, since=11)
+    locked = ring.current.id
+    assert in_the_clear in ring.retired
+    assert ring.lock_with(second, since=20)
+    assert ring.retired == {in_the_clear, locked}
+    with pytest.raises(InvalidArgument, match="not the one"):
+        reopen(tmp_path, first)
+    found = KeyRing.open(tmp_path / "keys.json", CLUSTER, unlock_key=first, former=(second,))
+    assert content(found) == content(ring)
+    assert not found.lock_with(second, since=20), "it knows which key opened it"
+    before = ring.current.id
+    assert ring.lock_with(None, since=30)
+    assert (ring.locks, ring.current.id) == (False, before)
+    assert content(reopen(tmp_path)) == content(ring)
+
+
+def test_a_full_ring_can_be_locked(tmp_path):
+    ring = create(tmp_path)
+    for _ in range(KEYS_MAX - 1):
+        ring.rotate_data_key()
+    unlock_key = make_unlock_key()
+    assert ring.lock_with(unlock_key, since=9)
+    assert content(reopen(tmp_path, unlock_key)) == content(ring)
+
+
 def test_each_write_of_a_locked_ring_has_another_salt(tmp_path):
     ring = create(tmp_path, make_unlock_key())
     written = set()
@@ -149,6 +180,7 @@ CHANGES = {
     "drop": lambda ring, new: ring.drop(ring.retired),
     "lock": lambda ring, new: ring.rotate_kek(new),
     "open": lambda ring, new: ring.rotate_kek(None),
+    "lock anew": lambda ring, new: ring.lock_with(new, since=7),
 }
 
 

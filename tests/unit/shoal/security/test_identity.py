@@ -16,8 +16,10 @@ from shoal.security.identity import (
     write_identity,
 )
 from shoal.security.keys import make_csr, make_key
+from shoal.security.lock import LockKey, LockKeys
 from shoal.security.roles import Role
 from shoal.security.root import RootCA
+from shoal.security.unlock import Locked
 from tests.unit.shoal.security.support import DAY_NS, NOW_NS, a_node, a_peer
 
 ROOT = RootCA.create(now_ns=NOW_NS)
@@ -115,6 +117,24 @@ def test_a_foreign_root_is_refused():
     other = RootCA.create(now_ns=NOW_NS)
     with pytest.raises(Unauthenticated, match="not issued by"):
         make_identity(OLD.certificate_pem, OLD.key_pem, other.certificate_pem)
+
+
+def test_a_locked_key_opens_with_a_lock_key_only(tmp_path: Path):
+    key, other = LockKey.make(), LockKey.make()
+    write_identity(tmp_path, OLD, key)
+    raw = (tmp_path / "identity" / "node.key").read_bytes()
+    assert raw.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert OLD.key_pem.splitlines()[1] not in raw
+    with pytest.raises(Locked, match='use "swarmctl unlock"'):
+        read_identity(tmp_path)
+    with pytest.raises(FailedPrecondition, match="this node's lock key; restore"):
+        read_identity(tmp_path, LockKeys(other))
+    assert read_identity(tmp_path, LockKeys(key)) == OLD
+    assert read_identity(tmp_path, LockKeys(other, (key,))) == OLD
+    assert read_identity(tmp_path, LockKeys(None, (key,))) == OLD
+    write_identity(tmp_path, OLD)
+    assert read_identity(tmp_path) == OLD, "open again"
+    assert read_identity(tmp_path, LockKeys(key)) == OLD, "a key that is not needed"
 
 
 def test_removing_forgets_and_is_repeatable(tmp_path: Path):
