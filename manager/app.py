@@ -10,7 +10,7 @@ import asyncio
 import gc
 import shutil
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ import grpc
 import msgspec
 import structlog
 
+from manager.backends.etcd import open_etcd
 from manager.backends.interface import Backend, Site
 from manager.backends.raft import open_raft
 from manager.ca.live import LiveIdentity, ManagerControlServer
@@ -107,7 +108,8 @@ async def _run(paths: NodePaths) -> None:
     if config is None:
         raise FailedPrecondition(f"{paths.node_config} is missing: leave and join again")
     site = Site(paths, config, SystemClock(), LiveIdentity(paths.identity, identity, SystemClock()))
-    backend = await asyncio.to_thread(open_raft, site)
+    open_backend: Callable[[Site], Backend] = open_etcd if config.store else open_raft
+    backend = await asyncio.to_thread(open_backend, site)
     # The recovered rows live as long as the process: keep them out of every collection.
     gc.freeze()
     manager = _assemble(site, backend)
@@ -178,7 +180,8 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
 async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mapping[str, Any]]:
     """What runs while this manager leads, and the handlers of what it serves meanwhile."""
     store, clock = term.store, site.clock
-    dispatcher = Dispatcher(store, clock, manager_id=site.node_id)
+    most = backend.changes_max
+    dispatcher = Dispatcher(store, clock, manager_id=site.node_id, changes_max=most)
     broker = LogBroker(store)
     start = term.supervisor.start
     table: Any = HandlerTable()  # takes the place of a server
@@ -186,10 +189,11 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
     start("task statuses", dispatcher.statuses.run)
     start("dispatcher", dispatcher.run)
     start("node expiry", dispatcher.run_expiry)
-    start("reconcile", ReconcileLoop(store, clock).run)
+    start("reconcile", ReconcileLoop(store, clock, changes_max=most).run)
     start("root rotation", RotationLoop(store).run)
     start("removed nodes", lambda: _follow_removed_nodes(store, broker))
-    control_pb2_grpc.add_ControlServicer_to_server(ControlServer(store, clock), table)
+    control = ControlServer(store, clock, term=term.number, hand_over=backend.begin_hand_over)
+    control_pb2_grpc.add_ControlServicer_to_server(control, table)
     watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), table)
     logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), table)
     logs_pb2_grpc.add_LogBrokerServicer_to_server(LogBrokerServer(broker), table)

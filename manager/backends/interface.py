@@ -6,6 +6,7 @@ before anything is served and left after everything has ended.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -22,6 +23,9 @@ from shoal.model.objects import Cluster
 from shoal.security.grpc_tls import secure_channel
 from shoal.settings.node import NodeConfig
 from shoal.settings.paths import NodePaths
+
+HandOver = Callable[[str], str]
+"""Begins to make a node's manager lead, "" = any other; the id of the one that is to lead."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -97,6 +101,11 @@ class Backend(Protocol):
 
     def use(self, cluster: Cluster) -> None:
         """Follow the cluster's settings."""
+        ...
+
+    @property
+    def begin_hand_over(self) -> HandOver | None:
+        """Begins to make a node's manager lead; None where others choose the leader."""
         ...
 
     async def hand_over(self) -> None:

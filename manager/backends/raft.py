@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc
 
-from manager.backends.interface import Site
+from manager.backends.interface import HandOver, Site
 from manager.consensus.changes import MembershipChanges
 from manager.consensus.driver import RaftDriver
 from manager.consensus.recovery import Place, Recovery, recover
@@ -45,7 +45,7 @@ class RaftBackend:
         self._must_join = recovery.must_join
         self._why_not_joined = ""
         self._stack = AsyncExitStack()
-        self.store = Store(recovery.tables, site.clock)
+        self.store = Store(recovery.tables, site.clock, recovery.history)
         self.transport = GrpcTransport(recovery.me, site.dial)
         self.driver = RaftDriver(
             recovery,
@@ -108,6 +108,11 @@ class RaftBackend:
     def use(self, cluster: Cluster) -> None:
         """Snapshots are taken as often as the settings say."""
         self.driver.snapshots.interval = _interval(cluster)
+
+    @property
+    def begin_hand_over(self) -> HandOver:
+        """`Backend.begin_hand_over`."""
+        return self.changes.begin_hand_over
 
     async def hand_over(self) -> None:
         """`Backend.hand_over`."""

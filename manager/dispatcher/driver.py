@@ -28,7 +28,7 @@ from shoal.ids import new_id
 from shoal.model.defaults import heartbeat_period_ns
 from shoal.model.enums import NodeState
 from shoal.model.objects import Cluster, Node, Service, Task
-from shoal.model.plan import Change, update
+from shoal.model.plan import CHANGES_MAX, Change, update
 from shoal.model.types import NodeDescription, NodeStatus
 
 EXPIRY_CHECK_S = 0.25
@@ -55,7 +55,10 @@ class Stream:
 class Dispatcher:
     """Everything between the store and the agents, but for gRPC (`server`)."""
 
-    def __init__(self, store: Store, clock: Clock, *, manager_id: str) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, manager_id: str, changes_max: int = CHANGES_MAX
+    ) -> None:
+        """changes_max: more are not put into one transaction."""
         self._store = store
         self._clock = clock
         self.sessions = Sessions(period_s=heartbeat_period_ns(store.view.cluster) / NS_PER_S)
@@ -63,7 +66,7 @@ class Dispatcher:
         self._on_probation: set[str] = set()
         self._conflicts: dict[str, str] = {}
         self.table = EndpointTable()
-        self.statuses = StatusWriter(store, clock, manager_id=manager_id)
+        self.statuses = StatusWriter(store, clock, manager_id=manager_id, changes_max=changes_max)
         self.acknowledged: dict[str, int] = {}
         self._streams: dict[str, Stream] = {}
         self._session_signals: dict[str, Signal] = {}

@@ -37,7 +37,11 @@ class _Caller(NamedTuple):
 class StatusWriter:
     """The one writer of task statuses on this manager; `run` must be running."""
 
-    def __init__(self, store: Store, clock: Clock, *, manager_id: str) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, manager_id: str, changes_max: int = CHANGES_MAX
+    ) -> None:
+        """changes_max: more are not put into one transaction."""
+        self._changes_max = changes_max
         self._store = store
         self._clock = clock
         self._manager_id = manager_id
@@ -74,7 +78,8 @@ class StatusWriter:
             errors: dict[_Key, SwarmError] = {}
             try:
                 items = list(batch.items())
-                parts = [items[at : at + CHANGES_MAX] for at in range(0, len(items), CHANGES_MAX)]
+                size = self._changes_max
+                parts = [items[at : at + size] for at in range(0, len(items), size)]
                 for failed in await asyncio.gather(*map(self._commit, parts)):
                     errors.update(failed)
             except BaseException:

@@ -10,16 +10,16 @@ than etcd takes are refused. Whoever does not lead, or not any more, writes noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import structlog
 
 from manager.etcd.client import EtcdClient
 from manager.etcd.core import Decision, decide, find_outcome
-from manager.etcd.election import Election, Leadership
+from manager.etcd.election import Candidate, Election, Leadership
 from manager.etcd.errors import TOO_LARGE, TOO_MANY_OPS, Compacted
 from manager.etcd.keys import Keys, barrier, leader_of, operations, transaction
 from manager.etcd.metrics import CONTENTIONS, TRANSACTION_LATENCY
@@ -41,8 +41,16 @@ IN_FLIGHT_MAX = 256
 ATTEMPTS_TIMEOUT_S = 30.0
 """No further attempt at a transaction after this long."""
 RETRY_PAUSE_S = 0.1
+MANAGERS_SHOWN_MAX = 1_000
 
 _log = structlog.get_logger()
+
+
+class Presence(NamedTuple):
+    """A manager that runs. lease: stands for this run of it, and for no other."""
+
+    address: str
+    lease: int
 
 
 class EtcdConsensus:
@@ -50,9 +58,12 @@ class EtcdConsensus:
 
     address: what followers are told as the leader's address; None: take no part in elections and
     write without a fence, which is for tools and tests (etcd decides conflicts all the same).
+    node_id: under which the others are told that this manager runs; empty: they are not.
     """
 
-    def __init__(self, settings: EtcdSettings, store: Store, *, address: str | None) -> None:
+    def __init__(
+        self, settings: EtcdSettings, store: Store, *, address: str | None, node_id: str = ""
+    ) -> None:
         self._settings = settings
         self._store = store
         self._client = EtcdClient(settings)
@@ -64,7 +75,7 @@ class EtcdConsensus:
             self._election = Election(
                 self._client,
                 self._keys,
-                address=address,
+                Candidate(address, node_id),
                 ttl_s=settings.lease_ttl_s,
                 catch_up=self._catch_up,
             )
@@ -136,6 +147,25 @@ class EtcdConsensus:
         """Give up the leadership, if we have it, so that another manager takes it."""
         if self._election is not None:
             await self._election.resign()
+
+    @property
+    def problem(self) -> str:
+        """Why nobody can be asked who leads; empty while etcd answers."""
+        return "" if self._election is None else self._election.problem
+
+    async def managers(self) -> Mapping[str, Presence]:
+        """The managers that run now, by node id. Raises Unavailable, DeadlineExceeded."""
+        keys = self._keys
+        request = pb.RangeRequest(
+            key=keys.managers, range_end=keys.managers_end, limit=MANAGERS_SHOWN_MAX
+        )
+        answer = await self._client.range(request)
+        return {
+            kv.key.removeprefix(keys.managers).decode(errors="replace"): Presence(
+                kv.value.decode(errors="replace"), kv.lease
+            )
+            for kv in answer.kvs
+        }
 
     async def barrier(self) -> int:
         """Return when the store shows everything that was written before the call: its version.

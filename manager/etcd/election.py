@@ -4,6 +4,9 @@ The leader's key is bound to a lease; its create_revision is the fence that ever
 leader is compared with, so a leader that does not know yet that it was replaced writes nothing.
 Leadership ends here before it ends there: a fifth of the lease before it would run out, counted
 from when the last renewal was *sent*. It is announced only when the store has caught up with it.
+
+Whoever campaigns also says that it runs, by a key of its own on the same lease. What an earlier run
+of the same manager left (it was killed) is taken away first, so that a restart waits for no lease.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import structlog
 
 from manager.etcd.client import EtcdClient
 from manager.etcd.errors import Compacted
-from manager.etcd.keys import Keys, campaign, leader_of
+from manager.etcd.keys import Keys, announcement, campaign, leader_of
 from shoal.aio.backoff import Backoff
 from shoal.aio.observed import Observed
 from shoal.errors import NotFound, SwarmError, Unavailable
@@ -45,6 +48,13 @@ class Leadership(msgspec.Struct, frozen=True):
     leader_address: str = ""
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """Who campaigns. node_id: ""; then it tells nobody that it runs."""
+
+    address: str
+    node_id: str = ""
+
+
 class LeadershipLost(Unavailable):
     """The lease was not renewed in time, or somebody took the key away."""
 
@@ -60,19 +70,21 @@ class Election:
         self,
         client: EtcdClient,
         keys: Keys,
+        candidate: Candidate,
         *,
-        address: str,
         ttl_s: int,
         catch_up: Callable[[int], Awaitable[None]],
     ) -> None:
         self._client = client
         self._keys = keys
-        self._address = address
+        self._me = candidate
         self._ttl_s = ttl_s
         self._catch_up = catch_up
         self._resign = asyncio.Event()
         self._valid_until_s = 0.0
         self.leadership = Observed(Leadership())
+        self.problem = ""
+        """Why etcd could not be asked the last time; empty when it could."""
 
     async def run(self) -> None:
         """Campaign, lead, and again, until cancelled."""
@@ -84,7 +96,8 @@ class Election:
                 _log.info("leadership.resigned")
                 await asyncio.sleep(self._ttl_s * MARGIN)  # let another one take it
             except* SwarmError as errors:
-                _log.warning("leadership.interrupted", reason=_reason(errors))
+                self.problem = _reason(errors)
+                _log.warning("leadership.interrupted", reason=self.problem)
                 await asyncio.sleep(backoff.next_s(0))
 
     async def changes(self) -> AsyncIterator[Leadership]:
@@ -108,6 +121,7 @@ class Election:
         lease = await self._client.grant(self._ttl_s)
         self._renewed(sent_s)
         try:
+            await self._announce(lease)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew(lease), name="lease")
                 group.create_task(self._campaign(lease, backoff), name="campaign")
@@ -115,6 +129,16 @@ class Election:
         finally:
             self._nobody_leads()
             await self._revoke(lease)
+
+    async def _announce(self, lease: int) -> None:
+        """Say that this manager runs, and end what an earlier run of it left."""
+        node_id = self._me.node_id
+        if not node_id:
+            return
+        before = await self._client.range(pb.RangeRequest(key=self._keys.manager(node_id)))
+        for left in (kv.lease for kv in before.kvs if kv.lease):
+            await self._revoke(left)
+        await self._client.txn(announcement(self._keys, node_id, self._me.address, lease))
 
     async def _renew(self, lease: int) -> None:
         """Keep the lease alive. Raises LeadershipLost while it still is, when that fails."""
@@ -146,8 +170,9 @@ class Election:
 
     async def _campaign(self, lease: int, backoff: Backoff) -> None:
         while True:
-            answer = await self._client.txn(campaign(self._keys, self._address, lease))
+            answer = await self._client.txn(campaign(self._keys, self._me.address, lease))
             holder = leader_of(answer)
+            self.problem = ""
             backoff.reset()
             if answer.succeeded:
                 await self._lead(answer.header.revision)
@@ -160,7 +185,7 @@ class Election:
     async def _lead(self, fence: int) -> None:
         await self._catch_up(fence)
         _log.info("leadership.won", fence=fence)
-        self.leadership.set(Leadership(True, fence, self._address))
+        self.leadership.set(Leadership(True, fence, self._me.address))
         while True:
             if not await self._wait_gone(fence):
                 answer = await self._client.range(pb.RangeRequest(key=self._keys.leader))

@@ -4,6 +4,7 @@
     /<prefix>/store/barrier        written to learn where the watch stands; no object
     /<prefix>/names/<kind>/<name>  id of the object that has this unique name (lower case)
     /<prefix>/leader               address of the leading manager, bound to its lease
+    /<prefix>/managers/<node id>   address of a manager that runs, bound to its lease
 
 A stored object has version 0 (its version is the key's mod_revision), and spec_version 0 when it
 was written together with a new task template. Whatever else lies below `store/` is refused loudly.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from manager.etcd.core import KIND_OF, KINDS, Decision, NameWrite, Write, settled
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.etcd.v1 import rpc_pb2 as pb
-from shoal.model.objects import AnyObject
+from shoal.model.objects import AnyObject, Cluster
 from shoal.wire.objects import object_from_bytes, object_to_bytes
 
 
@@ -27,6 +28,8 @@ class Keys:
         self.store_end = root + b"store0"
         self.barrier = self.store + b"barrier"
         self.leader = root + b"leader"
+        self.managers = root + b"managers/"
+        self.managers_end = root + b"managers0"
         self._names = root + b"names/"
 
     def object(self, kind: str, object_id: str) -> bytes:
@@ -36,6 +39,15 @@ class Keys:
     def name(self, kind: str, name: str) -> bytes:
         """Where the owner of a name is."""
         return self._names + f"{kind}/{name}".encode()
+
+    def manager(self, node_id: str) -> bytes:
+        """Where a manager says that it runs."""
+        return self.managers + node_id.encode()
+
+    def clusters(self) -> tuple[bytes, bytes]:
+        """The range of the one object of class Cluster."""
+        key = self.object(KIND_OF[Cluster], "")
+        return key, key[:-1] + b"0"
 
     def parse(self, key: bytes) -> tuple[type[AnyObject], str]:
         """Class and id of the object at a key. Raises FailedPrecondition for a foreign one."""
@@ -99,6 +111,12 @@ def campaign(keys: Keys, address: str, lease: int) -> pb.TxnRequest:
     request.success.append(pb.RequestOp(request_put=put))
     request.failure.append(_get(keys.leader))
     return request
+
+
+def announcement(keys: Keys, node_id: str, address: str, lease: int) -> pb.TxnRequest:
+    """Say that a manager runs, for as long as its lease."""
+    put = pb.PutRequest(key=keys.manager(node_id), value=address.encode(), lease=lease)
+    return pb.TxnRequest(success=[pb.RequestOp(request_put=put)])
 
 
 def leader_of(answer: pb.TxnResponse) -> pb.KeyValue | None:

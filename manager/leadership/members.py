@@ -70,7 +70,6 @@ class MembersKeeper:
             _log.warning("raft.member_not_changed", member=member.node_id, reason=error.message)
 
     def _status_changes(self, view: View) -> list[Change]:
-        """Rows of nodes whose manager's status is not what it should be."""
         wanted: dict[str, ManagerStatus] = {
             one.member.node_id: ManagerStatus(
                 raft_id=one.member.raft_id,
@@ -80,12 +79,7 @@ class MembersKeeper:
             )
             for one in self._changes.members()
         }
-        changes = [
-            update(node.replaced(manager_status=wanted.get(node.id)))
-            for node in _managers(view, wanted)
-            if node.manager_status != wanted.get(node.id)
-        ]
-        return changes[:CHANGES_MAX]
+        return status_changes(view, wanted)[:CHANGES_MAX]
 
 
 class WedgeWatch:
@@ -127,6 +121,15 @@ def _may_vote(status: MemberStatus) -> bool:
         and behind is not None
         and behind <= CAUGHT_UP_ENTRIES
     )
+
+
+def status_changes(view: View, wanted: Mapping[str, ManagerStatus]) -> list[Change]:
+    """Rows of nodes whose manager's status is not what it should be. wanted: by node id."""
+    return [
+        update(node.replaced(manager_status=wanted.get(node.id)))
+        for node in _managers(view, wanted)
+        if node.manager_status != wanted.get(node.id)
+    ]
 
 
 def _managers(view: View, wanted: Mapping[str, ManagerStatus]) -> list[Node]:

@@ -36,11 +36,13 @@ _log = structlog.get_logger()
 class ReconcileLoop:
     """Runs on the leader only."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, changes_max: int = CHANGES_MAX) -> None:
+        """changes_max: more are not planned for one transaction."""
+        self._limit_max = changes_max
         self._store = store
         self._clock = clock
         self._ids = _random_ids()
-        self._limit = CHANGES_MAX
+        self._limit = changes_max
         self._backoff = Backoff(max_s=RETRY_PAUSE_MAX_S)
 
     async def run(self) -> None:
@@ -87,7 +89,7 @@ class ReconcileLoop:
             await self._pause(error)
         else:
             agenda.finish(dirty, plan)
-            self._limit = min(self._limit * 2, CHANGES_MAX)
+            self._limit = min(self._limit * 2, self._limit_max)
             self._backoff.reset()
 
     async def _shrink(self, error: SwarmError) -> None:

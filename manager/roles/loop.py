@@ -43,7 +43,16 @@ class Membership(Protocol):
 class RoleLoop:
     """Runs on the leader only."""
 
-    def __init__(self, store: Store, membership: Membership, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        membership: Membership,
+        clock: Clock,
+        *,
+        changes_max: int = CHANGES_MAX,
+    ) -> None:
+        """changes_max: more are not put into one transaction."""
+        self._changes_max = changes_max
         self._store = store
         self._membership = membership
         self._clock = clock
@@ -80,7 +89,7 @@ class RoleLoop:
         for note in found.notes:
             _log.info(note.event, **dict(note.fields))
         try:
-            await self._store.commit(found.changes[:CHANGES_MAX])
+            await self._store.commit(found.changes[: self._changes_max])
         except SequenceConflict:
             return  # planned again at once: the watch has what came first
         except SwarmError as error:

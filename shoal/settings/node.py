@@ -9,7 +9,8 @@ import msgspec
 
 from shoal.errors import FailedPrecondition
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: without `store`. Written as 1 where there is none, so that older versions read it."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,6 +18,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     managers: those the node knew when it joined; the agent keeps a newer list of its own.
     data_path_address: underlay address of the VXLAN, without a port.
+    store: URL of the etcd that keeps the managers' state; empty: they keep it themselves.
     """
 
     advertise_address: str
@@ -24,11 +26,12 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_path_address: str
     managers: tuple[str, ...]
     availability: str = "active"
-    version: int = FORMAT_VERSION
+    store: str = ""
+    version: int = 1
 
 
 class _Head(msgspec.Struct):
-    version: int = FORMAT_VERSION
+    version: int = 1
 
 
 def read_node_config(path: Path) -> NodeConfig | None:
@@ -54,7 +57,12 @@ def read_node_config(path: Path) -> NodeConfig | None:
 
 def write_node_config(path: Path, config: NodeConfig) -> None:
     """Write durably: a crash leaves the old file or the new one."""
-    write_durably(path, msgspec.json.encode(config))
+    fields = msgspec.to_builtins(config)
+    if config.store:
+        fields["version"] = FORMAT_VERSION
+    else:
+        del fields["store"]
+    write_durably(path, msgspec.json.encode(fields))
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manager.etcd.election import Election, Leadership
+from manager.etcd.election import Candidate, Election, Leadership
 from manager.etcd.errors import Compacted
 from manager.etcd.keys import Keys
 from manager.store.store import TransactionTooLarge
@@ -125,7 +125,7 @@ async def test_leadership_is_announced_when_the_store_has_caught_up(server: Etcd
         await caught_up.wait()
 
     async with etcd_client(server.url(prefix)) as client:
-        election = Election(client, Keys(prefix), address="me:1", ttl_s=10, catch_up=catch_up)
+        election = Election(client, Keys(prefix), Candidate("me:1"), ttl_s=10, catch_up=catch_up)
         async with running(election.run):
             await until(lambda: fences)
             assert not election.leadership.value.leader

@@ -33,10 +33,23 @@ def test_without_a_file_the_node_is_in_no_cluster(tmp_path):
 
 @given(st.from_type(NodeConfig))
 def test_comes_back_as_it_was_written(tmp_path_factory, config):
-    config = msgspec.structs.replace(config, version=1)
+    config = msgspec.structs.replace(config, version=2 if config.store else 1)
     path = tmp_path_factory.mktemp("node") / "node.json"
     write_node_config(path, config)
     assert read_node_config(path) == config
+
+
+def test_without_a_store_the_file_is_what_older_versions_read(tmp_path):
+    path = tmp_path / "node.json"
+    write_node_config(path, CONFIG)
+    fields = json.loads(path.read_bytes())
+    assert fields["version"] == 1
+    assert "store" not in fields
+    path.write_bytes(
+        b'{"advertise_address":"a:1","listen_address":"b:1","data_path_address":"c",'
+        b'"managers":[],"availability":"active","version":1}'
+    )
+    assert read_node_config(path) == NodeConfig("a:1", "b:1", "c", ())
 
 
 def test_the_file_is_private_and_nothing_is_left_beside_it(tmp_path):
@@ -66,8 +79,8 @@ def test_an_unknown_field_is_damage_and_not_ignored(tmp_path):
 
 def test_a_newer_file_says_what_to_run_even_with_new_fields(tmp_path):
     path = tmp_path / "node.json"
-    path.write_bytes(json.dumps({"version": 2, "something": "new"}).encode())
-    with pytest.raises(FailedPrecondition, match="format version 2 is newer than 1"):
+    path.write_bytes(json.dumps({"version": 3, "something": "new"}).encode())
+    with pytest.raises(FailedPrecondition, match="format version 3 is newer than 2"):
         read_node_config(path)
 
 
