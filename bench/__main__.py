@@ -27,6 +27,8 @@ PROGRAMS = {
     "detection": "dead, frozen, restarted and busy workers: known when, and false alarms",
     "service_api": "services created per second over the API",
     "network_update": "one endpoint change against an nft process",
+    "raft": "writes of one and three members, and failover, against etcd",
+    "store": "100,000 tasks: memory, snapshot, replay, against etcd",
     "wal": "records made durable per second against SQLite",
     "plan": "the planners alone",
 }

@@ -10,6 +10,8 @@ command -v dockerd >/dev/null || missing+=(docker.io)
 command -v iptables >/dev/null || missing+=(iptables)
 command -v crun >/dev/null || missing+=(crun)
 command -v runc >/dev/null || missing+=(runc)
+command -v etcd >/dev/null || missing+=(etcd-server)
+command -v h2load >/dev/null || missing+=(nghttp2-client)
 [ "${#missing[@]}" -gt 0 ] || { echo "bench-peers: nothing is missing"; exit 0; }
 
 echo "bench-peers: installing from Debian: ${missing[*]}"

@@ -52,8 +52,13 @@ class Snapshots:
     @property
     def is_due(self) -> bool:
         """Whether enough was applied since the last one, and none is being written."""
-        idle = self._task is None or self._task.done()
-        return idle and self._raft.applied >= self._due and not self._writing.locked()
+        idle = not (self.is_being_written or self._writing.locked())
+        return idle and self._raft.applied >= self._due
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether one of this member's own state is under way."""
+        return self._task is not None and not self._task.done()
 
     def begin(self, rows: tuple[AnyObject, ...], roster: Roster) -> None:
         """Write one of the state after the entry Raft has confirmed as applied."""
