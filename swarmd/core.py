@@ -1,4 +1,4 @@
-"""The decisions of init: what is refused, and the first entry of a new cluster's log. Pure.
+"""The decisions of init and restore: what is refused, and what the new manager begins with. Pure.
 
 Ids, secrets and time are arguments. Defaults of specs stay unwritten (`shoal.model.defaults`);
 what init decides for ever (data path port, ingress pool) is written out.
@@ -7,16 +7,18 @@ what init decides for ever (data path port, ingress pool) is written out.
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import msgspec
 
 from manager.ca.core import ClusterSecrets
 from manager.controlapi import validate
-from shoal.errors import InvalidArgument
+from manager.store.tables import Tables
+from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.ids import ClusterId, NodeId
 from shoal.model.defaults import DATA_PATH_PORT, INGRESS_POOL, INGRESS_SUBNET_MASK_LENGTH
-from shoal.model.enums import ActionKind, NodeAvailability, NodeRole
-from shoal.model.objects import Cluster, Node, StoreAction, StoreEntry
+from shoal.model.enums import ActionKind, NodeAvailability, NodeRole, NodeState
+from shoal.model.objects import AnyObject, Cluster, Node, StoreAction, StoreEntry
 from shoal.model.specs import (
     ClusterSpec,
     DispatcherConfig,
@@ -29,8 +31,10 @@ from shoal.model.types import (
     CaConfig,
     JoinTokens,
     ManagerStatus,
+    Meta,
     NodeDescription,
     RootCa,
+    Version,
 )
 from shoal.security.root import NODE_VALIDITY_S
 from shoal.security.trust import root_digest
@@ -80,6 +84,27 @@ class NewNode(msgspec.Struct, frozen=True):
     hostname: str
 
 
+class RestorePlan(msgspec.Struct, frozen=True):
+    """Who the only manager of a restored cluster is, and from when on.
+
+    version: of what the restoring itself writes.
+    """
+
+    node_id: NodeId
+    hostname: str
+    addresses: NodeAddresses
+    availability: NodeAvailability
+    version: int
+    now_ns: int
+
+
+class RestoredState(msgspec.Struct, frozen=True):
+    """What the restored cluster begins with. removed: raft ids that do not count any more."""
+
+    rows: tuple[AnyObject, ...]
+    removed: frozenset[int]
+
+
 def plan_init(wish: InitWish, addresses: NodeAddresses) -> InitPlan:
     """Check the wish. Raises InvalidArgument naming the field and the rule."""
     spec = ClusterSpec(
@@ -113,11 +138,66 @@ def first_entry(
     plan: InitPlan, who: NewNode, secrets: ClusterSecrets, *, now_ns: int
 ) -> StoreEntry:
     """The cluster and its first manager, as the first entry of the log."""
-    rows = (_cluster(plan, who, secrets), _node(plan, who))
+    manager = _manager_row(who.node_id, who.hostname, plan.addresses, plan.availability)
+    rows = (_cluster(plan, who, secrets), manager)
     return StoreEntry(
         actions=tuple(StoreAction(object=row, kind=ActionKind.CREATE) for row in rows),
         proposed_at_ns=now_ns,
     )
+
+
+def restored_state(view: Tables, plan: RestorePlan) -> RestoredState:
+    """The backup's objects, with this node as the only manager.
+
+    The old nodes stay as they are: those that live go on with their tasks when they find this
+    manager, the others are called down by the dispatcher. Only one whose address this node has
+    taken cannot come back: it is down at once. Raises: InvalidArgument for addresses that the
+    cluster's own networks hold.
+    """
+    for cluster in view.clusters:
+        _ingress_pool(cluster.ingress_pool or INGRESS_POOL, plan.addresses)
+    meta = Meta(
+        version=Version(index=plan.version), created_at_ns=plan.now_ns, updated_at_ns=plan.now_ns
+    )
+    new = _manager_row(plan.node_id, plan.hostname, plan.addresses, plan.availability)
+    rows = [_old_node(row, plan) if isinstance(row, Node) else row for row in view.all_rows()]
+    removed = {
+        node.manager_status.raft_id for node in view.nodes if node.manager_status is not None
+    }
+    return RestoredState((*rows, new.replaced(meta=meta)), frozenset(removed - {0}))
+
+
+def _old_node(node: Node, plan: RestorePlan) -> Node:
+    changed, advertise = node, plan.addresses.advertise
+    manager = node.manager_status
+    at_own_address = node.status.address == str(advertise.host) or (
+        manager is not None and manager.address == advertise.render()
+    )
+    if manager is not None:
+        changed = changed.replaced(manager_status=None)
+    if at_own_address:
+        message = f"node {plan.node_id} has taken its place: the cluster was restored there"
+        status = node.status.replaced(state=NodeState.DOWN, message=message)
+        changed = changed.replaced(status=status)
+    if changed == node:
+        return node
+    meta = node.meta.replaced(version=Version(index=plan.version), updated_at_ns=plan.now_ns)
+    return changed.replaced(meta=meta)
+
+
+def refuse_newer(made_by: str, own: str) -> None:
+    """Raise FailedPrecondition for what a newer version made: it may hold what this one drops."""
+    theirs, ours = _numbers(made_by), _numbers(own)
+    if theirs and ours and theirs > ours:
+        raise FailedPrecondition(
+            f"backup: made by Shoal {made_by}, this is {own}: it may hold what this version does"
+            " not know; restore it with that version or a newer one"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def _cluster(plan: InitPlan, who: NewNode, secrets: ClusterSecrets) -> Cluster:
@@ -136,14 +216,16 @@ def _cluster(plan: InitPlan, who: NewNode, secrets: ClusterSecrets) -> Cluster:
     )
 
 
-def _node(plan: InitPlan, who: NewNode) -> Node:
+def _manager_row(
+    node_id: NodeId, hostname: str, addresses: NodeAddresses, availability: NodeAvailability
+) -> Node:
     return Node(
-        id=who.node_id,
-        spec=NodeSpec(desired_role=NodeRole.MANAGER, availability=plan.availability),
+        id=node_id,
+        spec=NodeSpec(desired_role=NodeRole.MANAGER, availability=availability),
         role=NodeRole.MANAGER,
-        description=NodeDescription(hostname=who.hostname),
+        description=NodeDescription(hostname=hostname),
         manager_status=ManagerStatus(
-            address=plan.addresses.advertise.render(), leader=True, reachable=True
+            address=addresses.advertise.render(), leader=True, reachable=True
         ),
     )
 

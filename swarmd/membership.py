@@ -1,4 +1,4 @@
-"""Init, join and leave: the three ways a node's membership changes. One at a time.
+"""Init, restore, join and leave: the ways a node's membership changes. One at a time.
 
 Each runs to its end or to its undoing even if its caller goes away: a half-made cluster is never
 left behind by an impatient client.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -48,6 +48,13 @@ from swarmd.control_client import ClusterClient
 from swarmd.core import InitPlan, InitWish, NewNode, first_entry, parse_availability, plan_init
 from swarmd.interfaces import machine_addresses
 from swarmd.node import LocalNode
+from swarmd.restoring import (
+    Newcomer,
+    ReceivedBackup,
+    RestoredCluster,
+    receive,
+    restore_blocking,
+)
 from swarmd.telemetry_client import readiness
 from swarmd.upstream import Upstream
 
@@ -67,6 +74,15 @@ class JoinWish(msgspec.Struct, frozen=True):
 
     remote_addresses: tuple[str, ...]
     token: str
+    advertise_address: str = ""
+    listen_address: str = ""
+    data_path_address: str = ""
+    availability: int = 0
+
+
+class RestoreWish(msgspec.Struct, frozen=True):
+    """What the user asked of restore; empty means the default."""
+
     advertise_address: str = ""
     listen_address: str = ""
     data_path_address: str = ""
@@ -94,13 +110,21 @@ class MembershipChanges:
     """Carries out init, join and leave on the local node."""
 
     def __init__(
-        self, node: LocalNode, processes: ProcessPair, *, hostname: str, clock: Clock
+        self,
+        node: LocalNode,
+        processes: ProcessPair,
+        *,
+        hostname: str,
+        clock: Clock,
+        store: ManagerStore,
     ) -> None:
+        self._store = store
         self._node = node
         self._processes = processes
         self._hostname = hostname
         self._clock = clock
         self._task: asyncio.Task[object] | None = None
+        self._receiving = False
 
     async def init(self, wish: InitWish) -> NewCluster:
         """Make a new cluster with this node as its first manager.
@@ -109,6 +133,23 @@ class MembershipChanges:
         does not come up; then nothing remains.
         """
         return await self._alone(lambda: self._init(wish))
+
+    async def restore(self, wish: RestoreWish, chunks: AsyncIterator[bytes]) -> RestoredCluster:
+        """Make this node the only manager of the cluster in a backup.
+
+        chunks: the backup's bytes. Raises: as `init`; FailedPrecondition for a backup that cannot
+        be restored; what `chunks` raises. Then nothing remains.
+        """
+        self._refuse_busy()
+        self._refuse_member()
+        self._receiving = True
+        try:
+            received = await receive(chunks)
+        finally:
+            self._receiving = False
+        if self._node.changing:
+            received.close()
+        return await self._alone(lambda: self._restore(wish, received))
 
     async def join(self, wish: JoinWish) -> NodeIdentity:
         """Enter a cluster. Raises what its managers refuse with; then nothing remains."""
@@ -129,10 +170,7 @@ class MembershipChanges:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _alone(self, change: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        if self._node.changing:
-            raise FailedPrecondition(
-                "another init, join or leave is under way on this node: wait for its end"
-            )
+        self._refuse_busy()
         self._node.changing = True
 
         async def run() -> ResultT:
@@ -155,8 +193,38 @@ class MembershipChanges:
         )
         plan = plan_init(wish, addresses)
         _check_bindable(addresses.listen)
+        await self._store.check_init(wish)
+        cluster = await self._begin(lambda: self._make_cluster(plan))
+        _log.info("cluster.created", cluster_id=cluster.identity.peer.cluster_id)
+        return cluster
+
+    async def _restore(self, wish: RestoreWish, received: ReceivedBackup) -> RestoredCluster:
         try:
-            cluster = await _whole(lambda: self._make_cluster(plan))
+            self._refuse_member()
+            addresses = resolve(
+                wish.advertise_address,
+                wish.listen_address,
+                wish.data_path_address,
+                machine=machine_addresses(),
+            )
+            availability = parse_availability(wish.availability)
+            _check_bindable(addresses.listen)
+            config = _node_config(addresses, (), availability.name.lower())
+            newcomer = Newcomer(self._hostname, addresses, availability, config)
+            now_ns = self._clock.now_ns()
+            return await self._begin(
+                lambda: restore_blocking(self._node, received, newcomer, now_ns=now_ns)
+            )
+        finally:
+            received.close()
+
+    async def _begin(self, make: Callable[[], ResultT]) -> ResultT:
+        """Make this node a cluster's first manager and start it. On failure all is undone.
+
+        make: puts everything on disk, the identity last. Blocking.
+        """
+        try:
+            made = await _whole(make)
             self._processes.manager.start()
             await self._wait_for_manager()
         except BaseException:
@@ -164,8 +232,7 @@ class MembershipChanges:
             await _whole(self._node.forget_blocking)
             raise
         await self._reload_worker()
-        _log.info("cluster.created", cluster_id=cluster.identity.peer.cluster_id)
-        return cluster
+        return made
 
     def _make_cluster(self, plan: InitPlan) -> NewCluster:
         """Everything on disk, the identity last. Blocking."""
@@ -183,6 +250,7 @@ class MembershipChanges:
         identity = make_identity(certificate_pem, key_pem, secrets.root_certificate_pem)
         entry = first_entry(plan, who, secrets, now_ns=now_ns)
         config = _node_config(plan.addresses, (), plan.availability.name.lower())
+        config = msgspec.structs.replace(config, store=self._store.url)
         self._node.become_blocking(identity, config, bootstrap=entry_to_bytes(entry))
         return NewCluster(identity, secrets, plan.addresses.advertise.render())
 
@@ -233,7 +301,9 @@ class MembershipChanges:
 
     async def _become(self, identity: NodeIdentity, config: NodeConfig) -> None:
         """Enter the cluster; a manager when it votes. On failure all of it is undone."""
+        config = msgspec.structs.replace(config, store=self._store.url)
         try:
+            await self._store.check_join(identity)
             await _whole(lambda: self._node.become_blocking(identity, config))
             if self._node.membership.is_manager:
                 self._processes.manager.start()
@@ -310,6 +380,12 @@ class MembershipChanges:
         except SwarmError as error:
             _log.warning("worker.not_reloaded", reason=error.message)
             await self._processes.worker.restart()
+
+    def _refuse_busy(self) -> None:
+        if self._node.changing or self._receiving:
+            raise FailedPrecondition(
+                "another init, restore, join or leave is under way on this node: wait for its end"
+            )
 
     def _refuse_member(self) -> None:
         if self._node.membership.is_member:

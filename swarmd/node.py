@@ -8,6 +8,7 @@ Functions named `..._blocking` touch files: call them off the loop.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from threading import Lock
 
 import msgspec
@@ -89,13 +90,23 @@ class LocalNode:
         self.membership = Membership(identity, config)
 
     def become_blocking(
-        self, identity: NodeIdentity, config: NodeConfig, *, bootstrap: bytes = b""
+        self,
+        identity: NodeIdentity,
+        config: NodeConfig,
+        *,
+        bootstrap: bytes = b"",
+        make_log: Callable[[], object] | None = None,
     ) -> None:
-        """Enter a cluster. The identity is written last: it makes all the rest count."""
+        """Enter a cluster. The identity is written last: it makes all the rest count.
+
+        bootstrap: the first entry of a new log. make_log: makes a log that holds a state already.
+        """
         with self._writing:
             self._forget()
             if bootstrap:
                 write_durably(self.paths.bootstrap, bootstrap)
+            if make_log is not None:
+                make_log()
             write_node_config(self.paths.node_config, config)
             write_identity(self.paths.identity, identity)
             self.membership = Membership(identity, config)
@@ -122,6 +133,16 @@ class LocalNode:
             write_node_config(self.paths.node_config, config)
             self.membership = Membership(identity, config)
 
+    def use_store_blocking(self, url: str) -> None:
+        """Remember where a manager on this node finds the cluster's state."""
+        with self._writing:
+            identity, config = self.membership.identity, self.membership.config
+            if identity is None or config is None:
+                return
+            config = msgspec.structs.replace(config, store=url)
+            write_node_config(self.paths.node_config, config)
+            self.membership = Membership(identity, config)
+
     def forget_blocking(self) -> None:
         """Leave the cluster: the identity goes first, then what counts no more without it."""
         with self._writing:
@@ -131,7 +152,7 @@ class LocalNode:
         remove_identity(self.paths.identity)
         self.paths.node_config.unlink(missing_ok=True)
         self.paths.bootstrap.unlink(missing_ok=True)
-        for path in (self.paths.raft, self.paths.raft_removed):
+        for path in (self.paths.raft, self.paths.raft_removed, self.paths.raft_restoring):
             if path.exists():
                 shutil.rmtree(path)
         self.membership = Membership()

@@ -1,19 +1,21 @@
-"""NodeControl on the node's own socket: what this node is, and init, join and leave."""
+"""NodeControl on the node's own socket: what this node is, and init, restore, join and leave."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 from typing_extensions import override
 
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
+from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.security.roles import Role
 from swarmd.core import InitWish
 from swarmd.host import read_host
-from swarmd.membership import JoinWish, MembershipChanges
+from swarmd.membership import JoinWish, MembershipChanges, RestoreWish
 from swarmd.node import LocalNode
 from swarmd.settings import VERSION, DaemonSettings
 from swarmd.status import NodeStatus
@@ -112,6 +114,41 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
     async def Leave(self, request: node_pb2.LeaveRequest, context: Any) -> node_pb2.LeaveResponse:
         await self._changes.leave(force=request.force)
         return node_pb2.LeaveResponse()
+
+    @override
+    async def Restore(
+        self, request_iterator: AsyncIterator[node_pb2.RestoreRequest], context: Any
+    ) -> node_pb2.RestoreResponse:
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("options"):
+            raise InvalidArgument("options: must be given, in the first message")
+        options = first.options
+        wish = RestoreWish(
+            advertise_address=options.advertise_address,
+            listen_address=options.listen_address,
+            data_path_address=options.data_path_address,
+            availability=options.availability,
+        )
+        restored = await self._changes.restore(wish, _chunks(request_iterator))
+        return node_pb2.RestoreResponse(
+            node_id=restored.identity.peer.node_id,
+            cluster_id=restored.identity.peer.cluster_id,
+            advertise_address=restored.advertise_address,
+            objects=restored.objects,
+            created_at_ns=restored.created_at_ns,
+            known_nodes=restored.known_nodes,
+        )
+
+
+async def _chunks(requests: AsyncIterator[node_pb2.RestoreRequest]) -> AsyncIterator[bytes]:
+    """The file's bytes. Raises: Unavailable when the client breaks off."""
+    async for request in requests:
+        if request.HasField("options"):
+            raise InvalidArgument("options: only the first message may carry them")
+        yield request.chunk
+        if request.last:
+            return
+    raise Unavailable("backup: its client broke off before the end: try again")
 
 
 def _optional(request: node_pb2.InitRequest, field: Any) -> int | None:

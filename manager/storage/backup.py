@@ -10,6 +10,7 @@ directory that is not empty. The format: docs/formats.md.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,8 @@ MAGIC = b"SHOALBAK"
 END_MAGIC = b"SHOALEND"
 VERSION = 1
 MANIFEST_BYTES_MAX = 64 << 10
+BUILDING_SUFFIX = ".restoring"
+"""Of a directory that is being made; what a crash leaves may be removed."""
 
 _HEAD = struct.Struct("<8sII")  # magic, version, bytes of the manifest
 _CRC = struct.Struct("<I")
@@ -57,12 +60,16 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Backup(msgspec.Struct, frozen=True):
-    """A verified backup. objects: how many records it holds; sha256: of the file, but its end."""
+    """A verified backup. objects: how many records it holds; sha256: of the file, but its end.
+
+    label: what errors call it.
+    """
 
     path: Path
     manifest: Manifest
     objects: int
     sha256: str
+    label: Path
 
     def records(self) -> Iterator[SnapshotRecord]:
         """Stream the records, one chunk in memory; may be called again.
@@ -70,7 +77,7 @@ class Backup(msgspec.Struct, frozen=True):
         Raises: CorruptSnapshot when the file changed since it was verified.
         """
         with self.path.open("rb") as file:
-            yield from _Verifier(file, self.path).records()
+            yield from _Verifier(file, self.label).records()
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -89,10 +96,14 @@ class Restoring(msgspec.Struct, frozen=True):
     unlock_key: locks the new directory's keys. membership: makes the metadata of the snapshot for
     the new raft id (the Raft driver's; the log then begins in the backup's term). Without it the
     log is that of a manager alone, which the Raft driver makes a cluster of one voter.
+    records: what the state is to be instead of the backup's own. leap: how far the log's index
+    moves, so that no version is given again that the old cluster gave after the backup.
     """
 
     unlock_key: UnlockKey | None = None
     membership: Callable[[int], bytes] | None = None
+    records: Iterable[SnapshotRecord] | None = None
+    leap: int = 0
     segment_bytes: int = SEGMENT_BYTES
     files: FileOps = msgspec.field(default_factory=FileOps)
 
@@ -158,38 +169,39 @@ def write_backup(
         raise
 
 
-def read_backup(path: Path) -> Backup:
+def read_backup(path: Path, *, label: Path | None = None) -> Backup:
     """Verify every byte of a backup, in bounded memory.
 
-    Raises: NotFound; CorruptSnapshot when it is damaged or cut; FailedPrecondition when a newer
-    version wrote it.
+    label: what errors call it; its path if none is given. Raises: NotFound; CorruptSnapshot when it
+    is damaged or cut; FailedPrecondition when a newer version wrote it.
     """
+    label = label or path
     try:
         with path.open("rb") as file:
-            verifier = _Verifier(file, path)
+            verifier = _Verifier(file, label)
             objects = sum(1 for _ in verifier.records())
-            return Backup(path, verifier.manifest, objects, verifier.sha256)
+            return Backup(path, verifier.manifest, objects, verifier.sha256, label)
     except FileNotFoundError:
-        raise NotFound(f"{path}: no such file") from None
+        raise NotFound(f"{label}: no such file") from None
     except OSError as error:
-        raise disk_error("reading", str(path), error) from error
+        raise disk_error("reading", str(label), error) from error
 
 
-def restore(path: Path, directory: Path, restoring: Restoring | None = None) -> Restored:
+def restore(source: Path | Backup, directory: Path, restoring: Restoring | None = None) -> Restored:
     """Make a raft directory for a new first manager out of a backup. Blocks on the disk.
 
-    directory: absent or empty, its parent exists. The member gets a new raft id, so that it is
-    never taken for one of the old cluster's. A crash leaves at most `<directory>.restoring`.
-    Raises: as `read_backup`; FailedPrecondition when the directory is not empty;
-    ResourceExhausted, StorageFailed.
+    source: a file, which is verified, or a backup that was. directory: absent or empty, its parent
+    exists. The member gets a new raft id, so that it is never taken for one of the old cluster's.
+    A crash leaves at most `<directory>.restoring`. Raises: as `read_backup`; FailedPrecondition
+    when the directory is not empty; ResourceExhausted, StorageFailed.
     """
     restoring = restoring or Restoring()
-    backup = read_backup(path)
+    backup = source if isinstance(source, Backup) else read_backup(source)
     if directory.exists() and any(directory.iterdir()):
         raise FailedPrecondition(
             f"{directory} is not empty: restore into an empty --state-dir, or move it away"
         )
-    building = directory.with_name(directory.name + ".restoring")
+    building = directory.with_name(directory.name + BUILDING_SUFFIX)
     if building.exists():
         shutil.rmtree(building)
     restored = _build(building, backup, restoring)
@@ -211,18 +223,19 @@ def _build(directory: Path, backup: Backup, restoring: Restoring) -> Restored:
         segment_bytes=restoring.segment_bytes,
         files=restoring.files,
     )
+    index, term = manifest.index + restoring.leap, manifest.term
     member = open_member(directory, opening)
     try:
         raft_id, metadata, hard_state = member.wal.identity.raft_id, b"", None
         if restoring.membership is not None:
             metadata = restoring.membership(raft_id)
-            hard_state = HardState(manifest.term, 0, manifest.index)
-        records = backup.records()
-        member.snapshots.save(manifest.index, manifest.term, records, metadata=metadata)
-        member.wal.append((), hard_state, SnapshotMark(manifest.index, manifest.term))
+            hard_state = HardState(term, 0, index)
+        records = backup.records() if restoring.records is None else restoring.records
+        member.snapshots.save(index, term, records, metadata=metadata)
+        member.wal.append((), hard_state, SnapshotMark(index, term))
     finally:
         member.wal.close()
-    return Restored(manifest.cluster_id, raft_id, manifest.index, manifest.term, backup.objects)
+    return Restored(manifest.cluster_id, raft_id, index, term, backup.objects)
 
 
 class _Part:
@@ -244,9 +257,9 @@ class _Part:
 class _Verifier:
     """Reads a backup once. `manifest` is there from the start, `sha256` after the last record."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, label: Path) -> None:
         self._file = file
-        self._path = path
+        self._label = label
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or head[:8] != MAGIC:
             raise self._corrupt("not a backup of Shoal")
@@ -258,13 +271,13 @@ class _Verifier:
             raise self._corrupt("the manifest does not match its checksum")
         if version != VERSION:
             raise FailedPrecondition(
-                f"{path}: backup format {version}, this version reads {VERSION}: run the newer one"
+                f"{label}: backup format {version}, this version reads {VERSION}: run the newer one"
             )
         try:
             self.manifest = msgspec.json.decode(raw[_HEAD.size :], type=Manifest)
         except msgspec.MsgspecError as error:
             raise self._corrupt(f"the manifest: {error}") from error
-        left = path.stat().st_size - len(raw) - _CRC.size - _END.size
+        left = os.fstat(file.fileno()).st_size - len(raw) - _CRC.size - _END.size
         if left < 0:
             raise self._corrupt("the file is cut short")
         self._size = left
@@ -273,7 +286,7 @@ class _Verifier:
 
     def records(self) -> Iterator[SnapshotRecord]:
         """Yield the records; snapshot and end are checked with the last one."""
-        reader = SnapshotReader(self._part, self._path)
+        reader = SnapshotReader(self._part, self._label)
         wanted = self.manifest
         found = (reader.header.cluster_id, reader.header.index, reader.header.term)
         if found != (wanted.cluster_id, wanted.index, wanted.term):
@@ -286,5 +299,5 @@ class _Verifier:
 
     def _corrupt(self, reason: str) -> CorruptSnapshot:
         return CorruptSnapshot(
-            f"{self._path}: {reason}; take another copy of the backup", file=str(self._path)
+            f"{self._label}: {reason}; take another copy of the backup", file=str(self._label)
         )

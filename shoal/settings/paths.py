@@ -47,6 +47,11 @@ class NodePaths(msgspec.Struct, frozen=True):
         return self.state / "raft.removed"
 
     @property
+    def raft_restoring(self) -> Path:
+        """Log and snapshots while they are made of a backup; it counts for nothing."""
+        return self.state / "raft.restoring"
+
+    @property
     def worker(self) -> Path:
         """The agent's own records and the containers."""
         return self.state / "worker"

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from manager.storage.backup import Manifest, Restoring, restore, write_backup
+from manager.storage.member import Opening, open_member
+from manager.storage.snapshot_file import SnapshotRecord
+from manager.storage.wal import SEGMENT_BYTES_MIN
 from shoal.errors import FailedPrecondition
 from shoal.security.roles import Role
 from shoal.security.root import RootCA
@@ -72,6 +76,42 @@ def test_a_power_cut_leaves_all_of_a_cluster_or_nothing(tmp_path, monkeypatch, s
         assert node.paths.bootstrap.read_bytes() == b"entry"
     else:
         assert not [name for name in LEFTOVERS[:3] if (tmp_path / name).exists()]
+
+
+def test_a_power_cut_while_restoring_leaves_all_of_a_cluster_or_nothing(tmp_path, monkeypatch):
+    source = tmp_path / "backup"
+    write_backup(source, Manifest("c" * 25, 9, 3, 1), [SnapshotRecord(1, b"object")])
+    outcomes = set()
+    for step in range(200):
+        state = tmp_path / str(step)
+        state.mkdir()
+        node = a_local_node(state)
+        restoring = Restoring(segment_bytes=SEGMENT_BYTES_MIN)
+        with monkeypatch.context() as patch:
+            cut_power_at(patch, step)
+            try:
+                node.become_blocking(
+                    MANAGER_IDENTITY,
+                    CONFIG,
+                    make_log=lambda node=node, how=restoring: restore(source, node.paths.raft, how),
+                )
+                ended = True
+            except PowerCut:
+                ended = False
+        after = a_local_node(state)
+        outcomes.add((ended, after.membership.is_member))
+        if not after.membership.is_member:
+            left = {path.name for path in state.iterdir()}
+            assert not left & {*LEFTOVERS[:3], "raft.restoring"}
+            continue
+        assert (after.error, after.membership.identity) == ("", MANAGER_IDENTITY)
+        member = open_member(node.paths.raft, Opening("c" * 25, create=False))
+        kept = member.snapshots.load(member.wal.mark)
+        assert [record.data for record in kept.records()] == [b"object"]
+        member.wal.close()
+        if ended:
+            break
+    assert outcomes == {(False, False), (False, True), (True, True)}
 
 
 def test_the_power_cuts_reach_both_ends(tmp_path, monkeypatch):
