@@ -64,6 +64,16 @@ _log = structlog.get_logger()
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
+    "--store",
+    default="",
+    metavar="URL",
+    envvar="SHOAL_STORE",
+    show_envvar=True,
+    help="Where a manager on this node keeps the cluster's state:"
+    " etcd://HOST:PORT,.../PREFIX[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]."
+    "  [default: as before; on a new node a log of its own]",
+)
+@click.option(
     "--force-new-cluster",
     is_flag=True,
     help="Go on as the only manager, with everything this one knows. For once, when the majority"
@@ -78,6 +88,7 @@ def main(
     cgroup_parent: str,
     metrics_addr: str,
     log_level: str,
+    store: str,
     force_new_cluster: bool,
 ) -> None:
     """Run the node daemon of Shoal until SIGTERM.
@@ -102,6 +113,7 @@ def main(
         metrics_address=metrics_addr,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
+        store=store,
     )
     sys.exit(_run(settings))
 

@@ -27,6 +27,7 @@ from swarmd.renewal import CertificateRenewal, Routes
 from swarmd.roles import RoleSwitch
 from swarmd.settings import DaemonSettings
 from swarmd.status import NodeStatus, Process
+from swarmd.store import ManagerStore
 from swarmd.upstream import Upstream
 
 _log = structlog.get_logger()
@@ -73,6 +74,8 @@ class Daemon:
         await asyncio.to_thread(node.load_blocking)
         if node.error:
             _log.error("node.unusable", reason=node.error)
+        store = ManagerStore(self.settings.store)
+        await asyncio.to_thread(store.settle_blocking, node)
         if self.settings.force_new_cluster:
             await asyncio.to_thread(forcing.force_new_cluster_blocking, paths, node.membership)
         manager, worker = self._child(MANAGER), self._child(WORKER)
@@ -86,6 +89,7 @@ class Daemon:
             ProcessPair(manager, worker, to_manager, to_worker),
             hostname=self.settings.hostname,
             clock=clock,
+            store=store,
         )
         if self.settings.metrics_address:
             self.metrics_address = await self._stack.enter_async_context(

@@ -28,6 +28,12 @@ def force_new_cluster_blocking(paths: NodePaths, membership: Membership) -> None
         raise FailedPrecondition(
             "--force-new-cluster: this node is not a manager: use it on one, or `swarmctl init`"
         )
+    if config.store:
+        raise FailedPrecondition(
+            "--force-new-cluster: the cluster's state is in etcd, where one manager is enough to go"
+            " on: leave the option out; if etcd itself has lost its quorum, see"
+            " `etcd --force-new-cluster`"
+        )
     peer = identity.peer
     place = Place(paths.raft, Opening(peer.cluster_id), peer.node_id, config.advertise_address)
     forced = force_only_member(place)

@@ -55,6 +55,7 @@ from swarmd.restoring import (
     receive,
     restore_blocking,
 )
+from swarmd.store import ManagerStore
 from swarmd.telemetry_client import readiness
 from swarmd.upstream import Upstream
 
@@ -142,6 +143,7 @@ class MembershipChanges:
         """
         self._refuse_busy()
         self._refuse_member()
+        self._store.require_log("restore")
         self._receiving = True
         try:
             received = await receive(chunks)

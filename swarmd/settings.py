@@ -13,7 +13,10 @@ VERSION = version("shoal")
 
 
 class DaemonSettings(msgspec.Struct, frozen=True):
-    """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off."""
+    """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
+
+    store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
+    """
 
     paths: NodePaths
     hostname: str
@@ -21,6 +24,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     metrics_address: str = "127.0.0.1:9323"
     log_level: str = "info"
     force_new_cluster: bool = False
+    store: str = ""
 
 
 def make_paths(state: Path, run: Path) -> NodePaths:
