@@ -5,14 +5,17 @@ field belong together when they have the same name, and a oneof belongs to the r
 name, whose members are rows called like the messages. A field without a partner is an error at
 import, so the wire and the model cannot drift apart. `from_pb` is the trust boundary: unknown
 enum values are refused with the name of the field.
+
+Every change of the state passes here, on each manager: a converter touches what is set, and tests
+what is not with as little as it can. What many rows have in common (`shared`) is converted once,
+and is one row in memory however many messages it came with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
 from google.protobuf.descriptor import FieldDescriptor
@@ -24,31 +27,65 @@ from shoal.model.row import Row
 RowT = TypeVar("RowT", bound=Row)
 MessageT = TypeVar("MessageT", bound=Message)
 
+SHARED_MAX = 1024
+"""Parts remembered of each kind and direction; when there are more, all are forgotten."""
+
 Fill = Callable[[Any, Any], None]
-"""(row, message): writes one field of the row into the message."""
-Read = Callable[[Any, dict[str, Any]], None]
-"""(message, fields): reads one field of the message into keyword arguments of the row."""
+"""(member, message): writes a member of the row that is not None into the message."""
+Convert = Callable[[Any], Any]
+"""From a field of a message to a member of the row."""
+
+
+class _Read(NamedTuple):
+    """Which member of the row a field becomes; convert None: as it is."""
+
+    name: str
+    convert: Convert | None
 
 
 class Converter:
-    """Both directions for one row class; compiled once."""
+    """Both directions for one row class; compiled once.
+
+    scalars are written unless they are zero, optionals unless they are None, parts by their own
+    functions. reads: by number of the field.
+    """
+
+    __slots__ = ("message", "optionals", "parts", "reads", "row", "scalars")
 
     def __init__(self, row: type[Row], message: type[Message]) -> None:
         self.row = row
         self.message = message
-        self.fills: list[Fill] = []
-        self.reads: list[Read] = []
+        self.scalars: list[str] = []
+        self.optionals: list[str] = []
+        self.parts: list[tuple[str, Fill]] = []
+        self.reads: dict[int, _Read] = {}
 
     def to_pb(self, value: Row, into: Any) -> None:
-        """Write every field that is set into the message."""
-        for fill in self.fills:
-            fill(value, into)
+        """Write every field that is set into the message. Raises InvalidArgument."""
+        name = ""
+        try:
+            for name in self.scalars:
+                member = getattr(value, name)
+                if member:
+                    setattr(into, name, member)
+            for name in self.optionals:
+                member = getattr(value, name)
+                if member is not None:
+                    setattr(into, name, member)
+            for name, fill in self.parts:
+                member = getattr(value, name)
+                if member is not None:
+                    fill(member, into)
+        except (ValueError, TypeError) as error:
+            raise InvalidArgument(f"{name}: {error}") from error
 
     def from_pb(self, message: Any) -> Any:
         """A new row from a message. Raises InvalidArgument for values the model does not know."""
         fields: dict[str, Any] = {}
-        for read in self.reads:
-            read(message, fields)
+        reads = self.reads
+        for descriptor, member in message.ListFields():
+            name, convert = reads[descriptor.number]
+            fields[name] = member if convert is None else convert(member)
         return self.row(**fields)
 
 
@@ -56,10 +93,16 @@ class Codec:
     """All converters of a set of rows; rows refer to each other by class name."""
 
     def __init__(
-        self, rows: Mapping[str, type[Row]], messages: Mapping[str, type[Message]]
+        self,
+        rows: Mapping[str, type[Row]],
+        messages: Mapping[str, type[Message]],
+        *,
+        shared: Collection[tuple[str, str]] = (),
     ) -> None:
+        """shared: (row, field) of parts that are the same in many rows."""
         self._rows = rows
         self._messages = messages
+        self._shared = shared
         self._converters: dict[str, Converter] = {}
         for name in rows:
             self.converter(name)
@@ -85,175 +128,162 @@ class Codec:
 
     def _compile(self, converter: Converter, descriptor: Any) -> None:
         hints = get_type_hints(converter.row)
-        names = {field.name for field in msgspec.structs.fields(converter.row)}
+        members = {field.name: field for field in msgspec.structs.fields(converter.row)}
         used: set[str] = set()
         for field in descriptor.fields:
             oneof = field.containing_oneof
             if oneof is not None and not oneof.name.startswith("_"):
                 used.add(oneof.name)
                 continue
-            if field.name not in names:
+            if field.name not in members:
                 violated("proto field has no row field", proto=descriptor.name, field=field.name)
             used.add(field.name)
-            fill, read = self._field(field, hints[field.name])
-            converter.fills.append(fill)
-            converter.reads.append(read)
+            self._field(converter, field, hints[field.name], members[field.name].default)
         for oneof in descriptor.oneofs:
             if not oneof.name.startswith("_"):
-                fill, read = self._oneof(oneof.name, oneof.fields)
-                converter.fills.append(fill)
-                converter.reads.append(read)
-        if used != names:
-            violated("row and proto differ", proto=descriptor.name, fields=used ^ names)
+                self._oneof(converter, oneof.name, oneof.fields)
+        if used != members.keys():
+            violated("row and proto differ", proto=descriptor.name, fields=used ^ members.keys())
 
-    def _field(self, field: FieldDescriptor, hint: Any) -> tuple[Fill, Read]:
-        sub = field.message_type
+    def _field(self, converter: Converter, field: FieldDescriptor, hint: Any, default: Any) -> None:
+        name, sub = field.name, field.message_type
         if sub is not None and sub.GetOptions().map_entry:
-            return self._map(field.name, sub.fields_by_name["value"].message_type)
-        if field.is_repeated:
-            return self._repeated(field, hint)
-        if sub is not None:
-            return _single(
-                field.name, self.converter(sub.name), optional=type(None) in get_args(hint)
-            )
-        return _scalar(field, hint)
+            value = sub.fields_by_name["value"].message_type
+            fill, convert = _map(name, None if value is None else self.converter(value.name))
+        elif field.is_repeated:
+            fill, convert = self._repeated(field, hint)
+        elif sub is not None:
+            part = self.converter(sub.name)
+            shared = (converter.row.__name__, name) in self._shared
+            fill = _single(name, part, optional=type(None) in get_args(hint), shared=shared)
+            convert = _Known(part) if shared else part.from_pb
+        else:
+            _scalar(converter, field, hint, default)
+            return
+        converter.parts.append((name, fill))
+        converter.reads[field.number] = _Read(name, convert)
 
-    def _map(self, name: str, sub: Any) -> tuple[Fill, Read]:
-        if sub is None:
-
-            def fill(value: Any, into: Any) -> None:
-                entries = getattr(value, name)
-                if entries:
-                    with _named(name):
-                        getattr(into, name).update(entries)
-
-            def read(message: Any, fields: dict[str, Any]) -> None:
-                entries = getattr(message, name)
-                if entries:
-                    fields[name] = dict(entries)
-
-            return fill, read
-        converter = self.converter(sub.name)
-
-        def fill_rows(value: Any, into: Any) -> None:
-            for key, entry in getattr(value, name).items():
-                with _named(name):
-                    target = getattr(into, name)[key]
-                target.SetInParent()
-                converter.to_pb(entry, target)
-
-        def read_rows(message: Any, fields: dict[str, Any]) -> None:
-            entries = getattr(message, name)
-            if entries:
-                fields[name] = {key: converter.from_pb(entry) for key, entry in entries.items()}
-
-        return fill_rows, read_rows
-
-    def _repeated(self, field: FieldDescriptor, hint: Any) -> tuple[Fill, Read]:
+    def _repeated(self, field: FieldDescriptor, hint: Any) -> tuple[Fill, Convert]:
         name = field.name
         if field.message_type is not None:
-            converter = self.converter(field.message_type.name)
+            part = self.converter(field.message_type.name)
 
-            def fill_rows(value: Any, into: Any) -> None:
-                items = getattr(value, name)
+            def fill_rows(items: Any, into: Any) -> None:
                 if items:
                     target = getattr(into, name)
                     for item in items:
-                        converter.to_pb(item, target.add())
+                        part.to_pb(item, target.add())
 
-            def read_rows(message: Any, fields: dict[str, Any]) -> None:
-                items = getattr(message, name)
-                if items:
-                    fields[name] = tuple(converter.from_pb(item) for item in items)
+            return fill_rows, lambda items: tuple(map(part.from_pb, items))
 
-            return fill_rows, read_rows
-        item_type = get_args(hint)[0]
-        convert = _enum_reader(name, item_type) if field.enum_type is not None else None
-
-        def fill(value: Any, into: Any) -> None:
-            items = getattr(value, name)
+        def fill(items: Any, into: Any) -> None:
             if items:
-                with _named(name):
-                    getattr(into, name).extend(items)
+                getattr(into, name).extend(items)
 
-        def read(message: Any, fields: dict[str, Any]) -> None:
-            items = getattr(message, name)
-            if items:
-                fields[name] = tuple(map(convert, items)) if convert else tuple(items)
+        if field.enum_type is None:
+            return fill, tuple
+        member = _enum_reader(name, get_args(hint)[0])
+        return fill, lambda numbers: tuple(map(member, numbers))
 
-        return fill, read
+    def _oneof(self, converter: Converter, name: str, fields: Any) -> None:
+        by_row: dict[str, tuple[str, Converter]] = {}
+        for field in fields:
+            part = self.converter(field.message_type.name)
+            by_row[field.message_type.name] = field.name, part
+            converter.reads[field.number] = _Read(name, part.from_pb)
 
-    def _oneof(self, name: str, members: Any) -> tuple[Fill, Read]:
-        field_by_row = {member.message_type.name: member.name for member in members}
-        converter_by_row = {row: self.converter(row) for row in field_by_row}
-        row_by_field = {field: row for row, field in field_by_row.items()}
+        def fill(member: Any, into: Any) -> None:
+            field_name, part = by_row[type(member).__name__]
+            target = getattr(into, field_name)
+            target.SetInParent()
+            part.to_pb(member, target)
 
-        def fill(value: Any, into: Any) -> None:
-            member = getattr(value, name)
-            if member is not None:
-                row = type(member).__name__
-                target = getattr(into, field_by_row[row])
-                target.SetInParent()
-                converter_by_row[row].to_pb(member, target)
-
-        def read(message: Any, fields: dict[str, Any]) -> None:
-            field = message.WhichOneof(name)
-            if field is not None:
-                fields[name] = converter_by_row[row_by_field[field]].from_pb(
-                    getattr(message, field)
-                )
-
-        return fill, read
+        converter.parts.append((name, fill))
 
 
-def _single(name: str, converter: Converter, *, optional: bool) -> tuple[Fill, Read]:
-    default = converter.row()
+def _map(name: str, part: Converter | None) -> tuple[Fill, Convert]:
+    if part is None:
 
-    def fill(value: Any, into: Any) -> None:
-        member = getattr(value, name)
-        if member is None or (not optional and member == default):
+        def fill(entries: Any, into: Any) -> None:
+            if entries:
+                getattr(into, name).update(entries)
+
+        return fill, dict
+
+    def fill_rows(entries: Any, into: Any) -> None:
+        for key, entry in entries.items():
+            target = getattr(into, name)[key]
+            target.SetInParent()
+            part.to_pb(entry, target)
+
+    return fill_rows, lambda entries: {key: part.from_pb(entry) for key, entry in entries.items()}
+
+
+def _single(name: str, part: Converter, *, optional: bool, shared: bool) -> Fill:
+    default = None if optional else part.row()
+    known: dict[int, tuple[Row, Message | None]] = {}
+
+    def fill(member: Any, into: Any) -> None:
+        if member == default:
             return
         target = getattr(into, name)
         target.SetInParent()  # presence counts even when every field has its default
-        converter.to_pb(member, target)
+        part.to_pb(member, target)
 
-    def read(message: Any, fields: dict[str, Any]) -> None:
-        if message.HasField(name):
-            fields[name] = converter.from_pb(getattr(message, name))
+    def fill_shared(member: Any, into: Any) -> None:
+        """As `fill`. A row that is remembered stays alive, so its id is nobody else's."""
+        found = known.get(id(member))
+        if found is None:
+            fill(member, into)
+            if len(known) >= SHARED_MAX:
+                known.clear()
+            known[id(member)] = member, _copy(getattr(into, name)) if into.HasField(name) else None
+        elif found[1] is not None:
+            target = getattr(into, name)
+            target.SetInParent()
+            target.CopyFrom(found[1])
 
-    return fill, read
+    return fill_shared if shared else fill
 
 
-def _scalar(field: FieldDescriptor, hint: Any) -> tuple[Fill, Read]:
+def _copy(message: MessageT) -> MessageT:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+class _Known:
+    """Reads a shared part: the row that equal bytes gave before."""
+
+    __slots__ = ("_part", "_rows")
+
+    def __init__(self, part: Converter) -> None:
+        self._part = part
+        self._rows: dict[bytes, Row] = {}
+
+    def __call__(self, message: Any) -> Row:
+        data = message.SerializeToString()
+        row = self._rows.get(data)
+        if row is None:
+            if len(self._rows) >= SHARED_MAX:
+                self._rows.clear()
+            row = self._rows[data] = self._part.from_pb(message)
+        return row
+
+
+def _scalar(converter: Converter, field: FieldDescriptor, hint: Any, default: Any) -> None:
     name = field.name
     optional = field.containing_oneof is not None
+    (converter.optionals if optional else converter.scalars).append(name)
     convert = None
     if field.enum_type is not None:
         enum_type = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
         convert = _enum_reader(name, enum_type)
-
-    def fill(value: Any, into: Any) -> None:
-        member = getattr(value, name)
-        if member is not None and (optional or member):
-            with _named(name):
-                setattr(into, name, member)
-
-    def read(message: Any, fields: dict[str, Any]) -> None:
-        if optional and not message.HasField(name):
-            return
-        member = getattr(message, name)
-        fields[name] = convert(member) if convert else member
-
-    return fill, read
-
-
-@contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Says which field a value does not fit."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument(f"{field}: {error}") from error
+    converter.reads[field.number] = _Read(name, convert)
+    if not optional:
+        zero = field.default_value if convert is None else convert(field.default_value)
+        if default != zero:  # unset means zero in the message, and the default in the row
+            violated("row default is not zero", row=converter.row.__name__, field=name)
 
 
 def _enum_reader(name: str, enum_type: type[IntEnum]) -> Callable[[int], IntEnum]:

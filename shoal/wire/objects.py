@@ -41,7 +41,9 @@ _ROWS = {
     for name, row in {**_rows(types), **_rows(specs), **_rows(objects)}.items()
     if name not in WRAPPERS
 }
-CODEC = Codec(_ROWS, _MESSAGES)
+_SHARED = {("Task", "spec"), ("Task", "service_annotations"), ("Task", "endpoint")}
+"""What all tasks of a service have in common."""
+CODEC = Codec(_ROWS, _MESSAGES, shared=_SHARED)
 
 _OBJECT_FIELD = {
     "Node": "node",
@@ -81,10 +83,14 @@ def fill_pb(row: Row, message: Message) -> None:
 def object_to_pb(value: AnyObject) -> objects_pb2.Object:
     """The message that can hold an object of any kind."""
     message = objects_pb2.Object()
+    _fill_object(value, message)
+    return message
+
+
+def _fill_object(value: AnyObject, message: objects_pb2.Object) -> None:
     target = getattr(message, _OBJECT_FIELD[type(value).__name__])
     target.SetInParent()
     fill_pb(value, target)
-    return message
 
 
 def object_from_pb(message: objects_pb2.Object) -> AnyObject:
@@ -116,7 +122,7 @@ def entry_to_bytes(entry: StoreEntry) -> bytes:
         target = message.actions.add()
         target.kind = objects_pb2.ActionKind.ValueType(action.kind)
         target.expected_version = action.expected_version
-        target.object.CopyFrom(object_to_pb(action.object))
+        _fill_object(action.object, target.object)
     return message.SerializeToString()
 
 

@@ -18,7 +18,15 @@ from shoal.model import objects, specs
 from shoal.model.enums import ActionKind, TaskState
 from shoal.model.objects import Node, Service, StoreAction, StoreEntry, Task
 from shoal.model.row import Row
-from shoal.model.types import Annotations, NodeIngress, Resources, RestartPolicy, TaskStatus
+from shoal.model.types import (
+    Annotations,
+    Endpoint,
+    NodeIngress,
+    Resources,
+    RestartPolicy,
+    TaskStatus,
+)
+from shoal.wire import codec
 from shoal.wire.codec import Codec
 from shoal.wire.objects import (
     CODEC,
@@ -38,6 +46,7 @@ OBJECTS = [
     objects.Config,
 ]  # fmt: skip
 ROWS = sorted(CODEC._rows)
+EMPTY_ENDPOINT = Endpoint()
 SLOW = settings(
     max_examples=25,
     deadline=None,
@@ -109,9 +118,38 @@ def test_every_field_of_a_message_is_mapped(name):
     """The codec checks names at import; here each field is really written and read."""
     converter = CODEC.converter(name)
     descriptor = converter.message.DESCRIPTOR
-    plain = [f for f in descriptor.fields if not _in_real_oneof(f)]
-    oneofs = [o for o in descriptor.oneofs if not o.name.startswith("_")]
-    assert len(converter.fills) == len(converter.reads) == len(plain) + len(oneofs)
+    plain = [f.name for f in descriptor.fields if not _in_real_oneof(f)]
+    oneofs = [o.name for o in descriptor.oneofs if not o.name.startswith("_")]
+    written = [*converter.scalars, *converter.optionals, *(part for part, _ in converter.parts)]
+    assert sorted(written) == sorted([*plain, *oneofs])
+    assert set(converter.reads) == {field.number for field in descriptor.fields}
+    assert {read.name for read in converter.reads.values()} == set(written)
+
+
+def test_what_tasks_have_in_common_is_one_row():
+    spec = specs.TaskSpec(runtime=specs.ContainerSpec(image="a"))
+    sent = [object_to_bytes(Task(id=name, spec=spec)) for name in ("one", "two")]
+    one, two = (object_from_bytes(data) for data in sent)
+    assert one.spec == two.spec == spec
+    assert one.spec is two.spec
+
+
+def test_rows_that_were_shared_and_forgotten_are_not_mixed_up(monkeypatch):
+    monkeypatch.setattr(codec, "SHARED_MAX", 2)
+    for round_ in range(3):
+        for number in range(10):
+            image = f"image-{number % (round_ + 3)}"
+            spec = specs.TaskSpec(runtime=specs.ContainerSpec(image=image))
+            came = object_from_bytes(object_to_bytes(Task(id=f"{number}", spec=spec)))
+            assert came.spec == spec
+    assert object_from_bytes(object_to_bytes(Task())) == Task()
+
+
+def test_an_empty_shared_part_is_still_there():
+    for _ in range(2):
+        message = to_pb(Task(endpoint=EMPTY_ENDPOINT), objects_pb2.Task)
+        assert message.HasField("endpoint")
+        assert not message.HasField("spec")
 
 
 def _in_real_oneof(field: Any) -> bool:
