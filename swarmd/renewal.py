@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import SwarmError, Unavailable
 from shoal.model.enums import NodeRole
@@ -76,6 +77,7 @@ class CertificateRenewal:
             wait_s = LOOK_PERIOD_S
             if identity is not None and not self._node.changing:
                 wait_s = await self._turn(identity)
+            raise_if_cancelled()
             await self._node.changed.wait(wait_s)
 
     async def follow_news(self) -> None:
@@ -87,6 +89,7 @@ class CertificateRenewal:
                         await self._learn(item)
             except SwarmError as error:
                 _log.debug("membership.no_news", reason=error.message)
+            raise_if_cancelled()
             await asyncio.sleep(NEWS_RETRY_S)
 
     async def _turn(self, identity: NodeIdentity) -> float:

@@ -10,6 +10,7 @@ import structlog
 
 from manager.consensus.roster import Member
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.api.v1 import raft_pb2 as pb
 from shoal.api.v1.raft_pb2_grpc import RaftMembershipStub
 from shoal.errors import (
@@ -62,6 +63,7 @@ async def ask_to_join(
             except SwarmError as error:
                 tell(error.message)
                 raise
+            raise_if_cancelled()
         await asyncio.sleep(backoff.next_s())
 
 

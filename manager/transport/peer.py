@@ -22,6 +22,7 @@ from manager.raft.messages import Message
 from manager.transport.codec import frames, message_bytes
 from manager.transport.metadata import REMOVED_KEY, metadata
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.api.v1 import raft_pb2
 from shoal.api.v1.raft_pb2_grpc import RaftStub
 from shoal.errors import SwarmError, Unavailable
@@ -90,6 +91,7 @@ class Peer:
             finally:
                 self.connected = False
                 self._drop()
+            raise_if_cancelled()
             await asyncio.sleep(backoff.next_s())
 
     @property

@@ -22,6 +22,7 @@ from manager.transport.metadata import metadata
 from manager.transport.peer import Dial, Peer
 from manager.transport.snapshots import Incoming, send, snapshot_name
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.api.v1.raft_pb2_grpc import RaftStub
 from shoal.errors import SwarmError, Unavailable, invariant
 
@@ -191,6 +192,7 @@ class GrpcTransport:
                 await peer.run()
             except Exception as error:  # noqa: BLE001 - the boundary: one peer, not the manager
                 _log.error("peer.failed", peer=f"{peer.member.raft_id:x}", exc_info=error)
+            raise_if_cancelled()
             await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def _send_snapshot(self, message: Message) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.errors import InvariantViolation
 
 _log = structlog.get_logger()
@@ -98,6 +99,7 @@ class Supervisor:
                 _log.error("component.failed", component=name, exc_info=error)
             else:
                 return
+            raise_if_cancelled()
             if asyncio.get_running_loop().time() - started_s > RESTART_PAUSE_MAX_S:
                 pause_s = RESTART_PAUSE_MIN_S
             await asyncio.sleep(pause_s)

@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
 from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError
@@ -153,6 +154,7 @@ class Agent:
                 self._why_no_session = f"no session with manager {address}: {reason}"
                 self._remotes.failed(address)
                 _log.warning("session.lost", manager=address, reason=reason)
+            raise_if_cancelled()
             if loop.time() - started_s >= SESSION_SETTLED_S:
                 backoff.reset()
             # Nodes that lost the same manager come back one after the other.
