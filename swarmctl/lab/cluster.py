@@ -18,12 +18,13 @@ from shoal.model.enums import NodeState
 from shoal.model.objects import Node
 from swarmctl.client import Client
 from swarmctl.lab.nodes import daemon, has_socket, paths_of
-from swarmctl.lab.plan import LabPlan, NodePlan
+from swarmctl.lab.plan import ETCD_PORT, LabPlan, NodePlan
 from swarmctl.target import Target
 from swarmctl.types import InitOptions, JoinOptions, NodeInfo
 
 PORT = 2377
 STANDING_TIMEOUT_S = 1.0
+CONNECT_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 _NO_ERROR = "no answer yet"
 
@@ -36,6 +37,7 @@ async def form(lab: LabPlan, *, timeout_s: float, report: Report) -> None:
     Raises: SwarmError, `context["node"]` naming the node that failed; DeadlineExceeded.
     """
     deadline_s = time.monotonic() + timeout_s
+    await _each(wait_listening(lab, node, deadline_s=deadline_s) for node in lab.stores)
     await _each(wait_serving(lab, node, deadline_s=deadline_s) for node in lab.nodes)
     first, *others = lab.nodes
     report(f"init {first.name} ({first.address})")
@@ -81,6 +83,25 @@ async def wait_serving(lab: LabPlan, node: NodePlan, *, deadline_s: float) -> No
                 f"node {node.name}: swarmd does not serve: {problem}", node=node.name
             )
         await asyncio.sleep(_POLL_S)
+
+
+async def wait_listening(lab: LabPlan, node: NodePlan, *, deadline_s: float) -> None:
+    """Wait until a store takes connections; deadline on the monotonic clock. Raises: as above."""
+    while True:
+        if daemon(lab, node) is None:
+            raise Unavailable(f"node {node.name}: etcd ended while starting", node=node.name)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(node.address, ETCD_PORT)
+        except (OSError, TimeoutError) as error:
+            if time.monotonic() > deadline_s:
+                raise DeadlineExceeded(
+                    f"node {node.name}: etcd does not listen: {error}", node=node.name
+                ) from error
+            await asyncio.sleep(_POLL_S)
+        else:
+            writer.close()
+            return
 
 
 async def wait_ready(

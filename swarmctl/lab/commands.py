@@ -53,15 +53,37 @@ def lab() -> None:
 @lab.command()
 @click.option("--managers", default=1, show_default=True, type=int, help="Number of managers")
 @click.option("--workers", default=2, show_default=True, type=int, help="Number of workers")
+@click.option(
+    "--store",
+    default="",
+    metavar="etcd|URL",
+    help="Where managers keep their state: an etcd of the lab's own, or the one at"
+    " etcd://HOST:PORT,.../PREFIX  [default: their own logs]",
+)
 @click.option("--subnet", default="", metavar="CIDR", help="Network of the nodes [10.89.N.0/24]")
 @click.option(
     "--timeout", default=verbs.UP_TIMEOUT_S, show_default=True, help="Seconds to wait for all nodes"
 )
 @_lab_options
-def up(*, managers: int, workers: int, subnet: str, timeout: float, name: str, root: str) -> None:
+def up(
+    *,
+    managers: int,
+    workers: int,
+    store: str,
+    subnet: str,
+    timeout: float,
+    name: str,
+    root: str,
+) -> None:
     """Raise a lab, wait until its nodes are ready, and select its context."""
     options = verbs.UpOptions(
-        name=name, root=root, managers=managers, workers=workers, subnet=subnet, timeout_s=timeout
+        name=name,
+        root=root,
+        managers=managers,
+        workers=workers,
+        subnet=subnet,
+        store=store,
+        timeout_s=timeout,
     )
     made = verbs.up(options, report=_say)
     context = verbs.context_name(name)
@@ -72,7 +94,10 @@ def up(*, managers: int, workers: int, subnet: str, timeout: float, name: str, r
 @_lab_options
 def down(*, name: str, root: str) -> None:
     """Take a lab down and leave nothing of it behind; no error when there is none."""
+    known = record.find_lab(root, name)
     existed = verbs.down(root, name)
+    if known and known.plan.store and not known.plan.stores:
+        _say(f"what it kept in {known.plan.store} stays there: `etcdctl del --prefix` removes it")
     click.echo(f"lab {name} is down" if existed else f"lab {name}: nothing to take down")
 
 
@@ -188,7 +213,7 @@ def partition(*, node: str, name: str, root: str) -> None:
 def heal(*, node: str | None, name: str, root: str) -> None:
     """Mend the uplink of a node, or of all nodes."""
     plan = record.read_lab(root, name).plan
-    for each in [node] if node else [known.name for known in plan.nodes]:
+    for each in [node] if node else [known.name for known in plan.everyone]:
         _change(nodes.heal, node=each, name=name, root=root)
     click.echo(f"{node or 'all nodes'} healed")
 

@@ -21,12 +21,14 @@ from shoal.errors import AlreadyExists, Internal, InvalidArgument, SwarmError
 from swarmctl.lab import cgroups, kernel, nodes, record
 from swarmctl.lab.plan import (
     CGROUP_ROOT,
+    ETCD_PORT,
     METRICS_PORT,
     LabPlan,
     NodePlan,
     bridge_name,
     check_counts,
     check_name,
+    check_store,
     choose_subnet,
     first_overlap,
     lab_cgroup,
@@ -39,7 +41,7 @@ from swarmctl.lab.plan import (
 from swarmctl.lab.record import LabRecord
 
 _PARALLEL = 8
-_NODE = re.compile(r"[mw][1-9][0-9]{0,2}")
+_NODE = re.compile(r"[emw][1-9][0-9]{0,2}")
 
 Command = Callable[[LabPlan, NodePlan], list[str]]
 
@@ -58,20 +60,30 @@ class NodeRow(msgspec.Struct, frozen=True):
     log: str
 
 
-def reserve(root: str, name: str, *, managers: int, workers: int, subnet: str = "") -> LabRecord:
+def reserve(
+    root: str, name: str, *, managers: int, workers: int, subnet: str = "", store: str = ""
+) -> LabRecord:
     """Plan a lab, write its record and make its bridge. The caller holds the lab's lock.
 
     Raises: AlreadyExists while anything of a lab of that name is on the machine.
     """
     check_name(name)
     check_counts(managers, workers)
+    check_store(store)
     _refuse_existing(root, name)
     with record.lock("subnets"):
         taken = kernel.routes_in_use() + [lab.plan.subnet for lab in _all_labs(root)]
         network = parse_subnet(subnet) if subnet else choose_subnet(taken)
         if clash := first_overlap(network, taken):
             raise InvalidArgument(f"--subnet {network}: this machine already uses {clash}")
-        plan = plan_lab(name, managers=managers, workers=workers, subnet=network, directory=root)
+        plan = plan_lab(
+            name,
+            managers=managers,
+            workers=workers,
+            subnet=network,
+            directory=root,
+            store=store,
+        )
         made = LabRecord(plan, time.time_ns())
         os.makedirs(root, mode=0o755, exist_ok=True)
         os.makedirs(plan.directory, mode=0o700, exist_ok=True)
@@ -97,7 +109,7 @@ def raise_nodes(plan: LabPlan, command: Command) -> None:
             raise
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        for done in [pool.submit(one, node) for node in plan.nodes]:
+        for done in [pool.submit(one, node) for node in plan.everyone]:
             done.result()
 
 
@@ -111,7 +123,7 @@ def take_down(root: str, name: str) -> bool:
     existed = _remains(root, name)
     errors: list[SwarmError] = []
     known = record.find_lab(root, name)
-    names = {n.name for n in known.plan.nodes} if known else set()
+    names = {n.name for n in known.plan.everyone} if known else set()
     names |= set(nodes_of_netns(name, kernel.netns_names())) | _nodes_of_directory(directory)
     for node in sorted(names):
         veth = f"s{name_hash(name)}{node}"
@@ -130,21 +142,23 @@ def take_down(root: str, name: str) -> bool:
 
 def rows(plan: LabPlan) -> list[NodeRow]:
     """Every node as it is now."""
-    return [_row(plan, node) for node in plan.nodes]
+    return [_row(plan, node) for node in plan.everyone]
 
 
 def _row(plan: LabPlan, node: NodePlan) -> NodeRow:
     paths = nodes.paths_of(plan, node)
     running = nodes.daemon(plan, node)
+    is_store = node.role == "store"
+    port = ETCD_PORT if is_store else METRICS_PORT
     return NodeRow(
         name=node.name,
         role=node.role,
         address=node.address,
         status=nodes.status(plan, node),
-        socket=paths.socket,
-        docker_socket=paths.docker_socket,
+        socket="" if is_store else paths.socket,
+        docker_socket="" if is_store else paths.docker_socket,
         pid=running.pid if running else 0,
-        metrics=f"http://{node.address}:{METRICS_PORT}/metrics",
+        metrics=f"http://{node.address}:{port}/metrics",
         log=paths.log,
     )
 

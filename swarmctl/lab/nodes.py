@@ -78,7 +78,7 @@ def launch(lab: LabPlan, node: NodePlan, command: Sequence[str]) -> Process:
 
 def daemon_environment(environment: Mapping[str, str], lab: LabPlan) -> dict[str, str]:
     """Our own environment, with the lab's addresses kept away from any proxy it names."""
-    own = ["localhost", "127.0.0.1", "::1", lab.gateway, *(node.address for node in lab.nodes)]
+    own = ["localhost", "127.0.0.1", "::1", lab.gateway, *(node.address for node in lab.everyone)]
     given = [part for part in environment.get("no_proxy", "").split(",") if part]
     joined = ",".join(dict.fromkeys([*given, *own]))
     return {**environment, "no_proxy": joined, "NO_PROXY": joined}

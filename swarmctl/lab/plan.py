@@ -1,9 +1,10 @@
 """What a lab consists of: names, addresses and paths. Pure; nothing here touches the machine.
 
 A lab's names follow from its name alone, so `down` finds everything a crashed `up` left, without
-any record. Invariants: every interface name fits the kernel's 15 characters, every unix socket
-path its 108 bytes, and no two nodes share an address. Refuses more managers than the cluster
-supports, subnets that are too small, and names that could be mistaken for another lab's.
+any record. A lab may have an etcd of its own for its managers' state: a node as well, with the role
+`store` and another daemon. Invariants: every interface name fits the kernel's 15 characters, every
+unix socket path its 108 bytes, and no two nodes share an address. Refuses more managers than the
+cluster supports, subnets that are too small, and names that could be mistaken for another lab's.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ METRICS_PORT = 9323
 UPLINK = "eth0"
 CGROUP_ROOT = "shoal-lab"
 
-Role = Literal["manager", "worker"]
+ETCD = "etcd"
+"""As a store: an etcd of the lab's own."""
+ETCD_PORT = 2379
+ETCD_PEER_PORT = 2380
+
+Role = Literal["manager", "worker", "store"]
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")
-_NETNS = re.compile(r"shoal-(?P<lab>.+)-(?P<node>[mw][1-9][0-9]{0,2})")
+_NETNS = re.compile(r"shoal-(?P<lab>.+)-(?P<node>[emw][1-9][0-9]{0,2})")
 _POOL = ipaddress.IPv4Network("10.89.0.0/16")
 
 
@@ -44,7 +50,11 @@ class NodePlan(msgspec.Struct, frozen=True):
 
 
 class LabPlan(msgspec.Struct, frozen=True):
-    """A lab: a bridge with the host at `gateway`, and its nodes, managers first."""
+    """A lab: a bridge with the host at `gateway`, and its nodes, managers first.
+
+    store: URL of the etcd that keeps the managers' state; empty: they do. stores: those etcds that
+    are the lab's own.
+    """
 
     name: str
     directory: str
@@ -52,13 +62,20 @@ class LabPlan(msgspec.Struct, frozen=True):
     gateway: str
     bridge: str
     nodes: tuple[NodePlan, ...]
+    store: str = ""
+    stores: tuple[NodePlan, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[NodePlan, ...]:
+        """Whatever has a namespace of its own; stores first, as they are started."""
+        return self.stores + self.nodes
 
     def node(self, name: str) -> NodePlan:
         """The node called `name`. Raises: NotFound, naming the nodes there are."""
-        for node in self.nodes:
+        for node in self.everyone:
             if node.name == name:
                 return node
-        known = ", ".join(node.name for node in self.nodes)
+        known = ", ".join(node.name for node in self.everyone)
         raise NotFound(f"lab {self.name} has no node {name!r}; it has {known}")
 
     @property
@@ -82,35 +99,46 @@ class NodePaths(msgspec.Struct, frozen=True):
 
 
 def plan_lab(
-    name: str, *, managers: int, workers: int, subnet: ipaddress.IPv4Network, directory: str
+    name: str,
+    *,
+    managers: int,
+    workers: int,
+    subnet: ipaddress.IPv4Network,
+    directory: str,
+    store: str = "",
 ) -> LabPlan:
-    """Lay out a lab: m1.., w1.. on the addresses after the host's, which is the first.
+    """Lay out a lab: m1.., w1.. on the addresses after the host's, which is the first; then e1.
 
-    directory: where all labs live; the lab's own is below it.
+    directory: where all labs live; the lab's own is below it. store: empty, ETCD, or a URL.
     Raises: InvalidArgument.
     """
     check_name(name)
     check_counts(managers, workers)
-    if subnet.num_addresses - 3 < managers + workers:
+    check_store(store)
+    if subnet.num_addresses - 3 < managers + workers + (store == ETCD):
         raise InvalidArgument(
             f"--subnet {subnet}: too small for {managers + workers} nodes and the host"
         )
     names: list[tuple[str, Role]] = [(f"m{n}", "manager") for n in range(1, managers + 1)]
     names += [(f"w{n}", "worker") for n in range(1, workers + 1)]
-    nodes = tuple(
+    names += [("e1", "store")] if store == ETCD else []
+    planned = tuple(
         NodePlan(node, role, str(subnet[index + 2]), f"s{name_hash(name)}{node}")
         for index, (node, role) in enumerate(names)
     )
+    stores = tuple(node for node in planned if node.role == "store")
     lab = LabPlan(
         name=name,
         directory=str(PurePosixPath(directory) / name),
         subnet=str(subnet),
         gateway=str(subnet[1]),
         bridge=bridge_name(name),
-        nodes=nodes,
+        nodes=tuple(node for node in planned if node.role != "store"),
+        store=f"etcd://{stores[0].address}:{ETCD_PORT}/shoal" if stores else store,
+        stores=stores,
     )
     longest = max(
-        (node_paths(lab.directory, lab.name, n.name).docker_socket for n in nodes), key=len
+        (node_paths(lab.directory, lab.name, n.name).docker_socket for n in planned), key=len
     )
     if len(longest) > SOCKET_PATH_MAX:
         raise InvalidArgument(
@@ -136,6 +164,14 @@ def check_counts(managers: int, workers: int) -> None:
         raise InvalidArgument(f"--managers {managers}: must be between 1 and {MANAGERS_MAX}")
     if not 0 <= workers <= WORKERS_MAX:
         raise InvalidArgument(f"--workers {workers}: must be between 0 and {WORKERS_MAX}")
+
+
+def check_store(store: str) -> None:
+    """Raise unless it names where managers keep their state; the daemons read URLs in detail."""
+    if store not in ("", ETCD) and not store.startswith("etcd://"):
+        raise InvalidArgument(
+            f"--store {store}: must be {ETCD} (one of the lab's own) or etcd://HOST:PORT,.../PREFIX"
+        )
 
 
 def parse_subnet(text: str) -> ipaddress.IPv4Network:
@@ -215,8 +251,10 @@ def node_paths(directory: str, lab: str, node: str) -> NodePaths:
 
 
 def daemon_command(lab: LabPlan, node: NodePlan, *, python: str) -> list[str]:
-    """The command line of the node's swarmd."""
+    """The command line of the node's swarmd, or of a store's etcd."""
     paths = node_paths(lab.directory, lab.name, node.name)
+    if node.role == "store":
+        return _etcd_command(node, paths)
     return [
         python, "-P", "-m", "swarmd",
         "--state-dir", paths.state,
@@ -225,4 +263,22 @@ def daemon_command(lab: LabPlan, node: NodePlan, *, python: str) -> list[str]:
         "--cgroup-parent", node_cgroup(lab.name, node.name),
         "--metrics-addr", f"{node.address}:{METRICS_PORT}",
         "--log-level", "info",
+        *(["--store", lab.store] if lab.store else []),
+    ]  # fmt: skip
+
+
+def _etcd_command(node: NodePlan, paths: NodePaths) -> list[str]:
+    client, peer = (f"http://{node.address}:{port}" for port in (ETCD_PORT, ETCD_PEER_PORT))
+    return [
+        # Version 3.4 does not start on another architecture than amd64 without this.
+        "env", "ETCD_UNSUPPORTED_ARCH=arm64",
+        "etcd",
+        "--name", node.name,
+        "--data-dir", f"{paths.state}/etcd",
+        "--listen-client-urls", client,
+        "--advertise-client-urls", client,
+        "--listen-peer-urls", peer,
+        "--initial-advertise-peer-urls", peer,
+        "--initial-cluster", f"{node.name}={peer}",
+        "--logger", "zap",
     ]  # fmt: skip

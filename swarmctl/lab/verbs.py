@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
-from shoal.errors import InvalidArgument, SwarmError
+from shoal.errors import FailedPrecondition, InvalidArgument, SwarmError
 from swarmctl import contexts
 from swarmctl.lab import kernel, labs, nodes, record
-from swarmctl.lab.plan import LabPlan, NodePlan, check_name, daemon_command
+from swarmctl.lab.plan import ETCD, LabPlan, NodePlan, check_name, daemon_command
 from swarmctl.lab.record import LabRecord
 
 UP_TIMEOUT_S = 60.0
@@ -27,13 +29,14 @@ Report = Callable[[str], None]
 
 
 class UpOptions(msgspec.Struct, frozen=True):
-    """What the user wants of a new lab; an empty subnet is chosen."""
+    """What the user wants of a new lab; an empty subnet is chosen. store: empty, etcd or a URL."""
 
     name: str
     root: str
     managers: int
     workers: int
     subnet: str
+    store: str = ""
     timeout_s: float = UP_TIMEOUT_S
 
 
@@ -43,7 +46,7 @@ def context_name(lab: str) -> str:
 
 
 def swarmd_command(lab: LabPlan, node: NodePlan) -> list[str]:
-    """How a node's daemon is started: with the interpreter that runs us."""
+    """How a node's daemon is started: swarmd with the interpreter that runs us."""
     return daemon_command(lab, node, python=sys.executable)
 
 
@@ -54,6 +57,10 @@ def up(options: UpOptions, *, report: Report, command: labs.Command = swarmd_com
     """
     kernel.check_machine()
     check_name(options.name)
+    if options.store == ETCD and not shutil.which("etcd"):
+        raise FailedPrecondition(
+            "--store etcd: etcd is missing; install it with: apt-get install etcd-server"
+        )
     with record.lock(options.name):
         made = labs.reserve(
             options.root,
@@ -61,6 +68,7 @@ def up(options: UpOptions, *, report: Report, command: labs.Command = swarmd_com
             managers=options.managers,
             workers=options.workers,
             subnet=options.subnet,
+            store=options.store,
         )
         with _undone_on_error(options.root, made.plan):
             return _raise_lab(made, options, report=report, command=command)
@@ -72,7 +80,7 @@ def _raise_lab(
     from swarmctl.lab import cluster  # here: only this verb and `wait` need gRPC
 
     lab = made.plan
-    report(f"start {', '.join(n.name for n in lab.nodes)} on {lab.subnet} ({lab.bridge})")
+    report(f"start {', '.join(n.name for n in lab.everyone)} on {lab.subnet} ({lab.bridge})")
     labs.raise_nodes(lab, command)
     asyncio.run(cluster.form(lab, timeout_s=options.timeout_s, report=report))
     previous = contexts.load().current
@@ -124,7 +132,7 @@ def _undone_on_error(root: str, lab: LabPlan) -> Iterator[None]:
 
 
 def _tail(lab: LabPlan, name: str) -> str:
-    known = [node for node in lab.nodes if node.name == name]
+    known = [node for node in lab.everyone if node.name == name]
     text = nodes.log_tail(nodes.paths_of(lab, known[0])) if known else ""
     return f"\n--- last lines of {name}'s log ---\n{text}" if text else ""
 
@@ -179,8 +187,9 @@ def start(
         kernel.make_pin_directory(f"{lab.directory}/ns")
         nodes.prepare(lab, known)
         nodes.launch(lab, known, [*command(lab, known), *extra])
+        wait: Any = cluster.wait_listening if known.role == "store" else cluster.wait_serving
         try:
-            asyncio.run(cluster.wait_serving(lab, known, deadline_s=time.monotonic() + timeout_s))
+            asyncio.run(wait(lab, known, deadline_s=time.monotonic() + timeout_s))
         except SwarmError as error:
             error.message += _tail(lab, node)
             raise
@@ -192,9 +201,14 @@ def wait(root: str, name: str, names: tuple[str, ...], *, timeout_s: float) -> N
 
     kernel.check_machine()
     lab = record.read_lab(root, name).plan
-    wanted = frozenset(lab.node(node).name for node in names)
+    wanted = {node.name: node for node in (lab.node(name) for name in names)}
+    stores = [wanted.pop(node.name) for node in lab.stores if node.name in wanted]
     deadline_s = time.monotonic() + timeout_s
-    asyncio.run(cluster.wait_ready(lab, deadline_s=deadline_s, names=wanted or None))
+    for store in stores:
+        asyncio.run(cluster.wait_listening(lab, store, deadline_s=deadline_s))
+    if wanted or not stores:
+        ready = cluster.wait_ready(lab, deadline_s=deadline_s, names=frozenset(wanted) or None)
+        asyncio.run(ready)
 
 
 def standing(lab: LabPlan) -> dict[str, str]:
