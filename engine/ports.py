@@ -41,11 +41,11 @@ class Events(Protocol):
         ...
 
     def subscribe(
-        self, *, since_ns: int | None = None
+        self, *, since_ns: int | None = None, until_ns: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Kept events from `since_ns` on, then what happens. None: only what happens.
+        """Kept events from `since_ns` on, then what happens until `until_ns`.
 
-        The iterator ends when its reader was too slow.
+        Without `since_ns` only what happens. The iterator also ends when its reader was too slow.
         """
         ...
 

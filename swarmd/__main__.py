@@ -61,6 +61,16 @@ _log = structlog.get_logger()
     help='HOST:PORT of /metrics, /healthz and /readyz; "" for none.',
 )
 @click.option(
+    "--docker-addr",
+    default="",
+    help="HOST:PORT of the Docker API over TLS, for clients with a certificate.  [default: none]",
+)
+@click.option(
+    "--docker-tls",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Directory with ca.pem (who may use --docker-addr), cert.pem and key.pem.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -87,6 +97,8 @@ def main(
     hostname: str,
     cgroup_parent: str,
     metrics_addr: str,
+    docker_addr: str,
+    docker_tls: Path | None,
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -105,12 +117,16 @@ def main(
             f"{cgroup_parent!r} must be an absolute path below the root",
             param_hint="--cgroup-parent",
         )
+    if bool(docker_addr) != (docker_tls is not None):
+        raise click.UsageError("--docker-addr and --docker-tls need each other")
     logs.configure("swarmd", log_level)
     settings = DaemonSettings(
         paths=make_paths(state_dir, run_dir),
         hostname=hostname or socket.gethostname(),
         cgroup_parent=cgroup_parent,
         metrics_address=metrics_addr,
+        docker_address=docker_addr,
+        docker_tls=None if docker_tls is None else docker_tls.absolute(),
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

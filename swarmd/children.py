@@ -23,6 +23,7 @@ MANAGER = "manager"
 WORKER = "worker"
 RESTART_PAUSE_MAX_S = 5.0
 STEADY_AFTER_S = 5.0
+_MODULES = {MANAGER: "manager", WORKER: "engine"}  # the worker, with the Docker API in it
 
 CommandFor = Callable[[DaemonSettings, str], Sequence[str]]
 
@@ -32,7 +33,7 @@ _log = structlog.get_logger()
 def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
     """The command line of a process of the node. name: MANAGER or WORKER."""
     command = [
-        sys.executable, "-P", "-m", name,
+        sys.executable, "-P", "-m", _MODULES[name],
         "--state-dir", str(settings.paths.state),
         "--run-dir", str(settings.paths.run),
         "--log-level", settings.log_level,
@@ -40,6 +41,9 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
     ]  # fmt: skip
     if name == WORKER:
         command += ["--hostname", settings.hostname, "--cgroup-parent", settings.cgroup_parent]
+        if settings.docker_address:
+            command += ["--docker-addr", settings.docker_address]
+            command += ["--docker-tls", str(settings.docker_tls)]
     return command
 
 

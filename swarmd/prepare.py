@@ -7,14 +7,13 @@ would ruin each other. The locks go with the process, however it ends.
 from __future__ import annotations
 
 import fcntl
-import grp
 import os
 from pathlib import Path
 
 from shoal.errors import FailedPrecondition
 from shoal.settings.paths import NodePaths
+from shoal.settings.sockets import shoal_group
 
-GROUP = "shoal"
 LOCK_FILE = "swarmd.lock"
 
 
@@ -63,18 +62,3 @@ def lock(directory: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
-
-
-def open_to_group(socket_path: Path) -> None:
-    """Let root and the group `shoal` use a socket, nobody else."""
-    group_id = shoal_group()
-    os.chown(socket_path, 0, 0 if group_id is None else group_id)
-    socket_path.chmod(0o660)
-
-
-def shoal_group() -> int | None:
-    """Id of the group `shoal`, None where there is none."""
-    try:
-        return grp.getgrnam(GROUP).gr_gid
-    except KeyError:
-        return None

@@ -14,6 +14,7 @@ VERSION = version("shoal")
 
 class DaemonSettings(msgspec.Struct, frozen=True):
     """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
+    docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
 
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
@@ -22,6 +23,8 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     hostname: str
     cgroup_parent: str = "/shoal"
     metrics_address: str = "127.0.0.1:9323"
+    docker_address: str = ""
+    docker_tls: Path | None = None
     log_level: str = "info"
     force_new_cluster: bool = False
     store: str = ""

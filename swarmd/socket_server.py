@@ -12,9 +12,9 @@ import grpc
 from shoal.api.v1 import node_pb2_grpc
 from shoal.errors import FailedPrecondition
 from shoal.security.grpc_tls import server_options
+from shoal.settings.sockets import open_to_group
 from shoal.wire.errors import ErrorInterceptor
 from swarmd.node_server import NodeServer
-from swarmd.prepare import open_to_group
 from swarmd.proxy import Proxy
 
 CONCURRENT_CALLS_MAX = 1_000

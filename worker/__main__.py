@@ -17,25 +17,34 @@ from shoal.errors import InvariantViolation, SwarmError
 from shoal.settings.paths import NodePaths
 from shoal.settings.process import die_with_parent
 from shoal.telemetry.logs import LEVELS, configure
-from worker.app import WorkerSettings, run
+from worker.app import Extension, WorkerSettings, run
 
 
 def main() -> None:
     """Parse the arguments, run, and exit with 1 on any failure."""
-    parser = argparse.ArgumentParser(prog="worker", description=__doc__)
+    start(a_parser("worker", __doc__).parse_args())
+
+
+def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """The arguments every form of the worker process takes."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--log-level", choices=sorted(LEVELS), default="info")
     parser.add_argument("--hostname", required=True)
     parser.add_argument("--cgroup-parent", required=True)
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
-    arguments = parser.parse_args()
+    return parser
+
+
+def start(arguments: argparse.Namespace, extension: Extension | None = None) -> None:
+    """Run the process; exits with 1 on any failure, 70 when an invariant is broken."""
     if arguments.parent_pid:
         die_with_parent(arguments.parent_pid)
     configure("worker", arguments.log_level)
     log = structlog.get_logger()
     try:
-        asyncio.run(run(_settings(arguments)))
+        asyncio.run(run(_settings(arguments), extension))
     except SwarmError as error:
         log.error("worker.failed", reason=error.message, code=error.code.value)  # noqa: TRY400 - the message says it all
         sys.exit(1)

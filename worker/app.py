@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import msgspec
@@ -303,7 +303,22 @@ class WorkerTelemetry(TelemetryServer):
         return await super().GetMetrics(request, context)
 
 
-async def run(settings: WorkerSettings) -> None:
+class Parts(NamedTuple):
+    """What the worker hands to a component that is run in its process."""
+
+    settings: WorkerSettings
+    runtime: NativeRuntime
+    images: ImageStore
+    membership: Membership
+
+
+WaitBroken = Callable[[], Coroutine[Any, Any, None]]
+Extension = Callable[[Parts], AbstractAsyncContextManager[WaitBroken]]
+"""One more component: started after all others and stopped before them. What it yields waits until
+it broke an invariant, and raises that."""
+
+
+async def run(settings: WorkerSettings, extension: Extension | None = None) -> None:
     """Run the worker until SIGTERM or SIGINT; containers run on."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -326,8 +341,12 @@ async def run(settings: WorkerSettings) -> None:
         await _serve(stack, paths, membership, images)
         supervisor = await stack.enter_async_context(Supervisor())
         supervisor.start("image collection", lambda: _collect_images(images))
+        waits = [stop.wait(), membership.wait_broken()]
+        if extension is not None:
+            parts = Parts(settings, runtime, images, membership)
+            waits.append((await stack.enter_async_context(extension(parts)))())
         _log.info("worker.started", hostname=settings.hostname)
-        await _first_of(stop.wait(), membership.wait_broken())
+        await _first_of(*waits)
         _log.info("worker.stopping")
 
 

@@ -62,6 +62,16 @@ class NodePaths(msgspec.Struct, frozen=True):
         return self.state / "images"
 
     @property
+    def engine(self) -> Path:
+        """What the Docker API keeps: its id, the containers made through it."""
+        return self.state / "engine"
+
+    @property
+    def volumes(self) -> Path:
+        """Named volumes."""
+        return self.state / "volumes"
+
+    @property
     def swarmd_socket(self) -> Path:
         """What swarmctl talks to."""
         return self.run / "swarmd.sock"

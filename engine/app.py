@@ -1,0 +1,108 @@
+"""The composition root of the engine: its parts, handed what they call, and the API over them.
+
+A new part is made in `_parts` and its routes are listed in `_routes`; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
+from typing import Any
+
+from engine.events import EventBus
+from engine.facts import machine, words
+from engine.facts.identity import read_or_make_id
+from engine.facts.programs import find_programs
+from engine.http.dispatch import Dispatcher
+from engine.http.routing import Route, Table
+from engine.http.server import serve
+from engine.http.settings import TlsSettings
+from engine.ports import Census
+from engine.resources import events, plugins, swarm, system
+from shoal.clock import NS_PER_S, SystemClock
+from worker.app import Extension, Parts, WaitBroken
+
+VERSION = version_of("shoal")
+PRODUCT = f"Shoal/{VERSION} (linux)"
+
+
+def extension(tls: TlsSettings | None) -> Extension:
+    """The engine as a component of the worker process. tls: serve on TCP, too."""
+
+    @asynccontextmanager
+    async def run(parts: Parts) -> AsyncIterator[WaitBroken]:
+        async with AsyncExitStack() as stack:
+            engine = await Engine.open(parts)
+            dispatcher = Dispatcher(Table(engine.routes()), PRODUCT)
+            await stack.enter_async_context(
+                serve(dispatcher, parts.settings.paths.docker_socket, tls)
+            )
+
+            def wait_broken() -> Coroutine[Any, Any, None]:
+                return dispatcher.wait_broken()
+
+            yield wait_broken
+
+    return run
+
+
+class Engine:
+    """The parts of the engine."""
+
+    def __init__(self, parts: Parts, node: words.Node) -> None:
+        self._parts = parts
+        self._node = node
+        self._clock = SystemClock()
+        self._events = EventBus(self._clock)
+        self._offer = words.Offer(runtimes={"native": ""})
+
+    @classmethod
+    async def open(cls, parts: Parts) -> Engine:
+        """Learn what the node is. Raises: OSError."""
+        settings = parts.settings
+        node = words.Node(
+            id=await asyncio.to_thread(read_or_make_id, settings.paths.engine),
+            hostname=settings.hostname,
+            version=VERSION,
+            state_dir=str(settings.paths.state),
+            machine=await asyncio.to_thread(machine.read_machine, settings.paths.state),
+            programs=await find_programs(),
+        )
+        return cls(parts, node)
+
+    def routes(self) -> Iterable[Route]:
+        """Every operation; of two that match a path, the first answers."""
+        yield from system.routes(lambda: words.version(self._node), self._info)
+        yield from events.routes(self._events)
+        yield from swarm.routes()
+        yield from plugins.routes()
+
+    async def _info(self) -> dict[str, Any]:
+        now = words.Now(
+            time=_time_text(self._clock.now_ns()),
+            census=await self._census(),
+            images=len(self._parts.images.list()),
+            descriptors=machine.open_descriptors(),
+            tasks=len(asyncio.all_tasks()),
+            event_readers=self._events.readers,
+            ip_forwarding=machine.is_set("net/ipv4/ip_forward"),
+            bridge_nf_iptables=machine.is_set("net/bridge/bridge-nf-call-iptables"),
+            bridge_nf_ip6tables=machine.is_set("net/bridge/bridge-nf-call-ip6tables"),
+            environment=os.environ,
+        )
+        return words.info(self._node, self._offer, now)
+
+    async def _census(self) -> Census:
+        statuses = await self._parts.runtime.list()
+        running = sum(one.state == "running" for one in statuses)
+        paused = sum(one.state == "running" and one.paused for one in statuses)
+        return Census(running - paused, paused, len(statuses) - running)
+
+
+def _time_text(now_ns: int) -> str:
+    seconds, rest_ns = divmod(now_ns, NS_PER_S)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09d}Z"
