@@ -117,6 +117,22 @@ def violation():
     return InvariantViolation("state goes down")
 
 
+async def test_a_task_whose_cancellation_is_lost_in_a_call_ends_all_the_same():
+    called = asyncio.Event()
+
+    async def run():
+        called.set()
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise NotFound("how the call ended") from None
+
+    async with asyncio.timeout(DEADLINE_S):
+        async with Supervisor() as supervisor:
+            supervisor.start("calls", run)
+            await called.wait()
+
+
 @pytest.mark.parametrize(
     "error",
     [violation(), ExceptionGroup("g", [NotFound("x"), ExceptionGroup("h", [violation()])])],
