@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.cluster.lab import Lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure, what the nodes of the test's lab said last."""
+    report = yield
+    if report.failed:
+        for made in getattr(item, "funcargs", {}).values():
+            if isinstance(made, Lab):
+                for node, text in made.last_words().items():
+                    report.sections.append((f"log of {made.name} {node}", text))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 DEADLINE_S = 40.0
+LOG_LINES = 40
 
 # Answers with the container and the client it sees, and logs the client.
 _PAGE = """#!/bin/sh
@@ -108,6 +109,14 @@ class Lab:
                 f"swarmctl {' '.join(arguments)}: exit {result.returncode}\n{result.stderr}"
             )
         return result
+
+    def last_words(self) -> dict[str, str]:
+        """The end of each node's log."""
+        logs = sorted((self.base / "lab" / self.name).glob("*/swarmd.log"))
+        return {
+            path.parent.name: "\n".join(path.read_text(errors="replace").splitlines()[-LOG_LINES:])
+            for path in logs
+        }
 
     def lab(self, verb: str, *arguments: str) -> None:
         """`swarmctl lab VERB --name ... ARGUMENTS`."""
