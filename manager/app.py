@@ -31,6 +31,7 @@ from manager.controlapi.watch import WatchServer
 from manager.dispatcher.driver import Dispatcher
 from manager.dispatcher.server import DispatcherServer
 from manager.leadership.router import Dial, HandlerTable, LeaderRouter
+from manager.leadership.standing import Standing
 from manager.leadership.work import LeaderWork, Term
 from manager.logbroker.broker import LogBroker
 from manager.logbroker.server import LogBrokerServer, LogsServer
@@ -156,9 +157,10 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     )
     supervisor.start("leader", work.run)
     supervisor.start("cluster row", lambda: _follow_cluster(site.live, backend))
+    standing = Standing(backend.store, backend.consensus)
     server = grpc.aio.server(
         interceptors=[
-            AuthorizationInterceptor(site.live.verifier, permissions()),
+            AuthorizationInterceptor(site.live.verifier, permissions(), standing.judge),
             ErrorInterceptor(),
         ],
         options=server_options(),

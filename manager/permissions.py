@@ -27,6 +27,8 @@ def permissions() -> Permissions:
     return Permissions(
         {
             **allow(f"{API}.Control", CONTROL, *people),
+            # A worker takes itself out, and nobody else: see the servicer.
+            **allow(f"{API}.Control", ("RemoveNode",), *people, Role.WORKER),
             **allow(f"{API}.Logs", ("SubscribeLogs",), *people),
             **allow(f"{API}.Watch", ("Watch",), *people),
             **allow(f"{API}.Dispatcher", DISPATCHER, *agents),

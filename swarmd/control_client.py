@@ -11,7 +11,7 @@ import structlog
 
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1.control_pb2_grpc import ControlStub
-from shoal.errors import DeadlineExceeded, NotFound, SwarmError, Unavailable
+from shoal.errors import DeadlineExceeded, NotFound, PermissionDenied, SwarmError, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Node
 from shoal.security.grpc_tls import channel_credentials, secure_channel
@@ -39,6 +39,7 @@ class ClusterClient:
     async def demote(self, *, timeout_s: float) -> None:
         """Make this node a worker, and wait until it has left the consensus group.
 
+        From then on its certificate of a manager is refused, which says the same as the row.
         Raises: what the managers refuse with; DeadlineExceeded.
         """
         try:
@@ -49,6 +50,8 @@ class ClusterClient:
                     if node.certified_role is NodeRole.WORKER:
                         return
                     await asyncio.sleep(_POLL_PERIOD_S)
+        except PermissionDenied:
+            return  # to the managers it is none any more
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the managers did not let this node go within {timeout_s:g} s"

@@ -16,6 +16,7 @@ from manager.leadership.joining import ask_to_join
 from manager.leadership.members import MembersKeeper, WedgeWatch
 from manager.leadership.raft import RaftConsensus, why_no_leader
 from manager.leadership.server import RaftMembershipServer
+from manager.leadership.standing import MemberStanding
 from manager.leadership.work import Term
 from manager.roles.loop import RoleLoop
 from manager.storage.member import Opening
@@ -87,7 +88,8 @@ class RaftBackend:
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """`Backend.add_to_server`."""
-        raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport), server)
+        standing = MemberStanding(self.store, self.driver.leading)
+        raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport, standing), server)
 
     def start(self, supervisor: Supervisor) -> None:
         """A manager without a log asks to be let in; the server, which is called back, is up."""

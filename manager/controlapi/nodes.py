@@ -6,14 +6,18 @@ from manager.controlapi import validate
 from manager.controlapi.services import check_version
 from manager.store.view import View
 from shoal.errors import FailedPrecondition
+from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS
 from shoal.model.enums import NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, remove, update
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import BlacklistedCertificate, JoinTokens
 
-BLACKLIST_NS = 97 * 24 * 3600 * 1_000_000_000
-"""How long a removed node's certificate stays refused: its longest validity and a week."""
+BLACKLIST_MARGIN_NS = 7 * 24 * 3600 * 1_000_000_000
+"""How much longer than its certificate a removed node stays refused: clocks may lag."""
+BLACKLIST_MAX = 8_192
+"""Removed nodes that are remembered; those whose certificates end first are dropped for others.
+The leader refuses nodes that are in no row anyway: this is for the managers that pass calls on."""
 
 
 def update_node(view: View, reference: str, spec: NodeSpec, *, version: int) -> list[Change]:
@@ -64,16 +68,27 @@ def remove_node(view: View, reference: str, *, force: bool, now_ns: int) -> list
             "let it leave first, or remove it with --force"
         )
     changes: list[Change] = [remove(node)]
-    cluster = view.cluster
-    if cluster is not None:
-        refused = {
-            node_id: entry
-            for node_id, entry in cluster.blacklisted_certificates.items()
-            if entry.expires_at_ns > now_ns
-        }
-        refused[node.id] = BlacklistedCertificate(expires_at_ns=now_ns + BLACKLIST_NS)
-        changes.append(update(cluster.replaced(blacklisted_certificates=refused)))
+    if view.cluster is not None:
+        changes.append(update(_blacklisted(view.cluster, node, now_ns)))
     return changes
+
+
+def _blacklisted(cluster: Cluster, node: Node, now_ns: int) -> Cluster:
+    """The cluster with the certificates of a removed node refused until they have ended."""
+    refused = {
+        node_id: entry
+        for node_id, entry in cluster.blacklisted_certificates.items()
+        if entry.expires_at_ns > now_ns
+    }
+    while len(refused) >= BLACKLIST_MAX:
+        del refused[min(refused, key=lambda node_id: (refused[node_id].expires_at_ns, node_id))]
+    validity_ns = cluster.spec.ca.node_certificate_validity_ns or NODE_CERTIFICATE_VALIDITY_NS
+    # It may have got another one just now that it has not named yet.
+    end_ns = now_ns + validity_ns
+    if node.certificate is not None:
+        end_ns = max(end_ns, node.certificate.not_after_ns)
+    refused[node.id] = BlacklistedCertificate(expires_at_ns=end_ns + BLACKLIST_MARGIN_NS)
+    return cluster.replaced(blacklisted_certificates=refused)
 
 
 def update_cluster(

@@ -26,13 +26,15 @@ from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import objects_pb2, types_pb2
 from shoal.api.v1.control_pb2_grpc import ControlServicer
 from shoal.clock import Clock
-from shoal.errors import InvalidArgument, Unimplemented
+from shoal.errors import InvalidArgument, PermissionDenied, Unimplemented
 from shoal.ids import new_id
 from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
 from shoal.model.objects import AnyObject, Node, Service, Task
 from shoal.model.plan import Change, update
 from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
 from shoal.model.types import JoinTokens
+from shoal.security.peer import current_peer
+from shoal.security.roles import Role
 from shoal.security.root import RootCA
 from shoal.security.tokens import make_join_token
 from shoal.wire.objects import fill_pb, from_pb, to_pb
@@ -171,6 +173,9 @@ class ControlServer(ControlServicer):
     async def RemoveNode(
         self, request: pb.RemoveNodeRequest, context: Context
     ) -> pb.RemoveNodeResponse:
+        peer = current_peer()
+        if peer.role is Role.WORKER and request.node != peer.node_id:
+            raise PermissionDenied("node: a worker can remove nobody but itself")
         await self._commit(
             lambda view: nodes.remove_node(
                 view, request.node, force=request.force, now_ns=self._clock.now_ns()

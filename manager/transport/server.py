@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from typing_extensions import override
 
-from manager.consensus.roster import Member
+from manager.consensus.roster import Member, Roster
 from manager.transport.codec import messages_of
 from manager.transport.metadata import OFFSET_KEY, REMOVED_KEY, Opening, Removed, check, opening_of
 from manager.transport.transport import GrpcTransport
@@ -21,11 +21,21 @@ from shoal.wire.errors import CODE_KEY
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class Standing(Protocol):
+    """Knows who is a manager now."""
+
+    def check(self, raft_id: int, node_id: str, roster: Roster) -> None:
+        """Raises: PermissionDenied for a node that is a worker by now."""
+        ...
+
+
 class RaftServer(RaftServicer):
     """Serves `shoal.api.v1.Raft` for one transport."""
 
-    def __init__(self, transport: GrpcTransport) -> None:
+    def __init__(self, transport: GrpcTransport, standing: Standing | None = None) -> None:
+        """standing: None where the store holds no nodes; then certificates alone count."""
         self._transport = transport
+        self._standing = standing
 
     @override
     async def Stream(
@@ -40,7 +50,7 @@ class RaftServer(RaftServicer):
             messages = messages_of(frame.messages)
             if any(message.sender != opening.sender for message in messages):
                 raise InvalidArgument("raft: a message in the name of another member")
-            if receiver.roster is not roster:
+            if receiver.roster is not roster or opening.sender not in roster.members:
                 await self._check(opening, context)
                 roster = receiver.roster
             receiver.deliver(messages)
@@ -65,9 +75,12 @@ class RaftServer(RaftServicer):
         return opening
 
     async def _check(self, opening: Opening, context: Context) -> None:
-        transport = self._transport
+        transport, peer = self._transport, current_peer()
+        roster = transport.receiver.roster
         try:
-            check(opening, current_peer(), transport.receiver.roster, transport.me.raft_id)
+            check(opening, peer, roster, transport.me.raft_id)
+            if self._standing is not None:
+                self._standing.check(opening.sender, peer.node_id, roster)
         except Removed as error:
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,

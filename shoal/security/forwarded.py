@@ -24,6 +24,13 @@ def render_caller(caller: Caller) -> tuple[str, str]:
     return FORWARDED_KEY, " ".join(parts)
 
 
+def forwarded_metadata(
+    metadata: Iterable[tuple[str, str | bytes]],
+) -> tuple[tuple[str, str | bytes], ...]:
+    """What `forwarded_caller` looks at, for calls that are looked at more than once."""
+    return tuple((key, value) for key, value in metadata if key == FORWARDED_KEY)
+
+
 def forwarded_caller(
     metadata: Iterable[tuple[str, str | bytes]], direct: PeerIdentity
 ) -> Caller | None:

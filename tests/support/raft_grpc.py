@@ -12,6 +12,7 @@ from manager.consensus.changes import MembershipChanges
 from manager.consensus.driver import RaftDriver
 from manager.consensus.interfaces import Receiver
 from manager.consensus.recovery import Place, recover
+from manager.leadership.standing import MemberStanding
 from manager.permissions import permissions
 from manager.raft.messages import Message
 from manager.storage.member import Opening
@@ -100,7 +101,8 @@ class GrpcRig:
             options=server_options(),
         )
         self.transport.attach(self.driver)
-        raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport), self.server)
+        standing = MemberStanding(self.store, self.driver.leading)
+        raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport, standing), self.server)
         tls = server_credentials(
             ROOT.certificate_pem, self.identity.certificate_pem, self.identity.key_pem
         )

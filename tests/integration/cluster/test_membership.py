@@ -6,6 +6,7 @@ says how often the leader is killed (3; 30 is the long form).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,8 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from shoal.api.v1.control_pb2 import ListNodesRequest
+from shoal.api.v1.control_pb2_grpc import ControlStub
+from shoal.security.grpc_tls import channel_credentials, secure_channel
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -24,6 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 KILL_ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "3"))
 NEXT_WRITE_S = 10.0
 MANAGERS = {"m1", "m2", "m3"}
+IDENTITY_FILES = ("ca.crt", "node.crt", "node.key")
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +179,14 @@ def test_a_worker_is_promoted_and_demoted(lab: Lab) -> None:
     assert "w1 is already a manager" in lab.swarmctl("node", "promote", "w1")
     refused = lab.run("node", "rm", "--force", "w1", check=False)
     assert "demote it first" in refused.stderr
+    kept = lab.base / "kept-identity"
+    shutil.copytree(state(lab, "w1") / "identity", kept)
+    eventually("its certificate is taken", lambda: ask_with(lab, kept, "m1") == "OK")
     lab.swarmctl("node", "update", "--role", "worker", "w1")
     eventually("w1 works", lambda: managers(lab).get("w1") == "")
+    for name in MANAGERS:  # whoever does not lead passes the call on, and the leader refuses it
+        assert ask_with(lab, kept, name) == "PERMISSION_DENIED"
+    shutil.rmtree(kept)
     eventually("w1 refuses", lambda: "not a manager" in refusal(lab, "w1"))
     eventually("its log is gone", lambda: not (state(lab, "w1") / "raft").exists())
     # Again, with another raft id: a removed one never returns.
@@ -267,6 +279,22 @@ def test_spares_are_promoted_when_the_cluster_is_to_keep_managers_up(lab: Lab) -
     lab.swarmctl("cluster", "update", "--managers", "0")
     lab.swarmctl("node", "demote", spare)
     eventually("three are left", lambda: reachable(lab) == MANAGERS)
+
+
+def ask_with(lab: Lab, directory: Path, name: str) -> str:
+    """The status of a manager's answer to whoever holds that identity."""
+    root, certificate, key = ((directory / file).read_bytes() for file in IDENTITY_FILES)
+
+    async def ask() -> str:
+        credentials = channel_credentials(root, certificate, key)
+        async with secure_channel(f"{lab.addresses[name]}:2377", credentials) as channel:
+            try:
+                await ControlStub(channel).ListNodes(ListNodesRequest(), timeout=20)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return "OK"
+
+    return asyncio.run(ask())
 
 
 def unreachable(lab: Lab) -> set[str]:

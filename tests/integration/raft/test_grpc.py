@@ -9,17 +9,23 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from manager.raft.messages import Message, MessageKind
 from manager.transport import metadata, snapshots
+from manager.transport.codec import frames
 from shoal.api.v1 import raft_pb2
 from shoal.api.v1.raft_pb2_grpc import RaftStub
 from shoal.errors import NotLeader, Unavailable
-from shoal.model.objects import StoreEntry
-from shoal.model.plan import create
+from shoal.model.enums import NodeRole
+from shoal.model.objects import Node, StoreEntry
+from shoal.model.plan import create, update
+from shoal.model.specs import NodeSpec
 from shoal.security.roles import Role
 from tests.support.managing import an_identity, refusal, until
 from tests.support.planning import a_task
 from tests.support.raft_grpc import GrpcRig, dial_as
 from tests.unit.manager.consensus.test_driver import a_leader, join, same_state, the_leader
+
+EMPTY_FRAME = next(iter(frames((Message(kind=MessageKind.HEARTBEAT, to=1, sender=0x99),))))
 
 
 @asynccontextmanager
@@ -130,6 +136,35 @@ async def test_strangers_and_removed_members_are_refused(tmp_path):
             async with asyncio.timeout(10):
                 await victim.running.wait_failed()
         assert other.running.roster.removed == {victim.me.raft_id}
+
+
+async def test_a_demoted_manager_is_not_heard_under_another_raft_id(tmp_path):
+    """Its old certificate is still valid; by the store it is a worker."""
+    async with a_cluster(tmp_path) as members:
+        leader = the_leader(members)
+        demoted = an_identity("demoted", Role.MANAGER)
+        manages = NodeSpec(desired_role=NodeRole.MANAGER)
+        await leader.store.commit([create(Node(id="demoted", spec=manages))])
+        await same_state(members)
+
+        def opened(member):
+            call = dial_as(demoted)(member.address)
+            pairs = metadata.metadata(0x99, member.me.raft_id)
+            return call, RaftStub(call).Stream(metadata=pairs)
+
+        streams = [opened(member) for member in members]
+        for _, call in streams:
+            assert (await call.read()).raft_id  # an id nobody knows yet, as of one that joins
+        row = leader.store.view.nodes.get("demoted")
+        await leader.store.commit([update(row.replaced(spec=NodeSpec()))])
+        await same_state(members)
+        for member, (channel, call) in zip(members, streams, strict=True):
+            await call.write(raft_pb2.RaftFrame(messages=EMPTY_FRAME))
+            assert "demoted is a worker now" in await refusal(read_all(call))
+            again, call = opened(member)
+            assert "demoted is a worker now" in await refusal(read_all(call))
+            await channel.close()
+            await again.close()
 
 
 async def read_all(call):

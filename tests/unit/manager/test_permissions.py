@@ -39,7 +39,10 @@ ALLOWED = {
     "Raft": {Role.MANAGER},
     "RaftMembership": {Role.MANAGER},
 }
-EXCEPTIONS = {"Ca/ConfirmNodeCertificate": {Role.MANAGER, Role.WORKER}}
+EXCEPTIONS = {
+    "Ca/ConfirmNodeCertificate": {Role.MANAGER, Role.WORKER},
+    "Control/RemoveNode": {Role.MANAGER, Role.LOCAL, Role.WORKER},  # a worker: itself only
+}
 METHODS = [
     (name, method.name)
     for name, module in SERVED.items()

@@ -10,8 +10,15 @@ from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Cluster, Node
 from shoal.model.specs import ClusterSpec, NodeSpec, RaftConfig
-from shoal.model.types import ManagerStatus
+from shoal.model.types import (
+    BlacklistedCertificate,
+    CaConfig,
+    ManagerStatus,
+    NodeCertificate,
+)
 
+DAY_NS = 24 * 3600 * 10**9
+NOW_NS = 20_000 * DAY_NS
 MANAGER = NodeSpec(desired_role=NodeRole.MANAGER)
 
 
@@ -92,3 +99,40 @@ def test_too_many_wanted_managers_are_refused():
     spec = ClusterSpec(raft=RaftConfig(managers_wanted=11))
     with pytest.raises(InvalidArgument, match="managers: 11 is more than 9"):
         nodes.update_cluster(managers(True), spec, version=0, tokens=None)
+
+
+def blacklisted(node: Node, cluster: Cluster) -> dict[str, int]:
+    view = Tables([cluster, node], version=1)
+    changes = nodes.remove_node(view, node.id, force=True, now_ns=NOW_NS)
+    (after,) = [change.object for change in changes if isinstance(change.object, Cluster)]
+    return {one: entry.expires_at_ns for one, entry in after.blacklisted_certificates.items()}
+
+
+@pytest.mark.parametrize(
+    ("validity", "certificate_ends", "days"),
+    [(None, None, 97), (30, 60, 67), (30, 20, 37), (365, 10, 372), (None, 800, 807)],
+)
+def test_a_removed_node_is_refused_a_week_longer_than_any_certificate_it_can_hold(
+    validity, certificate_ends, days
+):
+    """validity, certificate_ends: days; of the settings, and of the certificate it has named."""
+    ca = CaConfig(node_certificate_validity_ns=validity and validity * DAY_NS)
+    certificate = certificate_ends and NodeCertificate(
+        not_after_ns=NOW_NS + certificate_ends * DAY_NS
+    )
+    cluster = Cluster(id="c", spec=ClusterSpec(ca=ca))
+    assert blacklisted(Node(id="w", certificate=certificate), cluster) == {
+        "w": NOW_NS + days * DAY_NS
+    }
+
+
+def test_the_blacklist_is_bounded_and_forgets_first_what_ends_first():
+    full = {
+        f"n{number}": BlacklistedCertificate(expires_at_ns=NOW_NS + 1 + number)
+        for number in range(nodes.BLACKLIST_MAX)
+    }
+    found = blacklisted(Node(id="w"), Cluster(id="c", blacklisted_certificates=full))
+    assert len(found) == nodes.BLACKLIST_MAX
+    assert full.keys() - found.keys() == {"n0"}
+    ended = {"old": BlacklistedCertificate(expires_at_ns=NOW_NS)}
+    assert set(blacklisted(Node(id="w"), Cluster(id="c", blacklisted_certificates=ended))) == {"w"}

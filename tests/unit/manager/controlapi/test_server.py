@@ -354,6 +354,17 @@ async def test_node_removal_has_its_rules_and_refuses_the_certificate(api):
     assert refused["up"].expires_at_ns > api.clock.now_ns() + 90 * 24 * 3600 * 10**9
 
 
+async def test_a_worker_removes_itself_and_nobody_else(api):
+    api.put(a_node("w1"), a_node("w2", state=NodeState.DOWN))
+    async with api.at.channel(an_identity("w1")) as channel:
+        control = ControlStub(channel)
+        said = await refusal(control.RemoveNode(pb.RemoveNodeRequest(node="w2", force=True)))
+        assert said == "PERMISSION_DENIED node: a worker can remove nobody but itself"
+        await control.RemoveNode(pb.RemoveNodeRequest(node="w1", force=True))
+    assert [node.id for node in api.store.view.nodes] == ["w2"]
+    assert set(api.store.view.cluster.blacklisted_certificates) == {"w1"}
+
+
 async def test_a_node_is_updated_by_version_and_never_without_a_spec(api):
     api.put(a_node("n1", labels={"zone": "a"}))
     text = await refusal(api.control.UpdateNode(pb.UpdateNodeRequest(node="n1")))
