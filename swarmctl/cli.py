@@ -14,7 +14,9 @@ from swarmctl.session import Session, choice_of
 
 MEMBERS = {
     "ca": Lazy("swarmctl.commands.ca:ca", "Show or replace the root certificate"),
-    "cluster": Lazy("swarmctl.commands.settings:cluster", "Settings of the cluster"),
+    "cluster": Lazy(
+        "swarmctl.commands.settings:cluster", "Settings, backup and leadership of the cluster"
+    ),
     "completion": Lazy("swarmctl.commands.completion:completion", "Print a completion script"),
     "context": Lazy("swarmctl.commands.context:context", "Name clusters and choose one"),
     "image": Lazy("swarmctl.commands.image:image", "Images of a node or of all nodes"),

@@ -84,6 +84,11 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For calls that have a module of their own (`swarmctl.backups`)."""
+        return self._channel
+
     # The node itself.
 
     async def info(self) -> NodeInfo:
@@ -182,6 +187,12 @@ class Client:
         request = control_pb2.RotateRootCaRequest(ca_certificate=certificate_pem, ca_key=key_pem)
         answer = await self._call(self._control.RotateRootCa(request, timeout=CALL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
+
+    async def transfer_leadership(self, node: str) -> str:
+        """Begin to hand leadership to a node's manager, "" = any other; the chosen one's id."""
+        request = control_pb2.TransferLeadershipRequest(node=node)
+        call = self._control.TransferLeadership(request, timeout=CALL_TIMEOUT_S)
+        return (await self._call(call)).node_id
 
     async def node(self, reference: str) -> Node:
         """A node by id, name or unique id prefix."""
@@ -354,18 +365,19 @@ class Client:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from error
+            raise self.failure(error) from error
 
     async def _stream(self, call: grpc.aio.UnaryStreamCall[Any, AnswerT]) -> AsyncIterator[AnswerT]:
         try:
             async for message in call:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from error
+            raise self.failure(error) from error
         finally:
             call.cancel()
 
-    def _failure(self, error: grpc.aio.AioRpcError) -> SwarmError:
+    def failure(self, error: grpc.aio.AioRpcError) -> SwarmError:
+        """The error of the family for a failed call."""
         trailing = error.trailing_metadata()
         answered = trailing is not None and trailing.get(CODE_KEY) is not None
         if error.code() is grpc.StatusCode.UNAVAILABLE and not answered:

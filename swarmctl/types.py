@@ -167,3 +167,33 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
     tail: int | None = None
     since_ns: int = 0
+
+
+class BackupPart(msgspec.Struct, frozen=True):
+    """The next bytes of a backup, and how far it is: objects of total. version: of the state."""
+
+    chunk: bytes
+    objects: int
+    total: int
+    cluster_id: str
+    version: int
+
+
+class RestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How this node is reached when a cluster is restored on it; empty: the daemon chooses."""
+
+    advertise_address: str = ""
+    listen_address: str = ""
+    availability: int = 0
+    data_path_address: str = ""
+
+
+class RestoredCluster(msgspec.Struct, frozen=True, kw_only=True):
+    """What was restored; field meanings as in `RestoreResponse`."""
+
+    node_id: str
+    cluster_id: str
+    advertise_address: str
+    objects: int
+    created_at_ns: int
+    known_nodes: int

@@ -13,6 +13,7 @@ from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.security.roles import Role
+from shoal.wire.uploads import GO_ON
 from swarmd.core import InitWish
 from swarmd.host import read_host
 from swarmd.membership import JoinWish, MembershipChanges, RestoreWish
@@ -129,7 +130,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             data_path_address=options.data_path_address,
             availability=options.availability,
         )
-        restored = await self._changes.restore(wish, _chunks(request_iterator))
+        restored = await self._changes.restore(wish, _chunks(request_iterator, context))
         return node_pb2.RestoreResponse(
             node_id=restored.identity.peer.node_id,
             cluster_id=restored.identity.peer.cluster_id,
@@ -140,8 +141,15 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
         )
 
 
-async def _chunks(requests: AsyncIterator[node_pb2.RestoreRequest]) -> AsyncIterator[bytes]:
-    """The file's bytes. Raises: Unavailable when the client breaks off."""
+async def _chunks(
+    requests: AsyncIterator[node_pb2.RestoreRequest], context: Any
+) -> AsyncIterator[bytes]:
+    """The file's bytes. Raises: Unavailable when the client breaks off.
+
+    The client does not send them before it hears that nothing speaks against it: a refusal that
+    comes while it sends may be lost on its side.
+    """
+    await context.send_initial_metadata(GO_ON)
     async for request in requests:
         if request.HasField("options"):
             raise InvalidArgument("options: only the first message may carry them")

@@ -8,6 +8,7 @@ import click
 
 from shoal.model.specs import ClusterSpec
 from swarmctl import output
+from swarmctl.lazy import Lazy, LazyGroup
 from swarmctl.options import Parsed, given, inspect_format_option
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.render.clusters import cluster_json, cluster_text
@@ -23,9 +24,23 @@ def _count(name: str) -> Parsed:
     return Parsed("count", lambda text: parse_count(text, name=name))
 
 
-@click.group()
+@click.group(
+    cls=LazyGroup,
+    members={
+        "backup": Lazy(
+            "swarmctl.commands.backup:backup", "Write all that the cluster stores into a file"
+        ),
+        "restore": Lazy(
+            "swarmctl.commands.backup:restore",
+            "Make this node the first manager of a cluster in a backup",
+        ),
+        "transfer-leadership": Lazy(
+            "swarmctl.commands.leadership:transfer_leadership", "Let another manager lead"
+        ),
+    },
+)
 def cluster() -> None:
-    """Settings of the cluster."""
+    """Settings, backup and leadership of the cluster."""
 
 
 @cluster.command()

@@ -31,6 +31,7 @@ from shoal.model.specs import ClusterSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
     JoinTokens,
+    ManagerStatus,
     NodeCertificate,
     RootCa,
     RootRotation,
@@ -41,6 +42,7 @@ from shoal.security.root import RootCA
 from shoal.security.trust import key_id
 from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE
 from shoal.wire.objects import from_pb, to_pb
+from shoal.wire.uploads import GO_ON
 from tests.unit.swarmctl.rows import NODE_A, a_node, a_task, a_worker, meta
 
 TOKENS = JoinTokens(worker="SWMTKN-1-root-worker", manager="SWMTKN-1-root-manager")
@@ -63,6 +65,7 @@ class FakeCluster:
         self.images: dict[str, node_pb2.Image] = {}
         self.archives: list[bytes] = []
         self.log_messages: list[logs_pb2.SubscribeLogsMessage] = []
+        self.backup: list[control_pb2.BackupClusterResponse] = []
 
     def next_version(self) -> int:
         self.version += 1
@@ -190,6 +193,23 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         self.state.nodes[first.id] = first.replaced(certificate=renewed)
         self.state.cluster = self.state.cluster.replaced(root_ca=old.replaced(certificate=new))
         return control_pb2.RotateRootCaResponse(cluster=to_pb(rotating, objects_pb2.Cluster))
+
+    def BackupCluster(self, request, context):
+        """What was put into `backup`; an answer without anything breaks the connection off."""
+        self.state.requests.append(request)
+        for answer in self.state.backup:
+            if not answer.ByteSize():
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            yield answer
+
+    @answered
+    def TransferLeadership(self, request, context):
+        """The nodes' rows say so at once."""
+        chosen = self._node(request.node or list(self.state.nodes)[-1])
+        for node in self.state.nodes.values():
+            status = ManagerStatus(leader=node.id == chosen.id, reachable=True)
+            self.state.nodes[node.id] = node.replaced(manager_status=status)
+        return control_pb2.TransferLeadershipResponse(node_id=chosen.id)
 
     @answered
     def GetNode(self, request, context):
@@ -344,6 +364,33 @@ class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
     @answered
     def Leave(self, request, context):
         return node_pb2.LeaveResponse()
+
+    def Restore(self, requests, context):
+        """Takes in what comes, unless a node of the cluster is called "busy"."""
+        first = next(requests)
+        self.state.requests.append(first)
+        if "busy" in self.state.nodes:
+            self._refuse(context, "This node is already part of a cluster.")
+        context.send_initial_metadata(GO_ON)
+        received, is_whole = b"", False
+        for request in requests:
+            received, is_whole = received + request.chunk, request.last
+        if received.startswith(b"no backup"):
+            self._refuse(context, "backup: not a backup of Shoal")
+        if is_whole:
+            self.state.archives.append(received)
+        return node_pb2.RestoreResponse(
+            node_id=NODE_A,
+            cluster_id="cluster0",
+            advertise_address="192.0.2.1:2377",
+            objects=12,
+            created_at_ns=1_700_000_000 * 10**9,
+            known_nodes=len(self.state.nodes),
+        )
+
+    def _refuse(self, context, text: str) -> None:
+        context.set_trailing_metadata(((CODE_KEY, "failed_precondition"),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
 
 
 class FakeImages(_Servicer, node_pb2_grpc.ImagesServicer):
