@@ -101,10 +101,12 @@ class RaftBackend:
         store, changes = term.store, self.changes
         keeper = MembersKeeper(self.driver, changes, store, self.transport.addresses)
         term.supervisor.start("members", keeper.run)
-        term.supervisor.start("roles", RoleLoop(store, changes, self._site.clock).run)
+        refused: dict[str, str] = {}
+        roles = RoleLoop(store, changes, self._site.clock, refused=refused)
+        term.supervisor.start("roles", roles.run)
         term.supervisor.start("wedge watch", WedgeWatch(self.driver, changes).run)
         raft_pb2_grpc.add_RaftMembershipServicer_to_server(
-            RaftMembershipServer(self.driver, changes, store, self.transport), table
+            RaftMembershipServer(self.driver, changes, store, self.transport, refused), table
         )
 
     def use(self, cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from manager.consensus.roster import Member
 from manager.store.store import Store
 from shoal.api.v1 import raft_pb2 as pb
 from shoal.api.v1.raft_pb2_grpc import RaftMembershipServicer
-from shoal.errors import FailedPrecondition, NotFound
+from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.model.enums import NodeRole
 from shoal.security.peer import current_peer
 
@@ -35,8 +35,15 @@ class RaftMembershipServer(RaftMembershipServicer):
     """Serves `shoal.api.v1.RaftMembership` on the leader."""
 
     def __init__(
-        self, driver: RaftDriver, changes: MembershipChanges, store: Store, prober: Prober
+        self,
+        driver: RaftDriver,
+        changes: MembershipChanges,
+        store: Store,
+        prober: Prober,
+        refused: dict[str, str],
     ) -> None:
+        """refused: takes down why nodes were not let in, by id, until they are."""
+        self._refused = refused
         self._driver = driver
         self._changes = changes
         self._store = store
@@ -50,14 +57,12 @@ class RaftMembershipServer(RaftMembershipServicer):
             raise FailedPrecondition(f"node {node_id} is not in the cluster: let it join again")
         if node.spec.desired_role is not NodeRole.MANAGER:
             raise FailedPrecondition(f"node {node_id} is to be a worker: promote it first")
-        member = Member(request.raft_id, node_id, request.address)
-        roster = self._driver.roster
-        roster.check_new(member)
-        if roster.members.get(member.raft_id) != member:
-            # A member that cannot be reached would never learn the log, and vote never.
-            await self._prober.probe(member)
-            await self._changes.add_learner(member)
-            _log.info("raft.joined", node_id=node_id, address=member.address)
+        try:
+            await self._let_in(Member(request.raft_id, node_id, request.address))
+        except SwarmError as error:
+            self._refused[node_id] = error.message
+            raise
+        self._refused.pop(node_id, None)
         response = pb.JoinRaftResponse()
         for one in self._driver.roster.members.values():
             response.members.add(raft_id=one.raft_id, node_id=one.node_id, address=one.address)
@@ -73,3 +78,12 @@ class RaftMembershipServer(RaftMembershipServicer):
             raft_id = own.raft_id
         await self._changes.remove(raft_id)
         return pb.LeaveRaftResponse()
+
+    async def _let_in(self, member: Member) -> None:
+        roster = self._driver.roster
+        roster.check_new(member)
+        if roster.members.get(member.raft_id) != member:
+            # A member that cannot be reached would never learn the log, and vote never.
+            await self._prober.probe(member)
+            await self._changes.add_learner(member)
+            _log.info("raft.joined", node_id=member.node_id, address=member.address)

@@ -16,6 +16,7 @@ import structlog
 from manager.consensus.changes import MemberStatus
 from manager.roles.plan import RolePlan, plan
 from manager.store.store import Store, Watcher
+from manager.store.view import View
 from shoal.aio.backoff import Backoff
 from shoal.clock import Clock
 from shoal.errors import NotLeader, SequenceConflict, SwarmError
@@ -41,7 +42,7 @@ class Membership(Protocol):
 
 
 class RoleLoop:
-    """Runs on the leader only."""
+    """Runs on the leader only. Says in the rows what is in the way of a wish."""
 
     def __init__(
         self,
@@ -49,9 +50,14 @@ class RoleLoop:
         membership: Membership,
         clock: Clock,
         *,
+        refused: dict[str, str] | None = None,
         changes_max: int = CHANGES_MAX,
     ) -> None:
-        """changes_max: more are not put into one transaction."""
+        """refused: why nodes were not let in when they asked, by id; shared with who let them.
+
+        changes_max: more are not put into one transaction.
+        """
+        self._refused = {} if refused is None else refused
         self._changes_max = changes_max
         self._store = store
         self._membership = membership
@@ -69,11 +75,14 @@ class RoleLoop:
 
     async def _round(self) -> None:
         now_ns = self._clock.now_ns()
+        view, members = self._store.view, self._membership.members()
+        self._forget_refusals(view)
         found = plan(
-            self._store.view,
-            self._membership.members(),
+            view,
+            members,
             now_ns=now_ns,
             short_since_ns=self._short_since_ns,
+            refused=self._refused,
         )
         if not found.is_short:
             self._short_since_ns = None
@@ -81,7 +90,14 @@ class RoleLoop:
             self._short_since_ns = now_ns
         await self._commit(found)
         if found.remove and self._clock.monotonic_s() >= self._remove_at_s:
-            await self._remove(found.remove)
+            await self._remove(next(one for one in members if one.member.raft_id == found.remove))
+
+    def _forget_refusals(self, view: View) -> None:
+        """Of nodes that are gone, or what they are to be."""
+        for node_id in tuple(self._refused):
+            node = view.nodes.get(node_id)
+            if node is None or node.role is node.spec.desired_role:
+                del self._refused[node_id]
 
     async def _commit(self, found: RolePlan) -> None:
         if not found.changes:
@@ -95,7 +111,8 @@ class RoleLoop:
         except SwarmError as error:
             _log.warning("roles.not_written", reason=error.message)
 
-    async def _remove(self, raft_id: int) -> None:
+    async def _remove(self, status: MemberStatus) -> None:
+        raft_id, node_id = status.member.raft_id, status.member.node_id
         try:
             await self._membership.remove(raft_id)
         except NotLeader:
@@ -103,9 +120,11 @@ class RoleLoop:
         except SwarmError as error:
             pause_s = self._backoff.next_s(spread=0)
             self._remove_at_s = self._clock.monotonic_s() + pause_s
+            self._refused[node_id] = error.message
             _log.warning("manager.not_removed", manager=f"{raft_id:x}", reason=error.message)
         else:
             self._backoff.reset()
+            self._refused.pop(node_id, None)
             _log.info("manager.removed", manager=f"{raft_id:x}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from manager.consensus.changes import MemberStatus
 from manager.store.view import View
@@ -21,6 +22,11 @@ PROMOTE_AFTER_NS = 30 * 1_000_000_000
 """How long too few managers are reachable before a worker is promoted for it."""
 PROMOTION_NS = 60 * 1_000_000_000
 """A promotion that takes longer does not count as under way."""
+STALLED = (
+    "the node has not asked the other managers to let it in for a minute: `swarmctl info` on it, or"
+    " the log of its swarmd, says what keeps it"
+)
+MESSAGE_LENGTH_MAX = 500
 SPREAD_LABEL = "zone"
 """Spare workers are taken from where the fewest managers are, by this node label."""
 NEVER_LABEL = "shoal.manager"
@@ -41,16 +47,29 @@ class RolePlan(Row, frozen=True):
 
 
 def plan(
-    view: View, members: Sequence[MemberStatus], *, now_ns: int, short_since_ns: int | None
+    view: View,
+    members: Sequence[MemberStatus],
+    *,
+    now_ns: int,
+    short_since_ns: int | None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> RolePlan:
-    """The next step. short_since_ns: since when plans have said `is_short`."""
+    """The next step. short_since_ns: since when plans have said `is_short`.
+
+    refused: by node id, why it could not be let in or let go when that was tried last.
+    """
     by_node = {one.member.node_id: one for one in members}
-    rows = {node.id: _row(node, by_node.get(node.id)) for node in view.nodes}
+    to_remove = _to_remove(view, members)
+    rows: dict[str, Node] = {}
+    for node in view.nodes:
+        member = by_node.get(node.id)
+        obstacle = _obstacle(node, member, refused.get(node.id, ""), now_ns)
+        rows[node.id] = _with_message(_row(node, member), obstacle)
     promoted, is_short = _promotions(view, members, now_ns=now_ns, short_since_ns=short_since_ns)
     rows |= {node_id: _with_role(rows[node_id], NodeRole.MANAGER) for node_id in promoted}
     changes = tuple(update(rows[node.id]) for node in view.nodes if rows[node.id] != node)
     notes = tuple(Note("node.auto_promoted", (("node_id", one),)) for one in promoted)
-    return RolePlan(changes, _to_remove(view, members), is_short=is_short, notes=notes)
+    return RolePlan(changes, to_remove, is_short=is_short, notes=notes)
 
 
 def _row(node: Node, member: MemberStatus | None) -> Node:
@@ -59,6 +78,26 @@ def _row(node: Node, member: MemberStatus | None) -> Node:
     if node.spec.desired_role is NodeRole.WORKER:
         return node.replaced(role=NodeRole.WORKER)
     return node  # it is on its way in, or a majority was lost and it has to be demoted by hand
+
+
+def _obstacle(node: Node, member: MemberStatus | None, refusal: str, now_ns: int) -> str:
+    """What is in the way of the wished role, "" when nothing is: a change under way is none."""
+    if node.spec.desired_role is NodeRole.WORKER:
+        return "" if member is None else refusal
+    if member is None:
+        return "" if node.role is NodeRole.MANAGER else refusal or _why_not_in(node, now_ns)
+    if member.is_voter or member.is_reachable:
+        return ""
+    return f"the other managers cannot reach it at {member.member.address}"
+
+
+def _why_not_in(node: Node, now_ns: int) -> str:
+    """What keeps a node from asking to be let in as a manager."""
+    if node.status.state is not NodeState.READY:
+        return "the node has no session with the managers: it becomes one when it is back"
+    # What was said once stays: to say it makes the row a newer one.
+    stalled = now_ns - node.meta.updated_at_ns >= PROMOTION_NS or node.role_message == STALLED
+    return STALLED if stalled else ""
 
 
 def _to_remove(view: View, members: Sequence[MemberStatus]) -> int:
@@ -106,6 +145,7 @@ def _is_coming(node: Node, now_ns: int) -> bool:
         and node.role is NodeRole.WORKER
         and node.status.state is NodeState.READY
         and now_ns - node.meta.updated_at_ns < PROMOTION_NS
+        and node.role_message != STALLED
     )
 
 
@@ -126,6 +166,11 @@ def _labels(node: Node) -> Mapping[str, str]:
 
 def _place(node: Node) -> str:
     return _labels(node).get(SPREAD_LABEL, "")
+
+
+def _with_message(node: Node, message: str) -> Node:
+    message = message[:MESSAGE_LENGTH_MAX]
+    return node if node.role_message == message else node.replaced(role_message=message)
 
 
 def _with_role(node: Node, role: NodeRole) -> Node:

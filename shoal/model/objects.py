@@ -55,6 +55,7 @@ class Node(Row, frozen=True):
     attachments: tuple[NetworkAttachment, ...] = ()
     ingress: NodeIngress | None = None
     certificate: NodeCertificate | None = None
+    role_message: str = ""
 
     @property
     def certified_role(self) -> NodeRole:

@@ -30,8 +30,9 @@ from swarmctl.options import (
 from swarmctl.parsing.values import parse_pair
 from swarmctl.parsing.words import spell
 from swarmctl.render.docker import node_json
-from swarmctl.render.pretty import node_text
+from swarmctl.render.pretty import node_text, role_obstacle
 from swarmctl.render.rows import NODE_COLUMNS, TASK_COLUMNS, node_row
+from swarmctl.render.tables import one_line
 from swarmctl.session import Session
 from swarmctl.tasks import resolve_nodes, task_rows
 
@@ -54,18 +55,23 @@ def node() -> None:
 def list_nodes(session: Session, filters: tuple[str, ...], template: str, *, quiet: bool) -> None:
     """List nodes; `*` marks the one that answers.
 
+    What keeps a node from the role it was given stands below the table.
     Filters: id, name, label (of the engine), node.label, role, membership.
     """
     wanted = parse_filters(filters, NODE_RULES)
 
     async def work(client: Client) -> None:
         nodes = await client.nodes(wanted)
+        nodes.sort(key=lambda item: (item.description.hostname, item.id))
         self_id = (await client.info()).node_id
-        rows = [
-            node_row(item, self_id)
-            for item in sorted(nodes, key=lambda item: (item.description.hostname, item.id))
-        ]
+        rows = [node_row(item, self_id) for item in nodes]
         output.write(output.rows_text(rows, columns=NODE_COLUMNS, template=template, quiet=quiet))
+        if template or quiet:
+            return
+        for item in nodes:
+            if item.role_message:
+                name = item.description.hostname or item.id
+                click.echo(f"{name} is {one_line(role_obstacle(item))}", err=True)
 
     session.run(work)
 

@@ -220,6 +220,7 @@ def node_json(node: Node) -> Record:
             ),
         },
         ManagerStatus=manager,
+        RoleMessage=node.role_message,
     )
 
 

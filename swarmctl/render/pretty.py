@@ -41,6 +41,11 @@ def service_text(service: Service, now_ns: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def role_obstacle(node: Node) -> str:
+    """Why a node is not what it is wished to be."""
+    return f"not a {spell(node.spec.desired_role)} yet: {node.role_message}"
+
+
 def node_text(node: Node) -> str:
     """A node."""
     description = node.description
@@ -54,6 +59,7 @@ def node_text(node: Node) -> str:
         "Status:",
         f" State:\t\t\t{spell(node.status.state).capitalize()}",
         *([f" Message:              \t{node.status.message}"] if node.status.message else []),
+        *([f" Role:                 \t{role_obstacle(node)}"] if node.role_message else []),
         f" Availability:         \t{spell(node.spec.availability).capitalize()}",
         f" Address:\t\t{node.status.address}",
     ]

@@ -100,6 +100,7 @@ def node_row(node: Node, self_id: str) -> Record:
             "Status": spell(node.status.state).capitalize(),
             "Availability": spell(node.spec.availability).capitalize(),
             "ManagerStatus": _manager_status(node),
+            "RoleMessage": one_line(node.role_message),
             "EngineVersion": node.description.engine.engine_version,
             "Address": node.status.address,
         }

@@ -54,8 +54,11 @@ class Node(_message.Message):
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     INGRESS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ROLE_MESSAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     role: _types_pb2.NodeRole.ValueType
+    role_message: _builtins.str
+    """Why the node is not yet what spec.desired_role wants; empty when nothing is in the way."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -85,10 +88,11 @@ class Node(_message.Message):
         attachments: _abc.Iterable[_types_pb2.NetworkAttachment] | None = ...,
         ingress: _types_pb2.NodeIngress | None = ...,
         certificate: _types_pb2.NodeCertificate | None = ...,
+        role_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "description", b"description", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "certificate", b"certificate", "description", b"description", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "certificate", b"certificate", "description", b"description", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "role_message", b"role_message", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,22 @@ def test_node_update_takes_a_role(daemon):
     assert run("node", "update", "--role", "king", NODE_B, host=daemon.address).exit_code == 2
 
 
+def test_what_keeps_a_node_from_its_role_is_shown(daemon):
+    why = "manager 7f cannot be removed: of the 2 managers left only 0 are reachable"
+    daemon.state.nodes[NODE_B] = daemon.state.nodes[NODE_B].replaced(role_message=why)
+    said = f"is not a worker yet: {why}\n"
+    listed = run("node", "ls", host=daemon.address)
+    assert listed.stderr.endswith(said)
+    assert why not in listed.stdout
+    assert run("node", "ls", "-q", host=daemon.address).stderr == ""
+    field = run("node", "ls", "--format", "{{.RoleMessage}}", host=daemon.address)
+    assert why in field.stdout.splitlines()
+    (shown,) = json.loads(run("node", "inspect", NODE_B, host=daemon.address).stdout)
+    assert shown["RoleMessage"] == why
+    pretty = run("node", "inspect", "--pretty", NODE_B, host=daemon.address)
+    assert f"not a worker yet: {why}" in pretty.stdout
+
+
 def test_a_change_of_role_that_is_under_way_is_shown():
     def shown(node) -> str:
         return node_row(node, "")["ManagerStatus"]

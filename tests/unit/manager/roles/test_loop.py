@@ -40,10 +40,12 @@ async def test_a_demotion_is_tried_again_until_it_works():
     async with running(RoleLoop(store, group, clock).run):
         await until(lambda: len(group.asked) == 1)
         assert store.view.nodes.get("n1").role is NodeRole.MANAGER
+        await until(lambda: store.view.nodes.get("n1").role_message == "no majority")
         for attempts in (2, 3):
             clock.advance(10.0)
             await until(lambda wanted=attempts: len(group.asked) == wanted)
         await until(lambda: store.view.nodes.get("n1").role is NodeRole.WORKER)
+        assert store.view.nodes.get("n1").role_message == ""
     assert group.asked == [1, 1, 1]
 
 

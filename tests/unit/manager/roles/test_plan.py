@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from manager.consensus.changes import MemberStatus
 from manager.consensus.roster import Member
-from manager.roles.plan import NEVER_LABEL, PROMOTE_AFTER_NS, PROMOTION_NS, plan
+from manager.roles.plan import (
+    MESSAGE_LENGTH_MAX,
+    NEVER_LABEL,
+    PROMOTE_AFTER_NS,
+    PROMOTION_NS,
+    STALLED,
+    plan,
+)
 from manager.store.tables import Tables
 from shoal.model.enums import NodeAvailability, NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
@@ -41,10 +48,10 @@ def a_member(name: str, **fields) -> MemberStatus:
     return MemberStatus(Member(number, name, f"{name}:2377"), **fields)
 
 
-def planned(nodes, members, *, wanted=0, short_since_ns=None):
+def planned(nodes, members, *, wanted=0, short_since_ns=None, refused=None):
     cluster = Cluster(id="c", spec=ClusterSpec(raft=RaftConfig(managers_wanted=wanted)))
     view = Tables([cluster, *nodes], version=1)
-    found = plan(view, members, now_ns=NOW_NS, short_since_ns=short_since_ns)
+    found = plan(view, members, now_ns=NOW_NS, short_since_ns=short_since_ns, refused=refused or {})
     return found, {change.object.id: change.object for change in found.changes}
 
 
@@ -85,6 +92,55 @@ def test_the_leader_goes_last():
 
 def test_a_manager_that_lost_its_place_by_force_stays_one_until_it_is_demoted():
     assert planned([a_manager("n1")], [])[1] == {}
+
+
+# -- what is in the way ------------------------------------------------------------------------
+
+
+def message(node: Node, *members: MemberStatus, refused: str = "") -> str:
+    rows = planned([node, a_manager("n9")], members, refused={node.id: refused})[1]
+    return rows.get(node.id, node).role_message
+
+
+WISH = a_node("n1", desired=NodeRole.MANAGER)
+
+
+@pytest.mark.parametrize(
+    ("node", "members", "shown"),
+    [
+        (a_node("n1", role=NodeRole.MANAGER), [a_member("n1")], "no"),
+        (a_node("n1"), [], ""),
+        (a_manager("n1"), [a_member("n1")], ""),
+        (a_manager("n1"), [], ""),
+        (WISH, [], "no"),
+        (WISH, [a_member("n1", is_voter=False)], ""),
+    ],
+)
+def test_a_refusal_is_shown_for_as_long_as_it_matters(node, members, shown):
+    assert message(node, *members, refused="no") == shown
+    assert message(node.replaced(role_message="old"), *members, refused="no") == shown
+
+
+def test_a_promotion_says_what_it_waits_for():
+    down = WISH.replaced(status=NodeStatus(state=NodeState.DOWN))
+    assert "when it is back" in message(down)
+    assert message(WISH) == ""
+    learner = a_member("n1", is_voter=False)
+    assert message(WISH, learner) == ""
+    cut_off = a_member("n1", is_voter=False, is_reachable=False)
+    assert message(WISH, cut_off) == "the other managers cannot reach it at n1:2377"
+    assert message(WISH, a_member("n1", is_reachable=False)) == ""  # it votes: it is one
+
+
+def test_a_promotion_that_stands_still_is_told_once():
+    waiting = a_node("n1", desired=NodeRole.MANAGER, updated_at_ns=NOW_NS - PROMOTION_NS)
+    assert message(waiting) == STALLED
+    told = a_node("n1", desired=NodeRole.MANAGER).replaced(role_message=STALLED)
+    assert message(told) == STALLED
+
+
+def test_a_long_refusal_is_cut():
+    assert len(message(WISH, refused="x" * 9000)) == MESSAGE_LENGTH_MAX
 
 
 # -- promotion by itself -----------------------------------------------------------------------
@@ -143,6 +199,12 @@ def test_a_promotion_under_way_counts_for_a_time():
     assert planned(nodes, members, wanted=3, short_since_ns=LONG_AGO_NS)[1] == {}
     stuck = a_node("n3", desired=NodeRole.MANAGER, updated_at_ns=NOW_NS - PROMOTION_NS)
     nodes, members = a_short_cluster(stuck, a_node("n4"))
+    rows = planned(nodes, members, wanted=3, short_since_ns=LONG_AGO_NS)[1]
+    assert rows["n4"].spec.desired_role is NodeRole.MANAGER
+    assert rows.pop("n3").role_message == STALLED
+    assert list(rows) == ["n4"]
+    told = a_node("n3", desired=NodeRole.MANAGER).replaced(role_message=STALLED)
+    nodes, members = a_short_cluster(told, a_node("n4"))
     assert list(planned(nodes, members, wanted=3, short_since_ns=LONG_AGO_NS)[1]) == ["n4"]
 
 
