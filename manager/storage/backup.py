@@ -37,6 +37,7 @@ from shoal.security.unlock import UnlockKey
 MAGIC = b"SHOALBAK"
 END_MAGIC = b"SHOALEND"
 VERSION = 1
+REMEDY = "take another copy of the backup"
 MANIFEST_BYTES_MAX = 64 << 10
 BUILDING_SUFFIX = ".restoring"
 """Of a directory that is being made; what a crash leaves may be removed."""
@@ -286,18 +287,25 @@ class _Verifier:
 
     def records(self) -> Iterator[SnapshotRecord]:
         """Yield the records; snapshot and end are checked with the last one."""
-        reader = SnapshotReader(self._part, self._label)
-        wanted = self.manifest
-        found = (reader.header.cluster_id, reader.header.index, reader.header.term)
-        if found != (wanted.cluster_id, wanted.index, wanted.term):
-            raise self._corrupt(f"the snapshot is of {found}, not what the manifest says")
-        yield from reader.records()
+        try:
+            yield from self._snapshot_records()
+        except CorruptSnapshot as error:
+            raise CorruptSnapshot(f"{error.message}; {REMEDY}", **error.context) from error
         end = _END.pack(END_MAGIC, self._size, self._part.digest.digest())
         if self._file.read(_END.size + 1) != end:
             raise self._corrupt("the end does not match what is before it")
         self.sha256 = self._part.digest.hexdigest()
 
+    def _snapshot_records(self) -> Iterator[SnapshotRecord]:
+        reader = SnapshotReader(self._part, self._label)
+        wanted = self.manifest
+        found = (reader.header.cluster_id, reader.header.index, reader.header.term)
+        if found != (wanted.cluster_id, wanted.index, wanted.term):
+            raise CorruptSnapshot(
+                f"{self._label}: the snapshot is of {found}, not what the manifest says",
+                file=str(self._label),
+            )
+        yield from reader.records()
+
     def _corrupt(self, reason: str) -> CorruptSnapshot:
-        return CorruptSnapshot(
-            f"{self._label}: {reason}; take another copy of the backup", file=str(self._label)
-        )
+        return CorruptSnapshot(f"{self._label}: {reason}; {REMEDY}", file=str(self._label))
