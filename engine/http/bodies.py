@@ -48,7 +48,8 @@ def convert(value: object, kind: type[Kind]) -> Kind:
 def _reworded(text: str) -> str:
     """`Expected `int`, got `str` - at `$.A.b`` as `A.b: expected int, got str`."""
     what, _, where = text.replace("`", "").partition(" - at $.")
-    return f"{where}: {what[:1].lower()}{what[1:]}" if where else what
+    what = what[:1].lower() + what[1:]
+    return f"{where}: {what}" if where else what
 
 
 @cache

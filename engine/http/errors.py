@@ -40,8 +40,10 @@ class Refused(SwarmError):
 
 
 def status_of(error: SwarmError) -> int:
-    """The HTTP status of an error."""
-    return error.status if isinstance(error, Refused) else _STATUSES[error.code]
+    """The HTTP status of an error. A code that is not in the table: 503 if trying again helps."""
+    if isinstance(error, Refused):
+        return error.status
+    return _STATUSES.get(error.code, 503 if error.retryable else 500)
 
 
 def body_of(message: str) -> bytes:

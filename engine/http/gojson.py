@@ -22,13 +22,19 @@ def explain(data: bytes) -> str:
         return _explain(text, error.msg, error.pos)
     except RecursionError:
         return "exceeded max depth"
-    except ValueError:
-        return "invalid number literal"
+    except _Constant as error:
+        return str(error)
     return "invalid UTF-8"
 
 
+class _Constant(Exception):
+    """A number that Python reads and JSON does not know."""
+
+
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)
+    if name.startswith("-"):
+        raise _Constant(f"invalid character '{name[1]}' in numeric literal")
+    raise _Constant(f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def _explain(text: str, found: str, place: int) -> str:
