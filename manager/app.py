@@ -21,6 +21,7 @@ import structlog
 from manager.backends.etcd import open_etcd
 from manager.backends.interface import Backend, Site
 from manager.backends.raft import open_raft
+from manager.ca.autolock import wanted_lock
 from manager.ca.live import LiveIdentity, ManagerControlServer
 from manager.ca.rotation import trust_of
 from manager.ca.rotation_loop import RotationLoop
@@ -55,6 +56,7 @@ from shoal.model.objects import Cluster, Node
 from shoal.security.grpc_tls import server_options
 from shoal.security.identity import read_identity
 from shoal.security.interceptor import AuthorizationInterceptor
+from shoal.security.lock import LockKeys
 from shoal.settings.node import read_node_config
 from shoal.settings.paths import NodePaths
 from shoal.telemetry.metrics import REGISTRY
@@ -86,29 +88,31 @@ class Manager(msgspec.Struct, frozen=True):
         return "no manager leads the cluster yet"
 
 
-async def run(paths: NodePaths) -> None:
+async def run(paths: NodePaths, lock_keys: LockKeys | None = None) -> None:
     """Run the manager until SIGTERM or SIGINT.
 
+    lock_keys: what its private key and data keys are encrypted with.
     A manager that was removed gives up its log: should it be wanted again, it joins as a new one.
     Raises: NotFound, FailedPrecondition, CorruptLog and what else keeps a manager from starting.
     """
     try:
-        await _run(paths)
+        await _run(paths, lock_keys or LockKeys())
     except RemovedFromCluster:
         await asyncio.to_thread(_give_up_log, paths)
         raise
 
 
-async def _run(paths: NodePaths) -> None:
+async def _run(paths: NodePaths, lock_keys: LockKeys) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    identity = await asyncio.to_thread(read_identity, paths.identity)
+    identity = await asyncio.to_thread(read_identity, paths.identity, lock_keys)
     config = await asyncio.to_thread(read_node_config, paths.node_config)
     if config is None:
         raise FailedPrecondition(f"{paths.node_config} is missing: leave and join again")
-    site = Site(paths, config, SystemClock(), LiveIdentity(paths.identity, identity, SystemClock()))
+    live = LiveIdentity(paths.identity, identity, SystemClock(), lock_keys)
+    site = Site(paths, config, SystemClock(), live)
     open_backend: Callable[[Site], Backend] = open_etcd if config.store else open_raft
     backend = await asyncio.to_thread(open_backend, site)
     # The recovered rows live as long as the process: keep them out of every collection.
@@ -168,13 +172,14 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     )
     backend.add_to_server(server)
     node_pb2_grpc.add_ManagerControlServicer_to_server(
-        ManagerControlServer(site.live, backend.store, site.clock), server
+        ManagerControlServer(site.live, backend.store, site.clock, lock=backend.lock), server
     )
     node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(manager.why_not_ready), server)
     server.add_generic_rpc_handlers((router,))
     _bind(server, site)
     await server.start()
     stack.push_async_callback(server.stop, STOP_GRACE_S)
+    stack.callback(site.live.close)
     return supervisor
 
 
@@ -241,7 +246,8 @@ async def _follow_cluster(live: LiveIdentity, backend: Backend) -> None:
     """Follow the cluster's row, on every manager.
 
     The certificates of removed nodes are refused once their removal is committed; roots are
-    believed as the row names them; the backend follows its settings.
+    believed as the row names them; swarmd is told the unlock key,
+    and the backend the settings.
     """
     store = backend.store
 
@@ -254,6 +260,7 @@ async def _follow_cluster(live: LiveIdentity, backend: Backend) -> None:
                 }
             )
             live.believe(trust_of(cluster.root_ca))
+            live.wanted_lock.set(wanted_lock(cluster, live.wanted_lock.value))
             backend.use(cluster)
 
     while True:  # a snapshot, or reading anew, that replaces the state ends the watch

@@ -8,12 +8,14 @@ from shoal.security.roles import Role
 API = "shoal.api.v1"
 
 CONTROL = (
-    "GetCluster", "UpdateCluster", "CreateJoinToken", "RemoveJoinToken", "RotateRootCa",
+    "GetCluster", "UpdateCluster", "GetUnlockKey",
+    "CreateJoinToken", "RemoveJoinToken", "RotateRootCa",
     "BackupCluster", "TransferLeadership",
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
     "GetTask", "ListTasks",
 )  # fmt: skip
+OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (
     "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
     "AcknowledgeEndpoints",
@@ -44,7 +46,7 @@ def permissions() -> Permissions:
             **allow(f"{API}.Raft", ("Stream", "SendSnapshot"), Role.MANAGER),
             **allow(f"{API}.RaftMembership", ("Join", "Leave"), Role.MANAGER),
             **allow(f"{API}.Ca", ("ConfirmNodeCertificate",), *agents),
-            **allow(f"{API}.ManagerControl", ("ReloadIdentity", "RenewExpired"), Role.LOCAL),
+            **allow(f"{API}.ManagerControl", OWN_NODE, Role.LOCAL),
             **allow(f"{API}.Telemetry", ("GetMetrics", "GetReadiness"), Role.LOCAL),
         }
     )

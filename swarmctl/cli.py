@@ -31,6 +31,10 @@ MEMBERS = {
     "node": Lazy("swarmctl.commands.node:node", "Nodes of the cluster"),
     "service": Lazy("swarmctl.commands.service:service", "Services of the cluster"),
     "task": Lazy("swarmctl.commands.task:task", "Tasks of the cluster"),
+    "unlock": Lazy("swarmctl.commands.locking:unlock", "Unlock this node's manager"),
+    "unlock-key": Lazy(
+        "swarmctl.commands.locking:unlock_key", "Show or rotate the key that unlocks managers"
+    ),
     "version": Lazy("swarmctl.commands.cluster:version", "Show versions"),
 }
 

@@ -109,6 +109,7 @@ class Client:
             node_certificate_validity_ns=options.node_certificate_validity_ns,
             snapshot_interval=options.snapshot_interval,
             ingress_pool=options.ingress_pool,
+            autolock=options.autolock,
         )
         answer = await self._call(self._node.Init(request, timeout=JOIN_TIMEOUT_S))
         return InitResult(
@@ -117,7 +118,13 @@ class Client:
             worker_token=answer.join_tokens.worker,
             manager_token=answer.join_tokens.manager,
             advertise_address=answer.advertise_address,
+            unlock_key=answer.unlock_key,
         )
+
+    async def unlock(self, unlock_key: str) -> None:
+        """Open this node's locked manager."""
+        request = node_pb2.UnlockRequest(unlock_key=unlock_key)
+        await self._call(self._node.Unlock(request, timeout=JOIN_TIMEOUT_S))
 
     async def join(self, options: JoinOptions) -> NodeRole:
         """Let this node join a cluster; the role it was given."""
@@ -156,14 +163,27 @@ class Client:
         answer = await self._call(self._control.UpdateCluster(request, timeout=CALL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
 
-    async def update_cluster(self, cluster: Cluster, spec: ClusterSpec) -> Cluster:
-        """Replace the cluster's spec, if nobody changed it meanwhile."""
+    async def update_cluster(
+        self, cluster: Cluster, spec: ClusterSpec, *, unlock_key: str = "", rotate: bool = False
+    ) -> Cluster:
+        """Replace the cluster's spec, if nobody changed it meanwhile.
+
+        unlock_key: the one to use where autolock is turned on, or the key is to `rotate`.
+        """
         request = control_pb2.UpdateClusterRequest(
             version=types_pb2.Version(index=cluster.meta.version.index),
             spec=to_pb(spec, specs_pb2.ClusterSpec),
+            rotate_unlock_key=rotate,
+            unlock_key=unlock_key,
         )
         answer = await self._call(self._control.UpdateCluster(request, timeout=CALL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
+
+    async def unlock_key(self) -> str:
+        """What managers are unlocked with; empty while they are not locked."""
+        request = control_pb2.GetUnlockKeyRequest()
+        answer = await self._call(self._control.GetUnlockKey(request, timeout=CALL_TIMEOUT_S))
+        return answer.unlock_key
 
     async def create_join_token(self, wish: ExtraJoinToken, *, ttl_ns: int) -> ExtraJoinToken:
         """Make a join token with limits; `wish` carries no token and no end yet."""

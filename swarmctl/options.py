@@ -78,6 +78,14 @@ def combined(*decorators: Callable[[Any], Any]) -> Callable[[FunctionT], Functio
     return apply
 
 
+autolock_option = click.option(
+    "--autolock",
+    type=bool,
+    is_flag=False,
+    flag_value="true",
+    metavar="[true|false]",
+    help="Whether managers need the unlock key after a restart",
+)
 format_option = click.option(
     "--format",
     "template",

@@ -47,6 +47,7 @@ class InitOptions(msgspec.Struct, frozen=True, kw_only=True):
     node_certificate_validity_ns: int | None = None
     snapshot_interval: int | None = None
     ingress_pool: str = ""
+    autolock: bool = False
 
 
 class InitResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class InitResult(msgspec.Struct, frozen=True, kw_only=True):
     worker_token: str
     manager_token: str
     advertise_address: str
+    unlock_key: str = ""
 
 
 class JoinOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,9 @@ import structlog
 
 from shoal.aio.supervise import Supervisor
 from shoal.clock import SystemClock
+from shoal.security.lock import encode_lock_keys
 from swarmd import forcing, prepare, socket_server, web
+from swarmd.autolock import Autolock
 from swarmd.children import MANAGER, WORKER, Child, CommandFor, daemon_command
 from swarmd.membership import MembershipChanges, ProcessPair
 from swarmd.node import LocalNode
@@ -75,10 +77,9 @@ class Daemon:
         if node.error:
             _log.error("node.unusable", reason=node.error)
         store = ManagerStore(self.settings.store)
-        await asyncio.to_thread(store.settle_blocking, node)
-        if self.settings.force_new_cluster:
-            await asyncio.to_thread(forcing.force_new_cluster_blocking, paths, node.membership)
-        manager, worker = self._child(MANAGER), self._child(WORKER)
+        if not node.membership.locked:
+            await asyncio.to_thread(self._settle_blocking, node, store)
+        manager, worker = self._child(MANAGER, node), self._child(WORKER, node)
         to_manager = Upstream(MANAGER, paths.manager_socket, manager.why_not)
         to_worker = Upstream(WORKER, paths.worker_socket, worker.why_not)
         for upstream in (to_manager, to_worker):
@@ -90,6 +91,7 @@ class Daemon:
             hostname=self.settings.hostname,
             clock=clock,
             store=store,
+            after_unlock=lambda: self._settle_blocking(node, store),
         )
         if self.settings.metrics_address:
             self.metrics_address = await self._stack.enter_async_context(
@@ -105,11 +107,12 @@ class Daemon:
         await self._run_children(manager, worker)
         roles = RoleSwitch(node, manager)
         await asyncio.to_thread(roles.remove_log_blocking)  # of a demotion that was interrupted
-        renewal = CertificateRenewal(
-            node, Routes(to_manager, to_worker), roles, clock=clock, draw=SystemRandom().random
-        )
+        routes = Routes(to_manager, to_worker)
+        renewal = CertificateRenewal(node, routes, roles, clock=clock, draw=SystemRandom().random)
+        autolock = Autolock(node, routes, renew=renewal.renew_soon)
         self._supervisor.start("certificate renewal", renewal.run)
         self._supervisor.start("membership news", renewal.follow_news)
+        self._supervisor.start("autolock", autolock.run)
         self._stack.push_async_callback(changes.finish)
         worker.start()
         if node.membership.is_manager:
@@ -121,9 +124,20 @@ class Daemon:
         for directory in (self.settings.paths.state, self.settings.paths.run):
             self._stack.callback(os.close, prepare.lock(directory))
 
-    def _child(self, name: str) -> Child:
+    def _settle_blocking(self, node: LocalNode, store: ManagerStore) -> None:
+        """What the command line asks of the node, once its files can be read."""
+        store.settle_blocking(node)
+        if self.settings.force_new_cluster:
+            forcing.force_new_cluster_blocking(node.paths, node.membership, node.lock.keys)
+
+    def _child(self, name: str, node: LocalNode) -> Child:
         pid_file = self.settings.paths.run / f"{name}.pid"
-        return Child(name, lambda: self._command(self.settings, name), pid_file)
+        return Child(
+            name,
+            lambda: self._command(self.settings, name),
+            pid_file,
+            stdin=lambda: encode_lock_keys(node.lock.keys),
+        )
 
     async def _run_children(self, *children: Child) -> None:
         await self._stack.enter_async_context(self._supervisor)

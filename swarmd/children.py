@@ -38,6 +38,7 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
         "--run-dir", str(settings.paths.run),
         "--log-level", settings.log_level,
         "--parent-pid", str(os.getpid()),
+        "--lock-keys-stdin",
     ]  # fmt: skip
     if name == WORKER:
         command += ["--hostname", settings.hostname, "--cgroup-parent", settings.cgroup_parent]
@@ -50,11 +51,20 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
 class Child:
     """One process of the node. Give `run` to a supervisor; `start` and `stop` at will."""
 
-    def __init__(self, name: str, command: Callable[[], Sequence[str]], pid_file: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        pid_file: Path,
+        *,
+        stdin: Callable[[], bytes] = bytes,
+    ) -> None:
+        """stdin: what each process reads from its standard input; what no argument may show."""
         self.name = name
         self.restarts = 0
         self.last_exit = ""
         self._command = command
+        self._stdin = stdin
         self._pid_file = pid_file
         self._wanted = False
         self._wake = Signal()
@@ -120,7 +130,7 @@ class Child:
     async def _live(self) -> None:
         """One process from start to end."""
         self._wake = Signal()  # a wake-up of before this start must not shorten the next pause
-        process = ChildProcess(self._command())
+        process = ChildProcess(self._command(), self._stdin())
         self._process = process
         try:
             write_pid_file(self._pid_file, process.pid)

@@ -9,13 +9,22 @@ from typing import TypeVar
 import grpc
 import structlog
 
+from manager.ca.autolock import WantedLock
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1.control_pb2_grpc import ControlStub
-from shoal.errors import DeadlineExceeded, NotFound, PermissionDenied, SwarmError, Unavailable
+from shoal.errors import (
+    DeadlineExceeded,
+    NotFound,
+    PermissionDenied,
+    SwarmError,
+    Unavailable,
+    Unimplemented,
+)
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Node
 from shoal.security.grpc_tls import channel_credentials, secure_channel
 from shoal.security.identity import NodeIdentity
+from shoal.security.unlock import parse_unlock_key
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
 
@@ -56,6 +65,22 @@ class ClusterClient:
             raise DeadlineExceeded(
                 f"the managers did not let this node go within {timeout_s:g} s"
             ) from None
+
+    async def wanted_lock(self, *, timeout_s: float) -> WantedLock:
+        """What a manager of this cluster is to be locked with. Raises SwarmError.
+
+        Managers of versions that know no lock ask for none.
+        """
+        request = pb.GetUnlockKeyRequest()
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._ask(lambda stub: stub.GetUnlockKey(request, timeout=TIMEOUT_S))
+        except Unimplemented:
+            return WantedLock(None, 0)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the managers did not answer within {timeout_s:g} s") from None
+        key = parse_unlock_key(answer.unlock_key) if answer.unlock_key else None
+        return WantedLock(key, answer.version.index)
 
     async def remove(self, *, timeout_s: float) -> None:
         """Take this node, a worker, out of the cluster's list. Raises SwarmError."""

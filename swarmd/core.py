@@ -11,6 +11,7 @@ import re
 
 import msgspec
 
+from manager.ca.autolock import with_unlock_key
 from manager.ca.core import ClusterSecrets
 from manager.controlapi import validate
 from manager.store.tables import Tables
@@ -38,6 +39,7 @@ from shoal.model.types import (
 )
 from shoal.security.root import NODE_VALIDITY_S
 from shoal.security.trust import root_digest
+from shoal.security.unlock import UnlockKey
 from swarmd.addresses import NodeAddresses
 
 CLUSTER_NAME = "default"
@@ -58,6 +60,7 @@ class InitWish(msgspec.Struct, frozen=True):
     dispatcher_heartbeat_period_ns: int | None = None
     node_certificate_validity_ns: int | None = None
     snapshot_interval: int | None = None
+    autolock: bool = False
 
 
 class InitPlan(msgspec.Struct, frozen=True):
@@ -113,6 +116,7 @@ def plan_init(wish: InitWish, addresses: NodeAddresses) -> InitPlan:
         raft=RaftConfig(snapshot_interval=wish.snapshot_interval),
         dispatcher=DispatcherConfig(wish.dispatcher_heartbeat_period_ns),
         ca=CaConfig(node_certificate_validity_ns=wish.node_certificate_validity_ns),
+        autolock_managers=wish.autolock,
     )
     validate.cluster_spec(spec)
     return InitPlan(
@@ -135,11 +139,19 @@ def parse_availability(value: int) -> NodeAvailability:
 
 
 def first_entry(
-    plan: InitPlan, who: NewNode, secrets: ClusterSecrets, *, now_ns: int
+    plan: InitPlan,
+    who: NewNode,
+    secrets: ClusterSecrets,
+    *,
+    now_ns: int,
+    unlock_key: UnlockKey | None = None,
 ) -> StoreEntry:
-    """The cluster and its first manager, as the first entry of the log."""
+    """The cluster and its first manager, as the first entry of the log.
+
+    unlock_key: of a plan with autolock.
+    """
     manager = _manager_row(who.node_id, who.hostname, plan.addresses, plan.availability)
-    rows = (_cluster(plan, who, secrets), manager)
+    rows = (with_unlock_key(_cluster(plan, who, secrets), unlock_key), manager)
     return StoreEntry(
         actions=tuple(StoreAction(object=row, kind=ActionKind.CREATE) for row in rows),
         proposed_at_ns=now_ns,

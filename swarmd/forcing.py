@@ -12,14 +12,19 @@ from manager.consensus.forcing import force_only_member
 from manager.consensus.recovery import Place
 from manager.storage.member import Opening
 from shoal.errors import FailedPrecondition
+from shoal.security.lock import LockKeys
 from shoal.settings.paths import NodePaths
 from swarmd.node import Membership
 
 _log = structlog.get_logger()
 
 
-def force_new_cluster_blocking(paths: NodePaths, membership: Membership) -> None:
+def force_new_cluster_blocking(
+    paths: NodePaths, membership: Membership, lock_keys: LockKeys | None = None
+) -> None:
     """Make the node's manager the only one. Nothing else of it may run.
+
+    lock_keys: what its data keys are encrypted with.
 
     Raises: FailedPrecondition; CorruptLog and what else keeps a log from being read.
     """
@@ -35,7 +40,9 @@ def force_new_cluster_blocking(paths: NodePaths, membership: Membership) -> None
             " `etcd --force-new-cluster`"
         )
     peer = identity.peer
-    place = Place(paths.raft, Opening(peer.cluster_id), peer.node_id, config.advertise_address)
+    keys = lock_keys or LockKeys()
+    opening = Opening(peer.cluster_id, unlock_key=keys.current, former_keys=keys.former)
+    place = Place(paths.raft, opening, peer.node_id, config.advertise_address)
     forced = force_only_member(place)
     _log.warning(
         "cluster.forced",

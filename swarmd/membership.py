@@ -1,4 +1,4 @@
-"""Init, restore, join and leave: the ways a node's membership changes. One at a time.
+"""Init, restore, join, leave and unlock: the ways a node's membership changes. One at a time.
 
 Each runs to its end or to its undoing even if its caller goes away: a half-made cluster is never
 left behind by an impatient client.
@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from manager.ca.autolock import WantedLock
 from manager.ca.core import ClusterSecrets, new_cluster_secrets
 from shoal.clock import Clock
 from shoal.errors import (
@@ -27,9 +28,11 @@ from shoal.errors import (
 from shoal.ids import ClusterId, NodeId, new_id
 from shoal.security.identity import NodeIdentity, make_identity
 from shoal.security.keys import make_csr, make_key
+from shoal.security.lock import LOCKED_TEXT
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import RootCA
 from shoal.security.tokens import JoinToken, parse_join_token
+from shoal.security.unlock import UnlockKey, make_unlock_key
 from shoal.settings.node import NodeConfig
 from shoal.wire.objects import entry_to_bytes
 from swarmd import worker_client
@@ -91,11 +94,12 @@ class RestoreWish(msgspec.Struct, frozen=True):
 
 
 class NewCluster(msgspec.Struct, frozen=True):
-    """What init made."""
+    """What init made. unlock_key: None without autolock."""
 
     identity: NodeIdentity
     secrets: ClusterSecrets
     advertise_address: str
+    unlock_key: UnlockKey | None = None
 
 
 class ProcessPair(msgspec.Struct, frozen=True):
@@ -118,8 +122,11 @@ class MembershipChanges:
         hostname: str,
         clock: Clock,
         store: ManagerStore,
+        after_unlock: Callable[[], None],
     ) -> None:
+        """after_unlock: what is left to do before the processes of an unlocked node. Blocking."""
         self._store = store
+        self._after_unlock = after_unlock
         self._node = node
         self._processes = processes
         self._hostname = hostname
@@ -164,6 +171,14 @@ class MembershipChanges:
         managers cannot go on without it and `force` is not set.
         """
         await self._alone(lambda: self._leave(force=force))
+
+    async def unlock(self, unlock_key: UnlockKey) -> None:
+        """Open a locked node and start its manager.
+
+        Raises: FailedPrecondition if it is not locked, PermissionDenied for a wrong key, and what
+        keeps an unlocked manager from starting.
+        """
+        await self._alone(lambda: self._unlock(unlock_key))
 
     async def finish(self) -> None:
         """Undo or end what is under way: swarmd stops."""
@@ -250,11 +265,14 @@ class MembershipChanges:
             validity_s=plan.certificate_validity_s,
         )
         identity = make_identity(certificate_pem, key_pem, secrets.root_certificate_pem)
-        entry = first_entry(plan, who, secrets, now_ns=now_ns)
+        unlock_key = make_unlock_key() if plan.spec.autolock_managers else None
+        entry = first_entry(plan, who, secrets, now_ns=now_ns, unlock_key=unlock_key)
         config = _node_config(plan.addresses, (), plan.availability.name.lower())
         config = msgspec.structs.replace(config, store=self._store.url)
-        self._node.become_blocking(identity, config, bootstrap=entry_to_bytes(entry))
-        return NewCluster(identity, secrets, plan.addresses.advertise.render())
+        self._node.become_blocking(
+            identity, config, lock=WantedLock(unlock_key, 0), bootstrap=entry_to_bytes(entry)
+        )
+        return NewCluster(identity, secrets, plan.addresses.advertise.render(), unlock_key)
 
     async def _wait_for_manager(self) -> None:
         manager = self._processes.manager
@@ -306,7 +324,11 @@ class MembershipChanges:
         config = msgspec.structs.replace(config, store=self._store.url)
         try:
             await self._store.check_join(identity)
-            await _whole(lambda: self._node.become_blocking(identity, config))
+            lock = None
+            if identity.peer.role is Role.MANAGER:
+                cluster = ClusterClient(config.managers, identity)
+                lock = await cluster.wanted_lock(timeout_s=STEP_DOWN_TIMEOUT_S)
+            await _whole(lambda: self._node.become_blocking(identity, config, lock=lock))
             if self._node.membership.is_manager:
                 self._processes.manager.start()
                 await self._wait_for_manager()
@@ -331,12 +353,31 @@ class MembershipChanges:
                 remedy="`swarmctl node demote` and `swarmctl node rm --force` it on a manager",
             )
 
+    async def _unlock(self, unlock_key: UnlockKey) -> None:
+        node = self._node
+        if not node.membership.locked:
+            raise FailedPrecondition("swarm is not locked")
+        await _whole(lambda: node.load_blocking(unlock_key))
+        try:
+            if node.membership.error:
+                raise FailedPrecondition(node.membership.error)
+            await _whole(self._after_unlock)
+        except BaseException:
+            node.lock_again()
+            raise
+        _log.info("node.unlocked")
+        self._processes.manager.start()
+        await self._reload_worker()
+        # It may take its time until enough managers are unlocked to lead; only that it starts.
+        await self._processes.manager_upstream.channel(MANAGER_READY_TIMEOUT_S)
+
     async def _leave(self, *, force: bool) -> None:
         membership = self._node.membership
         if not membership.is_member:
             raise FailedPrecondition("This node is not part of a cluster.")
-        if membership.error and not force:
-            raise FailedPrecondition(f"{membership.error}; `--force` leaves all the same")
+        problem = LOCKED_TEXT if membership.locked else membership.error
+        if problem and not force:
+            raise FailedPrecondition(f"{problem}; `--force` leaves all the same")
         if membership.is_manager:
             await self._step_down(force=force)
         await self._remove_tasks(force=force)
@@ -378,7 +419,7 @@ class MembershipChanges:
     async def _reload_worker(self) -> None:
         """Make the worker know what the node is now; a worker that cannot is started anew."""
         try:
-            await worker_client.reload(self._processes.worker_upstream)
+            await worker_client.reload(self._processes.worker_upstream, self._node.lock.keys)
         except SwarmError as error:
             _log.warning("worker.not_reloaded", reason=error.message)
             await self._processes.worker.restart()

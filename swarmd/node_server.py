@@ -13,6 +13,7 @@ from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.security.roles import Role
+from shoal.security.unlock import parse_unlock_key
 from shoal.wire.uploads import GO_ON
 from swarmd.core import InitWish
 from swarmd.host import read_host
@@ -83,6 +84,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
                 dispatcher_heartbeat_period_ns=_optional(request, "dispatcher_heartbeat_period_ns"),
                 node_certificate_validity_ns=_optional(request, "node_certificate_validity_ns"),
                 snapshot_interval=_optional(request, "snapshot_interval"),
+                autolock=request.autolock,
             )
         )
         peer, tokens = cluster.identity.peer, cluster.secrets.tokens
@@ -91,6 +93,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             cluster_id=peer.cluster_id,
             join_tokens=types_pb2.JoinTokens(worker=tokens.worker, manager=tokens.manager),
             advertise_address=cluster.advertise_address,
+            unlock_key="" if cluster.unlock_key is None else cluster.unlock_key.render(),
         )
 
     @override
@@ -115,6 +118,13 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
     async def Leave(self, request: node_pb2.LeaveRequest, context: Any) -> node_pb2.LeaveResponse:
         await self._changes.leave(force=request.force)
         return node_pb2.LeaveResponse()
+
+    @override
+    async def Unlock(
+        self, request: node_pb2.UnlockRequest, context: Any
+    ) -> node_pb2.UnlockResponse:
+        await self._changes.unlock(parse_unlock_key(request.unlock_key))
+        return node_pb2.UnlockResponse()
 
     @override
     async def Restore(

@@ -7,12 +7,18 @@ has not reaped yet, or to one whose start time was compared first (`end_leftover
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
+from shoal.errors import violated
+
+PIPE_BYTES = 4096
+"""The least that a pipe holds without anybody reading (pipe(7))."""
 STOP_TIMEOUT_S = 8.0
 _KILL_TIMEOUT_S = 5.0
 
@@ -20,16 +26,18 @@ _KILL_TIMEOUT_S = 5.0
 class ChildProcess:
     """A running child. `wait` it, and `end` it before dropping it. Needs a running event loop."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], stdin: bytes = b"") -> None:
         """Start it in a session of its own. Raises OSError.
 
+        stdin: all it will read from there; short enough for a pipe, so that nothing waits.
         No preexec_fn: gRPC's threads exist already. The child asks for the parent-death signal
         itself (`shoal.settings.process`).
         """
         self._loop = asyncio.get_running_loop()
         self._popen = subprocess.Popen(  # start_new_session: a terminal's ^C is swarmd's to pass on
-            command, stdin=subprocess.DEVNULL, start_new_session=True
+            command, stdin=subprocess.PIPE, start_new_session=True
         )
+        _give(self._popen.stdin, stdin)
         self.pid = self._popen.pid
         self.started_s = self._loop.time()
         self._exited = asyncio.Event()
@@ -66,6 +74,14 @@ class ChildProcess:
         os.close(self._pidfd)
         self._popen.wait()  # returns at once: the pidfd is readable
         self._exited.set()
+
+
+def _give(pipe: IO[bytes] | None, content: bytes) -> None:
+    if pipe is None or len(content) > PIPE_BYTES:
+        violated("more than a pipe holds", size=len(content))
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, which `wait` will tell
+        os.write(pipe.fileno(), content)
+    pipe.close()
 
 
 def describe_exit(status: int) -> str:

@@ -26,6 +26,7 @@ from shoal.security.identity import RENEW_FRACTION_MAX, RENEW_FRACTION_MIN, Node
 from shoal.security.roles import Role
 from shoal.security.trust import merge_roots
 from swarmd import ca_client, manager_client, worker_client
+from swarmd.control_client import ClusterClient
 from swarmd.node import LocalNode
 from swarmd.roles import RoleSwitch
 from swarmd.upstream import Upstream
@@ -37,6 +38,7 @@ LOOK_PERIOD_S = 60.0
 """The wall clock may be set while we wait, so it is looked at this often."""
 NEWS_RETRY_S = 1.0
 MANAGERS_TRIED_MAX = 16
+LOCK_TIMEOUT_S = 20.0
 
 ResultT = TypeVar("ResultT")
 Draw = Callable[[], float]
@@ -69,6 +71,11 @@ class CertificateRenewal:
         self._confirmed: NodeIdentity | None = None
         self._asked_for: NodeIdentity | None = None
         self._backoff = Backoff(min_s=RETRY_MIN_S, max_s=RETRY_MAX_S)
+
+    def renew_soon(self) -> None:
+        """Replace key and certificate, as soon as a manager serves it."""
+        self._asked_for = self._node.membership.identity
+        self._node.changed.set()
 
     async def run(self) -> None:
         """Renew and confirm whenever it is time, until cancelled."""
@@ -145,8 +152,12 @@ class CertificateRenewal:
         raise Unavailable(f"no manager serves the certificate: {reasons or 'none is known'}")
 
     async def _replace(self, old: NodeIdentity, new: NodeIdentity) -> None:
-        """Store another generation of the identity."""
-        write = asyncio.create_task(asyncio.to_thread(self._node.renew_blocking, old, new))
+        """Store another generation of the identity; a new manager's is locked as all are."""
+        lock = None
+        if (old.peer.role, new.peer.role) == (Role.WORKER, Role.MANAGER):
+            cluster = ClusterClient(self._node.membership.managers[:MANAGERS_TRIED_MAX], new)
+            lock = await cluster.wanted_lock(timeout_s=LOCK_TIMEOUT_S)
+        write = asyncio.create_task(asyncio.to_thread(self._node.renew_blocking, old, new, lock))
         try:
             written = await asyncio.shield(write)
         except asyncio.CancelledError:
@@ -165,9 +176,10 @@ class CertificateRenewal:
     async def _tell(self, new: NodeIdentity) -> None:
         """Let the processes use what was stored; a manager that was not one yet is started."""
         switched = await self._roles.follow()
+        keys = self._node.lock.keys
         if new.peer.role is Role.MANAGER and not switched:
-            await manager_client.reload_identity(self._routes.manager)
-        await worker_client.reload_identity(self._routes.worker)
+            await manager_client.reload_identity(self._routes.manager, keys)
+        await worker_client.reload_identity(self._routes.worker, keys)
         self._told = new
 
     # -- what the managers say -----------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from manager.ca.autolock import wanted_lock
 from manager.ca.core import issue_to_node
 from manager.ca.rotation import trust_of
 from manager.ca.server import authority_of
@@ -38,6 +39,7 @@ from shoal.model.enums import NodeAvailability
 from shoal.model.objects import Cluster
 from shoal.security.identity import NodeIdentity, make_identity
 from shoal.security.keys import make_csr, make_key
+from shoal.security.lock import LockKeys
 from shoal.security.roles import PeerIdentity, Role
 from shoal.settings.node import NodeConfig
 from swarmd.addresses import NodeAddresses
@@ -154,12 +156,13 @@ def restore_blocking(
     )
     state = restored_state(tables, plan)
     advertise = newcomer.addresses.advertise.render()
-    place = Place(node.paths.raft, Opening(cluster.id), node_id, advertise)
-    node.become_blocking(
-        identity,
-        newcomer.config,
-        make_log=lambda: restore_only_member(backup, place, state.rows, removed=state.removed),
-    )
+
+    def make_log(keys: LockKeys) -> None:
+        opening = Opening(cluster.id, unlock_key=keys.current)
+        place = Place(node.paths.raft, opening, node_id, advertise)
+        restore_only_member(backup, place, state.rows, removed=state.removed)
+
+    node.become_blocking(identity, newcomer.config, lock=wanted_lock(cluster), make_log=make_log)
     _log.info("cluster.restored", cluster_id=cluster.id, version=plan.version)
     return RestoredCluster(
         identity=identity,

@@ -9,6 +9,7 @@ import msgspec
 
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.model.enums import NodeRole
+from shoal.security.lock import LockKeys, encode_lock_keys
 from shoal.wire.errors import from_rpc_error
 from swarmd.upstream import Upstream
 
@@ -25,11 +26,12 @@ class MembershipNews(msgspec.Struct, frozen=True):
     renew: bool
 
 
-async def reload_identity(upstream: Upstream) -> None:
+async def reload_identity(upstream: Upstream, keys: LockKeys) -> None:
     """Let it show the renewed certificate from the next connection on. Raises SwarmError."""
     stub = node_pb2_grpc.WorkerControlStub(await upstream.channel(RELOAD_TIMEOUT_S))
+    request = node_pb2.ReloadIdentityRequest(lock_keys=encode_lock_keys(keys))
     try:
-        await stub.ReloadIdentity(node_pb2.ReloadIdentityRequest(), timeout=RELOAD_TIMEOUT_S)
+        await stub.ReloadIdentity(request, timeout=RELOAD_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
 
@@ -50,11 +52,12 @@ async def watch_membership(upstream: Upstream) -> AsyncGenerator[MembershipNews,
         raise from_rpc_error(error) from error
 
 
-async def reload(upstream: Upstream) -> None:
+async def reload(upstream: Upstream, keys: LockKeys) -> None:
     """Let it read identity and configuration again. Raises SwarmError."""
     stub = node_pb2_grpc.WorkerControlStub(await upstream.channel(RELOAD_TIMEOUT_S))
+    request = node_pb2.ReloadRequest(lock_keys=encode_lock_keys(keys))
     try:
-        await stub.Reload(node_pb2.ReloadRequest(), timeout=RELOAD_TIMEOUT_S)
+        await stub.Reload(request, timeout=RELOAD_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
 

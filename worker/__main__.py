@@ -14,8 +14,9 @@ import asyncio
 import structlog
 
 from shoal.errors import InvariantViolation, SwarmError
+from shoal.security.lock import LockKeys
 from shoal.settings.paths import NodePaths
-from shoal.settings.process import die_with_parent
+from shoal.settings.process import die_with_parent, read_lock_keys
 from shoal.telemetry.logs import LEVELS, configure
 from worker.app import Extension, WorkerSettings, run
 
@@ -34,6 +35,9 @@ def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--hostname", required=True)
     parser.add_argument("--cgroup-parent", required=True)
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
+    parser.add_argument(
+        "--lock-keys-stdin", action="store_true", help="read the node's lock keys from there"
+    )
     return parser
 
 
@@ -58,6 +62,7 @@ def _settings(arguments: argparse.Namespace) -> WorkerSettings:
         paths=NodePaths(state=arguments.state_dir, run=arguments.run_dir),
         hostname=arguments.hostname,
         cgroup_parent=arguments.cgroup_parent,
+        lock_keys=read_lock_keys() if arguments.lock_keys_stdin else LockKeys(),
     )
 
 

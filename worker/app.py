@@ -26,6 +26,8 @@ from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, NotFound, violated
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
+from shoal.security.lock import LockKeys, decode_lock_keys
+from shoal.security.unlock import Locked
 from shoal.settings.node import NodeConfig, read_node_config
 from shoal.settings.paths import NodePaths
 from shoal.telemetry.metrics import REGISTRY
@@ -57,11 +59,12 @@ _log = structlog.get_logger()
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """What swarmd says when it starts the worker."""
+    """What swarmd says when it starts the worker. lock_keys: what opens the identity."""
 
     paths: NodePaths
     hostname: str
     cgroup_parent: str
+    lock_keys: LockKeys = LockKeys()
 
 
 class Membership:
@@ -107,26 +110,34 @@ class Membership:
         """Wait until the agent broke an invariant, and raise that."""
         await asyncio.shield(self._broken)
 
-    async def reload(self) -> None:
-        """Start the agent if the node is in a cluster now, stop it if it no longer is."""
+    async def reload(self, lock_keys: LockKeys) -> None:
+        """Start the agent if the node is in a cluster now, stop it if it no longer is.
+
+        On a locked node there is no agent: the containers run on, and nobody is told of them.
+        """
         async with self._changing:
             await self._stop()
             paths = self._settings.paths
             try:
-                identity = await asyncio.to_thread(read_identity, paths.identity)
+                identity = await asyncio.to_thread(read_identity, paths.identity, lock_keys)
             except NotFound:
+                return
+            except Locked:
+                _log.warning("agent.locked")
                 return
             config = await asyncio.to_thread(read_node_config, paths.node_config)
             if config is not None:
                 self._start(identity, config)
 
-    async def reload_identity(self) -> None:
+    async def reload_identity(self, lock_keys: LockKeys) -> None:
         """Show the certificate on disk from the next connection on; the session stays.
 
         Raises: FailedPrecondition if it is not this node's.
         """
         async with self._changing:
-            identity = await asyncio.to_thread(read_identity, self._settings.paths.identity)
+            identity = await asyncio.to_thread(
+                read_identity, self._settings.paths.identity, lock_keys
+            )
             if identity.peer.node_id != self._node_id:
                 raise FailedPrecondition("the identity on disk is another node's: reload it all")
             self._credentials = _credentials(identity)
@@ -251,14 +262,14 @@ class WorkerControlServer(node_pb2_grpc.WorkerControlServicer):
     async def Reload(
         self, request: node_pb2.ReloadRequest, context: Context
     ) -> node_pb2.ReloadResponse:
-        await self._membership.reload()
+        await self._membership.reload(decode_lock_keys(request.lock_keys))
         return node_pb2.ReloadResponse()
 
     @override
     async def ReloadIdentity(
         self, request: node_pb2.ReloadIdentityRequest, context: Context
     ) -> node_pb2.ReloadIdentityResponse:
-        await self._membership.reload_identity()
+        await self._membership.reload_identity(decode_lock_keys(request.lock_keys))
         return node_pb2.ReloadIdentityResponse()
 
     @override
@@ -337,7 +348,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         stack.push_async_callback(runtime.close)
         membership = Membership(settings, runtime, images)
         stack.push_async_callback(membership.close)
-        await membership.reload()
+        await membership.reload(settings.lock_keys)
         await _serve(stack, paths, membership, images)
         supervisor = await stack.enter_async_context(Supervisor())
         supervisor.start("image collection", lambda: _collect_images(images))

@@ -28,7 +28,7 @@ from shoal.aio.supervise import Supervisor
 from shoal.api.v1 import raft_pb2_grpc
 from shoal.errors import SwarmError
 from shoal.model.objects import Cluster
-from shoal.wire.objects import entry_from_bytes
+from shoal.security.lock import LockKeys
 
 RETRY_PAUSE_MAX_S = 2.0
 
@@ -112,6 +112,9 @@ class EtcdBackend:
     def use(self, cluster: Cluster) -> None:
         """Its settings for logs and snapshots have no meaning here, and are refused."""
 
+    async def lock(self, keys: LockKeys) -> None:
+        """Nothing of the state is on this manager's disk."""
+
     async def hand_over(self) -> None:
         """`Backend.hand_over`."""
         await self.etcd.resign()
@@ -145,9 +148,7 @@ class EtcdBackend:
 
     async def _begin(self) -> None:
         """Write the entry that init left, if it did."""
-        path = self._site.paths.bootstrap
-        if not path.exists():
-            return
-        entry = entry_from_bytes(await asyncio.to_thread(path.read_bytes))
-        await begin_cluster(self._settings, entry, self._site.clock)
-        await asyncio.to_thread(path.unlink)
+        entry = await asyncio.to_thread(self._site.first_entry_blocking)
+        if entry is not None:
+            await begin_cluster(self._settings, entry, self._site.clock)
+            await asyncio.to_thread(self._site.paths.bootstrap.unlink)

@@ -19,10 +19,12 @@ from manager.leadership.work import Term
 from manager.store.store import Store
 from shoal.aio.supervise import Supervisor
 from shoal.clock import SystemClock
-from shoal.model.objects import Cluster
+from shoal.model.objects import Cluster, StoreEntry
 from shoal.security.grpc_tls import secure_channel
+from shoal.security.lock import BOOTSTRAP_PLACE, LockKeys, unprotect
 from shoal.settings.node import NodeConfig
 from shoal.settings.paths import NodePaths
+from shoal.wire.objects import entry_from_bytes
 
 HandOver = Callable[[str], str]
 """Begins to make a node's manager lead, "" = any other; the id of the one that is to lead."""
@@ -45,6 +47,19 @@ class Site(msgspec.Struct, frozen=True):
     def cluster_id(self) -> str:
         """The cluster that this node is in."""
         return self.live.identity.peer.cluster_id
+
+    def first_entry_blocking(self) -> StoreEntry | None:
+        """The first entry of a new cluster, if init has just left it here.
+
+        Raises: FailedPrecondition when it cannot be opened.
+        """
+        path = self.paths.bootstrap
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        return entry_from_bytes(
+            unprotect(content, BOOTSTRAP_PLACE, self.live.lock_keys, name=str(path))
+        )
 
     def dial(self, address: str) -> grpc.aio.Channel:
         """A channel to another manager, with the certificate of now."""
@@ -101,6 +116,13 @@ class Backend(Protocol):
 
     def use(self, cluster: Cluster) -> None:
         """Follow the cluster's settings."""
+        ...
+
+    async def lock(self, keys: LockKeys) -> None:
+        """Encrypt what is on this manager's disk with this lock key, or not at all.
+
+        It is durable when this returns. Raises SwarmError; then all of it can still be read.
+        """
         ...
 
     @property

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import structlog
 
 from manager.backends.interface import HandOver, Site
 from manager.consensus.changes import MembershipChanges
@@ -26,9 +28,11 @@ from manager.transport.transport import GrpcTransport
 from shoal.aio.supervise import Supervisor
 from shoal.api.v1 import raft_pb2_grpc
 from shoal.model.defaults import SNAPSHOT_INTERVAL
-from shoal.model.objects import Cluster, StoreEntry
+from shoal.model.objects import Cluster
 from shoal.model.plan import CHANGES_MAX
-from shoal.wire.objects import entry_from_bytes
+from shoal.security.lock import LockKeys
+
+_log = structlog.get_logger()
 
 
 def open_raft(site: Site) -> RaftBackend:
@@ -43,6 +47,7 @@ class RaftBackend:
 
     def __init__(self, site: Site, recovery: Recovery) -> None:
         self._site = site
+        self._ring = recovery.opened.keys
         self._must_join = recovery.must_join
         self._why_not_joined = ""
         self._stack = AsyncExitStack()
@@ -113,6 +118,12 @@ class RaftBackend:
         """Snapshots are taken as often as the settings say."""
         self.driver.snapshots.interval = _interval(cluster)
 
+    async def lock(self, keys: LockKeys) -> None:
+        """`Backend.lock`: the ring of data keys."""
+        since = self.driver.raft.core.log.last_index + 1
+        if await asyncio.to_thread(self._ring.lock_with, keys.current, since=since):
+            _log.info("keys.locked" if keys.current else "keys.opened", index=since)
+
     @property
     def begin_hand_over(self) -> HandOver:
         """`Backend.begin_hand_over`."""
@@ -142,14 +153,12 @@ class RaftBackend:
 
 def _recover(site: Site) -> Recovery:
     """What the raft directory holds; a new cluster begins with the entry that init wrote."""
-    paths = site.paths
-    first: StoreEntry | None = None
-    if paths.bootstrap.exists():
-        first = entry_from_bytes(paths.bootstrap.read_bytes())
-    opening = Opening(site.cluster_id)
-    recovery = recover(
-        Place(paths.raft, opening, site.node_id, site.config.advertise_address), first
-    )
+    paths, lock_keys = site.paths, site.live.lock_keys
+    opening = Opening(site.cluster_id, unlock_key=lock_keys.current, former_keys=lock_keys.former)
+    place = Place(paths.raft, opening, site.node_id, site.config.advertise_address)
+    recovery = recover(place, site.first_entry_blocking())
+    # A lock that changed while this manager was down, or a crash between the two files.
+    recovery.opened.keys.lock_with(lock_keys.current, since=recovery.start.storage.last_index + 1)
     paths.bootstrap.unlink(missing_ok=True)
     return recovery
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manager.ca.autolock import LockWish, relocked
 from manager.controlapi import validate
 from manager.controlapi.services import check_version
 from manager.store.view import View
@@ -92,9 +93,14 @@ def _blacklisted(cluster: Cluster, node: Node, now_ns: int) -> Cluster:
 
 
 def update_cluster(
-    view: View, spec: ClusterSpec | None, *, version: int, tokens: JoinTokens | None
+    view: View,
+    spec: ClusterSpec | None,
+    *,
+    version: int,
+    tokens: JoinTokens | None,
+    lock: LockWish,
 ) -> list[Change]:
-    """Other settings, other join tokens, or both. None leaves them as they are."""
+    """Other settings, join tokens, unlock key. None leaves settings and tokens as they are."""
     cluster = require_cluster(view)
     check_version(cluster.meta.version, version, "cluster")
     if spec is not None:
@@ -102,7 +108,7 @@ def update_cluster(
         cluster = cluster.replaced(spec=spec)
     if tokens is not None:
         cluster = cluster.replaced(root_ca=cluster.root_ca.replaced(join_tokens=tokens))
-    return [update(cluster)]
+    return [update(relocked(cluster, lock))]
 
 
 def require_cluster(view: View) -> Cluster:

@@ -9,6 +9,7 @@ import grpc
 from typing_extensions import override
 
 from manager.ca import rotation
+from manager.ca.autolock import LockWish, unlock_key_of
 from manager.ca.core import new_join_tokens
 from manager.controlapi import nodes, services, tokens
 from manager.controlapi.backup import Backups
@@ -37,6 +38,7 @@ from shoal.security.peer import current_peer
 from shoal.security.roles import Role
 from shoal.security.root import RootCA
 from shoal.security.tokens import make_join_token
+from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.wire.objects import fill_pb, from_pb, to_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -69,16 +71,29 @@ class ControlServer(ControlServicer):
     ) -> pb.UpdateClusterResponse:
         spec = from_pb(request.spec, ClusterSpec) if request.HasField("spec") else None
         rotate = (request.rotate_worker_token, request.rotate_manager_token)
-        if spec is None and not any(rotate):
-            raise InvalidArgument("spec: must be given, unless a join token is to be rotated")
+        lock = _lock_wish(request)
+        if spec is None and not any(rotate) and not lock.rotate:
+            raise InvalidArgument("spec: must be given, unless a token or a key is to be rotated")
 
         def build(view: View) -> Sequence[Change]:
             fresh = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
-            return nodes.update_cluster(view, spec, version=request.version.index, tokens=fresh)
+            version = request.version.index
+            return nodes.update_cluster(view, spec, version=version, tokens=fresh, lock=lock)
 
         await self._commit(build, version=request.version.index)
         cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
         return pb.UpdateClusterResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
+
+    @override
+    async def GetUnlockKey(
+        self, request: pb.GetUnlockKeyRequest, context: Context
+    ) -> pb.GetUnlockKeyResponse:
+        cluster = nodes.require_cluster(self._store.view)
+        key = unlock_key_of(cluster)
+        return pb.GetUnlockKeyResponse(
+            unlock_key="" if key is None else key.render(),
+            version=types_pb2.Version(index=cluster.meta.version.index),
+        )
 
     @override
     async def CreateJoinToken(
@@ -349,6 +364,12 @@ def _rotated(view: View, *, worker: bool, manager: bool) -> JoinTokens:
         manager=fresh.manager if manager else old.manager,
         extra=old.extra,
     )
+
+
+def _lock_wish(request: pb.UpdateClusterRequest) -> LockWish:
+    given = bool(request.unlock_key)
+    fresh = parse_unlock_key(request.unlock_key) if given else make_unlock_key()
+    return LockWish(fresh=fresh, given=given, rotate=request.rotate_unlock_key)
 
 
 def _token_wish(request: pb.CreateJoinTokenRequest) -> tokens.TokenWish:

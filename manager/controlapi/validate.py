@@ -92,8 +92,6 @@ def cluster_spec(spec: ClusterSpec) -> None:
     validity_ns = spec.ca.node_certificate_validity_ns
     if validity_ns is not None and validity_ns < CERTIFICATE_VALIDITY_NS_MIN:
         raise InvalidArgument("certificate expiry: must be at least 1h")
-    if spec.autolock_managers:
-        raise Unimplemented("autolock: not possible in this version")
     ca = spec.ca
     if ca.external_cas or ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
         raise Unimplemented(

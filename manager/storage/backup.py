@@ -32,7 +32,7 @@ from manager.storage.snapshot_file import (
 )
 from manager.storage.wal import SEGMENT_BYTES
 from shoal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from shoal.security.unlock import UnlockKey
+from shoal.security.unlock import WrappingKey
 
 MAGIC = b"SHOALBAK"
 END_MAGIC = b"SHOALEND"
@@ -101,7 +101,7 @@ class Restoring(msgspec.Struct, frozen=True):
     moves, so that no version is given again that the old cluster gave after the backup.
     """
 
-    unlock_key: UnlockKey | None = None
+    unlock_key: WrappingKey | None = None
     membership: Callable[[int], bytes] | None = None
     records: Iterable[SnapshotRecord] | None = None
     leap: int = 0

@@ -25,6 +25,8 @@ LOCKED_TEXT = (
     "Swarm is encrypted and needs to be unlocked before it can be used. "
     'Please use "swarmctl unlock" to unlock it.'
 )
+BOOTSTRAP_PLACE = b"shoal bootstrap entry"
+_SEALED = b"SHOALSEALED1"
 _NONCE_BYTES = 12
 _SALT_BYTES = 16
 _PURPOSE = "shoal file v1"
@@ -39,17 +41,17 @@ class LockKey(WrappingKey, frozen=True):
         return cls(os.urandom(SECRET_BYTES))
 
     def seal(self, plain: bytes, place: bytes) -> bytes:
-        """Encrypt a small file. place: where it belongs; it opens nowhere else."""
+        """Encrypt for one place."""
         salt, nonce = os.urandom(_SALT_BYTES), os.urandom(_NONCE_BYTES)
         return salt + nonce + self._cipher(salt).encrypt(nonce, plain, place)
 
-    def unseal(self, sealed: bytes, place: bytes) -> bytes:
-        """What `seal` was given. Raises: Locked when this is not the key or the place."""
+    def unseal(self, sealed: bytes, place: bytes) -> bytes | None:
+        """What `seal` was given, None when this is not the key or the place."""
         salt, nonce = sealed[:_SALT_BYTES], sealed[_SALT_BYTES : _SALT_BYTES + _NONCE_BYTES]
         try:
             return self._cipher(salt).decrypt(nonce, sealed[_SALT_BYTES + _NONCE_BYTES :], place)
         except (InvalidTag, ValueError):
-            raise Locked("sealed with another lock key, or damaged") from None
+            return None
 
     def _cipher(self, salt: bytes) -> AESGCM:
         return AESGCM(self.derive(salt=salt, purpose=_PURPOSE))
@@ -150,16 +152,25 @@ def decode_lock_keys(data: bytes) -> LockKeys:
     return LockKeys(LockKey(wire.current) if wire.current else None, former)
 
 
-def unseal_any(sealed: bytes, place: bytes, keys: LockKeys, *, name: str) -> bytes:
-    """Open what `LockKey.seal` made with one of the keys.
+def protect(plain: bytes, place: bytes, key: LockKey | None) -> bytes:
+    """The content of a small file: sealed on a locked node, else as it is.
 
-    Raises: Locked without keys; FailedPrecondition when none of them fits.
+    place: where it belongs; it opens nowhere else. `plain` must not begin as a sealed one does.
     """
+    return plain if key is None else _SEALED + key.seal(plain, place)
+
+
+def unprotect(content: bytes, place: bytes, keys: LockKeys, *, name: str) -> bytes:
+    """What `protect` was given.
+
+    Raises: Locked when a key is needed and none was given; FailedPrecondition when none fits.
+    """
+    if not content.startswith(_SEALED):
+        return content
     if not keys.all:
         raise Locked(LOCKED_TEXT)
     for key in keys.all:
-        try:
-            return key.unseal(sealed, place)
-        except Locked:
-            continue
-    raise FailedPrecondition(f"{name}: not sealed with this node's lock, or damaged")
+        plain = key.unseal(content[len(_SEALED) :], place)
+        if plain is not None:
+            return plain
+    raise FailedPrecondition(f"{name}: not sealed with this node's lock key, or damaged")

@@ -9,7 +9,8 @@ import click
 from shoal.errors import SwarmError
 from shoal.model.enums import NodeAvailability
 from swarmctl import VERSION, output
-from swarmctl.options import Parsed, Word, inspect_format_option
+from swarmctl.commands.locking import print_unlock_command
+from swarmctl.options import Parsed, Word, autolock_option, inspect_format_option
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.parsing.words import spell
 from swarmctl.render.info import info_json, info_text
@@ -74,6 +75,7 @@ def _snapshot_interval(text: str) -> int:
     metavar="CIDR",
     help="Addresses of the routing mesh (default 10.240.0.0/12)",
 )
+@autolock_option
 @click.pass_obj
 def init(session: Session, /, **flags: Any) -> None:
     """Make a new cluster of this node, with it as the first manager."""
@@ -88,6 +90,7 @@ def init(session: Session, /, **flags: Any) -> None:
         node_certificate_validity_ns=flags["cert_expiry"],
         snapshot_interval=flags["snapshot_interval"],
         ingress_pool=flags["ingress_pool"],
+        autolock=bool(flags["autolock"]),
     )
 
     async def work(client: Client) -> None:
@@ -99,6 +102,8 @@ def init(session: Session, /, **flags: Any) -> None:
             "To add a manager to this swarm, run 'swarmctl join-token manager' and follow the "
             "instructions.\n"
         )
+        if result.unlock_key:
+            print_unlock_command(result.unlock_key)
 
     session.run(work, target=session.target())
 

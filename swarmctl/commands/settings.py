@@ -8,8 +8,9 @@ import click
 
 from shoal.model.specs import ClusterSpec
 from swarmctl import output
+from swarmctl.commands.locking import change_lock, print_unlock_command
 from swarmctl.lazy import Lazy, LazyGroup
-from swarmctl.options import Parsed, given, inspect_format_option
+from swarmctl.options import Parsed, autolock_option, given, inspect_format_option
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.render.clusters import cluster_json, cluster_text
 from swarmctl.session import Session
@@ -78,6 +79,7 @@ def inspect(session: Session, template: str, *, pretty: bool) -> None:
     type=_count("the number of managers"),
     help="Promote spare workers while fewer managers than this are reachable (0: never)",
 )
+@autolock_option
 @click.pass_obj
 def update(session: Session, /, **flags: Any) -> None:
     """Change settings of the cluster; what is not given stays as it is."""
@@ -86,9 +88,14 @@ def update(session: Session, /, **flags: Any) -> None:
     async def work(client: Client) -> None:
         found = await client.cluster()
         spec = _changed(found.spec, changes)
-        if spec != found.spec:
+        key = ""
+        if spec.autolock_managers and not found.spec.autolock_managers:
+            key = await change_lock(client, found, spec)
+        elif spec != found.spec:
             await client.update_cluster(found, spec)
         click.echo("Swarm updated.")
+        if key:
+            print_unlock_command(key)
 
     session.run(work)
 
@@ -107,6 +114,8 @@ def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
                 raft = raft.replaced(snapshot_interval=value)
             case "managers":
                 raft = raft.replaced(managers_wanted=value)
+            case "autolock":
+                spec = spec.replaced(autolock_managers=value)
             case _:
                 raise NotImplementedError(name)
     return spec.replaced(orchestration=orchestration, dispatcher=dispatcher, ca=ca, raft=raft)

@@ -70,8 +70,16 @@ class UpdateClusterRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     ROTATE_WORKER_TOKEN_FIELD_NUMBER: _builtins.int
     ROTATE_MANAGER_TOKEN_FIELD_NUMBER: _builtins.int
+    ROTATE_UNLOCK_KEY_FIELD_NUMBER: _builtins.int
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
     rotate_worker_token: _builtins.bool
     rotate_manager_token: _builtins.bool
+    rotate_unlock_key: _builtins.bool
+    """Makes another unlock key; refused while autolock is off."""
+    unlock_key: _builtins.str
+    """SWMKEY-1-...: the unlock key from now on, where one is to be made. Whoever made it knows it
+    before anything is locked with it. Empty: the managers make one.
+    """
     @_builtins.property
     def version(self) -> _types_pb2.Version: ...
     @_builtins.property
@@ -83,10 +91,12 @@ class UpdateClusterRequest(_message.Message):
         spec: _specs_pb2.ClusterSpec | None = ...,
         rotate_worker_token: _builtins.bool = ...,
         rotate_manager_token: _builtins.bool = ...,
+        rotate_unlock_key: _builtins.bool = ...,
+        unlock_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotate_manager_token", b"rotate_manager_token", "rotate_worker_token", b"rotate_worker_token", "spec", b"spec", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotate_manager_token", b"rotate_manager_token", "rotate_unlock_key", b"rotate_unlock_key", "rotate_worker_token", b"rotate_worker_token", "spec", b"spec", "unlock_key", b"unlock_key", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +121,47 @@ class UpdateClusterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateClusterResponse: _TypeAlias = UpdateClusterResponse  # noqa: Y015
+
+@_typing.final
+class GetUnlockKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUnlockKeyRequest: _TypeAlias = GetUnlockKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetUnlockKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    unlock_key: _builtins.str
+    """SWMKEY-1-..."""
+    @_builtins.property
+    def version(self) -> _types_pb2.Version:
+        """Of the cluster that holds it."""
+
+    def __init__(
+        self,
+        *,
+        unlock_key: _builtins.str = ...,
+        version: _types_pb2.Version | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unlock_key", b"unlock_key", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUnlockKeyResponse: _TypeAlias = GetUnlockKeyResponse  # noqa: Y015
 
 @_typing.final
 class CreateJoinTokenRequest(_message.Message):

@@ -44,6 +44,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.FromString,
                 _registered_method=True)
+        self.GetUnlockKey = channel.unary_unary(
+                '/shoal.api.v1.Control/GetUnlockKey',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyResponse.FromString,
+                _registered_method=True)
         self.CreateJoinToken = channel.unary_unary(
                 '/shoal.api.v1.Control/CreateJoinToken',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.CreateJoinTokenRequest.SerializeToString,
@@ -137,6 +142,13 @@ class ControlServicer:
 
     def UpdateCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUnlockKey(self, request, context):
+        """What managers are unlocked with after a restart; empty while autolock is off.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -253,6 +265,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.UpdateCluster,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.SerializeToString,
+            ),
+            'GetUnlockKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUnlockKey,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyResponse.SerializeToString,
             ),
             'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJoinToken,
@@ -389,6 +406,33 @@ class Control:
             '/shoal.api.v1.Control/UpdateCluster',
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUnlockKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/GetUnlockKey',
+            shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.GetUnlockKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

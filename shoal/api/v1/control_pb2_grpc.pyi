@@ -16,6 +16,8 @@ class ControlStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_control_pb2.GetClusterRequest, _control_pb2.GetClusterResponse]
     UpdateCluster: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateClusterRequest, _control_pb2.UpdateClusterResponse]
+    GetUnlockKey: _aio.UnaryUnaryMultiCallable[_control_pb2.GetUnlockKeyRequest, _control_pb2.GetUnlockKeyResponse]
+    """What managers are unlocked with after a restart; empty while autolock is off."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateJoinTokenRequest, _control_pb2.CreateJoinTokenResponse]
     RemoveJoinToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveJoinTokenRequest, _control_pb2.RemoveJoinTokenResponse]
     RotateRootCa: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateRootCaRequest, _control_pb2.RotateRootCaResponse]
@@ -52,6 +54,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.UpdateClusterRequest,
         context: _aio.ServicerContext[_control_pb2.UpdateClusterRequest, _abc.Awaitable[_control_pb2.UpdateClusterResponse]],
     ) -> _abc.Awaitable[_control_pb2.UpdateClusterResponse]: ...
+
+    @_abc_1.abstractmethod
+    def GetUnlockKey(
+        self,
+        request: _control_pb2.GetUnlockKeyRequest,
+        context: _aio.ServicerContext[_control_pb2.GetUnlockKeyRequest, _abc.Awaitable[_control_pb2.GetUnlockKeyResponse]],
+    ) -> _abc.Awaitable[_control_pb2.GetUnlockKeyResponse]:
+        """What managers are unlocked with after a restart; empty while autolock is off."""
 
     @_abc_1.abstractmethod
     def CreateJoinToken(

@@ -80,7 +80,7 @@ class InfoResponse(_message.Message):
     version: _builtins.str
     hostname: _builtins.str
     state: _builtins.str
-    """"inactive", "pending", "active", "error"."""
+    """"inactive", "pending", "active", "locked", "error"."""
     error: _builtins.str
     node_id: _builtins.str
     cluster_id: _builtins.str
@@ -147,6 +147,7 @@ class InitRequest(_message.Message):
     NODE_CERTIFICATE_VALIDITY_NS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_INTERVAL_FIELD_NUMBER: _builtins.int
     INGRESS_POOL_FIELD_NUMBER: _builtins.int
+    AUTOLOCK_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     listen_address: _builtins.str
     availability: _types_pb2.NodeAvailability.ValueType
@@ -157,6 +158,8 @@ class InitRequest(_message.Message):
     node_certificate_validity_ns: _builtins.int
     snapshot_interval: _builtins.int
     ingress_pool: _builtins.str
+    autolock: _builtins.bool
+    """Locks the managers; the answer carries the unlock key."""
     def __init__(
         self,
         *,
@@ -170,10 +173,11 @@ class InitRequest(_message.Message):
         node_certificate_validity_ns: _builtins.int | None = ...,
         snapshot_interval: _builtins.int | None = ...,
         ingress_pool: _builtins.str = ...,
+        autolock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "advertise_address", b"advertise_address", "availability", b"availability", "data_path_address", b"data_path_address", "data_path_port", b"data_path_port", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "ingress_pool", b"ingress_pool", "listen_address", b"listen_address", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "advertise_address", b"advertise_address", "autolock", b"autolock", "availability", b"availability", "data_path_address", b"data_path_address", "data_path_port", b"data_path_port", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "ingress_pool", b"ingress_pool", "listen_address", b"listen_address", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dispatcher_heartbeat_period_ns: _TypeAlias = _typing.Literal["dispatcher_heartbeat_period_ns"]  # noqa: Y015
     _WhichOneofArgType__dispatcher_heartbeat_period_ns: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns"]  # noqa: Y015
@@ -202,9 +206,12 @@ class InitResponse(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     JOIN_TOKENS_FIELD_NUMBER: _builtins.int
     ADVERTISE_ADDRESS_FIELD_NUMBER: _builtins.int
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     advertise_address: _builtins.str
+    unlock_key: _builtins.str
+    """SWMKEY-1-..., empty without autolock."""
     @_builtins.property
     def join_tokens(self) -> _types_pb2.JoinTokens: ...
     def __init__(
@@ -214,10 +221,11 @@ class InitResponse(_message.Message):
         cluster_id: _builtins.str = ...,
         join_tokens: _types_pb2.JoinTokens | None = ...,
         advertise_address: _builtins.str = ...,
+        unlock_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["join_tokens", b"join_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "cluster_id", b"cluster_id", "join_tokens", b"join_tokens", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "cluster_id", b"cluster_id", "join_tokens", b"join_tokens", "node_id", b"node_id", "unlock_key", b"unlock_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,6 +324,41 @@ class LeaveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaveResponse: _TypeAlias = LeaveResponse  # noqa: Y015
+
+@_typing.final
+class UnlockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
+    unlock_key: _builtins.str
+    """SWMKEY-1-..."""
+    def __init__(
+        self,
+        *,
+        unlock_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unlock_key", b"unlock_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockRequest: _TypeAlias = UnlockRequest  # noqa: Y015
+
+@_typing.final
+class UnlockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockResponse: _TypeAlias = UnlockResponse  # noqa: Y015
 
 @_typing.final
 class RestoreRequest(_message.Message):
@@ -728,12 +771,17 @@ Global___RemoveImageResponse: _TypeAlias = RemoveImageResponse  # noqa: Y015
 class ReloadIdentityRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    LOCK_KEYS_FIELD_NUMBER: _builtins.int
+    lock_keys: _builtins.bytes
+    """shoal.security.lock: what the identity and the data keys are encrypted with from now on."""
     def __init__(
         self,
+        *,
+        lock_keys: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lock_keys", b"lock_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -806,12 +854,17 @@ Global___MembershipNews: _TypeAlias = MembershipNews  # noqa: Y015
 class ReloadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    LOCK_KEYS_FIELD_NUMBER: _builtins.int
+    lock_keys: _builtins.bytes
+    """As in ReloadIdentityRequest."""
     def __init__(
         self,
+        *,
+        lock_keys: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lock_keys", b"lock_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -861,6 +914,45 @@ class RemoveTasksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveTasksResponse: _TypeAlias = RemoveTasksResponse  # noqa: Y015
+
+@_typing.final
+class WatchUnlockKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUnlockKeyRequest: _TypeAlias = WatchUnlockKeyRequest  # noqa: Y015
+
+@_typing.final
+class UnlockKeyNews(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    unlock_key: _builtins.bytes
+    """The key's 32 bytes; empty: managers are not to be locked."""
+    version: _builtins.int
+    """Version of the cluster that says so."""
+    def __init__(
+        self,
+        *,
+        unlock_key: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unlock_key", b"unlock_key", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockKeyNews: _TypeAlias = UnlockKeyNews  # noqa: Y015
 
 @_typing.final
 class GetMetricsRequest(_message.Message):

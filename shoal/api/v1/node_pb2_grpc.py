@@ -55,6 +55,11 @@ class NodeControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.FromString,
                 _registered_method=True)
+        self.Unlock = channel.unary_unary(
+                '/shoal.api.v1.NodeControl/Unlock',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockResponse.FromString,
+                _registered_method=True)
         self.Restore = channel.stream_unary(
                 '/shoal.api.v1.NodeControl/Restore',
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.SerializeToString,
@@ -89,6 +94,13 @@ class NodeControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Unlock(self, request, context):
+        """Opens a locked manager, which then starts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Restore(self, request_iterator, context):
         """Makes this node the only manager of a cluster as a backup holds it. The first message carries
         the options, the following ones the file.
@@ -119,6 +131,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Unlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unlock,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockResponse.SerializeToString,
             ),
             'Restore': grpc.stream_unary_rpc_method_handler(
                     servicer.Restore,
@@ -234,6 +251,33 @@ class NodeControl:
             '/shoal.api.v1.NodeControl/Leave',
             shoal_dot_api_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.NodeControl/Unlock',
+            shoal_dot_api_dot_v1_dot_node__pb2.UnlockRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.UnlockResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -745,6 +789,11 @@ class ManagerControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
                 _registered_method=True)
+        self.WatchUnlockKey = channel.unary_stream(
+                '/shoal.api.v1.ManagerControl/WatchUnlockKey',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.WatchUnlockKeyRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockKeyNews.FromString,
+                _registered_method=True)
 
 
 class ManagerControlServicer:
@@ -766,6 +815,13 @@ class ManagerControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchUnlockKey(self, request, context):
+        """The unlock key that the cluster asks this manager to be locked with: now, and every change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagerControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -778,6 +834,11 @@ def add_ManagerControlServicer_to_server(servicer, server):
                     servicer.RenewExpired,
                     request_deserializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.SerializeToString,
+            ),
+            'WatchUnlockKey': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUnlockKey,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.WatchUnlockKeyRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.UnlockKeyNews.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -835,6 +896,33 @@ class ManagerControl:
             '/shoal.api.v1.ManagerControl/RenewExpired',
             shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_ca__pb2.IssueNodeCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUnlockKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.api.v1.ManagerControl/WatchUnlockKey',
+            shoal_dot_api_dot_v1_dot_node__pb2.WatchUnlockKeyRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.UnlockKeyNews.FromString,
             options,
             channel_credentials,
             insecure,

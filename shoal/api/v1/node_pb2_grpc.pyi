@@ -19,6 +19,8 @@ class NodeControlStub:
     Init: _aio.UnaryUnaryMultiCallable[_node_pb2.InitRequest, _node_pb2.InitResponse]
     Join: _aio.UnaryUnaryMultiCallable[_node_pb2.JoinRequest, _node_pb2.JoinResponse]
     Leave: _aio.UnaryUnaryMultiCallable[_node_pb2.LeaveRequest, _node_pb2.LeaveResponse]
+    Unlock: _aio.UnaryUnaryMultiCallable[_node_pb2.UnlockRequest, _node_pb2.UnlockResponse]
+    """Opens a locked manager, which then starts."""
     Restore: _aio.StreamUnaryMultiCallable[_node_pb2.RestoreRequest, _node_pb2.RestoreResponse]
     """Makes this node the only manager of a cluster as a backup holds it. The first message carries
     the options, the following ones the file.
@@ -52,6 +54,14 @@ class NodeControlServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.LeaveRequest,
         context: _aio.ServicerContext[_node_pb2.LeaveRequest, _abc.Awaitable[_node_pb2.LeaveResponse]],
     ) -> _abc.Awaitable[_node_pb2.LeaveResponse]: ...
+
+    @_abc_1.abstractmethod
+    def Unlock(
+        self,
+        request: _node_pb2.UnlockRequest,
+        context: _aio.ServicerContext[_node_pb2.UnlockRequest, _abc.Awaitable[_node_pb2.UnlockResponse]],
+    ) -> _abc.Awaitable[_node_pb2.UnlockResponse]:
+        """Opens a locked manager, which then starts."""
 
     @_abc_1.abstractmethod
     def Restore(
@@ -173,6 +183,8 @@ class ManagerControlStub:
     """Renews this manager's own certificate after its end, also while nobody leads: managers whose
     certificates have all expired cannot elect one.
     """
+    WatchUnlockKey: _aio.UnaryStreamMultiCallable[_node_pb2.WatchUnlockKeyRequest, _node_pb2.UnlockKeyNews]
+    """The unlock key that the cluster asks this manager to be locked with: now, and every change."""
 
 class ManagerControlServicer(metaclass=_abc_1.ABCMeta):
     """What swarmd asks of its manager process."""
@@ -194,6 +206,14 @@ class ManagerControlServicer(metaclass=_abc_1.ABCMeta):
         """Renews this manager's own certificate after its end, also while nobody leads: managers whose
         certificates have all expired cannot elect one.
         """
+
+    @_abc_1.abstractmethod
+    def WatchUnlockKey(
+        self,
+        request: _node_pb2.WatchUnlockKeyRequest,
+        context: _aio.ServicerContext[_node_pb2.WatchUnlockKeyRequest, _abc.AsyncIterator[_node_pb2.UnlockKeyNews]],
+    ) -> _abc.AsyncIterator[_node_pb2.UnlockKeyNews]:
+        """The unlock key that the cluster asks this manager to be locked with: now, and every change."""
 
 def add_ManagerControlServicer_to_server(servicer: ManagerControlServicer, server: _aio.Server) -> None: ...
 

@@ -93,7 +93,9 @@ def test_a_power_cut_while_restoring_leaves_all_of_a_cluster_or_nothing(tmp_path
                 node.become_blocking(
                     MANAGER_IDENTITY,
                     CONFIG,
-                    make_log=lambda node=node, how=restoring: restore(source, node.paths.raft, how),
+                    make_log=lambda keys, node=node, how=restoring: restore(
+                        source, node.paths.raft, how
+                    ),
                 )
                 ended = True
             except PowerCut:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from manager.ca.autolock import LockWish
 from manager.controlapi import nodes
 from manager.store.tables import Tables
 from shoal.errors import FailedPrecondition, InvalidArgument
@@ -16,9 +17,11 @@ from shoal.model.types import (
     ManagerStatus,
     NodeCertificate,
 )
+from shoal.security.unlock import make_unlock_key
 
 DAY_NS = 24 * 3600 * 10**9
 NOW_NS = 20_000 * DAY_NS
+LOCK = LockWish(make_unlock_key())
 MANAGER = NodeSpec(desired_role=NodeRole.MANAGER)
 
 
@@ -98,7 +101,7 @@ def test_a_node_on_its_way_to_be_a_manager_is_not_removed():
 def test_too_many_wanted_managers_are_refused():
     spec = ClusterSpec(raft=RaftConfig(managers_wanted=11))
     with pytest.raises(InvalidArgument, match="managers: 11 is more than 9"):
-        nodes.update_cluster(managers(True), spec, version=0, tokens=None)
+        nodes.update_cluster(managers(True), spec, version=0, tokens=None, lock=LOCK)
 
 
 def blacklisted(node: Node, cluster: Cluster) -> dict[str, int]:

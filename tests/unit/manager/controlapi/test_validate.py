@@ -277,7 +277,6 @@ CLUSTER_RULES = [
     (beat(99_999_999), BAD, "dispatcher heartbeat: must be between 100ms and 1h"),
     (beat(3_600 * SECOND_NS + 1), BAD, "dispatcher heartbeat: must be"),
     (ClusterSpec(ca=CaConfig(3_599 * SECOND_NS)), BAD, "certificate expiry: must be at least 1h"),
-    (ClusterSpec(autolock_managers=True), LATER, "autolock: not possible"),
     (ClusterSpec(ca=CaConfig(external_cas=(ExternalCa(),))), LATER, "ca: the root certificate"),
     (ClusterSpec(ca=CaConfig(signing_ca_certificate=b"x")), LATER, "ca: the root certificate"),
     (ClusterSpec(ca=CaConfig(signing_ca_key=b"x")), LATER, "ca: the root certificate"),
@@ -297,4 +296,5 @@ def test_a_cluster_is_refused_with_the_field_and_the_rule(bad, error, text):
 def test_cluster_settings_at_their_limits_pass():
     for period_ns in (SECOND_NS // 10, 3_600 * SECOND_NS):
         validate.cluster_spec(beat(period_ns))
+    validate.cluster_spec(ClusterSpec(autolock_managers=True))
     validate.cluster_spec(ClusterSpec(ca=CaConfig(3_600 * SECOND_NS), raft=RaftConfig(1)))

@@ -14,7 +14,8 @@ from shoal.security.lock import (
     NodeLock,
     decode_lock_keys,
     encode_lock_keys,
-    unseal_any,
+    protect,
+    unprotect,
 )
 from shoal.security.unlock import Locked, UnlockKey, make_unlock_key
 
@@ -88,18 +89,21 @@ def test_what_is_not_lock_keys_is_refused(data: bytes):
         decode_lock_keys(data)
 
 
-def test_what_is_sealed_opens_in_its_place_only():
+def test_what_is_protected_opens_in_its_place_only():
     key, other = LockKey.make(), LockKey.make()
-    sealed = key.seal(b"plain", b"here")
-    assert sealed != key.seal(b"plain", b"here")
-    assert unseal_any(sealed, b"here", LockKeys(other, (key,)), name="f") == b"plain"
+    assert protect(b"plain", b"here", None) == b"plain"
+    assert unprotect(b"plain", b"here", LockKeys(), name="f") == b"plain"
+    sealed = protect(b"plain", b"here", key)
+    assert b"plain" not in sealed
+    assert sealed != protect(b"plain", b"here", key)
+    assert unprotect(sealed, b"here", LockKeys(other, (key,)), name="f") == b"plain"
     with pytest.raises(Locked):
-        unseal_any(sealed, b"here", LockKeys(), name="f")
-    for wrong in (sealed[:-1], sealed[:10], b"", bytes([sealed[0] ^ 1]) + sealed[1:]):
+        unprotect(sealed, b"here", LockKeys(), name="f")
+    for wrong in (sealed[:-1], sealed[:15], sealed[:12], sealed[:-1] + bytes([sealed[-1] ^ 1])):
         with pytest.raises(FailedPrecondition, match="f: not sealed"):
-            unseal_any(wrong, b"here", LockKeys(key), name="f")
+            unprotect(wrong, b"here", LockKeys(key), name="f")
     with pytest.raises(FailedPrecondition):
-        unseal_any(sealed, b"there", LockKeys(key), name="f")
+        unprotect(sealed, b"there", LockKeys(key), name="f")
 
 
 def test_nothing_secret_is_in_a_repr():
