@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
-from shoal.aio.cancel import raise_if_cancelled
 from shoal.errors import InvariantViolation
 
 _log = structlog.get_logger()
@@ -33,6 +32,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving = False
         self._failed: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -47,6 +47,7 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         """Cancel every task, newest first."""
+        self._leaving = True
         try:
             while self._tasks:
                 task = self._tasks[-1]
@@ -99,7 +100,8 @@ class Supervisor:
                 _log.error("component.failed", component=name, exc_info=error)
             else:
                 return
-            raise_if_cancelled()
+            if self._leaving:
+                return  # its cancellation was lost in what failed
             if asyncio.get_running_loop().time() - started_s > RESTART_PAUSE_MAX_S:
                 pause_s = RESTART_PAUSE_MIN_S
             await asyncio.sleep(pause_s)

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from shoal.aio.backoff import Backoff
-from shoal.aio.cancel import raise_if_cancelled
+from shoal.aio.cancel import apart, raise_if_cancelled
 from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
 from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError
@@ -147,8 +147,7 @@ class Agent:
             attempt += 1
             started_s = loop.time()
             try:
-                async with self._connect(address) as channel:
-                    await self._session(ManagerClient(channel), address)
+                await apart(self._try_session(address))
             except* SwarmError as group:
                 reason = "; ".join(sorted({str(error) for error in _leaves(group)}))
                 self._why_no_session = f"no session with manager {address}: {reason}"
@@ -159,6 +158,10 @@ class Agent:
                 backoff.reset()
             # Nodes that lost the same manager come back one after the other.
             await asyncio.sleep(backoff.next_s(self._draw(attempt)))
+
+    async def _try_session(self, address: str) -> None:
+        async with self._connect(address) as channel:
+            await self._session(ManagerClient(channel), address)
 
     def _draw(self, attempt: int) -> float:
         """0 up to 1; different for the nodes and for each attempt of one."""

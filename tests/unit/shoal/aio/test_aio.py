@@ -261,3 +261,25 @@ def test_pauses_double_are_bounded_and_spread(spreads):
         assert full_s / 2 - 1e-9 <= pause_s <= full_s + 1e-9
     backoff.reset()
     assert backoff.next_s(0.0) == 0.1
+
+
+async def test_a_component_whose_group_failed_is_started_again():
+    """A group that ends by an error leaves its task looking cancelled (Python 3.11)."""
+    runs = 0
+    again = asyncio.Event()
+
+    async def fails() -> None:
+        raise ValueError("as expected")
+
+    async def component() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            again.set()
+            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+
+    async with asyncio.timeout(20), Supervisor() as supervisor:
+        supervisor.start("component", component)
+        await again.wait()
