@@ -180,21 +180,27 @@ def restored_state(view: Tables, plan: RestorePlan) -> RestoredState:
 
 
 def _old_node(node: Node, plan: RestorePlan) -> Node:
-    changed, advertise = node, plan.addresses.advertise
-    manager = node.manager_status
-    at_own_address = node.status.address == str(advertise.host) or (
-        manager is not None and manager.address == advertise.render()
-    )
-    if manager is not None:
-        changed = changed.replaced(manager_status=None)
-    if at_own_address:
+    changed = node.replaced(manager_status=None)
+    if _has_address_of(node, plan.addresses):
         message = f"node {plan.node_id} has taken its place: the cluster was restored there"
-        status = node.status.replaced(state=NodeState.DOWN, message=message)
-        changed = changed.replaced(status=status)
+        changed = changed.replaced(
+            status=node.status.replaced(state=NodeState.DOWN, message=message, address=""),
+            # Or the data path of every node would have two peers at one address.
+            description=node.description.replaced(data_path_address=""),
+        )
     if changed == node:
         return node
     meta = node.meta.replaced(version=Version(index=plan.version), updated_at_ns=plan.now_ns)
     return changed.replaced(meta=meta)
+
+
+def _has_address_of(node: Node, own: NodeAddresses) -> bool:
+    manager = node.manager_status
+    return (
+        node.status.address == str(own.advertise.host)
+        or node.description.data_path_address == str(own.data_path)
+        or (manager is not None and manager.address == own.advertise.render())
+    )
 
 
 def refuse_newer(made_by: str, own: str) -> None:

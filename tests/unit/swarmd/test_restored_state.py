@@ -12,7 +12,7 @@ from shoal.ids import NodeId
 from shoal.model.enums import NodeAvailability, NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
 from shoal.model.specs import NodeSpec
-from shoal.model.types import ManagerStatus, Meta, NodeStatus, Version
+from shoal.model.types import ManagerStatus, Meta, NodeDescription, NodeStatus, Version
 from swarmd.addresses import HostPort, NodeAddresses
 from swarmd.core import RestorePlan, refuse_newer, restored_state
 from tests.support.planning import a_service, a_task
@@ -39,6 +39,7 @@ def a_member(node_id: str, host: str, raft_id: int = 0, **fields) -> Node:
     return Node(
         id=node_id,
         meta=Meta(version=Version(index=5), created_at_ns=1),
+        description=NodeDescription(hostname=node_id, data_path_address=host),
         spec=NodeSpec(desired_role=NodeRole.MANAGER if raft_id else NodeRole.WORKER),
         status=status,
         manager_status=manager if raft_id else None,
@@ -85,12 +86,20 @@ def test_a_node_whose_address_was_taken_is_down(old):
     after = restored(CLUSTER, old)[old.id]
     assert after.status.state is NodeState.DOWN
     assert "node new has taken its place" in after.status.message
+    # Two peers at one address are none: the data path would not be applied anywhere.
+    assert (after.status.address, after.description.data_path_address) == ("", "")
     assert after.meta.version.index == 1_000
 
 
-def test_a_manager_that_moved_is_known_by_the_address_of_its_membership():
-    moved = a_member("m1", str(OWN), 11).replaced(status=NodeStatus(state=NodeState.READY))
-    assert restored(CLUSTER, moved)["m1"].status.state is NodeState.DOWN
+def test_every_address_of_a_node_counts():
+    other = a_member("m1", "192.0.2.1", 11)
+    own = a_member("m1", str(OWN), 11)
+    for one in (
+        other.replaced(manager_status=own.manager_status),
+        other.replaced(description=own.description),
+        other.replaced(status=own.status),
+    ):
+        assert restored(CLUSTER, one)["m1"].status.state is NodeState.DOWN
 
 
 def test_addresses_inside_the_clusters_networks_are_refused():
