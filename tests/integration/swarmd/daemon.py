@@ -9,6 +9,7 @@ from pathlib import Path
 import swarmd.__main__ as entry
 from shoal.telemetry import logs
 from swarmd.app import Daemon
+from swarmd.children import MANAGER, daemon_command
 from swarmd.settings import DaemonSettings, make_paths
 
 CHILD = Path(__file__).with_name("child.py")
@@ -26,14 +27,23 @@ def scripted(settings: DaemonSettings, name: str) -> list[str]:
     ]  # fmt: skip
 
 
+def with_real_manager(settings: DaemonSettings, name: str) -> list[str]:
+    """Only the worker is `child.py`."""
+    return daemon_command(settings, name) if name == MANAGER else scripted(settings, name)
+
+
 def main() -> None:
-    """daemon.py BASE: serve on BASE/state and BASE/run until SIGTERM."""
+    """daemon.py BASE [manager]: serve on BASE/state and BASE/run until SIGTERM.
+
+    manager: with a real one.
+    """
     base = Path(sys.argv[1])
     logs.configure("swarmd", "info")
     settings = DaemonSettings(
         paths=make_paths(base / "state", base / "run"), hostname="node-1", metrics_address=""
     )
-    asyncio.run(entry.serve(Daemon(settings, command=scripted)))
+    command = with_real_manager if sys.argv[2:] == ["manager"] else scripted
+    asyncio.run(entry.serve(Daemon(settings, command=command)))
 
 
 if __name__ == "__main__":

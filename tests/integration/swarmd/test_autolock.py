@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,8 +17,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from shoal.api.v1 import control_pb2, control_pb2_grpc, node_pb2
+from shoal.api.v1 import control_pb2, control_pb2_grpc, node_pb2, types_pb2
 from shoal.errors import PermissionDenied
+from shoal.model.enums import NodeRole
+from shoal.security.grpc_tls import local_channel
 from shoal.security.keys import is_encrypted
 from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.settings.lock import read_lock_file
@@ -24,13 +28,14 @@ from tests.integration.swarmd.conftest import Node
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
     cluster_of,
+    free_port,
     info,
     init,
     refused,
     with_real_manager,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 LOCKED = (
     "FAILED_PRECONDITION Swarm is encrypted and needs to be unlocked before it can be used. "
@@ -131,6 +136,28 @@ def others() -> Iterator[Callable[[], Node]]:
         shutil.rmtree(directory)
 
 
+async def join(node: Node, manager: Node, *, as_manager: bool) -> None:
+    tokens = (await cluster_of(manager)).root_ca.join_tokens
+    address = (await info(manager)).advertise_address
+    await node.control.Join(
+        node_pb2.JoinRequest(
+            remote_addresses=[address], token=tokens.manager if as_manager else tokens.worker,
+            advertise_address="127.0.0.1", listen_address=f"127.0.0.1:{free_port()}",
+        ),
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+
+
+async def set_role(manager: Node, node_id: str, role: NodeRole) -> None:
+    control = control_pb2_grpc.ControlStub(manager.channel)
+    found = (await control.GetNode(control_pb2.GetNodeRequest(node=node_id))).node
+    found.spec.desired_role = types_pb2.NodeRole.ValueType(role)
+    await control.UpdateNode(
+        control_pb2.UpdateNodeRequest(node=node_id, version=found.meta.version, spec=found.spec),
+        timeout=TIMEOUT_S,
+    )
+
+
 async def test_locked_after_a_restart_until_the_key_is_given(node: Node):
     async with node.running(command=with_real_manager):
         await init(node)
@@ -211,3 +238,144 @@ async def test_the_key_is_rotated_and_taken_away(node: Node):
         await eventually("and again", lambda: is_locked(node))
         third = await unlock_key(node)
         assert third not in (first, second)
+
+
+async def test_a_manager_that_was_down_needs_the_old_key_and_then_follows(node: Node, others):
+    second, third = others(), others()
+    async with node.running(command=with_real_manager):
+        old = (await init(node, advertise_address="127.0.0.1", autolock=True)).unlock_key
+        async with second.running(command=with_real_manager):
+            await join(second, node, as_manager=True)
+            async with third.running(command=with_real_manager):
+                await join(third, node, as_manager=True)
+                for joined in (second, third):
+                    assert opens(joined, old), "from the beginning"
+            await set_autolock(node, on=True, rotate=True)
+            new = await unlock_key(node)
+            for up in (node, second):
+                await eventually("the new key is needed", lambda up=up: opens(up, new))
+            assert opens(third, old)
+            async with third.running(command=with_real_manager):
+                assert "was rotated while this manager" in await refused(unlock(third, new))
+                await unlock(third, old)
+                await eventually("it follows", lambda: opens(third, new))
+                await eventually("it serves", lambda: served(third))
+                assert await unlock_key(third) == new
+
+
+async def test_promoted_it_is_locked_and_demoted_it_is_open(node: Node, others):
+    worker = others()
+    async with node.running(command=with_real_manager):
+        key = (await init(node, advertise_address="127.0.0.1", autolock=True)).unlock_key
+        async with worker.running(command=with_real_manager):
+            worker.tell("follow")
+            await join(worker, node, as_manager=False)
+            assert not worker.paths.lock.exists()
+            assert not is_encrypted(key_file(worker))
+            node_id = (await info(worker)).node_id
+            await set_role(node, node_id, NodeRole.MANAGER)
+            await eventually("it manages", lambda: served(worker))
+            assert opens(worker, key)
+            await set_role(node, node_id, NodeRole.WORKER)
+            await eventually("its log is gone", lambda: not worker.paths.raft.exists())
+            assert not worker.paths.lock.exists()
+            assert not is_encrypted(key_file(worker))
+            role = (await info(worker)).role
+            assert role == types_pb2.NODE_ROLE_WORKER
+        async with worker.running(command=with_real_manager):
+            assert (await info(worker)).state == "active"
+
+
+async def test_a_locked_manager_is_forced_alone_when_it_is_unlocked(node: Node, capfd):
+    async with node.running(command=with_real_manager):
+        key = (await init(node, autolock=True)).unlock_key
+        cluster = await cluster_of(node)
+    async with node.running(command=with_real_manager, force_new_cluster=True):
+        assert (await info(node)).state == "locked"
+        assert "invalid key" in await refused(unlock(node, make_unlock_key().render()))
+        assert "cluster.forced" not in capfd.readouterr().out
+        await unlock(node, key)
+        assert "cluster.forced" in capfd.readouterr().out
+        await eventually("it serves", lambda: served(node))
+        assert (await cluster_of(node)).id == cluster.id
+        assert opens(node, key)
+
+
+async def test_what_keeps_an_unlocked_manager_from_starting_leaves_it_locked(node: Node):
+    async with node.running(command=with_real_manager):
+        key = (await init(node, autolock=True)).unlock_key
+    node.paths.node_config.rename(node.paths.state / "aside")
+    async with node.running(command=with_real_manager):
+        assert "node.json is missing" in await refused(unlock(node, key))
+        assert (await info(node)).state == "locked"
+        (node.paths.state / "aside").rename(node.paths.node_config)
+        await unlock(node, key)
+        await eventually("it serves", lambda: served(node))
+
+
+async def test_a_locked_node_can_leave_by_force(node: Node):
+    async with node.running(command=with_real_manager):
+        await init(node, autolock=True)
+    async with node.running(command=with_real_manager):
+        await node.control.Leave(node_pb2.LeaveRequest(force=True), timeout=TIMEOUT_S)
+        assert (await info(node)).state == "inactive"
+        for path in (node.paths.lock, node.paths.raft, node.paths.identity / "identity"):
+            assert not path.exists()
+        await init(node)
+        assert not node.paths.lock.exists()
+
+
+KILLS = int(os.environ.get("SHOAL_LOCK_KILLS", "3"))
+
+
+async def test_killed_at_any_moment_one_of_the_two_keys_opens_it(node: Node, base, launch):
+    """Also `kill -9` of all processes while the key is rotated and autolock is turned on and off.
+
+    SHOAL_LOCK_KILLS: how often (3; 40 is the long form).
+    """
+    chosen: random.Random = random.Random(7)
+    keys: list[str] = []
+    node.paths.state.mkdir(parents=True)
+    for number in range(KILLS + 1):
+        daemon = launch(str(Path(__file__).with_name("daemon.py")), str(base), "manager")
+        await eventually("it listens", lambda: socket_answers(node))
+        async with local_channel(node.paths.swarmd_socket) as node.channel:
+            if number == 0:
+                await init(node)
+            elif (await info(node)).state == "locked":
+                # The key of the change that was under way, or the last one that was in force.
+                await unlock_with_any(node, keys[::-1])
+            await eventually("it serves", lambda: served(node))
+            if number == KILLS:
+                return
+            keys.append(make_unlock_key().render())
+            change = asyncio.create_task(change_lock(node, keys[-1], off=number % 3 == 2))
+            await asyncio.sleep(chosen.random() * 0.15)
+            for pid in sorted((await info(node)).processes.values(), key=daemon.process.pid.__ne__):
+                os.kill(pid, signal.SIGKILL)
+            daemon.process.wait()
+            await asyncio.gather(change, return_exceptions=True)
+
+
+async def change_lock(node: Node, key: str, *, off: bool) -> None:
+    on = (await cluster_of(node)).spec.autolock_managers
+    if on and off:
+        await set_autolock(node, on=False)
+    await set_autolock(node, on=True, rotate=on and not off, key=key)
+
+
+async def unlock_with_any(node: Node, keys: list[str]) -> None:
+    refusals = []
+    for key in keys:
+        try:
+            await unlock(node, key)
+        except grpc.aio.AioRpcError as error:
+            refusals.append(error.details())
+        else:
+            return
+    raise AssertionError(refusals)
+
+
+def socket_answers(node: Node) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(node.paths.swarmd_socket)) == 0
