@@ -6,7 +6,7 @@ from manager.ca.autolock import LockWish, relocked
 from manager.controlapi import validate
 from manager.controlapi.services import check_version
 from manager.store.view import View
-from shoal.errors import FailedPrecondition
+from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS
 from shoal.model.enums import NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
@@ -44,6 +44,13 @@ def _check_demotion(view: View, node: Node) -> None:
         return
     members = [one.manager_status for one in others if one.manager_status is not None]
     reachable = sum(1 for status in members if status.reachable)
+    if not node.manager_status.raft_id:  # the state is in etcd: one manager is as good as three
+        if not reachable:
+            raise FailedPrecondition(
+                f"can't demote node {node.id}: no other manager is reachable:"
+                " start one of them first"
+            )
+        return
     if reachable < len(members) // 2 + 1:
         raise FailedPrecondition(
             f"can't demote node {node.id}: this would result in a loss of quorum: of the"
@@ -109,6 +116,16 @@ def update_cluster(
     if tokens is not None:
         cluster = cluster.replaced(root_ca=cluster.root_ca.replaced(join_tokens=tokens))
     return [update(relocked(cluster, lock))]
+
+
+def check_without_log(view: View, spec: ClusterSpec) -> None:
+    """Refuse settings of a log where the state is in etcd. Raises InvalidArgument."""
+    before = require_cluster(view).spec.raft.snapshot_interval
+    if spec.raft.snapshot_interval not in (None, before):
+        raise InvalidArgument(
+            "snapshot interval: the managers' state is in etcd, which has its own"
+            " (etcd's --snapshot-count): leave it as it is"
+        )
 
 
 def require_cluster(view: View) -> Cluster:

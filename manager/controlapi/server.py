@@ -78,6 +78,8 @@ class ControlServer(ControlServicer):
         def build(view: View) -> Sequence[Change]:
             fresh = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
             version = request.version.index
+            if spec is not None and self._hand_over is None:
+                nodes.check_without_log(view, spec)
             return nodes.update_cluster(view, spec, version=version, tokens=fresh, lock=lock)
 
         await self._commit(build, version=request.version.index)

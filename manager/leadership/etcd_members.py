@@ -29,6 +29,7 @@ from shoal.model.plan import Change
 from shoal.model.types import ManagerStatus
 
 PERIOD_S = 1.0
+RESIGN_AFTER_S = 0.5
 NO_LOG = (
     "this cluster's managers keep their state in etcd, not in logs of their own: give this node's"
     " swarmd the --store that theirs have"
@@ -55,6 +56,7 @@ class EtcdMembers:
         """Let go of a manager. Raises: NotLeader when it was this one, which has resigned."""
         me = self._present.get(self._node_id)
         if me is not None and me.lease == raft_id:
+            await asyncio.sleep(RESIGN_AFTER_S)  # whoever asked for it is to hear that it is done
             await self._consensus.resign()
             raise NotLeader(OVER)
 

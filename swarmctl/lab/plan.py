@@ -29,7 +29,7 @@ UPLINK = "eth0"
 CGROUP_ROOT = "shoal-lab"
 
 ETCD = "etcd"
-"""As a store: an etcd of the lab's own."""
+"""As a store: an etcd of the lab's own; `etcd?lease_ttl_s=3` with parameters of its URL."""
 ETCD_PORT = 2379
 ETCD_PEER_PORT = 2380
 
@@ -109,19 +109,19 @@ def plan_lab(
 ) -> LabPlan:
     """Lay out a lab: m1.., w1.. on the addresses after the host's, which is the first; then e1.
 
-    directory: where all labs live; the lab's own is below it. store: empty, ETCD, or a URL.
+    directory: where all labs live; the lab's own is below it. store: empty, ETCD, a URL.
     Raises: InvalidArgument.
     """
     check_name(name)
     check_counts(managers, workers)
     check_store(store)
-    if subnet.num_addresses - 3 < managers + workers + (store == ETCD):
+    if subnet.num_addresses - 3 < managers + workers + wants_etcd(store):
         raise InvalidArgument(
             f"--subnet {subnet}: too small for {managers + workers} nodes and the host"
         )
     names: list[tuple[str, Role]] = [(f"m{n}", "manager") for n in range(1, managers + 1)]
     names += [(f"w{n}", "worker") for n in range(1, workers + 1)]
-    names += [("e1", "store")] if store == ETCD else []
+    names += [("e1", "store")] if wants_etcd(store) else []
     planned = tuple(
         NodePlan(node, role, str(subnet[index + 2]), f"s{name_hash(name)}{node}")
         for index, (node, role) in enumerate(names)
@@ -134,7 +134,7 @@ def plan_lab(
         gateway=str(subnet[1]),
         bridge=bridge_name(name),
         nodes=tuple(node for node in planned if node.role != "store"),
-        store=f"etcd://{stores[0].address}:{ETCD_PORT}/shoal" if stores else store,
+        store=_own_url(stores[0], store) if stores else store,
         stores=stores,
     )
     longest = max(
@@ -166,9 +166,14 @@ def check_counts(managers: int, workers: int) -> None:
         raise InvalidArgument(f"--workers {workers}: must be between 0 and {WORKERS_MAX}")
 
 
+def wants_etcd(store: str) -> bool:
+    """Whether the lab needs an etcd of its own."""
+    return store.partition("?")[0] == ETCD
+
+
 def check_store(store: str) -> None:
     """Raise unless it names where managers keep their state; the daemons read URLs in detail."""
-    if store not in ("", ETCD) and not store.startswith("etcd://"):
+    if store and not wants_etcd(store) and not store.startswith("etcd://"):
         raise InvalidArgument(
             f"--store {store}: must be {ETCD} (one of the lab's own) or etcd://HOST:PORT,.../PREFIX"
         )
@@ -265,6 +270,11 @@ def daemon_command(lab: LabPlan, node: NodePlan, *, python: str) -> list[str]:
         "--log-level", "info",
         *(["--store", lab.store] if lab.store else []),
     ]  # fmt: skip
+
+
+def _own_url(node: NodePlan, store: str) -> str:
+    _, mark, parameters = store.partition("?")
+    return f"etcd://{node.address}:{ETCD_PORT}/shoal{mark}{parameters}"
 
 
 def _etcd_command(node: NodePlan, paths: NodePaths) -> list[str]:

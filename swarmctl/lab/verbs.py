@@ -20,7 +20,7 @@ import msgspec
 from shoal.errors import FailedPrecondition, InvalidArgument, SwarmError
 from swarmctl import contexts
 from swarmctl.lab import kernel, labs, nodes, record
-from swarmctl.lab.plan import ETCD, LabPlan, NodePlan, check_name, daemon_command
+from swarmctl.lab.plan import LabPlan, NodePlan, check_name, daemon_command, wants_etcd
 from swarmctl.lab.record import LabRecord
 
 UP_TIMEOUT_S = 60.0
@@ -57,7 +57,7 @@ def up(options: UpOptions, *, report: Report, command: labs.Command = swarmd_com
     """
     kernel.check_machine()
     check_name(options.name)
-    if options.store == ETCD and not shutil.which("etcd"):
+    if wants_etcd(options.store) and not shutil.which("etcd"):
         raise FailedPrecondition(
             "--store etcd: etcd is missing; install it with: apt-get install etcd-server"
         )

@@ -12,6 +12,14 @@ import pytest
 
 from tests.integration.cluster.lab import Lab
 
+ON_ETCD = {
+    "test_every_node_answers_and_the_client_address_is_true",
+    "test_scaling_up_and_down",
+    "test_a_killed_container_is_replaced_in_its_slot",
+    "test_a_dead_node_s_tasks_run_elsewhere_and_it_comes_back_empty",
+}
+"""What a service is for: it runs, is reached, is scaled, and heals."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
@@ -27,13 +35,25 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Some tests run on a lab with its state in etcd as well, with SHOAL_ETCD_LAB=all every one."""
+    if "lab" not in metafunc.fixturenames:
+        return
+    stores: list[object] = ["log"]
+    name = metafunc.function.__name__
+    if name in ON_ETCD or os.environ.get("SHOAL_ETCD_LAB") == "all":
+        missing = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd-server is missing")
+        stores.append(pytest.param("etcd", marks=[pytest.mark.etcd, missing]))
+    metafunc.parametrize("lab", stores, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """One manager and two workers with the web image; taken down also after a failure."""
     base = Path(tempfile.mkdtemp(prefix="shoal-e2e-"))
     made = Lab(f"e2e{os.getpid()}", base)
     try:
-        made.up(workers=2)
+        made.up(workers=2, store="etcd" if request.param == "etcd" else "")
         yield made
     finally:
         made.down()
@@ -43,6 +63,6 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def service(lab: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
     """A name for the test's service, which is removed afterwards."""
-    name = request.node.name.replace("_", "-")[:50].strip("-")
+    name = request.node.originalname.replace("_", "-")[:50].strip("-")
     yield name
     lab.swarmctl("service", "rm", name, check=False)

@@ -69,16 +69,18 @@ class Lab:
         self.environment.pop("SWARM_HOST", None)
         self.addresses: dict[str, str] = {}
 
-    def up(self, *, workers: int, managers: int = 1) -> None:
+    def up(self, *, workers: int, managers: int = 1, store: str = "") -> None:
         """Raise it, with the web image on every node."""
         self.swarmctl(
             "lab", "up", "--name", self.name,
             "--managers", str(managers), "--workers", str(workers),
+            *(["--store", store] if store else []),
         )  # fmt: skip
         shown = self.swarmctl(
-            "lab", "ps", "--name", self.name, "--format", "{{.Name}} {{.Address}}"
+            "lab", "ps", "--name", self.name, "--format", "{{.Name}} {{.Address}} {{.Role}}"
         )
-        self.addresses = dict(line.split() for line in shown.splitlines())
+        lines = [line.split() for line in shown.splitlines()]
+        self.addresses = {name: address for name, address, role in lines if role != "store"}
         archive = self.base / "web.tar"
         archive.write_bytes(root_file_system())
         command = 'CMD ["httpd","-f","-p","80","-h","/www"]'

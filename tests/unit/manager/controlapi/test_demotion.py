@@ -139,3 +139,30 @@ def test_the_blacklist_is_bounded_and_forgets_first_what_ends_first():
     assert full.keys() - found.keys() == {"n0"}
     ended = {"old": BlacklistedCertificate(expires_at_ns=NOW_NS)}
     assert set(blacklisted(Node(id="w"), Cluster(id="c", blacklisted_certificates=ended))) == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("up", "name", "allowed"),
+    [
+        ((True, True, False), "n1", True),
+        ((True, False, False), "n2", True),
+        ((True, False, False), "n1", False),
+    ],
+)
+def test_with_the_state_in_etcd_one_other_manager_is_enough(up, name, allowed):
+    view = managers(*up)
+    for node in list(view.nodes):
+        if node.manager_status is not None:
+            view.put(node.replaced(manager_status=node.manager_status.replaced(raft_id=0)))
+    if allowed:
+        assert len(demote(view, name)) == 1
+    else:
+        with pytest.raises(FailedPrecondition, match="no other manager is reachable"):
+            demote(view, name)
+
+
+def test_with_the_state_in_etcd_settings_of_a_log_are_refused():
+    view = managers(True)
+    nodes.check_without_log(view, ClusterSpec(raft=RaftConfig(managers_wanted=3)))
+    with pytest.raises(InvalidArgument, match="snapshot interval"):
+        nodes.check_without_log(view, ClusterSpec(raft=RaftConfig(snapshot_interval=100)))

@@ -107,6 +107,36 @@ def test_unknown_node_is_answered_with_the_known_ones():
         a_lab().node("w3")
 
 
+def test_an_etcd_of_the_lab_s_own_is_a_node_beside_the_others():
+    lab = plan.plan_lab(
+        "x", managers=1, workers=1, subnet=SUBNET, directory="/labs", store=plan.ETCD
+    )
+    (store,) = lab.stores
+    assert [node.name for node in lab.nodes] == ["m1", "w1"]
+    assert [node.name for node in lab.everyone] == ["e1", "m1", "w1"]
+    assert lab.node("e1") is store
+    assert len({node.address for node in lab.everyone}) == 3
+    words = plan.daemon_command(lab, lab.node("m1"), python="/py")
+    assert words[words.index("--store") + 1] == f"etcd://{store.address}:2379/shoal"
+    etcd = plan.daemon_command(lab, store, python="/py")
+    assert f"http://{store.address}:2379" in etcd
+    assert "/labs/x/e1/state/etcd" in etcd
+    lab = plan.plan_lab(
+        "x", managers=1, workers=1, subnet=SUBNET, directory="/labs", store="etcd?lease_ttl_s=3"
+    )
+    assert lab.store.endswith(":2379/shoal?lease_ttl_s=3")
+    assert plan.nodes_of_netns("x", [plan.netns_name("x", "e1")]) == ["e1"]
+
+
+def test_somebody_else_s_etcd_is_passed_on_as_it_is():
+    url = "etcd://192.0.2.1/p"
+    lab = plan.plan_lab("x", managers=1, workers=1, subnet=SUBNET, directory="/labs", store=url)
+    assert not lab.stores
+    assert url in plan.daemon_command(lab, lab.node("w1"), python="/py")
+    with pytest.raises(InvalidArgument, match="--store redis: must be etcd"):
+        plan.check_store("redis")
+
+
 def test_the_daemon_is_told_its_own_paths_and_address():
     lab = a_lab()
     words = plan.daemon_command(lab, lab.node("w1"), python="/py")
