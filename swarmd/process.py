@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from shoal.errors import violated
+from shoal.errors import invariant, violated
 
 PIPE_BYTES = 4096
 """The least that a pipe holds without anybody reading (pipe(7))."""
@@ -33,6 +33,7 @@ class ChildProcess:
         No preexec_fn: gRPC's threads exist already. The child asks for the parent-death signal
         itself (`shoal.settings.process`).
         """
+        invariant(len(stdin) <= PIPE_BYTES, "more than a pipe holds", size=len(stdin))
         self._loop = asyncio.get_running_loop()
         self._popen = subprocess.Popen(  # start_new_session: a terminal's ^C is swarmd's to pass on
             command, stdin=subprocess.PIPE, start_new_session=True
@@ -77,8 +78,8 @@ class ChildProcess:
 
 
 def _give(pipe: IO[bytes] | None, content: bytes) -> None:
-    if pipe is None or len(content) > PIPE_BYTES:
-        violated("more than a pipe holds", size=len(content))
+    if pipe is None:
+        violated("a process without a standard input")
     with contextlib.suppress(BrokenPipeError):  # it has ended already, which `wait` will tell
         os.write(pipe.fileno(), content)
     pipe.close()
