@@ -24,7 +24,7 @@ from shoal.api.v1 import (
     watch_pb2,
     watch_pb2_grpc,
 )
-from shoal.errors import NameConflict, NotFound, SequenceConflict, SwarmError
+from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict, SwarmError
 from shoal.model.enums import NodeRole, TaskState, UpdateState
 from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import ClusterSpec, NodeSpec, ReplicatedMode, ServiceSpec
@@ -40,6 +40,7 @@ from shoal.model.types import (
 )
 from shoal.security.root import RootCA
 from shoal.security.trust import key_id
+from shoal.security.unlock import make_unlock_key
 from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE
 from shoal.wire.objects import from_pb, to_pb
 from shoal.wire.uploads import GO_ON
@@ -62,6 +63,9 @@ class FakeCluster:
         self.looks = 0
         self.update_state: UpdateState | None = None
         self.requests: list[object] = []
+        self.node_state = "active"
+        self.unlock_key = ""
+        self.lose_updates = False
         self.images: dict[str, node_pb2.Image] = {}
         self.archives: list[bytes] = []
         self.log_messages: list[logs_pb2.SubscribeLogsMessage] = []
@@ -144,10 +148,17 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         if request.rotate_manager_token:
             tokens = tokens.replaced(manager=f"{tokens.manager}-new")
         spec = from_pb(request.spec, ClusterSpec)
+        self.state.unlock_key = request.unlock_key or self.state.unlock_key
+        if self.state.lose_updates:
+            raise DeadlineExceeded("no answer")
         root_ca = RootCa(join_tokens=tokens)
         self.state.cluster = self.state.cluster.replaced(spec=spec, root_ca=root_ca)
         cluster = to_pb(self.state.cluster, objects_pb2.Cluster)
         return control_pb2.UpdateClusterResponse(cluster=cluster)
+
+    @answered
+    def GetUnlockKey(self, request, context):
+        return control_pb2.GetUnlockKeyResponse(unlock_key=self.state.unlock_key)
 
     @answered
     def CreateJoinToken(self, request, context):
@@ -337,7 +348,7 @@ class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
         return node_pb2.InfoResponse(
             version="9.9.9",
             hostname="alpha",
-            state="active",
+            state=self.state.node_state,
             node_id=NODE_A,
             cluster_id="cluster0",
             role=1,
@@ -350,12 +361,18 @@ class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
 
     @answered
     def Init(self, request, context):
+        self.state.unlock_key = make_unlock_key().render() if request.autolock else ""
         return node_pb2.InitResponse(
             node_id=NODE_A,
             cluster_id="cluster0",
             join_tokens={"worker": TOKENS.worker, "manager": TOKENS.manager},
             advertise_address="192.0.2.1:2377",
+            unlock_key=self.state.unlock_key,
         )
+
+    @answered
+    def Unlock(self, request, context):
+        return node_pb2.UnlockResponse()
 
     @answered
     def Join(self, request, context):

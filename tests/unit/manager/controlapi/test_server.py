@@ -33,6 +33,7 @@ from shoal.model.types import (
 )
 from shoal.security.grpc_tls import local_channel
 from shoal.security.roles import Role
+from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.wire.objects import to_pb
 from tests.support.managing import (
     ROOT,
@@ -392,6 +393,38 @@ async def test_cluster_settings_and_tokens(api):
     spec.dispatcher.heartbeat_period_ns = 1
     text = await refusal(api.control.UpdateCluster(pb.UpdateClusterRequest(spec=spec)))
     assert text.startswith("INVALID_ARGUMENT dispatcher heartbeat: must be between")
+
+
+async def test_the_unlock_key_is_made_rotated_and_taken_away(api):
+    async def change(**fields) -> pb.UpdateClusterResponse:
+        return await api.control.UpdateCluster(pb.UpdateClusterRequest(**fields))
+
+    async def key() -> pb.GetUnlockKeyResponse:
+        return await api.control.GetUnlockKey(pb.GetUnlockKeyRequest())
+
+    assert (await key()).unlock_key == ""
+    refused = await refusal(change(rotate_unlock_key=True))
+    assert refused.startswith("FAILED_PRECONDITION cannot rotate because autolock is not turned on")
+    on, off = specs_pb2.ClusterSpec(autolock_managers=True), specs_pb2.ClusterSpec()
+    chosen = make_unlock_key().render()
+    assert "must start with" in await refusal(change(spec=on, unlock_key="SWMTKN-1"))
+    answers = [await change(spec=on, unlock_key=chosen)]
+    made = await key()
+    assert (made.unlock_key, made.version.index) == (chosen, api.store.view.version)
+    answers.append(await change(rotate_unlock_key=True))
+    rotated = (await key()).unlock_key
+    parse_unlock_key(rotated)
+    assert rotated != chosen
+    assert "is chosen only" in await refusal(change(spec=on, unlock_key=chosen))
+    answers.append(await change(spec=on))
+    assert (await key()).unlock_key == rotated
+    answers.append(await change(spec=off))
+    assert (await key()).unlock_key == ""
+    for answer in answers:
+        assert not answer.cluster.unlock_keys
+    async with api.at.channel(an_identity("w1")) as channel:
+        said = await refusal(ControlStub(channel).GetUnlockKey(pb.GetUnlockKeyRequest()))
+        assert said.startswith("PERMISSION_DENIED")
 
 
 async def test_keys_never_leave_the_managers(api):

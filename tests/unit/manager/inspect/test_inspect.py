@@ -18,14 +18,16 @@ from manager.storage.entries import Entry, HardState, SnapshotMark
 from manager.storage.keyring import Locked
 from manager.storage.member import Opening, open_member
 from manager.storage.snapshot_file import SnapshotRecord
-from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
+from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from shoal.model import objects, specs, types
 from shoal.model.enums import ActionKind
 from shoal.model.objects import Cluster, Secret, Service, StoreAction, StoreEntry
 from shoal.model.row import Row
 from shoal.model.specs import ContainerSpec, GlobalMode, PullOptions, SecretSpec, TaskSpec
 from shoal.model.types import Annotations, CaConfig, EncryptionKey, JoinTokens, RootCa, RootRotation
+from shoal.security.lock import LockKey, NodeLock
 from shoal.security.unlock import make_unlock_key
+from shoal.settings.lock import write_lock_file
 from shoal.wire.objects import entry_to_bytes, object_to_bytes
 from tests.support.planning import a_service, a_task
 
@@ -248,6 +250,23 @@ def test_a_locked_manager_is_read_with_its_key(tmp_path):
     key_file.write_text(make_unlock_key().render())
     with pytest.raises(InvalidArgument, match="not the one"):
         text("dump-objects", tmp_path, "--unlock-key-file", str(key_file))
+
+
+def test_a_manager_that_swarmd_has_locked_is_read_with_the_unlock_key(tmp_path):
+    unlock_key, lock_key = make_unlock_key(), LockKey.make()
+    opening = Opening(CLUSTER, unlock_key=lock_key, segment_bytes=1 << 16)
+    member = open_member(tmp_path / "raft", opening)
+    member.wal.append([stored(1, a_secret())], HardState(2, member.wal.identity.raft_id, 1))
+    member.wal.close()
+    write_lock_file(tmp_path / "lock.json", NodeLock(3, unlock_key, (LockKey.make(), lock_key)))
+    key_file = tmp_path / "key"
+    with pytest.raises(Locked, match="swarmctl unlock"):
+        text("dump-objects", tmp_path)
+    key_file.write_text(make_unlock_key().render())
+    with pytest.raises(PermissionDenied, match="invalid key provided"):
+        text("dump-objects", tmp_path, "--unlock-key-file", str(key_file))
+    key_file.write_text(unlock_key.render() + "\n")
+    assert "s1" in text("dump-objects", tmp_path, "--unlock-key-file", str(key_file))
 
 
 def test_the_command_line(state, tmp_path):
