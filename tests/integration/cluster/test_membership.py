@@ -205,6 +205,21 @@ def test_the_leader_is_demoted_and_comes_back(lab: Lab) -> None:
     eventually("it is back", lambda: reachable(lab) == MANAGERS)
 
 
+def test_leadership_is_handed_over_to_the_named_manager(lab: Lab) -> None:
+    first = leader(lab)
+    wanted, asked = sorted(MANAGERS - {first})
+    said = lab.run("-H", lab.socket(asked), "cluster", "transfer-leadership", wanted).stdout
+    assert said == f"Node {node_id(lab, wanted)} leads the cluster.\n"
+    assert leader(lab) == wanted
+    lab.run("-H", lab.socket(first), "service", "create", "--detach", "--name", "x", "web:1")
+    lab.swarmctl("service", "rm", "x")
+    lab.swarmctl("cluster", "transfer-leadership")
+    assert leader(lab) != wanted
+    refused = lab.run("cluster", "transfer-leadership", "w1", check=False)
+    assert "is no manager: promote it first" in refused.stderr
+    eventually("all follow", lambda: reachable(lab) == MANAGERS)
+
+
 def test_a_manager_leaves_and_joins_again(lab: Lab) -> None:
     old = node_id(lab, "m3")
     lab.run("-H", lab.socket("m3"), "leave")
