@@ -73,6 +73,7 @@ async def restore(
         objects=answer.objects,
         created_at_ns=answer.created_at_ns,
         known_nodes=answer.known_nodes,
+        autolock=answer.autolock,
     )
 
 

@@ -199,3 +199,4 @@ class RestoredCluster(msgspec.Struct, frozen=True, kw_only=True):
     objects: int
     created_at_ns: int
     known_nodes: int
+    autolock: bool

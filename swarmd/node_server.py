@@ -148,6 +148,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             objects=restored.objects,
             created_at_ns=restored.created_at_ns,
             known_nodes=restored.known_nodes,
+            autolock=restored.autolock,
         )
 
 

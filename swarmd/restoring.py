@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from manager.ca.autolock import wanted_lock
+from manager.ca.autolock import unlock_key_of, wanted_lock
 from manager.ca.core import issue_to_node
 from manager.ca.rotation import trust_of
 from manager.ca.server import authority_of
@@ -65,13 +65,17 @@ class Newcomer(msgspec.Struct, frozen=True):
 
 
 class RestoredCluster(msgspec.Struct, frozen=True):
-    """What came of it. known_nodes: of the backup, this one not among them."""
+    """What came of it. known_nodes: of the backup, this one not among them.
+
+    autolock: whether this node is locked from now on, with the unlock key of the backup's time.
+    """
 
     identity: NodeIdentity
     advertise_address: str
     objects: int
     created_at_ns: int
     known_nodes: int
+    autolock: bool
 
 
 class ReceivedBackup:
@@ -170,6 +174,7 @@ def restore_blocking(
         objects=backup.objects,
         created_at_ns=backup.manifest.created_ns,
         known_nodes=len(tables.nodes),
+        autolock=unlock_key_of(cluster) is not None,
     )
 
 

@@ -146,6 +146,11 @@ def _restored_text(restored: RestoredCluster) -> str:
         f"Cluster {restored.cluster_id} restored as of {moment:%Y-%m-%d %H:%M:%S} UTC"
         f" ({restored.objects} objects): current node ({restored.node_id}) is now its only manager."
     )
+    if restored.autolock:
+        text += (
+            "\n\nIts managers are locked: after a restart this one needs `swarmctl unlock` with the"
+            " key that `swarmctl unlock-key` shows now."
+        )
     if not restored.known_nodes:
         return text
     return (

@@ -425,6 +425,7 @@ class RestoreResponse(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     CREATED_AT_NS_FIELD_NUMBER: _builtins.int
     KNOWN_NODES_FIELD_NUMBER: _builtins.int
+    AUTOLOCK_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     advertise_address: _builtins.str
@@ -433,6 +434,8 @@ class RestoreResponse(_message.Message):
     """When the backup was made."""
     known_nodes: _builtins.int
     """Nodes of the backup, this one not among them."""
+    autolock: _builtins.bool
+    """The managers are locked: after a restart the unlock key is needed."""
     def __init__(
         self,
         *,
@@ -442,10 +445,11 @@ class RestoreResponse(_message.Message):
         objects: _builtins.int = ...,
         created_at_ns: _builtins.int = ...,
         known_nodes: _builtins.int = ...,
+        autolock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "cluster_id", b"cluster_id", "created_at_ns", b"created_at_ns", "known_nodes", b"known_nodes", "node_id", b"node_id", "objects", b"objects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "autolock", b"autolock", "cluster_id", b"cluster_id", "created_at_ns", b"created_at_ns", "known_nodes", b"known_nodes", "node_id", b"node_id", "objects", b"objects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

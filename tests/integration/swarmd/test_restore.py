@@ -12,15 +12,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from manager.ca.autolock import with_unlock_key
 from manager.storage.backup import REMEDY, Manifest, encode_backup
 from manager.storage.snapshot_file import SnapshotRecord
 from shoal.api.v1 import node_pb2
 from shoal.errors import FailedPrecondition, InvalidArgument, SwarmError, Unavailable
 from shoal.model.objects import Cluster, Service
-from shoal.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from shoal.model.specs import ClusterSpec, ContainerSpec, ServiceSpec, TaskSpec
 from shoal.model.types import Annotations, RootCa
 from shoal.security.identity import read_identity
 from shoal.security.root import RootCA
+from shoal.security.unlock import make_unlock_key
 from shoal.settings.node import read_node_config
 from shoal.wire.objects import object_to_bytes
 from swarmctl import backups
@@ -123,6 +125,23 @@ async def test_a_restored_cluster_is_the_one_of_the_backup(node: Node):
             refused = backups.restore(client, RestoreOptions(), _nothing())
             with pytest.raises(FailedPrecondition, match="already part of a cluster"):
                 await refused
+
+
+async def test_a_locked_cluster_is_locked_again_with_the_key_of_the_backup(node: Node):
+    key = make_unlock_key()
+    spec = ClusterSpec(autolock_managers=True)
+    saved = a_backup(with_unlock_key(a_cluster(spec=spec), key), Service(id="s", spec=a_spec("s")))
+    async with node.running(command=with_real_manager):
+        assert (await restore(node, saved)).autolock
+    on_disk = b"".join(path.read_bytes() for path in node.paths.state.rglob("*") if path.is_file())
+    assert b"BEGIN PRIVATE KEY" not in on_disk
+    assert ROOT.key_pem not in on_disk
+    async with node.running(command=with_real_manager):
+        assert (await info(node)).state == "locked"
+        request = node_pb2.UnlockRequest(unlock_key=key.render())
+        await node.control.Unlock(request, timeout=TIMEOUT_S)
+        async with client_of(node) as client:
+            assert [one.service.id for one in await client.services()] == ["s"]
 
 
 async def _nothing() -> AsyncIterator[bytes]:

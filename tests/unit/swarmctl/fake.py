@@ -403,6 +403,7 @@ class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
             objects=12,
             created_at_ns=1_700_000_000 * 10**9,
             known_nodes=len(self.state.nodes),
+            autolock=True,
         )
 
     def _refuse(self, context, text: str) -> None:

@@ -154,6 +154,7 @@ def test_restore_carries_every_flag_and_says_what_to_do_next(daemon, tmp_path, f
     assert result.exit_code == 0, result.output
     assert "Cluster cluster0 restored as of 2023-11-14 22:13:20 UTC (12 objects)" in result.output
     assert "that know a manager at 192.0.2.1:2377 come back by themselves" in result.output
+    assert "swarmctl unlock-key" in result.output
     assert daemon.state.archives == [CONTENT]
     sent = [one for one in daemon.state.requests if isinstance(one, node_pb2.RestoreRequest)]
     assert sent[0].options == node_pb2.RestoreOptions(
