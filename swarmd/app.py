@@ -74,7 +74,9 @@ class Daemon:
         await asyncio.to_thread(self._take_directories)
         node = LocalNode(paths, clock)
         await asyncio.to_thread(node.load_blocking)
-        if node.error:
+        if node.membership.locked:
+            _log.warning("node.locked", remedy="`swarmctl unlock`")
+        elif node.error:
             _log.error("node.unusable", reason=node.error)
         store = ManagerStore(self.settings.store)
         if not node.membership.locked:

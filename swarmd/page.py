@@ -37,6 +37,7 @@ class NodeSample(msgspec.Struct, frozen=True):
     is_manager: bool
     processes: tuple[ProcessSample, ...]
     certificate_end_s: int | None = None
+    is_locked: bool = False
 
 
 def render(sample: NodeSample, pages: Iterable[bytes]) -> bytes:
@@ -66,7 +67,10 @@ def families(sample: NodeSample) -> list[Metric]:
     )
     if sample.certificate_end_s is not None:
         expiry.add_metric((), sample.certificate_end_s)
-    return [info, manager, build, expiry, *_process_families(sample.processes)]
+    locked = GaugeMetricFamily(
+        "shoal_node_locked", "Whether the manager waits for its unlock key.", value=sample.is_locked
+    )
+    return [info, manager, locked, build, expiry, *_process_families(sample.processes)]
 
 
 def _process_families(processes: tuple[ProcessSample, ...]) -> Iterator[Metric]:

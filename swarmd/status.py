@@ -81,6 +81,7 @@ class NodeStatus:
             cluster_id=peer.cluster_id if peer else "",
             node_id=peer.node_id if peer else "",
             is_manager=membership.is_manager,
+            is_locked=membership.locked,
             processes=tuple(processes),
             certificate_end_s=identity.not_after_ns // NS_PER_S if identity else None,
         )

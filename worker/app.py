@@ -147,6 +147,8 @@ class Membership:
         async with self._changing:
             tasks, data_plane, records = self.tasks, self.data_plane, self.records
             await self._cancel()
+            if data_plane is None:
+                data_plane, records = await self._left_by_another()
             if tasks is not None:
                 await tasks.remove_all()
             for status in await self._runtime.list():
@@ -157,6 +159,23 @@ class Membership:
             if records is not None:
                 records.clear()
             self._forget()
+
+    async def _left_by_another(self) -> tuple[DataPlane | None, Records]:
+        """What an agent of before has left in the kernel: here none could start, on a locked node.
+
+        Raises: SwarmError, OSError when the data plane cannot be opened.
+        """
+        paths = self._settings.paths
+        records = Records(paths.worker)
+        record, config = (
+            records.network(),
+            await asyncio.to_thread(read_node_config, paths.node_config),
+        )
+        if record is None or config is None:
+            return None, records
+        data_plane = DataPlane(run_dir=paths.run, underlay_address=config.data_path_address)
+        await data_plane.open(record, {})
+        return data_plane, records
 
     async def close(self) -> None:
         """Stop the agent; containers and data plane stay as they are."""

@@ -146,6 +146,24 @@ async def standing(lab: LabPlan) -> dict[str, str]:
     return {}
 
 
+async def locked(lab: LabPlan) -> frozenset[str]:
+    """Names of the nodes that wait for the unlock key."""
+
+    async def state(node: NodePlan) -> str:
+        async with _client(lab, node) as client:
+            try:
+                async with asyncio.timeout(STANDING_TIMEOUT_S):
+                    return (await client.info()).state
+            except (SwarmError, TimeoutError):
+                return ""
+
+    running = [node for node in lab.nodes if daemon(lab, node) is not None]
+    states = await asyncio.gather(*map(state, running))
+    return frozenset(
+        node.name for node, found in zip(running, states, strict=True) if found == "locked"
+    )
+
+
 def _standing(node: Node) -> str:
     if node.manager_status is not None and node.manager_status.leader:
         return "leader"

@@ -121,8 +121,14 @@ def ps(*, template: str, quiet: bool, name: str, root: str) -> None:
     kernel.check_machine()
     plan = record.read_lab(root, name).plan
     roles = verbs.standing(plan)
+    locked = verbs.locked(plan)
     rows = [
-        msgspec.structs.replace(row, role=roles.get(row.name, row.role)) for row in labs.rows(plan)
+        msgspec.structs.replace(
+            row,
+            role=roles.get(row.name, row.role),
+            status="locked" if row.name in locked and row.status == "running" else row.status,
+        )
+        for row in labs.rows(plan)
     ]
     show.nodes(rows, template=template, quiet=quiet)
 

@@ -218,6 +218,13 @@ def standing(lab: LabPlan) -> dict[str, str]:
     return asyncio.run(cluster.standing(lab))
 
 
+def locked(lab: LabPlan) -> frozenset[str]:
+    """Names of the nodes that wait for the unlock key."""
+    from swarmctl.lab import cluster  # here: see `_raise_lab`
+
+    return asyncio.run(cluster.locked(lab))
+
+
 def execute(root: str, name: str, node: str, command: tuple[str, ...]) -> None:
     """Become `command` inside the node's namespaces. Does not return."""
     kernel.check_machine()

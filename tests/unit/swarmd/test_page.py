@@ -35,6 +35,7 @@ def test_every_family_is_there():
     assert parsed(render(SAMPLE, [])) == {
         ("swarm_node_info", "c1", "n1"): 1,
         ("swarm_node_manager",): 1,
+        ("shoal_node_locked",): 0,
         ("shoal_build_info", "1.2"): 1,
         ("shoal_process_up", "swarmd"): 1,
         ("shoal_process_up", "manager"): 0,
@@ -49,7 +50,18 @@ def test_every_family_is_there():
 def test_outside_a_cluster_there_is_no_node_info():
     outside = NodeSample(version="1", cluster_id="", node_id="", is_manager=False, processes=())
     values = parsed(render(outside, []))
-    assert values == {("swarm_node_manager",): 0, ("shoal_build_info", "1"): 1}
+    assert values == {
+        ("swarm_node_manager",): 0,
+        ("shoal_node_locked",): 0,
+        ("shoal_build_info", "1"): 1,
+    }
+
+
+def test_a_locked_node_is_shown():
+    locked = NodeSample(
+        version="1", cluster_id="", node_id="", is_manager=False, processes=(), is_locked=True
+    )
+    assert parsed(render(locked, []))["shoal_node_locked",] == 1
 
 
 def test_pages_follow_each_other_on_lines_of_their_own():
