@@ -22,10 +22,12 @@ from manager.backends.etcd import open_etcd
 from manager.backends.interface import Backend, Site
 from manager.backends.raft import open_raft
 from manager.ca.autolock import wanted_lock
+from manager.ca.external import ExternalAuthorities
 from manager.ca.live import LiveIdentity, ManagerControlServer
 from manager.ca.rotation import trust_of
 from manager.ca.rotation_loop import RotationLoop
 from manager.ca.server import CaServer
+from manager.ca.signing import Signer
 from manager.consensus.interfaces import RemovedFromCluster
 from manager.controlapi.server import ControlServer
 from manager.controlapi.watch import WatchServer
@@ -112,7 +114,7 @@ async def _run(paths: NodePaths, lock_keys: LockKeys) -> None:
     if config is None:
         raise FailedPrecondition(f"{paths.node_config} is missing: leave and join again")
     live = LiveIdentity(paths.identity, identity, SystemClock(), lock_keys)
-    site = Site(paths, config, SystemClock(), live)
+    site = Site(paths, config, SystemClock(), live, Signer(ExternalAuthorities(live)))
     open_backend: Callable[[Site], Backend] = open_etcd if config.store else open_raft
     backend = await asyncio.to_thread(open_backend, site)
     # The recovered rows live as long as the process: keep them out of every collection.
@@ -172,7 +174,10 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
     )
     backend.add_to_server(server)
     node_pb2_grpc.add_ManagerControlServicer_to_server(
-        ManagerControlServer(site.live, backend.store, site.clock, lock=backend.lock), server
+        ManagerControlServer(
+            site.live, backend.store, site.clock, lock=backend.lock, signer=site.signer
+        ),
+        server,
     )
     node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(manager.why_not_ready), server)
     server.add_generic_rpc_handlers((router,))
@@ -197,9 +202,15 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
     start("dispatcher", dispatcher.run)
     start("node expiry", dispatcher.run_expiry)
     start("reconcile", ReconcileLoop(store, clock, changes_max=most).run)
-    start("root rotation", RotationLoop(store).run)
+    start("root rotation", RotationLoop(store, site.signer).run)
     start("removed nodes", lambda: _follow_removed_nodes(store, broker))
-    control = ControlServer(store, clock, term=term.number, hand_over=backend.begin_hand_over)
+    control = ControlServer(
+        store,
+        clock,
+        term=term.number,
+        hand_over=backend.begin_hand_over,
+        signer=site.signer,
+    )
     control_pb2_grpc.add_ControlServicer_to_server(control, table)
     watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), table)
     logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), table)
@@ -207,7 +218,7 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
     dispatcher_pb2_grpc.add_DispatcherServicer_to_server(
         DispatcherServer(dispatcher, store, clock), table
     )
-    ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock), table)
+    ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock, site.signer), table)
     barrier = backend.consensus.read_barrier
     yield {
         method: term.calls.guarded(handler, barrier if _is_read(method) else None)

@@ -30,7 +30,7 @@ from shoal.errors import FailedPrecondition, SwarmError, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
-from shoal.model.types import ExtraJoinToken
+from shoal.model.types import ExternalCa, ExtraJoinToken
 from shoal.security.grpc_tls import channel_credentials, local_channel, secure_channel
 from shoal.wire.errors import CODE_KEY, from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
@@ -54,6 +54,8 @@ from swarmctl.types import (
 
 CALL_TIMEOUT_S = 20.0
 JOIN_TIMEOUT_S = 120.0
+EXTERNAL_TIMEOUT_S = 60.0
+"""For what external certificate authorities are tried with, several times 5 s."""
 PROBE_TIMEOUT_S = 4.0
 """Of one of several managers; longer than a manager waits for a leader."""
 IMAGE_TIMEOUT_S = 3600.0
@@ -110,6 +112,7 @@ class Client:
             snapshot_interval=options.snapshot_interval,
             ingress_pool=options.ingress_pool,
             autolock=options.autolock,
+            external_cas=[to_pb(one, types_pb2.ExternalCa) for one in options.external_cas],
         )
         answer = await self._call(self._node.Init(request, timeout=JOIN_TIMEOUT_S))
         return InitResult(
@@ -176,7 +179,7 @@ class Client:
             rotate_unlock_key=rotate,
             unlock_key=unlock_key,
         )
-        answer = await self._call(self._control.UpdateCluster(request, timeout=CALL_TIMEOUT_S))
+        answer = await self._call(self._control.UpdateCluster(request, timeout=EXTERNAL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
 
     async def unlock_key(self) -> str:
@@ -202,10 +205,16 @@ class Client:
         request = control_pb2.RemoveJoinTokenRequest(name=name)
         await self._call(self._control.RemoveJoinToken(request, timeout=CALL_TIMEOUT_S))
 
-    async def rotate_root(self, certificate_pem: bytes, key_pem: bytes) -> Cluster:
-        """Begin to replace the root certificate; both empty: by a new one."""
-        request = control_pb2.RotateRootCaRequest(ca_certificate=certificate_pem, ca_key=key_pem)
-        answer = await self._call(self._control.RotateRootCa(request, timeout=CALL_TIMEOUT_S))
+    async def rotate_root(
+        self, certificate_pem: bytes, key_pem: bytes, external: Iterable[ExternalCa]
+    ) -> Cluster:
+        """Begin to replace the root certificate; all empty: by a new one."""
+        request = control_pb2.RotateRootCaRequest(
+            ca_certificate=certificate_pem,
+            ca_key=key_pem,
+            external_cas=[to_pb(one, types_pb2.ExternalCa) for one in external],
+        )
+        answer = await self._call(self._control.RotateRootCa(request, timeout=EXTERNAL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
 
     async def transfer_leadership(self, node: str) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
 from shoal.model.objects import Service
+from shoal.model.types import ExternalCa
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,7 @@ class InitOptions(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_interval: int | None = None
     ingress_pool: str = ""
     autolock: bool = False
+    external_cas: tuple[ExternalCa, ...] = ()
 
 
 class InitResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,8 @@ from swarmd.addresses import join_host_port
 from swarmd.upstream import Upstream
 
 TIMEOUT_S = 10.0
+ISSUE_TIMEOUT_S = 30.0
+"""For a certificate: an authority outside the cluster may have to be asked, at several places."""
 
 
 class Applicant(msgspec.Struct, frozen=True):
@@ -76,7 +78,9 @@ async def _request(
         hostname=applicant.hostname,
     )
     async with secure_channel(target, joiner_credentials(root_pem)) as channel:
-        answer = await ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(request, timeout=TIMEOUT_S)
+        answer = await ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(
+            request, timeout=ISSUE_TIMEOUT_S
+        )
     # During a root rotation the manager sends both roots; it has proved to hold the right one.
     identity = make_identity(answer.certificate, key_pem, answer.root_certificate or root_pem)
     if (identity.peer.node_id, identity.peer.cluster_id) != (answer.node_id, answer.cluster_id):
@@ -139,7 +143,7 @@ async def _renew(ask: Any, identity: NodeIdentity, *, prove: bool) -> NodeIdenti
         request.expired.certificate = proof.certificate_pem
         request.expired.signature = proof.signature
     try:
-        answer = await ask(request, timeout=TIMEOUT_S)
+        answer = await ask(request, timeout=ISSUE_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
     renewed = make_identity(answer.certificate, key_pem, answer.root_certificate)

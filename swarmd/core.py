@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from manager.ca.autolock import with_unlock_key
 from manager.ca.core import ClusterSecrets
+from manager.ca.rotation import Successor, begin_here
 from manager.controlapi import validate
 from manager.store.tables import Tables
 from shoal.errors import FailedPrecondition, InvalidArgument
@@ -30,6 +32,7 @@ from shoal.model.specs import (
 from shoal.model.types import (
     Annotations,
     CaConfig,
+    ExternalCa,
     JoinTokens,
     ManagerStatus,
     Meta,
@@ -38,6 +41,7 @@ from shoal.model.types import (
     Version,
 )
 from shoal.security.root import NODE_VALIDITY_S
+from shoal.security.succession import same_root
 from shoal.security.trust import root_digest
 from shoal.security.unlock import UnlockKey
 from swarmd.addresses import NodeAddresses
@@ -61,6 +65,7 @@ class InitWish(msgspec.Struct, frozen=True):
     node_certificate_validity_ns: int | None = None
     snapshot_interval: int | None = None
     autolock: bool = False
+    external_cas: tuple[ExternalCa, ...] = ()
 
 
 class InitPlan(msgspec.Struct, frozen=True):
@@ -115,10 +120,14 @@ def plan_init(wish: InitWish, addresses: NodeAddresses) -> InitPlan:
         orchestration=OrchestrationConfig(wish.task_history_retention_limit),
         raft=RaftConfig(snapshot_interval=wish.snapshot_interval),
         dispatcher=DispatcherConfig(wish.dispatcher_heartbeat_period_ns),
-        ca=CaConfig(node_certificate_validity_ns=wish.node_certificate_validity_ns),
+        ca=CaConfig(
+            node_certificate_validity_ns=wish.node_certificate_validity_ns,
+            external_cas=wish.external_cas,
+        ),
         autolock_managers=wish.autolock,
     )
     validate.cluster_spec(spec)
+    _check_external(wish.external_cas)
     return InitPlan(
         addresses=addresses,
         availability=parse_availability(wish.availability),
@@ -151,7 +160,13 @@ def first_entry(
     unlock_key: of a plan with autolock.
     """
     manager = _manager_row(who.node_id, who.hostname, plan.addresses, plan.availability)
-    rows = (with_unlock_key(_cluster(plan, who, secrets), unlock_key), manager)
+    cluster = _cluster(plan, who, secrets)
+    external = plan.spec.ca.external_cas
+    if external:
+        # The authority outside can sign for no root that is only being made: its own comes next.
+        successor = Successor(external[0].ca_certificate, None)
+        cluster = begin_here(cluster, successor, now_ns=now_ns)
+    rows = (with_unlock_key(cluster, unlock_key), manager)
     return StoreEntry(
         actions=tuple(StoreAction(object=row, kind=ActionKind.CREATE) for row in rows),
         proposed_at_ns=now_ns,
@@ -246,6 +261,17 @@ def _manager_row(
             address=addresses.advertise.render(), leader=True, reachable=True
         ),
     )
+
+
+def _check_external(external_cas: Sequence[ExternalCa]) -> None:
+    """Refuse external authorities that cannot become the root of a new cluster."""
+    if any(not one.ca_certificate for one in external_cas):
+        raise InvalidArgument(
+            "external ca: cacert must be given with init: the root that becomes the cluster's"
+        )
+    for one in external_cas[1:]:
+        if not same_root(one.ca_certificate, external_cas[0].ca_certificate):
+            raise InvalidArgument("external ca: all of them must have the same root (cacert)")
 
 
 def _data_path_port(port: int) -> int:

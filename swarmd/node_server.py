@@ -12,8 +12,10 @@ from typing_extensions import override
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import NodeRole
+from shoal.model.types import ExternalCa
 from shoal.security.roles import Role
 from shoal.security.unlock import parse_unlock_key
+from shoal.wire.objects import from_pb
 from shoal.wire.uploads import GO_ON
 from swarmd.core import InitWish
 from swarmd.host import read_host
@@ -85,6 +87,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
                 node_certificate_validity_ns=_optional(request, "node_certificate_validity_ns"),
                 snapshot_interval=_optional(request, "snapshot_interval"),
                 autolock=request.autolock,
+                external_cas=tuple(from_pb(one, ExternalCa) for one in request.external_cas),
             )
         )
         peer, tokens = cluster.identity.peer, cluster.secrets.tokens

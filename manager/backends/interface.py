@@ -14,6 +14,7 @@ import grpc
 import msgspec
 
 from manager.ca.live import LiveIdentity
+from manager.ca.signing import Signer
 from manager.leadership.interfaces import Consensus
 from manager.leadership.work import Term
 from manager.store.store import Store
@@ -37,6 +38,7 @@ class Site(msgspec.Struct, frozen=True):
     config: NodeConfig
     clock: SystemClock
     live: LiveIdentity
+    signer: Signer
 
     @property
     def node_id(self) -> str:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import msgspec
 from typing_extensions import override
 
-from shoal.errors import PermissionDenied, Unauthenticated
+from shoal.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from shoal.ids import ClusterId, NodeId
 from shoal.model.enums import NodeRole
-from shoal.model.types import ExtraJoinToken
+from shoal.model.types import ExternalCa, ExtraJoinToken
 from shoal.security.recovery import ExpiredProof, FormerIdentity, verify_expired
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import NODE_VALIDITY_S, RootCA
@@ -57,21 +57,24 @@ class ClusterSecrets(msgspec.Struct, frozen=True):
 class Authority(msgspec.Struct, frozen=True):
     """The cluster's certificate authority as the store has it at the moment of a request.
 
-    root: the one that signs now. cross_signed_pem: its certificate by the root that it replaces,
-    sent along with what it signs; empty if it replaces none.
+    root_pem: the one that signs now. root: the same with its key, None when that is not here.
+    external: who signs for it outside, and then before its key. cross_signed_pem: its certificate
+    by the root that it replaces, sent along with what it signs; empty if it replaces none.
     """
 
     cluster_id: ClusterId
-    root: RootCA
+    root_pem: bytes
+    root: RootCA | None
     tokens: JoinTokens
     validity_s: int = NODE_VALIDITY_S
     trust_pem: bytes = b""
     cross_signed_pem: bytes = b""
+    external: tuple[ExternalCa, ...] = ()
 
     @property
     def trust(self) -> TrustBundle:
-        """The roots in force: `root` alone, or two while one replaces the other."""
-        return TrustBundle(self.trust_pem or self.root.certificate_pem)
+        """The roots in force: one, or two while one replaces the other."""
+        return TrustBundle(self.trust_pem or self.root_pem)
 
 
 class IssuedCertificate(msgspec.Struct, frozen=True):
@@ -87,15 +90,14 @@ def new_cluster_secrets(*, now_ns: int) -> ClusterSecrets:
     return ClusterSecrets(
         root_certificate_pem=root.certificate_pem,
         root_key_pem=root.key_pem,
-        tokens=new_join_tokens(root),
+        tokens=new_join_tokens(root.certificate_pem),
     )
 
 
-def new_join_tokens(root: RootCA) -> JoinTokens:
+def new_join_tokens(root_pem: bytes) -> JoinTokens:
     """New tokens for both roles; the old ones stop working once these are stored."""
     return JoinTokens(
-        worker=make_join_token(root.certificate_pem).render(),
-        manager=make_join_token(root.certificate_pem).render(),
+        worker=make_join_token(root_pem).render(), manager=make_join_token(root_pem).render()
     )
 
 
@@ -145,34 +147,34 @@ def use_up(extra: tuple[ExtraJoinToken, ...], name: str) -> tuple[ExtraJoinToken
     return tuple(left) if changed else None
 
 
-def issue_to_joiner(
-    authority: Authority, csr_pem: bytes, *, token: str, new_node_id: NodeId, now_ns: int
-) -> IssuedCertificate:
-    """Certify a node that joins with a token under a new id.
-
-    Raises what `invitation_of` raises; InvalidArgument for a bad signing request.
-    """
-    identity = PeerIdentity(
+def joining_identity(
+    authority: Authority, *, token: str, new_node_id: NodeId, now_ns: int
+) -> PeerIdentity:
+    """Who a node is that joins with a token. Raises what `invitation_of` raises."""
+    return PeerIdentity(
         node_id=new_node_id,
         role=invitation_of(token, authority.tokens, now_ns=now_ns).role,
         cluster_id=authority.cluster_id,
     )
-    return _issue(authority, csr_pem, identity, now_ns)
+
+
+def renewing_identity(authority: Authority, *, peer: PeerIdentity, role: Role) -> PeerIdentity:
+    """Who a known node is from now on: renewal, promotion or demotion.
+
+    peer: who asks, proved by its current certificate. role: what the store wants it to be.
+    Raises PermissionDenied if the peer is no node of this cluster.
+    """
+    if not peer.role.certified or peer.cluster_id != authority.cluster_id:
+        raise PermissionDenied("only a node with a certificate of this cluster can renew it")
+    return PeerIdentity(node_id=peer.node_id, role=role, cluster_id=authority.cluster_id)
 
 
 def issue_to_node(
     authority: Authority, csr_pem: bytes, *, peer: PeerIdentity, role: Role, now_ns: int
 ) -> IssuedCertificate:
-    """Certify a known node again: renewal, promotion or demotion.
-
-    peer: who asks, proved by its current certificate. role: what the store wants it to be.
-    Raises PermissionDenied if the peer is no node of this cluster, InvalidArgument for a bad
-    signing request or a role that is not certified.
-    """
-    if not peer.role.certified or peer.cluster_id != authority.cluster_id:
-        raise PermissionDenied("only a node with a certificate of this cluster can renew it")
-    identity = PeerIdentity(node_id=peer.node_id, role=role, cluster_id=authority.cluster_id)
-    return _issue(authority, csr_pem, identity, now_ns)
+    """Certify a known node again with the root's key. Raises as its two steps do."""
+    identity = renewing_identity(authority, peer=peer, role=role)
+    return sign_here(authority, csr_pem, identity, now_ns=now_ns)
 
 
 def former_node(
@@ -189,12 +191,29 @@ def former_node(
     return former
 
 
-def _issue(
-    authority: Authority, csr_pem: bytes, identity: PeerIdentity, now_ns: int
+def sign_here(
+    authority: Authority, csr_pem: bytes, identity: PeerIdentity, *, now_ns: int
 ) -> IssuedCertificate:
+    """Certify the key of a request with the root's key.
+
+    Raises InvalidArgument for a bad signing request or a role that is not certified,
+    FailedPrecondition if the key is not here.
+    """
+    if authority.root is None:
+        raise FailedPrecondition(
+            "the key of the cluster's root is with an external authority, and none is named for it:"
+            " name it with `swarmctl cluster update --external-ca`"
+        )
     certificate_pem = authority.root.sign(
         csr_pem, identity, now_ns=now_ns, validity_s=authority.validity_s
     )
+    return certified(authority, identity, certificate_pem)
+
+
+def certified(
+    authority: Authority, identity: PeerIdentity, certificate_pem: bytes
+) -> IssuedCertificate:
+    """A certificate with what has to be sent along with it."""
     return IssuedCertificate(
         identity=identity, certificate_pem=certificate_pem + authority.cross_signed_pem
     )

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from manager.ca.autolock import WantedLock
 from manager.ca.server import renewed
+from manager.ca.signing import STORED_KEYS, Signer
 from manager.store.store import Store
 from shoal.aio.observed import Observed
 from shoal.api.v1 import ca_pb2, node_pb2
@@ -118,8 +119,17 @@ class LiveIdentity:
 class ManagerControlServer(ManagerControlServicer):
     """Serves `shoal.api.v1.ManagerControl` to swarmd."""
 
-    def __init__(self, live: LiveIdentity, store: Store, clock: Clock, *, lock: Lock) -> None:
+    def __init__(
+        self,
+        live: LiveIdentity,
+        store: Store,
+        clock: Clock,
+        *,
+        lock: Lock,
+        signer: Signer = STORED_KEYS,
+    ) -> None:
         self._live = live
+        self._signer = signer
         self._store = store
         self._clock = clock
         self._lock = lock
@@ -149,7 +159,7 @@ class ManagerControlServer(ManagerControlServicer):
             )
         if request.token or request.expired.certificate != own.certificate_pem:
             raise PermissionDenied("expired: must prove this manager's own certificate")
-        return renewed(self._store.view, request, LOCAL, now_ns)
+        return await renewed(self._store, request, LOCAL, self._signer, now_ns)
 
     @override
     async def WatchUnlockKey(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from manager.ca.autolock import LockWish, relocked
+from manager.ca.rotation import external_for
 from manager.controlapi import validate
 from manager.controlapi.services import check_version
 from manager.store.view import View
@@ -113,6 +114,7 @@ def update_cluster(
     if spec is not None:
         validate.cluster_spec(spec)
         cluster = cluster.replaced(spec=spec)
+        _check_root_can_sign(cluster)
     if tokens is not None:
         cluster = cluster.replaced(root_ca=cluster.root_ca.replaced(join_tokens=tokens))
     return [update(relocked(cluster, lock))]
@@ -125,6 +127,19 @@ def check_without_log(view: View, spec: ClusterSpec) -> None:
         raise InvalidArgument(
             "snapshot interval: the managers' state is in etcd, which has its own"
             " (etcd's --snapshot-count): leave it as it is"
+        )
+
+
+def _check_root_can_sign(cluster: Cluster) -> None:
+    """Refuse settings without an external authority for a root whose key is nowhere else."""
+    root_ca = cluster.root_ca
+    root_pem, key = root_ca.certificate, root_ca.key
+    if root_ca.rotation is not None:
+        root_pem, key = root_ca.rotation.ca_certificate, root_ca.rotation.ca_key
+    if root_pem and not key and not external_for(cluster, root_pem):
+        raise FailedPrecondition(
+            "external ca: the key of the cluster's root is with an external authority: name one for"
+            " it, or rotate to a root with a key first (`swarmctl ca --rotate`)"
         )
 
 

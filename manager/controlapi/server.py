@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
-from manager.ca import rotation
 from manager.ca.autolock import LockWish, unlock_key_of
 from manager.ca.core import new_join_tokens
-from manager.controlapi import nodes, services, tokens
+from manager.ca.replacing import RootChanges
+from manager.ca.signing import STORED_KEYS, Signer
+from manager.controlapi import nodes, services, tokens, validate
 from manager.controlapi.backup import Backups
 from manager.controlapi.select import (
     Filters,
@@ -31,12 +32,11 @@ from shoal.errors import InvalidArgument, PermissionDenied, Unimplemented
 from shoal.ids import new_id
 from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
 from shoal.model.objects import AnyObject, Node, Service, Task
-from shoal.model.plan import Change, update
+from shoal.model.plan import Change
 from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
-from shoal.model.types import JoinTokens
+from shoal.model.types import ExternalCa, JoinTokens
 from shoal.security.peer import current_peer
 from shoal.security.roles import Role
-from shoal.security.root import RootCA
 from shoal.security.tokens import make_join_token
 from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.wire.objects import fill_pb, from_pb, to_pb
@@ -50,9 +50,16 @@ class ControlServer(ControlServicer):
     """Serves `shoal.api.v1.Control` from the store of this manager."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, term: int = 1, hand_over: HandOver | None = None
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        term: int = 1,
+        hand_over: HandOver | None = None,
+        signer: Signer = STORED_KEYS,
     ) -> None:
         """term: in which this manager leads. hand_over: None where others choose the leader."""
+        self._roots = RootChanges(store, clock, signer)
         self._store = store
         self._clock = clock
         self._backups = Backups(store, clock, term=term)
@@ -74,6 +81,9 @@ class ControlServer(ControlServicer):
         lock = _lock_wish(request)
         if spec is None and not any(rotate) and not lock.rotate:
             raise InvalidArgument("spec: must be given, unless a token or a key is to be rotated")
+
+        if spec is not None:
+            await self._try_external(spec)
 
         def build(view: View) -> Sequence[Change]:
             fresh = _rotated(view, worker=rotate[0], manager=rotate[1]) if any(rotate) else None
@@ -123,13 +133,9 @@ class ControlServer(ControlServicer):
     async def RotateRootCa(
         self, request: pb.RotateRootCaRequest, context: Context
     ) -> pb.RotateRootCaResponse:
-        now_ns = self._clock.now_ns()
-        successor = rotation.successor_of(request.ca_certificate, request.ca_key, now_ns=now_ns)
-        await self._commit(
-            lambda view: [
-                update(rotation.begin(nodes.require_cluster(view), successor, now_ns=now_ns))
-            ]
-        )
+        external = tuple(from_pb(one, ExternalCa) for one in request.external_cas)
+        validate.external_authorities(external)
+        await self._roots.rotate(request.ca_certificate, request.ca_key, external)
         cluster = nodes.without_keys(nodes.require_cluster(self._store.view))
         return pb.RotateRootCaResponse(cluster=to_pb(cluster, objects_pb2.Cluster))
 
@@ -305,6 +311,13 @@ class ControlServer(ControlServicer):
             return await self._store.commit(build(self._store.view))
         return await commit_with_retry(self._store, build)
 
+    async def _try_external(self, spec: ClusterSpec) -> None:
+        """Refuse other external authorities that do not sign what they are to sign."""
+        cluster = nodes.require_cluster(self._store.view)
+        if spec.ca.external_cas != cluster.spec.ca.external_cas:
+            validate.cluster_spec(spec)
+            await self._roots.try_external(cluster.replaced(spec=spec), cluster.root_ca.certificate)
+
     def _down_nodes(self) -> set[str]:
         return {node.id for node in self._store.view.nodes if node.status.state is NodeState.DOWN}
 
@@ -359,7 +372,7 @@ def _written(commit: Commit, kind: type[AnyObject]) -> AnyObject:
 
 def _rotated(view: View, *, worker: bool, manager: bool) -> JoinTokens:
     root_ca = nodes.require_cluster(view).root_ca
-    fresh = new_join_tokens(RootCA(root_ca.certificate, root_ca.key))
+    fresh = new_join_tokens(root_ca.certificate)
     old = root_ca.join_tokens
     return JoinTokens(
         worker=fresh.worker if worker else old.worker,

@@ -7,8 +7,10 @@ version (Unimplemented): a wish that would be ignored is worse than one that is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
 
+from manager.ca.cfssl import URLS_MAX
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import DisconnectAction, EndpointMode, FailureAction, MountType, PublishMode
@@ -25,12 +27,14 @@ from shoal.model.specs import (
 from shoal.model.types import (
     Annotations,
     DisconnectPolicy,
+    ExternalCa,
     Mount,
     PortConfig,
     Resources,
     RestartPolicy,
     UpdateConfig,
 )
+from shoal.security.succession import check_root
 
 NAME_LENGTH_MAX = 63
 REPLICAS_MAX = 100_000
@@ -44,6 +48,7 @@ MEMORY_BYTES_MIN = 4 << 20
 SPEC_BYTES_MAX = 256 << 10
 """A service holds its spec and the previous one, a slot's step up to four tasks with it: all of
 that has to fit into one log entry (1.5 MiB)."""
+URL_LENGTH_MAX = 500
 IMAGE_LENGTH_MAX = 512
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
@@ -93,11 +98,12 @@ def cluster_spec(spec: ClusterSpec) -> None:
     if validity_ns is not None and validity_ns < CERTIFICATE_VALIDITY_NS_MIN:
         raise InvalidArgument("certificate expiry: must be at least 1h")
     ca = spec.ca
-    if ca.external_cas or ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
+    if ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
         raise Unimplemented(
             "ca: the root certificate is replaced with RotateRootCa (`swarmctl ca --rotate`), not "
-            "with the cluster's settings; external authorities are not possible in this version"
+            "with the cluster's settings"
         )
+    external_authorities(ca.external_cas)
     if spec.task_defaults.log_driver is not None:
         raise Unimplemented("task defaults: a default log driver is not possible in this version")
     if spec.raft.snapshot_interval is not None and spec.raft.snapshot_interval < 1:
@@ -107,6 +113,35 @@ def cluster_spec(spec: ClusterSpec) -> None:
             f"managers: {spec.raft.managers_wanted} is more than {MANAGERS_WANTED_MAX}: every write"
             " waits for a majority of them"
         )
+
+
+def external_authorities(authorities: Sequence[ExternalCa]) -> None:
+    """Refuse external certificate authorities that could not be asked."""
+    if len(authorities) > URLS_MAX:
+        raise InvalidArgument(f"external ca: {len(authorities)}, at most {URLS_MAX}")
+    for one in authorities:
+        if one.protocol != "cfssl":
+            raise InvalidArgument(f"external ca: protocol {one.protocol!r} must be cfssl")
+        _https_url(one.url)
+        if one.options:
+            raise Unimplemented(f"external ca: option {min(one.options)!r} is not known")
+        if one.ca_certificate:
+            try:
+                check_root(one.ca_certificate)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"external ca: {error.message}") from error
+
+
+def _https_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme == "https" and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise InvalidArgument(f"external ca: url {url!r}: {error}") from error
+    if not usable or not url.isprintable() or len(url) > URL_LENGTH_MAX:
+        raise InvalidArgument(f"external ca: url {url!r} must be https://HOST[:PORT][/PATH]")
+    if "@" in parts.netloc:
+        raise InvalidArgument("external ca: url: must hold no password: everybody can read it")
 
 
 def object_name(field: str, name: str) -> None:

@@ -398,11 +398,12 @@ class JoinTokens(Row, frozen=True):
 
 
 class RootRotation(Row, frozen=True):
-    """A root certificate that is about to replace the current one."""
+    """A root certificate that is about to replace the current one. message: what holds it up."""
 
     ca_certificate: bytes = b""
     ca_key: bytes = b""
     cross_signed_certificate: bytes = b""
+    message: str = ""
 
 
 class RootCa(Row, frozen=True):

@@ -42,10 +42,11 @@ class ExpiredProof(msgspec.Struct, frozen=True):
 
 
 class FormerIdentity(msgspec.Struct, frozen=True):
-    """Whom a certificate that has expired named. not_before_ns: start of its validity."""
+    """Whom a certificate that has expired named, from when on, and the root that issued it."""
 
     peer: PeerIdentity
     not_before_ns: int
+    issuer_key_id: str = ""
 
 
 def prove_expired(certificate_pem: bytes, key_pem: bytes, csr_pem: bytes) -> ExpiredProof:
@@ -82,4 +83,4 @@ def verify_expired(
             "renewed any more: let the node leave (`swarmctl leave --force`) and join again"
         )
     not_before_ns = int(certificate.not_valid_before_utc.timestamp()) * NS_PER_S
-    return FormerIdentity(peer=peer, not_before_ns=not_before_ns)
+    return FormerIdentity(peer, not_before_ns, trust.issuer_key_id(certificate))

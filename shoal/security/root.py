@@ -21,14 +21,12 @@ from shoal.clock import NS_PER_S
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.security.keys import dump_key, load_csr, load_key
 from shoal.security.roles import PeerIdentity
-from shoal.security.trust import TrustBundle, load_certificate
+from shoal.security.trust import TrustBundle, key_id, load_certificate
 
 ROOT_NAME = "swarm-ca"
 ROOT_VALIDITY_S = 20 * 365 * 24 * 3600
 NODE_VALIDITY_S = 90 * 24 * 3600
 BACKDATE_S = 3600
-SUCCESSOR_VALIDITY_MIN_S = 365 * 24 * 3600
-"""How long a root must still be valid to take over."""
 
 
 class RootCA:
@@ -78,51 +76,37 @@ class RootCA:
         """End of the root's validity, wall time."""
         return int(self._certificate.not_valid_after_utc.timestamp()) * NS_PER_S
 
-    def check_successor(self, successor: RootCA, *, now_ns: int) -> None:
-        """Refuse a root that cannot take over from this one.
-
-        Raises InvalidArgument if it is not self-signed, may not sign certificates, is not valid
-        now and for another year, or is this one.
-        """
-        new = successor._certificate
-        if new.public_key() == self._certificate.public_key():
-            raise InvalidArgument(
-                "ca certificate: it has the key of the present root: make another"
-            )
-        if not TrustBundle(successor.certificate_pem).issued(new):
-            raise InvalidArgument("ca certificate: it must be a root, signed with its own key")
-        if not _may_sign(new):
-            raise InvalidArgument("ca certificate: its key usage must allow to sign certificates")
-        if new.not_valid_before_utc > _moment(now_ns):
-            raise InvalidArgument("ca certificate: it is not valid yet")
-        if successor.not_after_ns < now_ns + SUCCESSOR_VALIDITY_MIN_S * NS_PER_S:
-            raise InvalidArgument("ca certificate: it must be valid for at least one more year")
-
-    def cross_sign(self, successor: RootCA, *, now_ns: int) -> bytes:
+    def cross_sign(self, successor_pem: bytes, *, now_ns: int) -> bytes:
         """The successor's name and key, certified by this root, PEM.
 
         A peer that knows only this root then believes what the successor signs.
         """
-        new = successor._certificate
-        left_s = min(self.not_after_ns, successor.not_after_ns) // NS_PER_S - now_ns // NS_PER_S
-        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        new = load_certificate(successor_pem)
+        end_s = min(self.not_after_ns // NS_PER_S, int(new.not_valid_after_utc.timestamp()))
+        subject_key = x509.SubjectKeyIdentifier(bytes.fromhex(key_id(successor_pem)))
         certificate = (
-            _validity(x509.CertificateBuilder(), now_ns, left_s)
+            _validity(x509.CertificateBuilder(), now_ns, end_s - now_ns // NS_PER_S)
             .subject_name(new.subject)
             .issuer_name(self._certificate.subject)
-            .public_key(successor._public_key)
+            .public_key(new.public_key())
             .serial_number(x509.random_serial_number())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(key_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(successor._public_key), False)
-            .add_extension(issuer_key, False)
+            .add_extension(subject_key, False)
+            .add_extension(self._issuer_key, False)
             .sign(self._key, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 
+    def request(self) -> bytes:
+        """A signing request for this root's own name and key, PEM: for another root to certify."""
+        builder = x509.CertificateSigningRequestBuilder().subject_name(self._certificate.subject)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     @property
-    def _public_key(self) -> ec.EllipticCurvePublicKey:
-        return self._key.public_key()
+    def _issuer_key(self) -> x509.AuthorityKeyIdentifier:
+        """What tells two roots of one name apart: the id that this one's certificate gives it."""
+        return x509.AuthorityKeyIdentifier(bytes.fromhex(key_id(self.certificate_pem)), None, None)
 
     def sign(
         self,
@@ -168,27 +152,18 @@ class RootCA:
         names = [x509.DNSName(identity.node_id), x509.DNSName(identity.role.unit)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         subject_key = x509.SubjectKeyIdentifier.from_public_key(key)  # type: ignore[arg-type]
-        # The issuer's key id tells two roots named swarm-ca apart while one replaces the other.
-        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (key_usage(signs_certificates=False), True),
             (x509.ExtendedKeyUsage(usages), False),
             (x509.SubjectAlternativeName(names), False),
             (subject_key, False),
-            (issuer_key, False),
+            (self._issuer_key, False),
         )
 
     @override
     def __repr__(self) -> str:
         return f"RootCA({self._certificate.serial_number:x})"
-
-
-def _may_sign(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except x509.ExtensionNotFound:
-        return True
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -47,6 +47,10 @@ class TrustBundle:
         """Whether one of the roots signed the certificate itself."""
         return any(_signed_by(certificate, root) for root in self._roots)
 
+    def issuer_key_id(self, certificate: x509.Certificate) -> str:
+        """The key id of the root that signed the certificate; empty if none did."""
+        return next((_key_id(root) for root in self._roots if _signed_by(certificate, root)), "")
+
     def identify(self, certificate: x509.Certificate) -> PeerIdentity:
         """Read node id, role and cluster from a certificate of this cluster.
 
@@ -80,18 +84,17 @@ def merge_roots(*root_pems: bytes) -> bytes:
 
 
 def key_id(certificate_pem: bytes) -> str:
-    """The key id of a root, hexadecimal: the digest of its key. Raises InvalidArgument."""
-    certificate = load_certificate(certificate_pem)
-    return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest.hex()
+    """The key id of a root, hexadecimal. Raises InvalidArgument."""
+    return _key_id(load_certificate(certificate_pem))
 
 
-def issuer_key_id(certificate: x509.Certificate) -> str:
-    """The key id of the root that issued a certificate, hexadecimal; empty if it does not say."""
+def _key_id(certificate: x509.Certificate) -> str:
+    """The id that the certificate says its key has, else the digest of the key."""
     try:
-        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+        found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except (x509.ExtensionNotFound, ValueError):
-        return ""
-    return (found.value.key_identifier or b"").hex()
+        return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest.hex()
+    return found.value.digest.hex()
 
 
 def root_digest(root_pem: bytes) -> str:

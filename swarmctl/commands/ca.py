@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.objects import Cluster
+from shoal.model.types import ExternalCa
 from swarmctl.options import Parsed
+from swarmctl.parsing.external import parse_external_ca, read_pem
 from swarmctl.parsing.units import parse_duration
 from swarmctl.session import Session
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["ca"]
 
 POLL_PERIOD_S = 1.0
-FILE_BYTES_MAX = 64 * 1024
 
 
 @click.command(short_help="Show or replace the root certificate")
@@ -36,6 +36,14 @@ FILE_BYTES_MAX = 64 * 1024
     type=Parsed("duration", parse_duration),
     help="Validity of node certificates from now on",
 )
+@click.option(
+    "--external-ca",
+    "external",
+    type=Parsed("spec", parse_external_ca),
+    multiple=True,
+    help="Who holds the root's key: protocol=cfssl,url=https://HOST[:PORT][/PATH]; in place of "
+    "--ca-key",
+)
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until every node has renewed")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress")
 @click.pass_obj
@@ -44,6 +52,7 @@ def ca(
     ca_cert: Path | None,
     ca_key: Path | None,
     cert_expiry: int | None,
+    external: tuple[ExternalCa, ...],
     *,
     rotate: bool,
     detach: bool,
@@ -54,8 +63,13 @@ def ca(
     During a replacement both roots are believed; the old one and all join tokens are dropped when
     every node has a certificate of the new one.
     """
-    if not rotate and (ca_cert or ca_key or cert_expiry is not None or detach or quiet):
+    if not rotate and (ca_cert or ca_key or external or cert_expiry is not None or detach or quiet):
         raise click.UsageError("the other flags go with --rotate")
+    if external and not ca_cert:
+        raise click.UsageError(
+            "rotating to an external CA requires --ca-cert, its root certificate: to add one for "
+            "the present root use `swarmctl cluster update --external-ca`"
+        )
     certificate, key = _read(ca_cert), _read(ca_key)
 
     async def work(client: Client) -> None:
@@ -66,7 +80,7 @@ def ca(
             cluster = await client.cluster()
             spec_ca = cluster.spec.ca.replaced(node_certificate_validity_ns=cert_expiry)
             await client.update_cluster(cluster, cluster.spec.replaced(ca=spec_ca))
-        started = await client.rotate_root(certificate, key)
+        started = await client.rotate_root(certificate, key, external)
         if detach:
             return
         await _wait(client, started, quiet=quiet)
@@ -76,16 +90,7 @@ def ca(
 
 
 def _read(path: Path | None) -> bytes:
-    if path is None:
-        return b""
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise FailedPrecondition(f"{path}: {error.strerror}") from error
-    if not content or len(content) > FILE_BYTES_MAX:
-        raise InvalidArgument(f"{path}: must hold 1 to {FILE_BYTES_MAX} bytes of PEM")
-    return content
+    return b"" if path is None else read_pem(path)
 
 
 async def _show(client: Client) -> None:
@@ -127,4 +132,4 @@ async def _progress(client: Client, cluster: Cluster) -> str:
     if not missing:
         return done
     names = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
-    return f"{done}, missing: {names}"
+    return f"{done}, missing: {names}" + (f"; {rotation.message}" if rotation.message else "")

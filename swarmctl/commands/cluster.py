@@ -11,6 +11,7 @@ from shoal.model.enums import NodeAvailability
 from swarmctl import VERSION, output
 from swarmctl.commands.locking import print_unlock_command
 from swarmctl.options import Parsed, Word, autolock_option, inspect_format_option
+from swarmctl.parsing.external import parse_external_ca
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.parsing.words import spell
 from swarmctl.render.info import info_json, info_text
@@ -24,6 +25,13 @@ __all__ = ["info", "init", "join", "leave", "version"]
 
 AVAILABILITY = Word(*NodeAvailability)
 DURATION = Parsed("duration", parse_duration)
+
+
+EXTERNAL_HINT = (
+    "The root of the external authority becomes the swarm's, and join tokens are new, when it has\n"
+    "certified this node: 'swarmctl ca' shows whether it has. Then get the command to add a node\n"
+    "with 'swarmctl join-token worker'.\n"
+)
 
 
 def _snapshot_interval(text: str) -> int:
@@ -63,6 +71,13 @@ def _snapshot_interval(text: str) -> int:
 @click.option(
     "--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats (default 250ms to 1s)"
 )
+@click.option(
+    "--external-ca",
+    "external_cas",
+    type=Parsed("spec", parse_external_ca),
+    multiple=True,
+    help="Authority that certifies nodes: protocol=cfssl,url=https://HOST[:PORT][/PATH],cacert=FILE",
+)
 @click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
 @click.option(
     "--snapshot-interval",
@@ -91,14 +106,17 @@ def init(session: Session, /, **flags: Any) -> None:
         snapshot_interval=flags["snapshot_interval"],
         ingress_pool=flags["ingress_pool"],
         autolock=bool(flags["autolock"]),
+        external_cas=flags["external_cas"],
     )
 
     async def work(client: Client) -> None:
         result = await client.init(options)
+        click.echo(f"Swarm initialized: current node ({result.node_id}) is now a manager.\n")
         command = join_command(result.worker_token, result.advertise_address)
         click.echo(
-            f"Swarm initialized: current node ({result.node_id}) is now a manager.\n\n"
-            f"To add a worker to this swarm, run the following command:\n\n    {command}\n\n"
+            EXTERNAL_HINT
+            if options.external_cas
+            else f"To add a worker to this swarm, run the following command:\n\n    {command}\n\n"
             "To add a manager to this swarm, run 'swarmctl join-token manager' and follow the "
             "instructions.\n"
         )

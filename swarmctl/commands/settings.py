@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal.model.specs import ClusterSpec
+from shoal.model.types import ExternalCa
 from swarmctl import output
 from swarmctl.commands.locking import change_lock, print_unlock_command
 from swarmctl.lazy import Lazy, LazyGroup
 from swarmctl.options import Parsed, autolock_option, given, inspect_format_option
+from swarmctl.parsing.external import parse_external_ca
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.render.clusters import cluster_json, cluster_text
 from swarmctl.session import Session
@@ -18,11 +20,16 @@ from swarmctl.session import Session
 if TYPE_CHECKING:
     from swarmctl.client import Client
 
+NONE = "none"
 DURATION = Parsed("duration", parse_duration)
 
 
 def _count(name: str) -> Parsed:
     return Parsed("count", lambda text: parse_count(text, name=name))
+
+
+def _external_ca(text: str) -> ExternalCa | None:
+    return None if text == NONE else parse_external_ca(text)
 
 
 @click.group(
@@ -68,6 +75,14 @@ def inspect(session: Session, template: str, *, pretty: bool) -> None:
     "--task-history-limit", type=int, help="Dead tasks kept per slot (default 5; -1: all)"
 )
 @click.option("--dispatcher-heartbeat", type=DURATION, help="Time between heartbeats of a node")
+@click.option(
+    "--external-ca",
+    "external_cas",
+    type=Parsed("spec", _external_ca),
+    multiple=True,
+    help="Authority that certifies nodes with the root's key, in place of those before: "
+    "protocol=cfssl,url=https://HOST[:PORT][/PATH][,cacert=FILE]; none: no longer any",
+)
 @click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
 @click.option(
     "--snapshot-interval",
@@ -108,6 +123,8 @@ def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
                 orchestration = orchestration.replaced(task_history_retention_limit=value)
             case "dispatcher_heartbeat":
                 dispatcher = dispatcher.replaced(heartbeat_period_ns=value)
+            case "external_cas":
+                ca = ca.replaced(external_cas=tuple(one for one in value if one is not None))
             case "cert_expiry":
                 ca = ca.replaced(node_certificate_validity_ns=value)
             case "snapshot_interval":

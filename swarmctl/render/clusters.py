@@ -13,6 +13,7 @@ from shoal.model.defaults import (
     TASK_HISTORY_RETENTION_LIMIT,
 )
 from shoal.model.objects import Cluster
+from shoal.model.types import ExternalCa
 from swarmctl.parsing.units import format_duration
 from swarmctl.render.times import timestamp
 
@@ -36,7 +37,10 @@ def cluster_json(cluster: Cluster) -> dict[str, Any]:
                 ManagersWanted=spec.raft.managers_wanted,
             ),
             "Dispatcher": _given(HeartbeatPeriod=spec.dispatcher.heartbeat_period_ns),
-            "CAConfig": _given(NodeCertExpiry=spec.ca.node_certificate_validity_ns),
+            "CAConfig": _given(
+                NodeCertExpiry=spec.ca.node_certificate_validity_ns,
+                ExternalCAs=[_external_ca(one) for one in spec.ca.external_cas] or None,
+            ),
             "EncryptionConfig": {"AutoLockManagers": spec.autolock_managers},
         },
         "RootRotationInProgress": cluster.root_ca.rotation is not None,
@@ -60,6 +64,7 @@ def cluster_text(cluster: Cluster) -> str:
         f"Task history limit:\t{TASK_HISTORY_RETENTION_LIMIT if limit is None else limit}",
         f"Dispatcher heartbeat:\t{heartbeat}",
         f"Certificate expiry:\t{format_duration(validity_ns)}",
+        *(f"External CA:\t\t{one.protocol} {one.url}" for one in spec.ca.external_cas),
         f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
         f"Managers to keep up:\t{wanted or 'as many as there are'}",
         f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",
@@ -67,6 +72,14 @@ def cluster_text(cluster: Cluster) -> str:
         f"Ingress pool:\t\t{cluster.ingress_pool}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _external_ca(one: ExternalCa) -> dict[str, Any]:
+    return {
+        "Protocol": one.protocol,
+        "URL": one.url,
+        "CACert": one.ca_certificate.decode(errors="replace"),
+    }
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from shoal.ids import ClusterId, NodeId
 from shoal.model.objects import AnyObject, StoreAction, StoreEntry
 from shoal.model.plan import create, update
 from shoal.security.grpc_tls import (
+    ServerTls,
     channel_credentials,
     secure_channel,
     server_credentials,
@@ -32,6 +33,7 @@ from shoal.security.keys import make_csr, make_key
 from shoal.security.peer import PeerVerifier
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import RootCA
+from shoal.security.trust import merge_roots
 from shoal.wire.errors import ErrorInterceptor
 from shoal.wire.objects import entry_to_bytes
 
@@ -114,10 +116,25 @@ def an_identity(node_id: str, role: Role = Role.WORKER) -> NodeIdentity:
 class Served:
     """Where a server listens."""
 
-    def __init__(self, port: int, socket_path: Path, verifier: PeerVerifier) -> None:
+    def __init__(
+        self,
+        port: int,
+        socket_path: Path,
+        verifier: PeerVerifier,
+        tls: ServerTls,
+        own: NodeIdentity,
+    ) -> None:
         self.port = port
         self.socket_path = socket_path
         self.verifier = verifier
+        self._tls = tls
+        self._own = own
+
+    def believe(self, *root_pems: bytes) -> None:
+        """Believe the nodes of other roots too."""
+        roots = merge_roots(ROOT.certificate_pem, *root_pems)
+        self.verifier.replace_roots(roots)
+        self._tls.renew(roots, self._own.certificate_pem, self._own.key_pem)
 
     def channel(self, identity: NodeIdentity) -> grpc.aio.Channel:
         credentials = channel_credentials(
@@ -143,7 +160,7 @@ async def served(
     server.add_insecure_port(f"unix:{socket_path}")
     await server.start()
     try:
-        yield Served(port, socket_path, verifier)
+        yield Served(port, socket_path, verifier, tls, identity)
     finally:
         await server.stop(None)
 

@@ -278,18 +278,26 @@ class RotateRootCaRequest(_message.Message):
 
     CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
     CA_KEY_FIELD_NUMBER: _builtins.int
+    EXTERNAL_CAS_FIELD_NUMBER: _builtins.int
     ca_certificate: _builtins.bytes
-    """PEM; both empty: a new root is made."""
+    """PEM; both empty: a new root is made. Without the key an external authority has it. The present
+    root again: no rotation, only its key is taken from the store, or put there.
+    """
     ca_key: _builtins.bytes
+    @_builtins.property
+    def external_cas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ExternalCa]:
+        """Take the place of those named before; for the new root unless they name another."""
+
     def __init__(
         self,
         *,
         ca_certificate: _builtins.bytes = ...,
         ca_key: _builtins.bytes = ...,
+        external_cas: _abc.Iterable[_types_pb2.ExternalCa] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "external_cas", b"external_cas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

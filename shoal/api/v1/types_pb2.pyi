@@ -1757,20 +1757,24 @@ class RootRotation(_message.Message):
     CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
     CA_KEY_FIELD_NUMBER: _builtins.int
     CROSS_SIGNED_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     ca_certificate: _builtins.bytes
     ca_key: _builtins.bytes
     cross_signed_certificate: _builtins.bytes
     """The new root's key and name, signed by the old root."""
+    message: _builtins.str
+    """What keeps the new root's external authority from signing; empty when nothing does."""
     def __init__(
         self,
         *,
         ca_certificate: _builtins.bytes = ...,
         ca_key: _builtins.bytes = ...,
         cross_signed_certificate: _builtins.bytes = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "cross_signed_certificate", b"cross_signed_certificate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "cross_signed_certificate", b"cross_signed_certificate", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

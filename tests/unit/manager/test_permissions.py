@@ -8,6 +8,7 @@ import re
 import pytest
 
 from manager import app
+from manager.backends import raft
 from manager.permissions import permissions
 from shoal.api.v1 import (
     ca_pb2,
@@ -64,7 +65,8 @@ def test_each_method_is_open_to_exactly_its_roles(service, method):
 
 
 def test_these_are_the_services_that_the_manager_serves():
-    added = re.findall(r"\.add_(\w+)Servicer_to_server", inspect.getsource(app))
+    sources = "".join(map(inspect.getsource, (app, raft)))
+    added = re.findall(r"\.add_(\w+)Servicer_to_server", sources)
     assert sorted(added) == sorted(SERVED)
 
 

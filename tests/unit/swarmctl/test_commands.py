@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from shoal.api.v1 import control_pb2, logs_pb2, node_pb2
+from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, types_pb2
 from shoal.model.enums import NodeAvailability, TaskState, UpdateState
 from shoal.model.specs import ServiceSpec
 from shoal.security.root import RootCA
@@ -133,6 +133,55 @@ def test_ca_sets_the_expiry_with_the_rotation(daemon):
     run("ca", "--rotate", "--cert-expiry", "48h", "-q", host=daemon.address)
     spec = last(daemon, control_pb2.UpdateClusterRequest).spec
     assert spec.ca.node_certificate_validity_ns == 48 * 3600 * 10**9
+
+
+def test_external_authorities_are_carried_by_init_update_and_rotation(daemon, tmp_path):
+    root = RootCA.create(now_ns=1_800_000_000 * 10**9).certificate_pem
+    (tmp_path / "crt").write_bytes(root)
+    text = f"protocol=cfssl,url=https://ca:8888,cacert={tmp_path / 'crt'}"
+    full = types_pb2.ExternalCa(protocol="cfssl", url="https://ca:8888", ca_certificate=root)
+    bare = types_pb2.ExternalCa(protocol="cfssl", url="https://ca/sign")
+
+    made = run("init", "--external-ca", text, host=daemon.address)
+    assert list(last(daemon, node_pb2.InitRequest).external_cas) == [full]
+    assert "swarmctl join --token" not in made.output, "that token ends with the first root"
+    assert "becomes the swarm's" in made.output
+
+    flags = ("--external-ca", text, "--external-ca", "protocol=cfssl,url=https://ca/sign")
+    assert run("cluster", "update", *flags, host=daemon.address).exit_code == 0
+    sent = last(daemon, control_pb2.UpdateClusterRequest).spec.ca.external_cas
+    assert list(sent) == [full, bare]
+    (shown,) = json.loads(run("cluster", "inspect", host=daemon.address).output)
+    assert [one["URL"] for one in shown["Spec"]["CAConfig"]["ExternalCAs"]] == [full.url, bare.url]
+    pretty = run("cluster", "inspect", "--pretty", host=daemon.address).output
+    assert "cfssl https://ca:8888" in pretty
+    run("cluster", "update", "--external-ca", "none", host=daemon.address)
+    assert not last(daemon, control_pb2.UpdateClusterRequest).spec.ca.external_cas
+
+    rotation = ("ca", "--rotate", "-d", "--external-ca", "protocol=cfssl,url=https://ca/sign")
+    refused = run(*rotation, host=daemon.address)
+    assert "requires --ca-cert" in refused.output
+    run(*rotation, "--ca-cert", str(tmp_path / "crt"), host=daemon.address)
+    assert last(daemon, control_pb2.RotateRootCaRequest) == control_pb2.RotateRootCaRequest(
+        ca_certificate=root, external_cas=[bare]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("url=https://ca", "needs a protocol= parameter"),
+        ("protocol=cfssl", "needs a url= parameter"),
+        ("protocol=acme,url=https://ca", "unrecognized external CA protocol acme"),
+        ("protocol=cfssl,url=https://ca,profile=x", "profile: unknown"),
+        ("protocol=cfssl,url=https://ca,cacert=/nonexistent", "No such file"),
+        ("protocol=cfssl,url", "url needs a value"),
+    ],
+)
+def test_a_malformed_external_authority_is_a_usage_error(daemon, text, said):
+    result = run("cluster", "update", "--external-ca", text, host=daemon.address)
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_leave_info_version(daemon):

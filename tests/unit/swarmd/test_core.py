@@ -12,6 +12,8 @@ from shoal.ids import ClusterId, NodeId
 from shoal.model import defaults
 from shoal.model.enums import ActionKind, NodeAvailability, NodeMembership, NodeRole
 from shoal.model.objects import Cluster, Node
+from shoal.model.types import ExternalCa
+from shoal.security.root import RootCA
 from shoal.security.tokens import parse_join_token
 from shoal.wire.objects import entry_from_bytes, entry_to_bytes
 from swarmd.addresses import HostPort, NodeAddresses
@@ -87,6 +89,33 @@ def test_what_breaks_a_rule_is_refused(wish, word):
     with pytest.raises(InvalidArgument) as caught:
         plan(**wish)
     assert word in str(caught.value)
+
+
+EXTERNAL = RootCA.create(now_ns=NOW_NS).certificate_pem
+
+
+def external(root_pem: bytes) -> ExternalCa:
+    return ExternalCa(protocol="cfssl", url="https://ca:8888", ca_certificate=root_pem)
+
+
+def test_a_cluster_with_an_external_authority_begins_with_the_rotation_to_its_root():
+    secrets = new_cluster_secrets(now_ns=NOW_NS)
+    entry = first_entry(plan(external_cas=(external(EXTERNAL),)), WHO, secrets, now_ns=NOW_NS)
+    cluster = entry.actions[0].object
+    assert isinstance(cluster, Cluster)
+    assert cluster.root_ca.key == secrets.root_key_pem
+    rotation = cluster.root_ca.rotation
+    assert rotation is not None
+    assert (rotation.ca_certificate, rotation.ca_key) == (EXTERNAL, b"")
+    assert rotation.cross_signed_certificate
+
+
+def test_external_authorities_of_a_new_cluster_have_one_root():
+    with pytest.raises(InvalidArgument, match="cacert must be given with init"):
+        plan(external_cas=(external(b""),))
+    other = RootCA.create(now_ns=NOW_NS).certificate_pem
+    with pytest.raises(InvalidArgument, match="must have the same root"):
+        plan(external_cas=(external(EXTERNAL), external(other)))
 
 
 def test_the_pool_may_not_hold_the_data_path_either():

@@ -6,11 +6,13 @@ import pytest
 
 from manager.ca.core import (
     Authority,
+    IssuedCertificate,
     invitation_of,
-    issue_to_joiner,
     issue_to_node,
+    joining_identity,
     new_cluster_secrets,
     new_join_tokens,
+    sign_here,
 )
 from shoal.errors import InvalidArgument, PermissionDenied
 from shoal.ids import ClusterId, NodeId
@@ -26,11 +28,19 @@ NODE = NodeId("n" * 25)
 SECRETS = new_cluster_secrets(now_ns=NOW_NS)
 AUTHORITY = Authority(
     cluster_id=CLUSTER,
+    root_pem=SECRETS.root_certificate_pem,
     root=RootCA(SECRETS.root_certificate_pem, SECRETS.root_key_pem),
     tokens=SECRETS.tokens,
 )
 KEY = make_key()
 CSR = make_csr(KEY)
+
+
+def issue_to_joiner(
+    authority: Authority, csr: bytes, *, token: str, new_node_id: NodeId, now_ns: int
+) -> IssuedCertificate:
+    identity = joining_identity(authority, token=token, new_node_id=new_node_id, now_ns=now_ns)
+    return sign_here(authority, csr, identity, now_ns=now_ns)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def test_a_token_of_another_cluster_is_refused_with_the_remedy():
 
 
 def test_the_right_digest_with_another_secret_is_refused():
-    rotated = new_join_tokens(AUTHORITY.root)
+    rotated = new_join_tokens(AUTHORITY.root_pem)
     assert parse_join_token(rotated.worker).digest == parse_join_token(SECRETS.tokens.worker).digest
     with pytest.raises(PermissionDenied, match="not valid for this cluster"):
         invitation_of(SECRETS.tokens.worker, rotated, now_ns=NOW_NS)

@@ -22,7 +22,7 @@ from shoal.security.keys import make_csr, make_key
 from shoal.security.tokens import parse_join_token
 from tests.support.managing import CLUSTER, ROOT, HandClock, a_store, refusal, served
 
-TOKENS = new_join_tokens(ROOT)
+TOKENS = new_join_tokens(ROOT.certificate_pem)
 ROW = Cluster(
     id=CLUSTER,
     root_ca=RootCa(

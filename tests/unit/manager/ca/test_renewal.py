@@ -30,7 +30,7 @@ from shoal.security.root import RootCA
 from shoal.security.trust import key_id
 from tests.support.managing import CLUSTER, ROOT, Served, a_store, put_now, refusal, served
 
-TOKENS = new_join_tokens(ROOT)
+TOKENS = new_join_tokens(ROOT.certificate_pem)
 NODE = "n" * 25
 HOUR_NS = 3600 * 10**9
 

@@ -17,8 +17,9 @@ from cryptography.x509.oid import NameOID
 from manager.ca.live import LiveIdentity
 from manager.ca.rotation import (
     BATCH_MAX,
-    begin,
+    begin_here,
     finish,
+    new_successor,
     next_batch,
     pending_nodes,
     successor_of,
@@ -43,7 +44,7 @@ from shoal.security.keys import load_key, make_csr, make_key
 from shoal.security.roles import PeerIdentity, Role
 from shoal.security.root import RootCA, key_usage
 from shoal.security.tokens import parse_join_token
-from shoal.security.trust import issuer_key_id, key_id, load_certificate, root_digest
+from shoal.security.trust import key_id, load_certificate, root_digest
 from shoal.wire.errors import ErrorInterceptor
 from tests.support.managing import CLUSTER, ROOT, a_store, refusal, until
 
@@ -59,9 +60,14 @@ ROW = Cluster(
         join_tokens=JoinTokens(worker="SWMTKN-1-w", manager="SWMTKN-1-m", extra=(EXTRA,)),
     ),
 )
-ROTATING = begin(ROW, NEW, now_ns=NOW_NS)
+ROTATING = begin_here(ROW, new_successor(NEW), now_ns=NOW_NS)
 MANAGES = NodeSpec(desired_role=NodeRole.MANAGER)
 OLD_ID, NEW_ID = key_id(ROOT.certificate_pem), key_id(NEW.certificate_pem)
+
+
+def authority_key_id(certificate: x509.Certificate) -> str:
+    found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    return (found.value.key_identifier or b"").hex()
 
 
 def a_node(number: int, issuer: str | None, *, renew: bool = False, **fields) -> Node:
@@ -79,13 +85,13 @@ def test_the_beginning_keeps_the_old_root_and_signs_with_the_new_one():
     authority = authority_of(ROTATING)
     assert authority.root.certificate_pem == NEW.certificate_pem
     cross = load_certificate(authority.cross_signed_pem)
-    assert issuer_key_id(cross) == OLD_ID
+    assert authority_key_id(cross) == OLD_ID
     assert cross.public_key() == load_certificate(NEW.certificate_pem).public_key()
 
 
 def test_one_rotation_at_a_time():
     with pytest.raises(FailedPrecondition, match="under way already"):
-        begin(ROTATING, RootCA.create(now_ns=NOW_NS), now_ns=NOW_NS)
+        begin_here(ROTATING, new_successor(RootCA.create(now_ns=NOW_NS)), now_ns=NOW_NS)
 
 
 def test_whoever_has_no_certificate_of_the_new_root_is_pending():
@@ -163,7 +169,7 @@ def x509_key():
 
 
 def replace_with(certificate: bytes, key: bytes) -> Cluster:
-    return begin(ROW, successor_of(certificate, key, now_ns=NOW_NS), now_ns=NOW_NS)
+    return begin_here(ROW, successor_of(certificate, key, now_ns=NOW_NS), now_ns=NOW_NS)
 
 
 def test_a_root_of_the_users_own_is_taken():
@@ -262,14 +268,16 @@ async def test_a_rotation_from_beginning_to_end(tmp_path: Path):
     await port.server.start()
     loop = asyncio.create_task(RotationLoop(store, period_s=0.02).run())
     try:
-        await store.commit([update(begin(store.view.cluster, NEW, now_ns=NOW_NS))])
+        await store.commit(
+            [update(begin_here(store.view.cluster, new_successor(NEW), now_ns=NOW_NS))]
+        )
         live.believe(trust_of(store.view.cluster.root_ca))
         await until(lambda: store.view.nodes.get("w").certificate)
         assert store.view.nodes.get("w").certificate.renew
         assert store.view.nodes.get("m").certificate is None
 
         renewed = await port.renew(worker)
-        assert issuer_key_id(load_certificate(renewed.certificate_pem)) == NEW_ID
+        assert authority_key_id(load_certificate(renewed.certificate_pem)) == NEW_ID
         assert renewed.root_pem == ROOT.certificate_pem + NEW.certificate_pem
         await port.confirm(renewed)
         await until(lambda: store.view.nodes.get("m").certificate)
@@ -313,7 +321,7 @@ async def test_a_node_that_is_away_holds_the_rotation_up_until_it_is_removed():
 async def test_the_old_root_vouches_for_the_new_one_in_a_handshake(tmp_path, path_length):
     """Also roots made before they allowed an authority below them."""
     old = with_path_length(path_length)
-    cross = old.cross_sign(NEW, now_ns=NOW_NS)
+    cross = old.cross_sign(NEW.certificate_pem, now_ns=NOW_NS)
     key = make_key()
     peer = PeerIdentity(node_id="m", role=Role.MANAGER, cluster_id=CLUSTER)
     chain = NEW.sign(make_csr(key), peer, now_ns=NOW_NS) + cross

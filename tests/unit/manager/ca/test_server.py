@@ -22,7 +22,7 @@ from shoal.security.keys import make_csr, make_key
 from shoal.security.roles import Role
 from tests.support.managing import CLUSTER, ROOT, a_store, refusal, served
 
-TOKENS = new_join_tokens(ROOT)
+TOKENS = new_join_tokens(ROOT.certificate_pem)
 ROW = Cluster(
     id=CLUSTER,
     root_ca=RootCa(
@@ -86,7 +86,10 @@ async def test_a_manager_joins_with_its_token_and_is_none_before_it_is_a_member(
     ("fields", "text"),
     [
         ({"token": ""}, "PERMISSION_DENIED a join token is needed"),
-        ({"token": new_join_tokens(ROOT).worker}, "PERMISSION_DENIED the join token is not valid"),
+        (
+            {"token": new_join_tokens(ROOT.certificate_pem).worker},
+            "PERMISSION_DENIED the join token is not valid",
+        ),
         ({"csr": b""}, "INVALID_ARGUMENT"),
         ({"csr": b"x" * 20_000}, "INVALID_ARGUMENT csr: 20000 bytes"),
         ({"hostname": "h" * 256}, "INVALID_ARGUMENT hostname: at most 255 characters"),

@@ -269,6 +269,11 @@ def test_a_node_is_refused_with_the_field_and_the_rule(bad, error, text):
     assert caught.value.message.startswith(text)
 
 
+def external(*, count: int = 1, **fields) -> ClusterSpec:
+    one = ExternalCa(**{"protocol": "cfssl", "url": "https://ca:8888"} | fields)
+    return ClusterSpec(ca=CaConfig(external_cas=(one,) * count))
+
+
 def beat(period_ns: int) -> ClusterSpec:
     return ClusterSpec(dispatcher=DispatcherConfig(period_ns))
 
@@ -277,7 +282,17 @@ CLUSTER_RULES = [
     (beat(99_999_999), BAD, "dispatcher heartbeat: must be between 100ms and 1h"),
     (beat(3_600 * SECOND_NS + 1), BAD, "dispatcher heartbeat: must be"),
     (ClusterSpec(ca=CaConfig(3_599 * SECOND_NS)), BAD, "certificate expiry: must be at least 1h"),
-    (ClusterSpec(ca=CaConfig(external_cas=(ExternalCa(),))), LATER, "ca: the root certificate"),
+    (external(protocol="acme"), BAD, "external ca: protocol 'acme' must be cfssl"),
+    (external(url="http://ca:8888"), BAD, "external ca: url"),
+    (external(url="https:///sign"), BAD, "external ca: url"),
+    (external(url="https://ca:99999/"), BAD, "external ca: url"),
+    (external(url="https://[::1/"), BAD, "external ca: url"),
+    (external(url="https://ca\n.org/"), BAD, "external ca: url"),
+    (external(url="https://ca/" + "x" * 500), BAD, "external ca: url"),
+    (external(url="https://user:secret@ca/"), BAD, "external ca: url: must hold no password"),
+    (external(options={"profile": "x"}), LATER, "external ca: option 'profile' is not known"),
+    (external(ca_certificate=b"junk"), BAD, "external ca: ca certificate: must be exactly one"),
+    (external(count=5), BAD, "external ca: 5, at most 4"),
     (ClusterSpec(ca=CaConfig(signing_ca_certificate=b"x")), LATER, "ca: the root certificate"),
     (ClusterSpec(ca=CaConfig(signing_ca_key=b"x")), LATER, "ca: the root certificate"),
     (ClusterSpec(ca=CaConfig(force_rotate=1)), LATER, "ca: the root certificate"),

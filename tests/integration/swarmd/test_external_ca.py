@@ -1,0 +1,98 @@
+"""Clusters whose certificates a CFSSL server signs: the real daemon, the real manager process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from shoal.api.v1 import control_pb2, control_pb2_grpc, objects_pb2, types_pb2
+from shoal.security.identity import read_identity
+from shoal.security.root import RootCA
+from shoal.security.trust import merge_roots
+from tests.integration.swarmd.conftest import Node, until
+from tests.integration.swarmd.test_cluster import (
+    TIMEOUT_S,
+    cluster_of,
+    free_port,
+    init,
+    nodes_of,
+    with_real_manager,
+)
+from tests.integration.swarmd.test_renewal import join, other
+from tests.support.cfssl import Cfssl
+
+pytestmark = pytest.mark.root
+__all__ = ["other"]
+
+
+@pytest.fixture
+async def cfssl(tmp_path: Path) -> AsyncIterator[Cfssl]:
+    server = Cfssl(tmp_path, RootCA.create(now_ns=time.time_ns()))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def rotated(node: Node, root_pem: bytes) -> objects_pb2.Cluster:
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        cluster = await cluster_of(node)
+        if cluster.root_ca.certificate == root_pem and not cluster.root_ca.HasField("rotation"):
+            return cluster
+        assert time.monotonic() < deadline, cluster.root_ca.rotation.message
+        await asyncio.sleep(0.1)
+
+
+async def test_init_with_an_external_authority(node: Node, other: Node, cfssl: Cfssl):
+    """It believes the managers only when their first root was made known to it."""
+    port, root_pem = free_port(), cfssl.root.certificate_pem
+    for one in (node, other):
+        one.paths.state.mkdir(parents=True)
+        one.tell("follow")
+    named = types_pb2.ExternalCa(protocol="cfssl", url=cfssl.url, ca_certificate=root_pem)
+    async with node.running(command=with_real_manager):
+        await init(
+            node, advertise_address=f"127.0.0.1:{port}", listen_address=f"127.0.0.1:{port}",
+            external_cas=[named],
+        )  # fmt: skip
+        deadline = time.monotonic() + TIMEOUT_S
+        while "signed nothing" not in (cluster := await cluster_of(node)).root_ca.rotation.message:
+            assert time.monotonic() < deadline, "nobody was told"
+            await asyncio.sleep(0.1)
+        assert cfssl.asked == []
+        assert cluster.root_ca.rotation.ca_certificate == root_pem
+        cfssl.believe(cluster.root_ca.certificate)
+        cluster = await rotated(node, root_pem)
+        assert read_identity(node.paths.identity).root_pem == merge_roots(root_pem)
+        async with other.running(command=with_real_manager):
+            joined = await join(other, node, port)
+            assert joined.root_pem == merge_roots(root_pem)
+            assert set(cfssl.clients) == {"swarm-manager"}
+            # A key of the cluster's own takes over from the authority, and nobody is lost.
+            stub = control_pb2_grpc.ControlStub(node.channel)
+            started = await stub.RotateRootCa(control_pb2.RotateRootCaRequest(), timeout=TIMEOUT_S)
+            fresh = started.cluster.root_ca.rotation.ca_certificate
+            await rotated(node, fresh)
+            await until(lambda: read_identity(other.paths.identity).root_pem == fresh)
+            assert len(await nodes_of(node)) == 2
+
+
+async def test_an_authority_that_is_down_is_found_out_before_anything_changes(
+    node: Node, cfssl: Cfssl
+):
+    async with node.running(command=with_real_manager):
+        await init(node)
+        before = (await cluster_of(node)).root_ca
+        await cfssl.stop()
+        request = control_pb2.RotateRootCaRequest(
+            ca_certificate=cfssl.root.certificate_pem,
+            external_cas=[types_pb2.ExternalCa(protocol="cfssl", url=cfssl.url)],
+        )
+        with pytest.raises(grpc.aio.AioRpcError, match="signed nothing"):
+            await control_pb2_grpc.ControlStub(node.channel).RotateRootCa(request, timeout=60)
+        assert (await cluster_of(node)).root_ca == before
