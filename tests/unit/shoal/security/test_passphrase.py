@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -112,6 +113,11 @@ def test_newer_formats_and_absurd_costs_are_refused():
             opened(sealed[:12] + bytes([cost]) + sealed[13:])
     with pytest.raises(InvalidArgument, match="does not begin"):
         opened(b"something else" * 100)
+
+
+def test_what_the_first_version_sealed_is_opened():
+    sealed = (Path(__file__).parents[3] / "golden/security/v1/sealed").read_bytes()
+    assert opened(sealed) == b"what was sealed by the first version\n" * 2000
 
 
 def test_the_default_is_costly():
