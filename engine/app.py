@@ -25,6 +25,7 @@ from engine.ports import Census
 from engine.resources import events, plugins, swarm, system
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
+from worker.images.registry.login import RegistryLogin
 
 VERSION = version_of("shoal")
 PRODUCT = f"Shoal/{VERSION} (linux)"
@@ -77,6 +78,7 @@ class Engine:
     def routes(self) -> Iterable[Route]:
         """Every operation; of two that match a path, the first answers."""
         yield from system.routes(lambda: words.version(self._node), self._info)
+        yield from system.login_routes(RegistryLogin(self._offer.registries))
         yield from events.routes(self._events)
         yield from swarm.routes()
         yield from plugins.routes()

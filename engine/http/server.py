@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -44,23 +44,21 @@ async def serve(
         max_line_size=HEADER_BYTES_MAX,
         max_field_size=HEADER_BYTES_MAX,
     )
-    listener = await _listen(server, socket_path)
-    inode = os.stat(socket_path).st_ino
-    try:
-        if tls is None:
-            yield None
-        else:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(dispatcher.close)
+        stack.push_async_callback(server.shutdown, SHUTDOWN_S)
+        stack.callback(server.pre_shutdown)
+        address = None
+        if tls is not None:
             from engine.http.tls import TlsFront  # anyio is only loaded where it is wanted
 
-            async with TlsFront(server, tls) as front:
-                _log.info("engine.tcp_listening", address=f"{front.address[0]}:{front.address[1]}")
-                yield front.address
-    finally:
-        listener.close()
-        _remove(socket_path, inode)
-        server.pre_shutdown()
-        await server.shutdown(SHUTDOWN_S)
-        await dispatcher.close()
+            front = await stack.enter_async_context(TlsFront(server, tls))
+            address = front.address
+            _log.info("engine.tcp_listening", host=address[0], port=address[1])
+        listener = await _listen(server, socket_path)
+        stack.callback(_remove, socket_path, os.stat(socket_path).st_ino)
+        stack.callback(listener.close)
+        yield address
 
 
 async def _listen(server: web.Server, path: Path) -> asyncio.Server:

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from engine.http.call import Answer, Call, empty, json_answer, text
 from engine.http.credentials import AuthConfig
+from engine.http.errors import Refused
 from engine.http.routing import Route
+from shoal.errors import DeadlineExceeded, Unavailable
 from worker.images.registry.api import Credentials
 
 _PING = {
@@ -61,7 +63,10 @@ def login_routes(registry: Login) -> Iterable[Route]:
 
     async def login(call: Call) -> Answer:
         config = await call.body(AuthConfig)
-        token = await registry.login(config.credentials())
+        try:
+            token = await registry.login(config.credentials())
+        except (Unavailable, DeadlineExceeded) as error:  # the registry, not this node
+            raise Refused(500, error.message) from error
         return json_answer({"IdentityToken": token, "Status": "Login Succeeded"})
 
     return [Route("POST", "/auth", login, follows_client=True)]
