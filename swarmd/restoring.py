@@ -31,7 +31,6 @@ from manager.storage.member import Opening
 from shoal.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     ResourceExhausted,
 )
 from shoal.ids import ClusterId, NodeId, new_id
@@ -179,14 +178,18 @@ def restore_blocking(
 
 
 def _first_identity(cluster: Cluster, node_id: NodeId, *, now_ns: int) -> NodeIdentity:
-    """A manager's certificate by the root in the cluster's row."""
-    try:
-        authority = authority_of(cluster)
-    except InvalidArgument as error:
+    """A manager's certificate by the root in the cluster's row.
+
+    Raises: FailedPrecondition when its key is elsewhere: an external authority asks for a manager's
+    certificate, and there is none yet.
+    """
+    authority = authority_of(cluster)
+    if authority.root is None:
         raise FailedPrecondition(
-            f"{LABEL}: the cluster's root cannot certify the first manager ({error.message}): use a"
-            " backup that holds the root's key"
-        ) from error
+            f"{LABEL}: the key of the cluster's root is not in it but with an external authority, so"
+            " nobody can certify the first manager: use a backup from before `swarmctl ca --rotate"
+            " --external-ca`, or make a new cluster"
+        )
     key_pem = make_key()
     peer = PeerIdentity(node_id, Role.MANAGER, ClusterId(cluster.id))
     issued = issue_to_node(

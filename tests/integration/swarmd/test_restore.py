@@ -168,7 +168,12 @@ GOOD = a_backup(a_cluster())
         ),
         (a_backup(Service(id="s")), {}, FailedPrecondition, "holds no cluster"),
         (a_backup(a_cluster(), cluster_id="other"), {}, FailedPrecondition, "holds no cluster"),
-        (a_backup(a_cluster(key=b"")), {}, FailedPrecondition, "cannot certify the first manager"),
+        (
+            a_backup(a_cluster(key=b"")),
+            {},
+            FailedPrecondition,
+            "nobody can certify the first manager",
+        ),
         (GOOD, {"advertise_address": "nosuch0"}, InvalidArgument, "nosuch0"),
         (
             a_backup(a_cluster(ingress_pool="192.0.0.0/8")),
