@@ -313,6 +313,27 @@ async def test_what_keeps_an_unlocked_manager_from_starting_leaves_it_locked(nod
         await eventually("it serves", lambda: served(node))
 
 
+async def test_a_disk_that_refuses_the_lock_changes_nothing_until_it_takes_it(node: Node, capfd):
+    async with node.running(command=with_real_manager):
+        await init(node)
+        in_the_way = node.paths.lock.with_name("lock.json.tmp")
+        in_the_way.mkdir()
+        await set_autolock(node, on=True)
+        told = ""
+
+        def complained() -> bool:
+            nonlocal told
+            told += capfd.readouterr().out
+            return "lock.not_changed" in told
+
+        await eventually("it says so", complained)
+        assert not is_encrypted(key_file(node))
+        assert not node.paths.lock.exists()
+        assert await served(node)
+        in_the_way.rmdir()
+        await eventually("it is locked", lambda: is_locked(node))
+
+
 async def test_a_locked_node_can_leave_by_force(node: Node):
     async with node.running(command=with_real_manager):
         await init(node, autolock=True)
