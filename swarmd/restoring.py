@@ -186,9 +186,9 @@ def _first_identity(cluster: Cluster, node_id: NodeId, *, now_ns: int) -> NodeId
     authority = authority_of(cluster)
     if authority.root is None:
         raise FailedPrecondition(
-            f"{LABEL}: the key of the cluster's root is not in it but with an external authority, so"
-            " nobody can certify the first manager: use a backup from before `swarmctl ca --rotate"
-            " --external-ca`, or make a new cluster"
+            f"{LABEL}: the key of the cluster's root is not in it but with an external authority,"
+            " so nobody can certify the first manager: use a backup from before `swarmctl ca"
+            " --rotate --external-ca`, or make a new cluster"
         )
     key_pem = make_key()
     peer = PeerIdentity(node_id, Role.MANAGER, ClusterId(cluster.id))
