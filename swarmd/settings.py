@@ -14,8 +14,8 @@ VERSION = version("shoal")
 
 class DaemonSettings(msgspec.Struct, frozen=True):
     """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
-    docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
 
+    docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
 
