@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 
 from shoal.api.v1 import control_pb2, control_pb2_grpc, objects_pb2, types_pb2
 from shoal.security.identity import read_identity
+from shoal.security.keys import load_key, make_key
 from shoal.security.root import RootCA
 from shoal.security.trust import merge_roots
 from tests.integration.swarmd.conftest import Node, until
@@ -36,6 +41,25 @@ async def cfssl(tmp_path: Path) -> AsyncIterator[Cfssl]:
     await server.start()
     yield server
     await server.stop()
+
+
+def an_own_root() -> tuple[bytes, bytes]:
+    """A root and its key as somebody else's tools make them: another name, another key id."""
+    key, now = make_key(), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Our Own Root")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(load_key(key).public_key())
+        .serial_number(7)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(b"not its digest"), critical=False)
+        .sign(load_key(key), hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key
 
 
 async def rotated(node: Node, root_pem: bytes) -> objects_pb2.Cluster:
@@ -73,12 +97,13 @@ async def test_init_with_an_external_authority(node: Node, other: Node, cfssl: C
             joined = await join(other, node, port)
             assert joined.root_pem == merge_roots(root_pem)
             assert set(cfssl.clients) == {"swarm-manager"}
-            # A key of the cluster's own takes over from the authority, and nobody is lost.
+            # A root of the user's own takes over from the authority, and nobody is lost.
+            own, key = an_own_root()
             stub = control_pb2_grpc.ControlStub(node.channel)
-            started = await stub.RotateRootCa(control_pb2.RotateRootCaRequest(), timeout=TIMEOUT_S)
-            fresh = started.cluster.root_ca.rotation.ca_certificate
-            await rotated(node, fresh)
-            await until(lambda: read_identity(other.paths.identity).root_pem == fresh)
+            request = control_pb2.RotateRootCaRequest(ca_certificate=own, ca_key=key)
+            await stub.RotateRootCa(request, timeout=TIMEOUT_S)
+            await rotated(node, own)
+            await until(lambda: read_identity(other.paths.identity).root_pem == own)
             assert len(await nodes_of(node)) == 2
 
 
