@@ -26,7 +26,7 @@ class ManagerStore:
     def __init__(self, url: str) -> None:
         """Raises InvalidArgument naming the part of the URL that is wrong."""
         self.url = url
-        self._settings: EtcdSettings | None = parse_url(url) if url else None
+        self._settings: EtcdSettings | None = _parse(url) if url else None
 
     def settle_blocking(self, node: LocalNode) -> None:
         """Let the node, if it is in a cluster, use this store from now on.
@@ -71,3 +71,13 @@ class ManagerStore:
                 f"{what}: this node's managers keep the state in etcd (--store), not in a log of"
                 " their own: use `etcdctl snapshot`, or start swarmd without --store"
             )
+
+
+def _parse(url: str) -> EtcdSettings:
+    """The URL is kept for later starts, which may be made in another directory."""
+    settings = parse_url(url)
+    for name in ("cacert", "cert", "key", "password_file"):
+        path = getattr(settings, name)
+        if path is not None and not path.is_absolute():
+            raise InvalidArgument(f"store: {name} {path}: must be an absolute path")
+    return settings

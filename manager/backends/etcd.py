@@ -15,7 +15,8 @@ import structlog
 
 from manager.backends.interface import Site
 from manager.etcd.backend import EtcdConsensus
-from manager.etcd.presence import begin_cluster, require_cluster
+from manager.etcd.beginning import begin_cluster
+from manager.etcd.presence import require_cluster
 from manager.etcd.settings import EtcdSettings, parse_url
 from manager.leadership.etcd import EtcdLeadership
 from manager.leadership.etcd_members import EtcdMembers, NoRaftMembers

@@ -1,21 +1,12 @@
-"""Which cluster's state an etcd holds below a prefix, and how a new cluster's begins there.
-
-Invariant: below one prefix there is at most one cluster: the first entry is one transaction, on the
-condition that there is none.
-"""
+"""Which cluster's state an etcd holds below a prefix. Reads only, and needs no store."""
 
 from __future__ import annotations
 
-from manager.etcd.backend import EtcdConsensus
 from manager.etcd.client import EtcdClient
 from manager.etcd.keys import Keys
 from manager.etcd.settings import EtcdSettings
-from manager.store.store import Store
-from manager.store.tables import Tables
-from shoal.clock import Clock
 from shoal.errors import FailedPrecondition
 from shoal.etcd.v1 import rpc_pb2 as pb
-from shoal.model.objects import StoreEntry
 
 
 async def find_cluster(settings: EtcdSettings) -> str:
@@ -49,25 +40,11 @@ async def require_room(settings: EtcdSettings) -> None:
     """Refuse a prefix that holds a cluster already. Raises FailedPrecondition, and as above."""
     found = await find_cluster(settings)
     if found:
-        raise _taken(settings, found)
+        raise taken(settings, found)
 
 
-async def begin_cluster(settings: EtcdSettings, entry: StoreEntry, clock: Clock) -> None:
-    """Write a new cluster's first entry; nothing when it is there already.
-
-    Raises: FailedPrecondition when another cluster is there; as above.
-    """
-    store = Store(Tables(), clock)
-    consensus = EtcdConsensus(settings, store, address=None)
-    wanted = {action.object.id for action in entry.actions}
-    async with consensus:
-        if store.view.cluster is None:
-            await consensus.propose(entry)
-        elif store.view.cluster.id not in wanted:
-            raise _taken(settings, store.view.cluster.id)
-
-
-def _taken(settings: EtcdSettings, cluster_id: str) -> FailedPrecondition:
+def taken(settings: EtcdSettings, cluster_id: str) -> FailedPrecondition:
+    """Why no new cluster can begin where that one is."""
     return FailedPrecondition(
         f"store: /{settings.prefix}/ in etcd holds cluster {cluster_id} already: choose another"
         " prefix, or, if that cluster is gone for good,"

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from manager.etcd.backend import EtcdConsensus
-from manager.etcd.presence import begin_cluster, find_cluster, require_cluster, require_room
+from manager.etcd.beginning import begin_cluster
+from manager.etcd.presence import find_cluster, require_cluster, require_room
 from manager.etcd.settings import parse_url
 from manager.leadership.etcd_members import EtcdMembers
 from manager.store.store import Store

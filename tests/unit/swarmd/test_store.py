@@ -16,7 +16,9 @@ URL = "etcd://192.0.2.7:2379/one"
 OTHER_URL = "etcd://192.0.2.8:2379/one"
 
 
-@pytest.mark.parametrize("url", ["http://h", "etcd://h?nonsense=1", "etcd://user:word@h/p"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "etcd://h?nonsense=1", "etcd://user:word@h/p", "etcd://h?cacert=ca.pem"]
+)
 def test_a_bad_url_is_refused_at_the_start(url):
     with pytest.raises(InvalidArgument, match="store"):
         ManagerStore(url)
