@@ -189,7 +189,7 @@ class RaftDriver:
                 self._check_may_propose()
                 since_s = asyncio.get_running_loop().time()
                 proposal = Proposal(entry, data, term, since_s)
-                self._proposals.queued.append(proposal)
+                self._proposals.queue(proposal)
                 self._wake.set()
                 return await proposal.done
 
@@ -335,23 +335,17 @@ class RaftDriver:
             _log.warning("raft.bad_message", sender=f"{message.sender:x}", reason=error.message)
 
     def _propose_queued(self) -> None:
-        queued = self._proposals.queued
-        if not queued:
-            return
         leading = self.raft.core.leading
-        if leading is None:
-            self._proposals.refuse_queued(self.not_leader())
-            return
-        while queued:
+        while self._proposals.should_go(self.raft.committed):
+            if leading is None:
+                self._proposals.refuse_queued(self.not_leader())
+                return
             group: list[Proposal] = []
-            size_bytes = 0
-            while queued and size_bytes < GROUP_BYTES_MAX:
-                proposal = queued.popleft()
+            for proposal in self._proposals.take_queued(GROUP_BYTES_MAX):
                 if proposal.term not in (None, self.raft.term):
                     proposal.refuse(NotLeader("proposed by a leader of an earlier term"))
                 elif not proposal.done.done():  # else nobody waits any more
                     group.append(proposal)
-                    size_bytes += len(proposal.data)
             self._log_group(leading, group)
 
     def _log_group(self, leading: Leadership, group: list[Proposal]) -> None:

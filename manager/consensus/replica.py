@@ -24,7 +24,7 @@ from shoal.aio.observed import Observed
 from shoal.errors import InvariantViolation, SwarmError, Unavailable
 from shoal.wire.objects import entry_from_bytes
 
-APPLY_SLICE_S = 0.01
+APPLY_SLICE_S = 0.002
 """Applying yields to the event loop after this long."""
 
 _log = structlog.get_logger()

@@ -108,7 +108,8 @@ class Rounds:
                 if self.disk_full is None:
                     _log.error("log.disk_full", reason=error.message)
                 self.disk_full = error
-                # They stay in the log of this leader, and maybe in that of others.
+                self._replica.proposals.refuse_queued(error)
+                # The others stay in the log of this leader, and maybe in that of others.
                 self._replica.proposals.lose(
                     ResourceExhausted(
                         f"{error.message}; the change may still be committed when there is space:"

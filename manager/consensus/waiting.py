@@ -15,6 +15,8 @@ from manager.store.apply import Commit
 from shoal.errors import SwarmError, Unavailable
 from shoal.model.objects import StoreEntry
 
+GATHER_BYTES = 64 << 10
+"""From this size on a group is worth an append of its own, whatever else is under way."""
 UNKNOWN = (
     "this manager lost leadership while the change was under way: it may or may not have been"
     " committed; read the state before trying again"
@@ -44,18 +46,45 @@ class Proposals:
     """Queued, then in the log in order of their index, all of one term."""
 
     def __init__(self) -> None:
-        self.queued: deque[Proposal] = deque()
+        self._queued: deque[Proposal] = deque()
+        self._queued_bytes = 0
         self._logged: deque[Proposal] = deque()
         self._term = 0
 
     def __len__(self) -> int:
-        return len(self.queued) + len(self._logged)
+        return len(self._queued) + len(self._logged)
+
+    def should_go(self, committed: int) -> bool:
+        """Whether some are queued that should enter the log now. committed: the newest index.
+
+        A few that come while others are on their way to a quorum wait for those, and then go
+        together: a round of consensus costs much more than one more entry in it.
+        """
+        if self._queued_bytes >= GATHER_BYTES:
+            return True
+        return bool(self._queued) and (not self._logged or self._logged[-1].index <= committed)
 
     @property
     def oldest_since_s(self) -> float | None:
         """Since when the oldest one waits, on the loop's clock."""
-        first = self._logged or self.queued
+        first = self._logged or self._queued
         return first[0].since_s if first else None
+
+    def queue(self, proposal: Proposal) -> None:
+        """It waits to enter the log."""
+        self._queued.append(proposal)
+        self._queued_bytes += len(proposal.data)
+
+    def take_queued(self, size_bytes_max: int) -> list[Proposal]:
+        """Those that enter the log next: at least one, if there is one."""
+        group: list[Proposal] = []
+        size_bytes = 0
+        while self._queued and size_bytes < size_bytes_max:
+            proposal = self._queued.popleft()
+            size_bytes += len(proposal.data)
+            group.append(proposal)
+        self._queued_bytes -= size_bytes
+        return group
 
     def logged(self, group: Sequence[Proposal], *, first_index: int, term: int) -> None:
         """These have their places in the log."""
@@ -82,8 +111,9 @@ class Proposals:
 
     def refuse_queued(self, error: SwarmError) -> None:
         """Those that are in no log yet: they are certainly not committed."""
-        while self.queued:
-            self.queued.popleft().refuse(error)
+        while self._queued:
+            self._queued.popleft().refuse(error)
+        self._queued_bytes = 0
 
 
 class _Reading(NamedTuple):

@@ -1,8 +1,10 @@
 """One other manager: a bounded queue and one long-lived stream that empties it.
 
-Messages that wait go out together, in one frame a turn of the loop. When the queue is full, or the
-stream breaks, messages are dropped and Raft is told that the member is unreachable: it sends what
-is still needed again. Reconnects with a growing pause, to whatever the address is by then.
+Messages that wait go out together, in one frame a turn of the loop. One that only says how far the
+log is committed waits a moment for company: most often the next entries are about to follow. When
+the queue is full, or the stream breaks, messages are dropped and Raft is told that the member is
+unreachable: it sends what is still needed again. Reconnects with a growing pause, to whatever the
+address is by then.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import structlog
 
 from manager.consensus.interfaces import Receiver
 from manager.consensus.roster import Member
-from manager.raft.messages import Message
+from manager.raft.entries import KIND_CONF_CHANGE
+from manager.raft.messages import Message, MessageKind
 from manager.transport.codec import frames, message_bytes
 from manager.transport.metadata import REMOVED_KEY, metadata
 from shoal.aio.backoff import Backoff
@@ -35,6 +38,8 @@ CONNECT_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 5.0
 """A peer that takes nothing for that long is given up; what it misses is sent again."""
 PAUSE_MAX_S = 1.0
+LINGER_S = 0.01
+"""How long word of a commit waits for other messages to go with."""
 
 _log = structlog.get_logger()
 
@@ -60,6 +65,9 @@ class Peer:
         self._bytes = 0
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
+        self._linger: asyncio.TimerHandle | None = None
+        self._change_index = 0
+        self._told_commit = 0
 
     def move(self, member: Member) -> None:
         """The member is at another address: leave the old one."""
@@ -75,7 +83,11 @@ class Peer:
             self._drop()
         self._queue.append(message)
         self._bytes += size
-        self._wake.set()
+        if self._is_urgent(message):
+            self._wake.set()
+        elif self._linger is None:
+            loop = asyncio.get_running_loop()
+            self._linger = loop.call_later(LINGER_S, self._wake.set)
 
     async def run(self) -> None:
         """Keep a stream to the member, for ever."""
@@ -118,9 +130,11 @@ class Peer:
 
     async def _write(self, call: Any) -> None:
         while True:
-            while not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
+            await self._wake.wait()
+            self._wake.clear()
+            if self._linger is not None:
+                self._linger.cancel()
+                self._linger = None
             waiting, self._queue, self._bytes = self._queue, deque(), 0
             for frame in frames(tuple(waiting)):
                 try:
@@ -147,6 +161,22 @@ class Peer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _is_urgent(self, message: Message) -> bool:
+        """Whether it must go at once: everything but word of a commit.
+
+        Unless the membership changes with it: a member that does not know of that may be unable
+        to elect a leader, should this one die.
+        """
+        if message.kind is not MessageKind.APPEND:
+            return True
+        for entry in message.entries:
+            if entry.kind == KIND_CONF_CHANGE:
+                self._change_index = entry.index
+        if message.entries:
+            return True
+        told, self._told_commit = self._told_commit, message.commit
+        return told < self._change_index <= message.commit
 
     def _drop(self) -> None:
         """What waits is lost."""
