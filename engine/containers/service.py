@@ -1,0 +1,198 @@
+"""The containers of the node: found by id or name, followed through the runtime, waited for.
+
+The one owner of the table of containers; `lifecycle` changes them through it. Containers of the
+agent's tasks are in it, too, so that they can be seen, executed in, killed and read; the engine
+keeps no record of those. Waiting is for events, nothing polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Literal, Protocol
+
+from engine.containers import listing, names, tasks
+from engine.containers.container import Container
+from engine.containers.records import Record, RecordFiles
+from engine.ports import ContainerView, Event, Events
+from shoal.clock import Clock
+from shoal.errors import FailedPrecondition
+from shoal.model.row import Row
+from worker.runtime.api import ContainerStatus, Runtime
+from worker.runtime.interactive import InteractiveRuntime
+
+WaitCondition = Literal["not-running", "next-exit", "removed"]
+
+
+class NodeRuntime(Runtime, InteractiveRuntime, Protocol):
+    """All a runtime offers."""
+
+
+class Exit(Row, frozen=True):
+    """How a container ended."""
+
+    code: int
+    error: str = ""
+
+
+class Containers:
+    """Every container of the node by id and name."""
+
+    def __init__(self, files: RecordFiles, runtime: Runtime, events: Events, clock: Clock) -> None:
+        self._files = files
+        self._runtime = runtime
+        self._events = events
+        self._clock = clock
+        self._by_id: dict[str, Container] = {}
+        self._by_name: dict[str, str] = {}
+        self._ended: Callable[[Container], None] = _nothing
+
+    # For everybody ----------------------------------------------------------------------------
+
+    def find(self, ref: str) -> Container:
+        """By full id, name (with or without `/`), or unique id prefix.
+
+        Raises: NotFound `No such container: x`, InvalidArgument when the prefix is ambiguous.
+        """
+        return self._by_id[names.find(ref, self._by_id, self._by_name)]
+
+    def find_running(self, ref: str) -> Container:
+        """One whose process lives. Raises: NotFound, FailedPrecondition in Docker's words."""
+        container = self.find(ref)
+        if not container.has_process:
+            state = "restarting, wait until the container is" if container.restarting else "not"
+            raise FailedPrecondition(f"Container {container.id} is {state} running")
+        return container
+
+    def all(self) -> builtins.list[Container]:
+        """Every container, newest first."""
+        return sorted(
+            self._by_id.values(), key=lambda one: (one.record.created_at_ns, one.id), reverse=True
+        )
+
+    async def started(self, container: str) -> None:
+        """Return when the container runs or has ended after running, or is gone."""
+        one = self.find(container)
+        await one.until(lambda: one.has_process or one.record.started or one.removed)
+
+    async def wait(self, container: str, condition: WaitCondition = "not-running") -> Exit:
+        """Return when it has ended (and is gone), with how. Raises: NotFound."""
+        one = self.find(container)
+        ends = one.ends
+        if condition == "removed":
+            await one.until(lambda: one.removed)
+        elif condition == "next-exit":
+            await one.until(lambda: one.ends > ends or one.removed)
+        else:
+            await one.until(lambda: not one.running or one.removed)
+        return Exit(one.exit_code)
+
+    def publish(
+        self, container: Container, action: str, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """Tell the readers of events what happened to a container."""
+        record = container.record
+        about = {**(record.config.labels or {}), "image": record.image, "name": record.name}
+        self._events.publish(
+            Event("container", action, container.id, {**about, **(attributes or {})})
+        )
+
+    # ContainerDirectory -----------------------------------------------------------------------
+
+    def list(self) -> tuple[ContainerView, ...]:
+        """Every container, newest first, as other parts may know it."""
+        now_ns = self._clock.now_ns()
+        return tuple(listing.view(one, now_ns) for one in self.all())
+
+    def resolve(self, ref: str) -> ContainerView:
+        """One of them. Raises: NotFound, InvalidArgument."""
+        return listing.view(self.find(ref), self._clock.now_ns())
+
+    # For lifecycle ----------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Ids by name."""
+        return self._by_name
+
+    def on_end(self, ended: Callable[[Container], None]) -> None:
+        """Call `ended` whenever a container of ours has ended."""
+        self._ended = ended
+
+    def reserve(self, name: str, container: str) -> None:
+        """Take a name before its container is there. Raises: Refused 409."""
+        owner = self._by_name.get(name)
+        if owner is not None and owner != container:
+            raise names.conflict(name, owner)
+        self._by_name[name] = container
+
+    def release(self, name: str, container: str) -> None:
+        """Give a name back, if it is still the container's."""
+        if self._by_name.get(name) == container:
+            del self._by_name[name]
+
+    def add(self, container: Container) -> None:
+        """Show a container; its name is reserved."""
+        self._by_id[container.id] = container
+        self._by_name[container.name] = container.id
+
+    def forget(self, container: Container) -> None:
+        """The container is gone: whoever waits for that is told."""
+        self._by_id.pop(container.id, None)
+        self.release(container.name, container.id)
+        container.removed = True
+        container.wake()
+
+    async def save(self, container: Container, record: Record) -> None:
+        """Write a record, and show it when it is written. Raises: OSError."""
+        await asyncio.to_thread(self._files.save, record)
+        container.record = record
+        container.wake()
+
+    async def erase(self, container: Container) -> None:
+        """Remove the record's file. Raises: OSError."""
+        await asyncio.to_thread(self._files.remove, container.id)
+
+    # What the runtime tells -------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Take in every change of every container, for ever."""
+        async with aclosing(self._runtime.events()) as statuses:  # type: ignore[type-var]
+            async for status in statuses:
+                await self.take(status)
+
+    async def take(self, status: ContainerStatus) -> None:
+        """Take in one status."""
+        container = self._by_id.get(status.id)
+        if container is None:
+            await self._meet_task(status)
+            return
+        if status.removed:
+            if container.task:
+                self.forget(container)
+            return
+        lived = container.has_process
+        container.take(status)
+        if lived and not container.has_process:
+            self._on_end(container)
+        container.wake()
+
+    def _on_end(self, container: Container) -> None:
+        if container.task:
+            container.ends += 1
+            self.publish(container, "die", {"exitCode": str(container.exit_code)})
+        else:
+            self._ended(container)
+
+    async def _meet_task(self, status: ContainerStatus) -> None:
+        if status.removed or not tasks.is_task(status):
+            return
+        container = Container(await tasks.record_of(status), status, task=True)
+        if status.id not in self._by_id:
+            self.add(container)
+
+
+def _nothing(container: Container) -> None:
+    del container
