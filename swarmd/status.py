@@ -10,7 +10,6 @@ import msgspec
 
 from shoal.clock import NS_PER_S
 from shoal.errors import SwarmError
-from shoal.telemetry.metrics import exposition
 from swarmd import telemetry_client
 from swarmd.children import Child
 from swarmd.host import Usage, usage
@@ -70,7 +69,8 @@ class NodeStatus:
             samples.append(
                 ProcessSample(name, up=page is not None, restarts=restarts, usage=used.get(name))
             )
-        return render(self._sample(samples), [exposition(), *(page for page in pages if page)])
+        # Not this process's own registry: code it shares with the manager has its families there.
+        return render(self._sample(samples), [page for page in pages if page])
 
     def _sample(self, processes: Sequence[ProcessSample]) -> NodeSample:
         membership = self._node.membership
