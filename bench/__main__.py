@@ -33,6 +33,13 @@ PROGRAMS = {
     "plan": "the planners alone",
 }
 
+LONG = {
+    "raft": ("--rounds", "7", "--seconds", "3", "--kills", "30"),
+    "store": ("--rounds", "7"),
+    "failover_leader": ("--rounds", "30"),
+}
+"""What `--long` adds: more samples where the figures are a tail or a ratio of small numbers."""
+
 
 def main() -> None:
     """Run what was asked for, then print the table."""
@@ -47,7 +54,7 @@ def main() -> None:
         for name in options.names or PROGRAMS:
             print(f"\n== {name}: {PROGRAMS[name]}", flush=True)
             written = Path(scratch) / name
-            if not run(name, written):
+            if not run(name, written, LONG.get(name, ()) if options.long else ()):
                 failed.append(name)
             found = figures.read(written)
             table += [f"{name}:", figures.table(found)] if found else []
@@ -58,10 +65,10 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def run(name: str, written: Path) -> bool:
-    """Run one program; whether it went well. Its figures go to `written`."""
+def run(name: str, written: Path, more: tuple[str, ...]) -> bool:
+    """Run one program, with `more` options; whether it went well. Its figures go to `written`."""
     environment = {**os.environ, figures.FILE_VARIABLE: str(written)}
-    words = [sys.executable, "-m", f"bench.{name}"]
+    words = [sys.executable, "-m", f"bench.{name}", *more]
     root = Path(__file__).resolve().parent.parent
     return subprocess.run(words, check=False, cwd=root, env=environment).returncode == 0
 
@@ -70,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to run (default: all)")
     parser.add_argument("--list", action="store_true", help="list the programs")
+    parser.add_argument("--long", action="store_true", help="more rounds: about 30 minutes")
     parser.add_argument(
         "--urgent", action="store_true", help="take precedence over all else on a busy machine"
     )

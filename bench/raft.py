@@ -1,6 +1,6 @@
 """Writes of one and of three members, against etcd's, in one run.
 
-    sudo .venv/bin/python -m bench.raft [--rounds 5] [--seconds 3] [--kills 10]
+    sudo .venv/bin/python -m bench.raft [--rounds 3] [--seconds 1.5] [--kills 10]
 
 Both keep their logs on the same disk (ext4 in a file, see `bench.ext4`) and take turns, so that
 noise hits both; every figure is the median of the rounds, every ratio that of the medians.
@@ -70,7 +70,7 @@ async def writes(ours: Shoal, theirs: Etcd, rounds: int, seconds: float) -> list
         }
         if clients in INSIDE_CALLERS:
             turns["inside"] = lambda: inside(ours, Load(clients, seconds))  # noqa: B023
-        taken = await in_turns(f"{size} members, {clients} clients", turns, rounds)
+        taken = await in_turns(f"{raft_table.members(size)}, {clients} clients", turns, rounds)
         found += raft_table.put(size, clients, taken["put"], taken["etcd"])
         if "inside" in taken:
             found += raft_table.inside(size, clients, taken["inside"], taken["etcd"])
@@ -78,7 +78,7 @@ async def writes(ours: Shoal, theirs: Etcd, rounds: int, seconds: float) -> list
         "batch": lambda: inside(ours, Load(BATCH_CALLERS, seconds, BATCH_CHANGES)),
         "etcd": lambda: transactions(theirs, seconds),
     }
-    taken = await in_turns(f"{size} members, batches", batches, rounds)
+    taken = await in_turns(f"{raft_table.members(size)}, batches", batches, rounds)
     return found + raft_table.batch(size, taken["batch"], taken["etcd"])
 
 
@@ -157,8 +157,8 @@ async def inside(ours: Shoal, load: Load) -> Sample:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
     parser.add_argument("--kills", type=int, default=10, help="of each leader")
     given = parser.parse_args()
     require_root()

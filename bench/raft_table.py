@@ -49,9 +49,14 @@ def middle(samples: Sequence[Sample]) -> Sample:
     return Sample(*(statistics.median(column) for column in columns))
 
 
+def members(size: int) -> str:
+    """How many, in words."""
+    return f"{size} members" if size > 1 else "1 member"
+
+
 def put(size: int, clients: int, ours: Sample, theirs: Sample) -> list[Figure]:
     """Puts over gRPC."""
-    what = f"put, {size} members, {clients} clients" if clients > 1 else f"put, {size} members"
+    what = f"put, {members(size)}, {clients} clients" if clients > 1 else f"put, {members(size)}"
     found = []
     if clients == 1:
         found.append(
@@ -73,11 +78,11 @@ def put(size: int, clients: int, ours: Sample, theirs: Sample) -> list[Figure]:
 
 def inside(size: int, callers: int, ours: Sample, theirs: Sample) -> list[Figure]:
     """Transactions from inside of the leader."""
-    what = f"inside, {size} members, {callers} callers"
+    what = f"inside, {members(size)}, {callers} callers"
     if callers == 1:
         pair = f"{ours.p50_ms:.2f} ms : {theirs.p50_ms:.2f} ms"
         ratio = ours.p50_ms / theirs.p50_ms
-        return [figure(size, f"inside, {size} members, 1 caller, p50", ratio, pair, P50_BAR,
+        return [figure(size, f"inside, {members(size)}, 1 caller, p50", ratio, pair, P50_BAR,
                        at_most=True)]  # fmt: skip
     pair = f"{ours.rate:,.0f}/s : {theirs.rate:,.0f}/s"
     sense: Sense = "at least" if size == BAR_SIZE else ""
@@ -90,7 +95,7 @@ def inside(size: int, callers: int, ours: Sample, theirs: Sample) -> list[Figure
 
 def batch(size: int, ours: Sample, theirs: Sample) -> list[Figure]:
     """Changes in large transactions."""
-    what = f"changes in batches, {size} members"
+    what = f"changes in batches, {members(size)}"
     pair = f"{ours.rate:,.0f}/s : {theirs.rate:,.0f}/s"
     sense: Sense = "at least" if size == BAR_SIZE else ""
     return [
