@@ -33,7 +33,8 @@ from manager.controlapi.server import ControlServer
 from manager.controlapi.watch import WatchServer
 from manager.dispatcher.driver import Dispatcher
 from manager.dispatcher.server import DispatcherServer
-from manager.leadership.router import Dial, HandlerTable, LeaderRouter
+from manager.leadership.calls import Dial
+from manager.leadership.router import HandlerTable, LeaderRouter
 from manager.leadership.standing import Standing
 from manager.leadership.work import LeaderWork, Term
 from manager.logbroker.broker import LogBroker
@@ -147,6 +148,7 @@ def _assemble(site: Site, backend: Backend) -> Manager:
         backend.consensus,
         Dial(site.dial, lambda: site.live.identity),
         why_no_leader=backend.why_no_leader,
+        only_shows=_only_shows,
     )
     return Manager(site, backend, router)
 
@@ -232,6 +234,11 @@ def _is_read(method: str) -> bool:
     service = service.removeprefix(f"/{API}.")
     reads = ("Get", "List", "Backup")
     return service == "Watch" or (service == "Control" and name.startswith(reads))
+
+
+def _only_shows(method: str) -> bool:
+    """Whether a call changes nothing, so that it may be made twice."""
+    return _is_read(method) or method.endswith(("/GetRootCaCertificate", "/SubscribeLogs"))
 
 
 def _bind(server: grpc.aio.Server, site: Site) -> None:

@@ -24,6 +24,7 @@ class Code(Enum):
     SEQUENCE_CONFLICT = "sequence_conflict"
     FAILED_PRECONDITION = "failed_precondition"
     NOT_LEADER = "not_leader"
+    NOT_BEGUN = "not_begun"
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     RESOURCE_EXHAUSTED = "resource_exhausted"
@@ -93,6 +94,12 @@ class NotLeader(SwarmError):
     retryable = True
 
 
+class NotBegun(NotLeader):
+    """This manager does not lead and did not begin the call: it can be made again elsewhere."""
+
+    code = Code.NOT_BEGUN
+
+
 class Unavailable(SwarmError):
     """The other side cannot be reached or is not ready; trying again may help."""
 
@@ -141,8 +148,8 @@ ERROR_BY_CODE: dict[Code, type[SwarmError]] = {
     cls.code: cls
     for cls in (
         InvalidArgument, NotFound, AlreadyExists, NameConflict, SequenceConflict,
-        FailedPrecondition, NotLeader, Unavailable, DeadlineExceeded, ResourceExhausted,
-        PermissionDenied, Unauthenticated, Unimplemented, Internal,
+        FailedPrecondition, NotLeader, NotBegun, Unavailable, DeadlineExceeded,
+        ResourceExhausted, PermissionDenied, Unauthenticated, Unimplemented, Internal,
     )
 }  # fmt: skip
 

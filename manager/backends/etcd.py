@@ -20,6 +20,7 @@ from manager.etcd.presence import require_cluster
 from manager.etcd.settings import EtcdSettings, parse_url
 from manager.leadership.etcd import EtcdLeadership
 from manager.leadership.etcd_members import EtcdMembers, NoRaftMembers
+from manager.leadership.interfaces import NoLeader
 from manager.leadership.work import Term
 from manager.roles.loop import RoleLoop
 from manager.store.store import Store
@@ -79,17 +80,19 @@ class EtcdBackend:
         """`Backend.changes_max`."""
         return self.etcd.changes_max
 
-    def why_no_leader(self) -> str:
+    def why_no_leader(self) -> NoLeader:
         """`Backend.why_no_leader`."""
         problem = self._problem or self.etcd.problem
         if problem:
-            return (
+            return NoLeader(
                 "The cluster's state is in etcd, which does not serve this manager:"
-                f" {problem}. Containers run on; nothing can be changed until etcd answers."
+                f" {problem}. Containers run on; nothing can be changed until etcd answers.",
+                is_passing=False,
             )
-        return (
+        return NoLeader(
             "The cluster does not have a leader: one is chosen when the lease of the last one has"
-            f" ended, within {self._settings.lease_ttl_s} s. Try again in a moment."
+            f" ended, within {self._settings.lease_ttl_s} s. Try again in a moment.",
+            is_passing=True,
         )
 
     def why_not_ready(self) -> str:

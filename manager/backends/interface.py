@@ -15,7 +15,7 @@ import msgspec
 
 from manager.ca.live import LiveIdentity
 from manager.ca.signing import Signer
-from manager.leadership.interfaces import Consensus
+from manager.leadership.interfaces import Consensus, NoLeader
 from manager.leadership.work import Term
 from manager.store.store import Store
 from shoal.aio.supervise import Supervisor
@@ -96,7 +96,7 @@ class Backend(Protocol):
         """Changes that planners put into one transaction at most."""
         ...
 
-    def why_no_leader(self) -> str:
+    def why_no_leader(self) -> NoLeader:
         """What to tell people while nobody leads."""
         ...
 

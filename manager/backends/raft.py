@@ -14,6 +14,7 @@ from manager.backends.interface import HandOver, Site
 from manager.consensus.changes import MembershipChanges
 from manager.consensus.driver import RaftDriver
 from manager.consensus.recovery import Place, Recovery, recover
+from manager.leadership.interfaces import NoLeader
 from manager.leadership.joining import ask_to_join
 from manager.leadership.members import MembersKeeper, WedgeWatch
 from manager.leadership.raft import RaftConsensus, why_no_leader
@@ -79,7 +80,7 @@ class RaftBackend:
         """Stop it."""
         await self._stack.aclose()
 
-    def why_no_leader(self) -> str:
+    def why_no_leader(self) -> NoLeader:
         """`Backend.why_no_leader`."""
         return why_no_leader(self.driver)
 

@@ -24,6 +24,13 @@ class Leadership(msgspec.Struct, frozen=True):
     here: bool = False
 
 
+class NoLeader(msgspec.Struct, frozen=True):
+    """Why nobody leads, for people. is_passing: one is being chosen, so waiting may help."""
+
+    reason: str
+    is_passing: bool
+
+
 class Consensus(Protocol):
     """Raft, or what stands for it."""
 

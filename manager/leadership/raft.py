@@ -7,27 +7,30 @@ from contextlib import contextmanager
 
 from manager.consensus.driver import Leading, RaftDriver
 from manager.consensus.roster import Roster
-from manager.leadership.interfaces import Leadership
-from manager.leadership.router import NO_LEADER
+from manager.leadership.interfaces import Leadership, NoLeader
+from manager.leadership.router import ELECTING
 from manager.store.apply import Commit
 from shoal.aio.observed import Observed
 from shoal.model.objects import StoreEntry
 
 
-def why_no_leader(driver: RaftDriver) -> str:
+def why_no_leader(driver: RaftDriver) -> NoLeader:
     """What to tell people while nobody leads."""
     voters = driver.raft.membership.voters
     if not voters:
-        return "this manager has not joined the others yet: try again in a moment"
+        return NoLeader(
+            "this manager has not joined the others yet: try again in a moment", is_passing=False
+        )
     reachable = sum(1 for voter in voters if driver.is_reachable(voter))
     needed = len(voters) // 2 + 1
     if reachable >= needed:
-        return NO_LEADER
-    return (
+        return ELECTING
+    return NoLeader(
         f"The cluster has lost its quorum: {reachable} of {len(voters)} managers"
         f" {'is' if reachable == 1 else 'are'} reachable, {needed} are needed. Containers run on;"
         " nothing can be changed. Start the other managers, or, if they are lost for good, start"
-        " one of those left with `swarmd --force-new-cluster`."
+        " one of those left with `swarmd --force-new-cluster`.",
+        is_passing=False,
     )
 
 

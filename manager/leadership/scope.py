@@ -2,6 +2,8 @@
 
 A call is interrupted only while it works on its next answer: then it ends with the scope's error,
 which its client sees. While an answer is being sent it is left alone; it ends right after.
+Invariant: `NotBegun` is said of calls whose handler was never called, and what an interrupted call
+has done by then is not denied.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any
 
 import grpc
 
-from shoal.errors import SwarmError, invariant
+from manager.consensus.waiting import UNKNOWN
+from shoal.errors import NotBegun, SwarmError, Unavailable, invariant
 
 Ready = Callable[[], Awaitable[None]]
 
@@ -39,8 +42,12 @@ class Scope:
                 task.cancel()
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Run the current task's next step in the scope. Raises: the scope's error."""
+    def entered(self, *, changes: bool = False) -> Iterator[None]:
+        """Run the current task's next step in the scope.
+
+        changes: the step may have changed something by the time it is interrupted. Raises: the
+        scope's error; Unavailable when such a step was interrupted.
+        """
         self._check()
         task = asyncio.current_task()
         invariant(task is not None, "a scope is entered by tasks")
@@ -53,6 +60,8 @@ class Scope:
         except asyncio.CancelledError:
             # As asyncio.timeout does: only a cancellation of ours becomes an error.
             if self._error is not None and task.uncancel() <= before:
+                if changes:
+                    raise Unavailable(UNKNOWN) from None
                 self._check()
             raise
         finally:
@@ -62,8 +71,15 @@ class Scope:
         if self._error is not None:
             raise type(self._error)(self._error.message, **self._error.context)
 
+    def _admit(self) -> None:
+        if self._error is not None:
+            raise NotBegun(self._error.message)
+
     def guarded(self, handler: Any, ready: Ready | None = None) -> Any:
-        """The same gRPC handler, in this scope; `ready` is awaited before it is called."""
+        """The same gRPC handler, in this scope.
+
+        ready: of calls that only show something; it is awaited before the handler is called.
+        """
         shapes = {
             (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
             (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -80,7 +96,8 @@ class Scope:
 
     def _single(self, behaviour: Any, ready: Ready | None) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            with self.entered():
+            self._admit()
+            with self.entered(changes=ready is None):
                 if ready is not None:
                     await ready()
                 return await behaviour(request, context)
@@ -89,6 +106,7 @@ class Scope:
 
     def _stream(self, behaviour: Any, ready: Ready | None) -> Any:
         async def call(request: Any, context: Any) -> Any:
+            self._admit()
             with self.entered():
                 if ready is not None:
                     await ready()

@@ -9,7 +9,7 @@ import grpc
 import structlog
 from typing_extensions import override
 
-from shoal.errors import ERROR_BY_CODE, Code, Internal, SwarmError
+from shoal.errors import ERROR_BY_CODE, Code, Internal, SwarmError, Unavailable
 
 CODE_KEY = "shoal-code"
 MESSAGE_BYTES_MAX = 2_000
@@ -23,6 +23,7 @@ STATUS_BY_CODE: dict[Code, grpc.StatusCode] = {
     Code.SEQUENCE_CONFLICT: grpc.StatusCode.ABORTED,
     Code.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
     Code.NOT_LEADER: grpc.StatusCode.UNAVAILABLE,
+    Code.NOT_BEGUN: grpc.StatusCode.UNAVAILABLE,
     Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Code.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -41,6 +42,10 @@ _CODE_BY_STATUS: dict[grpc.StatusCode, Code] = {
     grpc.StatusCode.OUT_OF_RANGE: Code.INVALID_ARGUMENT,
 }
 
+BROKEN_WRITE = "Internal error from Core"
+"""grpc.aio's words, with status INTERNAL, for a write that failed. They take the place of how the
+call ended, which cannot be learnt any more."""
+
 _log = structlog.get_logger()
 
 
@@ -55,13 +60,34 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SwarmError:
     """The error a server sent, or the one that stands for a failed connection."""
-    trailing = error.trailing_metadata()
-    named = None if trailing is None else trailing.get(CODE_KEY)
-    try:
-        code = Code(named)
-    except ValueError:
-        code = _CODE_BY_STATUS.get(error.code(), Code.INTERNAL)
+    if _is_broken_write(error):
+        return Unavailable(
+            "the call broke off while a request was being sent: the connection failed, or the other"
+            " side ended the call before it had read everything"
+        )
+    code = _code(error) or _CODE_BY_STATUS.get(error.code(), Code.INTERNAL)
     return ERROR_BY_CODE[code](error.details() or error.code().name)
+
+
+def is_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection failed: whoever was asked has not said this, nor anything else."""
+    lost = error.code() is grpc.StatusCode.UNAVAILABLE and _code(error) is None
+    return lost or _is_broken_write(error)
+
+
+def _is_broken_write(error: grpc.aio.AioRpcError) -> bool:
+    """Servers of ours name their code, also of an internal error; the library cannot."""
+    internal = error.code() is grpc.StatusCode.INTERNAL and error.details() == BROKEN_WRITE
+    return internal and not error.trailing_metadata()
+
+
+def _code(error: grpc.aio.AioRpcError) -> Code | None:
+    """The code that the server named, None if it named none that is known."""
+    trailing = error.trailing_metadata()
+    try:
+        return Code(None if trailing is None else trailing.get(CODE_KEY))
+    except ValueError:
+        return None
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

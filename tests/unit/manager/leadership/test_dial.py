@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 
-from manager.leadership.router import Dial
+from manager.leadership.calls import Dial
 
 METHOD = "/test/Wait"
 
