@@ -126,6 +126,14 @@ class Runtime(Protocol):
         """Prepare a container; nothing runs. Raises: InvalidArgument, AlreadyExists."""
         ...
 
+    async def configure(self, config: ContainerConfig) -> None:
+        """Change how a container that does not run will run; its files stay as they are.
+
+        For what is known only when it starts: its network namespace, names, sources of mounts.
+        Labels and id are those of `create`. Raises: NotFound, InvalidArgument, FailedPrecondition.
+        """
+        ...
+
     async def start(self, container: str) -> ContainerStatus:
         """Run it; returns once its program has replaced us. Raises: FailedPrecondition."""
         ...

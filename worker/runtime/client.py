@@ -100,6 +100,17 @@ class NativeRuntime(Runtime):
 
     @override
     async def create(self, config: ContainerConfig) -> ContainerStatus:
+        return await self._create(config.id, await self._laid_out(config))
+
+    @override
+    async def configure(self, config: ContainerConfig) -> None:
+        if (await self.status(config.id)).state == "running":
+            raise FailedPrecondition(f"container {config.id} is running; stop it")
+        request = await self._laid_out(config)
+        await asyncio.to_thread(_replace_files, self.container_dir(config.id), request)
+
+    async def _laid_out(self, config: ContainerConfig) -> dict[str, Any]:
+        """What the container's directory is to hold. Raises: InvalidArgument, Unimplemented."""
         bundle.check(config)
         signal_number(config.stop_signal)
         _warn_clamped(config)
@@ -120,7 +131,7 @@ class NativeRuntime(Runtime):
             "dev.shoal.stop-signal": config.stop_signal,
             "dev.shoal.stop-grace-s": str(config.stop_grace_s),
         }
-        request = {
+        return {
             "id": config.id,
             "bundle": content,
             "labels": config.labels,
@@ -130,7 +141,6 @@ class NativeRuntime(Runtime):
                 "max_files": config.log_max_files,
             },
         }
-        return await self._create(config.id, request)
 
     async def _create(self, container: str, request: dict[str, Any]) -> ContainerStatus:
         async with _deadline(REQUEST_DEADLINE_S, "runtime: create: no answer in time"):
@@ -381,6 +391,19 @@ def _event_statuses(message: dict[str, Any]) -> list[ContainerStatus]:
     if "removed" in message:
         return [ContainerStatus(id=message["removed"], state="exited", removed=True)]
     return [_status(record) for record in message.get("result", ())]
+
+
+def _replace_files(directory: str, request: dict[str, Any]) -> None:
+    """What a container finds at its next start, in place of what it found at the last."""
+    files = {name: (text.encode(), 0o644) for name, text in request["files"].items()}
+    files[BUNDLE_FILE] = msgspec.json.encode(request["bundle"]), 0o600
+    files["log.conf"] = msgspec.json.encode(request["log"]), 0o600
+    for name, (content, mode) in files.items():
+        temporary = f"{directory}/{name}.next"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(fd, "wb") as file:
+            file.write(content)
+        os.rename(temporary, f"{directory}/{name}")
 
 
 def _make_init_layer(directory: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 
+import msgspec
 import pytest
 
 from shoal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
@@ -51,6 +52,23 @@ async def test_setup_failure_names_the_step_and_leaves_nothing(site: Site):
         await site.runtime.start(config.id)
     assert (await site.runtime.status(config.id)).exit_code == 128
     await until(lambda: not site.cgroups_left())
+
+
+async def test_configured_anew_it_keeps_its_files_and_finds_the_new_ones(site: Site):
+    config = site.config("sh", "-c", "echo kept >/file; exec sleep 100")
+    await site.runtime.create(config)
+    await site.runtime.start(config.id)
+    with pytest.raises(FailedPrecondition, match="is running"):
+        await site.runtime.configure(config)
+    await site.runtime.stop(config.id, 0)
+    again = msgspec.structs.replace(
+        config,
+        args=("sh", "-c", "grep -q 10.0.0.7.friend /etc/hosts && grep -q kept /file && exit 7"),
+        hosts=(("10.0.0.7", "friend"),),
+    )
+    await site.runtime.configure(again)
+    await site.runtime.start(config.id)
+    assert (await site.runtime.wait(config.id)).exit_code == 7
 
 
 async def test_unknown_network_namespace_is_refused(site: Site):
