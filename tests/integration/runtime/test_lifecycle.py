@@ -55,8 +55,11 @@ async def test_setup_failure_names_the_step_and_leaves_nothing(site: Site):
 
 
 async def test_configured_anew_it_keeps_its_files_and_finds_the_new_ones(site: Site):
-    config = site.config("sh", "-c", "echo kept >/file; exec sleep 100")
+    config = site.config("sh", "-c", "echo kept >/file")
     await site.runtime.create(config)
+    await site.runtime.start(config.id)
+    await site.runtime.wait(config.id)
+    await site.runtime.configure(msgspec.structs.replace(config, args=("sleep", "100")))
     await site.runtime.start(config.id)
     with pytest.raises(FailedPrecondition, match="is running"):
         await site.runtime.configure(config)
