@@ -167,20 +167,24 @@ class Client:
         return from_pb(answer.cluster, Cluster)
 
     async def update_cluster(
-        self, cluster: Cluster, spec: ClusterSpec, *, unlock_key: str = "", rotate: bool = False
+        self, cluster: Cluster, spec: ClusterSpec, *, unlock_key: str = ""
     ) -> Cluster:
         """Replace the cluster's spec, if nobody changed it meanwhile.
 
-        unlock_key: the one to use where autolock is turned on, or the key is to `rotate`.
+        unlock_key: the one to use where autolock is turned on.
         """
         request = control_pb2.UpdateClusterRequest(
             version=types_pb2.Version(index=cluster.meta.version.index),
             spec=to_pb(spec, specs_pb2.ClusterSpec),
-            rotate_unlock_key=rotate,
             unlock_key=unlock_key,
         )
         answer = await self._call(self._control.UpdateCluster(request, timeout=EXTERNAL_TIMEOUT_S))
         return from_pb(answer.cluster, Cluster)
+
+    async def rotate_unlock_key(self, unlock_key: str) -> None:
+        """Let managers be unlocked with this key, and no longer with the one of before."""
+        request = control_pb2.UpdateClusterRequest(rotate_unlock_key=True, unlock_key=unlock_key)
+        await self._call(self._control.UpdateCluster(request, timeout=CALL_TIMEOUT_S))
 
     async def unlock_key(self) -> str:
         """What managers are unlocked with; empty while they are not locked."""

@@ -199,7 +199,8 @@ class CertificateRenewal:
                 await self._replace(identity, believed)
                 self._node.changed.set()
             if asked or believed.root_pem != merge_roots(news.root_pem):
-                self._asked_for = self._node.membership.identity
+                # Not whatever the node has by now: that may be what was asked for.
+                self._asked_for = believed
                 self._node.changed.set()
         except (SwarmError, OSError) as error:
             _log.warning("membership.not_learned", reason=str(error))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError, Unavailable
-from shoal.model.objects import Cluster
-from shoal.model.specs import ClusterSpec
 from swarmctl.session import Session
 
 if TYPE_CHECKING:
     from swarmctl.client import Client
 
-__all__ = ["change_lock", "print_unlock_command", "unlock", "unlock_key"]
+__all__ = ["print_unlock_command", "unlock", "unlock_key", "with_new_key"]
 
 _LINE_CHARACTERS_MAX = 4096
 
@@ -59,8 +58,7 @@ def unlock_key(session: Session, *, rotate: bool, quiet: bool) -> None:
 
     async def work(client: Client) -> None:
         if rotate:
-            cluster = await client.cluster()
-            key = await change_lock(client, cluster, cluster.spec, rotate=True)
+            key = await with_new_key(client.rotate_unlock_key)
             if not quiet:
                 click.echo("Successfully rotated manager unlock key.\n")
         else:
@@ -77,10 +75,8 @@ def unlock_key(session: Session, *, rotate: bool, quiet: bool) -> None:
     session.run(work)
 
 
-async def change_lock(
-    client: Client, cluster: Cluster, spec: ClusterSpec, *, rotate: bool = False
-) -> str:
-    """Update the cluster with an unlock key made here; the key.
+async def with_new_key(change: Callable[[str], Awaitable[object]]) -> str:
+    """Change the cluster's lock with an unlock key made here; the key.
 
     It is made here so that it is known whatever happens to the answer: managers may lock
     themselves at once.
@@ -89,7 +85,7 @@ async def change_lock(
 
     key = make_unlock_key().render()
     try:
-        await client.update_cluster(cluster, spec, unlock_key=key, rotate=rotate)
+        await change(key)
     except (Unavailable, DeadlineExceeded) as error:
         raise _with_key(error, key) from error
     return key

@@ -9,7 +9,7 @@ import click
 from shoal.model.specs import ClusterSpec
 from shoal.model.types import ExternalCa
 from swarmctl import output
-from swarmctl.commands.locking import change_lock, print_unlock_command
+from swarmctl.commands.locking import print_unlock_command, with_new_key
 from swarmctl.lazy import Lazy, LazyGroup
 from swarmctl.options import Parsed, autolock_option, given, inspect_format_option
 from swarmctl.parsing.external import parse_external_ca
@@ -105,7 +105,7 @@ def update(session: Session, /, **flags: Any) -> None:
         spec = _changed(found.spec, changes)
         key = ""
         if spec.autolock_managers and not found.spec.autolock_managers:
-            key = await change_lock(client, found, spec)
+            key = await with_new_key(lambda key: client.update_cluster(found, spec, unlock_key=key))
         elif spec != found.spec:
             await client.update_cluster(found, spec)
         click.echo("Swarm updated.")

@@ -60,7 +60,7 @@ def unlock(lab: Lab, key: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_autolock_from_beginning_to_end(lab: Lab) -> None:
+def test_containers_outlive_a_locked_start_and_a_forced_leave_leaves_nothing(lab: Lab) -> None:
     lab.swarmctl("cluster", "update", "--autolock")
     first = lab.swarmctl("unlock-key", "-q").strip()
     state = lab.base / "lab" / lab.name / "m1" / "state"
@@ -84,24 +84,7 @@ def test_autolock_from_beginning_to_end(lab: Lab) -> None:
     eventually("its tasks are known", lambda: tasks(lab) == before)
     assert containers(lab) == processes
 
-    rotated = lab.swarmctl("unlock-key", "--rotate")
-    second = lab.swarmctl("unlock-key", "-q").strip()
-    assert second in rotated
-    assert second != first
-    eventually("the new one is needed", lambda: followed(lab) == 2)
-    assert restart(lab) == "locked"
-    assert "invalid key provided" in unlock(lab, first).stderr
-    assert unlock(lab, second).returncode == 0
-    eventually("its tasks are known", lambda: tasks(lab) == before)
-
-    lab.swarmctl("cluster", "update", "--autolock=false")
-    eventually("it is open", lambda: followed(lab) == 3)
-    assert restart(lab) == "running"
-    eventually("its tasks are known", lambda: tasks(lab) == before)
-    assert "swarm is not locked" in unlock(lab, second).stderr
-
-    lab.swarmctl("cluster", "update", "--autolock")
-    eventually("it is locked again", lambda: followed(lab) == 4)
+    assert "swarm is not locked" in unlock(lab, first).stderr
     assert restart(lab) == "locked"
     assert "--force" in lab.run("leave", check=False).stderr
     lab.swarmctl("leave", "--force")
@@ -109,9 +92,3 @@ def test_autolock_from_beginning_to_end(lab: Lab) -> None:
     tables = lab.swarmctl("lab", "exec", "--name", lab.name, "m1", "--", "nft", "list", "tables")
     assert tables == ""
     assert not (state / "lock.json").exists()
-
-
-def followed(lab: Lab) -> int:
-    """How often the node has changed its lock."""
-    log = (lab.base / "lab" / lab.name / "m1" / "swarmd.log").read_text()
-    return log.count('"node.lock_changed"')
