@@ -23,6 +23,8 @@ from shoal.model.enums import NodeRole
 from shoal.security.roles import PeerIdentity, Role
 
 RAFT_PREFIX = "/shoal.api.v1.Raft/"
+JOIN = "/shoal.api.v1.RaftMembership/Join"
+"""Looks at the row itself: who is on its way out asks until it is stopped, or promoted again."""
 
 
 class Standing:
@@ -34,7 +36,8 @@ class Standing:
 
     def judge(self, method: str, identity: PeerIdentity) -> PeerIdentity:
         """What a certified peer is now. Raises: PermissionDenied when it is in no cluster."""
-        if method.startswith(RAFT_PREFIX) or not self._consensus.leadership.value.here:
+        has_own_judge = method == JOIN or method.startswith(RAFT_PREFIX)
+        if has_own_judge or not self._consensus.leadership.value.here:
             return identity
         node = self._store.view.nodes.get(identity.node_id)
         if node is None:

@@ -2,7 +2,8 @@
 
 Those that failed least come first; among them, one is drawn by its weight, which the managers set
 (the one that leads has the largest, one that cannot be reached none). One without a weight is
-tried when all others have failed twice.
+tried when all others have failed twice. The one that failed last is not the next while another can
+be reached, whatever that one did long ago: what ended the session may end the next one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Remotes:
     def __init__(self, addresses: Sequence[str]) -> None:
         self._weights: dict[str, int] = dict.fromkeys(addresses, 1)
         self._failures: dict[str, int] = {}
+        self._last_failed = ""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -34,8 +36,10 @@ class Remotes:
 
     def choose(self, draw: float) -> str:
         """The one to try next. draw: 0 up to 1."""
-        least = min(map(self._rank, self._weights))
-        best = [at for at in self._weights if self._rank(at) == least]
+        others = [at for at in self._weights if at != self._last_failed]
+        eligible = others if any(self._weights[at] > 0 for at in others) else list(self._weights)
+        least = min(map(self._rank, eligible))
+        best = [at for at in eligible if self._rank(at) == least]
         left = draw * sum(self._share(at) for at in best)
         for address in best:
             left -= self._share(address)
@@ -45,11 +49,13 @@ class Remotes:
 
     def failed(self, address: str) -> None:
         """No session, or it was lost."""
+        self._last_failed = address
         self._failures[address] = min(self._failures.get(address, 0) + 1, FAILURES_MAX)
 
     def succeeded(self, address: str) -> None:
         """A session was opened."""
         self._failures.pop(address, None)
+        self._last_failed = ""
 
     def _rank(self, address: str) -> int:
         unreachable = 0 if self._weights[address] > 0 else UNREACHABLE_FAILURES

@@ -35,6 +35,7 @@ TABLE = {
     **allow("t.S", ["Manage", "Follow", "Chat"], Role.MANAGER),
     **allow("t.S", ["Work"], Role.MANAGER, Role.WORKER),
     **allow("shoal.api.v1.Raft", ["Stream"], Role.MANAGER),
+    **allow("shoal.api.v1.RaftMembership", ["Join"], Role.MANAGER),
 }
 
 
@@ -105,6 +106,7 @@ async def a_site():
         [
             grpc.method_handlers_generic_handler("t.S", methods),
             grpc.method_handlers_generic_handler("shoal.api.v1.Raft", {"Stream": unary}),
+            grpc.method_handlers_generic_handler("shoal.api.v1.RaftMembership", {"Join": unary}),
         ]
     )
     await server.start()
@@ -190,10 +192,11 @@ async def test_a_manager_that_may_lag_leaves_it_to_the_leader():
         assert await site.ask("Manage") == b"manager"
 
 
-async def test_raft_has_a_judge_of_its_own():
+async def test_raft_and_the_way_into_it_have_judges_of_their_own():
     async with a_site() as site:
         await site.demote()
-        assert await site.ask("/shoal.api.v1.Raft/Stream") == b"manager"
+        for method in ("/shoal.api.v1.Raft/Stream", "/shoal.api.v1.RaftMembership/Join"):
+            assert await site.ask(method) == b"manager"
 
 
 async def read_all(call) -> None:

@@ -27,9 +27,24 @@ def test_one_that_failed_waits_until_the_others_did():
     remotes.failed("a")
     assert set(chosen(remotes)) == {"b"}
     remotes.failed("b")
-    assert set(chosen(remotes)) == {"a", "b"}
+    assert set(chosen(remotes)) == {"a"}
     remotes.succeeded("a")
     assert set(chosen(remotes)) == {"a"}
+
+
+def test_the_one_that_failed_last_is_not_the_next_whatever_the_others_did_before():
+    remotes = Remotes(["a", "b", "c"])
+    for _ in range(3):
+        remotes.failed("a")
+        remotes.failed("b")
+    remotes.succeeded("c")
+    remotes.failed("c")
+    assert set(chosen(remotes)) == {"a", "b"}
+    remotes.failed("a")
+    assert set(chosen(remotes)) == {"c"}
+    alone = Remotes(["a"])
+    alone.failed("a")
+    assert set(chosen(alone)) == {"a"}
 
 
 def test_one_without_a_weight_is_tried_in_the_end():
