@@ -47,10 +47,15 @@ def recovered(directory: Path, *, files: FileOps | None = None, **opening) -> Re
 
 @asynccontextmanager
 async def alone(
-    directory: Path, *, clock: Clock | None = None, files: FileOps | None = None, **options
+    directory: Path,
+    *,
+    clock: Clock | None = None,
+    files: FileOps | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
+    **options,
 ) -> AsyncIterator[tuple[Store, RaftDriver]]:
     """The store and the driver of a manager that leads."""
-    recovery = recovered(directory, files=files)
+    recovery = recovered(directory, files=files, segment_bytes=segment_bytes)
     store = Store(recovery.tables, clock or SystemClock(), recovery.history)
     driver = RaftDriver(recovery, store, NoTransport(), **options)
     store.attach(driver)
