@@ -72,6 +72,13 @@ def open_member(directory: Path, opening: Opening) -> Member:
     FailedPrecondition when another process has it, or a part of it is missing, foreign or newer;
     NotFound when there is none and none is to be made; ResourceExhausted, StorageFailed.
     """
+    try:
+        return _open_member(directory, opening)
+    except OSError as error:  # a disk that cannot be read, or has become read-only
+        raise disk_error("opening", str(error.filename or directory), error) from error
+
+
+def _open_member(directory: Path, opening: Opening) -> Member:
     files = opening.files
     if not opening.create and not directory.is_dir():
         raise NotFound(f"{directory}: no manager's log here")
