@@ -71,8 +71,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> SwarmError:
 
 def is_lost(error: grpc.aio.AioRpcError) -> bool:
     """Whether the connection failed: whoever was asked has not said this, nor anything else."""
-    lost = error.code() is grpc.StatusCode.UNAVAILABLE and _code(error) is None
-    return lost or _is_broken_write(error)
+    # CANCELLED is what a server says that stops: our own cancellations are no such error.
+    unsaid = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return (unsaid and _code(error) is None) or _is_broken_write(error)
 
 
 def _is_broken_write(error: grpc.aio.AioRpcError) -> bool:

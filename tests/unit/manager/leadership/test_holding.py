@@ -32,6 +32,7 @@ class Leader:
         self.gate = asyncio.Event()
         self.error: SwarmError | None = None
         self.address = ""
+        self.server: grpc.aio.Server | None = None
 
     async def one(self, request: bytes, context: object) -> bytes:
         if self.error is not None:
@@ -55,7 +56,7 @@ class Leader:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Wire]:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        server = self.server = grpc.aio.server(interceptors=[ErrorInterceptor()])
         methods = {
             "One": grpc.unary_unary_rpc_method_handler(self.one),
             "Wait": grpc.unary_unary_rpc_method_handler(self.one),
@@ -126,6 +127,17 @@ async def test_a_change_that_may_have_been_begun_is_not_made_again(rig: Rig, cut
     rig.follow(rig.new.address)
     await asyncio.sleep(0.1)
     assert (rig.old.begun, rig.new.begun) == ([b"x"], [])
+
+
+async def test_a_leader_that_stops_in_order_leaves_no_doubt_unsaid(rig: Rig):
+    changes, read = rig.call(SET), rig.call(GET)
+    await until(lambda: len(rig.old.begun) == 2)
+    rig.follow("")
+    assert rig.old.server is not None
+    await rig.old.server.stop(None)
+    assert await refusal(changes) == f"UNAVAILABLE {UNKNOWN}"
+    rig.follow(rig.new.address)
+    assert await read == b"did x"
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["broken", "silent"])

@@ -106,9 +106,16 @@ def test_other_internal_errors_stay_what_they_are(details, trailing):
     assert not is_lost(error)
 
 
-def test_what_a_server_says_is_not_a_lost_connection():
-    for trailing, lost in [((), True), (((CODE_KEY, "not_begun"),), False)]:
-        error = grpc.aio.AioRpcError(
-            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), "x"
-        )
-        assert is_lost(error) is lost
+@pytest.mark.parametrize(
+    ("status", "trailing", "lost"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, (), True),
+        (grpc.StatusCode.CANCELLED, (), True),
+        (grpc.StatusCode.UNAVAILABLE, ((CODE_KEY, "not_begun"),), False),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, (), False),
+        (grpc.StatusCode.PERMISSION_DENIED, (), False),
+    ],
+)
+def test_what_a_server_says_is_not_a_lost_connection(status, trailing, lost):
+    error = grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), "why")
+    assert is_lost(error) is lost
