@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Any, cast
 
+from engine.containers.checks import NodeFacts
+from engine.containers.parts import ContainerParts, Needs, run_containers
+from engine.containers.service import NodeRuntime
 from engine.events import EventBus
 from engine.facts import machine, words
 from engine.facts.identity import read_or_make_id
@@ -22,7 +25,7 @@ from engine.http.routing import Route, Table
 from engine.http.server import serve
 from engine.http.settings import TlsSettings
 from engine.ports import Census
-from engine.resources import events, plugins, swarm, system
+from engine.resources import containers, events, plugins, swarm, system
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.images.registry.login import RegistryLogin
@@ -37,14 +40,14 @@ def extension(tls: TlsSettings | None) -> Extension:
     @asynccontextmanager
     async def run(parts: Parts) -> AsyncIterator[WaitBroken]:
         async with AsyncExitStack() as stack:
-            engine = await Engine.open(parts)
+            engine = await Engine.open(parts, stack)
             dispatcher = Dispatcher(Table(engine.routes()), PRODUCT)
             await stack.enter_async_context(
                 serve(dispatcher, parts.settings.paths.docker_socket, tls)
             )
 
             def wait_broken() -> Coroutine[Any, Any, None]:
-                return dispatcher.wait_broken()
+                return _first_of(dispatcher.wait_broken(), engine.containers.wait_broken())
 
             yield wait_broken
 
@@ -58,12 +61,13 @@ class Engine:
         self._parts = parts
         self._node = node
         self._clock = SystemClock()
+        self.containers: ContainerParts
         self._events = EventBus(self._clock)
         self._offer = words.Offer(runtimes={"native": ""})
 
     @classmethod
-    async def open(cls, parts: Parts) -> Engine:
-        """Learn what the node is. Raises: OSError."""
+    async def open(cls, parts: Parts, stack: AsyncExitStack) -> Engine:
+        """Learn what the node is, and take its containers over. Raises: OSError, SwarmError."""
         settings = parts.settings
         node = words.Node(
             id=await asyncio.to_thread(read_or_make_id, settings.paths.engine),
@@ -73,15 +77,37 @@ class Engine:
             machine=await asyncio.to_thread(machine.read_machine, settings.paths.state),
             programs=await find_programs(),
         )
-        return cls(parts, node)
+        engine = cls(parts, node)
+        started = run_containers(engine._container_needs())
+        engine.containers = await stack.enter_async_context(started)
+        return engine
 
     def routes(self) -> Iterable[Route]:
         """Every operation; of two that match a path, the first answers."""
         yield from system.routes(lambda: words.version(self._node), self._info)
         yield from system.login_routes(RegistryLogin(self._offer.registries))
         yield from events.routes(self._events)
+        yield from containers.routes(self.containers)
         yield from swarm.routes()
         yield from plugins.routes()
+
+    def _container_needs(self) -> Needs:
+        node, runtime = self._node, self._parts.runtime
+        return Needs(
+            records=self._parts.settings.paths.engine / "containers",
+            runtime=cast("NodeRuntime", runtime),
+            container_dir=runtime.container_dir,
+            images=self._parts.images,
+            events=self._events,
+            facts=NodeFacts(
+                cpus=node.machine.cpus,
+                cgroup_version=node.machine.cgroups.version,
+                runtimes=frozenset(self._offer.runtimes),
+                swap_limit=node.machine.cgroups.swap_limit,
+            ),
+            hostname=node.hostname,
+            clock=self._clock,
+        )
 
     async def _info(self) -> dict[str, Any]:
         now = words.Now(
@@ -103,6 +129,19 @@ class Engine:
         running = sum(one.state == "running" for one in statuses)
         paused = sum(one.state == "running" and one.paused for one in statuses)
         return Census(running - paused, paused, len(statuses) - running)
+
+
+async def _first_of(*waits: Coroutine[Any, Any, None]) -> None:
+    """Wait until one of them is done, and raise what it raises."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _time_text(now_ns: int) -> str:

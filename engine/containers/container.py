@@ -28,8 +28,14 @@ class Container:
         self.status = status
         self.task = task
         self.lock = asyncio.Lock()
+        self.writing = asyncio.Lock()
+        """Held while its record is written."""
         self.health: Health | None = None
         self.restarting = False
+        self.ending = False
+        """Its process is gone, its end is not dealt with yet."""
+        self.restarts_in_a_row = 0
+        self.pause_s = 0.0
         self.removed = False
         self.exec_ids: tuple[str, ...] = ()
         self.ends = 0
@@ -67,8 +73,18 @@ class Container:
 
     @property
     def running(self) -> bool:
-        """As Docker counts: also while it waits to be started again."""
-        return self.has_process or self.restarting
+        """As Docker counts: also while it ends, and while it waits to be started again."""
+        return self.has_process or self.restarting or self.ending
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether it has ended and nobody has dealt with that."""
+        status = self.status
+        return (
+            status is not None
+            and status.state == "exited"
+            and status.started_at_ns != self.record.settled_ns
+        )
 
     @property
     def exit_code(self) -> int:

@@ -28,3 +28,14 @@ class Health(Row, frozen=True):
     status: str = STARTING
     failing_streak: int = 0
     log: tuple[Probe, ...] = ()
+
+
+def judged(health: Health, probe: Probe, *, in_start_period: bool, retries: int) -> Health:
+    """What a container's health is after one more check. Source: moby daemon/health.go."""
+    log = (*health.log, probe)[-LOG_MAX:]
+    if probe.exit_code == 0:
+        return Health(HEALTHY, 0, log)
+    if health.status == STARTING and in_start_period:
+        return health.replaced(log=log)
+    streak = health.failing_streak + 1
+    return Health(UNHEALTHY if streak >= retries else health.status, streak, log)

@@ -1,11 +1,20 @@
-"""Lists of containers in Docker's words, and which of them a list's filters want. Pure."""
+"""Lists of containers in Docker's words. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from engine.containers import inspect
 from engine.containers.container import Container
 from engine.containers.health import STARTING
+from engine.containers.records import Record
+from engine.http.versions import ApiVersion
 from engine.ports import ContainerView
 from shoal.clock import NS_PER_S
+
+_LONG = (("days", 24, 336), ("weeks", 168, 1440), ("months", 720, 17520))
+"""Unit, its hours, hours from which on it is too small."""
 
 
 def view(container: Container, now_ns: int) -> ContainerView:
@@ -17,7 +26,7 @@ def view(container: Container, now_ns: int) -> ContainerView:
         image_id=record.image_id,
         image=record.image,
         state=container.state,
-        command=" ".join((record.path, *record.args)),
+        command=_command_text(record),
         created_at_ns=record.created_at_ns,
         labels=record.config.labels or {},
         volumes=frozenset(mount.name for mount in record.mounts if mount.name),
@@ -55,11 +64,7 @@ def ago(duration_ns: int) -> str:
         return "About a minute" if minutes == 1 else f"{minutes} minutes"
     if hours < 48:
         return "About an hour" if hours == 1 else f"{hours} hours"
-    for unit, length, limit in (
-        ("days", 24, 24 * 14),
-        ("weeks", 168, 1440),
-        ("months", 720, 17520),
-    ):
+    for unit, length, limit in _LONG:
         if hours < limit:
             return f"{hours // length} {unit}"
     return f"{hours // 8760} years"
@@ -69,3 +74,38 @@ def _few(seconds: int) -> str:
     if seconds < 1:
         return "Less than a second"
     return "1 second" if seconds == 1 else f"{seconds} seconds"
+
+
+def worded(
+    container: Container,
+    now_ns: int,
+    network_ids: Mapping[str, str],
+    version: ApiVersion,
+    sizes: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """One entry of `docker ps`. sizes: of the writable layer and the whole, when asked for."""
+    record = container.record
+    words: dict[str, Any] = {
+        "Id": record.id,
+        "Names": [f"/{record.name}"],
+        "Image": record.image,
+        "ImageID": record.image_id,
+        "Command": _command_text(record),
+        "Created": record.created_at_ns // NS_PER_S,
+        "Ports": inspect.port_list(record),
+        "Labels": record.config.labels or {},
+        "State": container.state,
+        "Status": status_text(container, now_ns),
+        "HostConfig": {"NetworkMode": record.host.network_mode},
+        "NetworkSettings": {"Networks": inspect.networks(record, network_ids, version)},
+        "Mounts": [inspect.mount(point) for point in record.mounts],
+    }
+    if sizes is not None:
+        words |= {"SizeRw": sizes[0], "SizeRootFs": sizes[1]}
+    return words
+
+
+def _command_text(record: Record) -> str:
+    """Program and arguments; an argument with a blank in it is quoted."""
+    words = [f"'{word}'" if " " in word else word for word in record.args]
+    return " ".join((record.path, *words))

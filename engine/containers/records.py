@@ -45,6 +45,8 @@ class MountPoint(Row, frozen=True):
     copy: bool = True
     create_source: bool = False
     anonymous: bool = False
+    driver_options: Mapping[str, str] = {}
+    volume_labels: Mapping[str, str] = {}
     tmpfs_size_bytes: int = 0
     tmpfs_mode: int = 0
     tmpfs_options: tuple[str, ...] = ()
@@ -74,7 +76,10 @@ class Record(Row, frozen=True):
     failure: str = ""
     """Why the last start failed; `failure_code` is its exit code then."""
     failure_code: int = 0
+    settled_ns: int = 0
+    """Start of the last run whose end has been dealt with."""
     removing: bool = False
+    removing_volumes: bool = False
     dead: bool = False
     """The runtime lost it: it can only be removed."""
     format: int = FORMAT
@@ -92,15 +97,19 @@ class RecordFiles:
         for path in self._directory.glob("*.tmp"):
             path.unlink(missing_ok=True)
 
-    def save(self, record: Record) -> None:
-        """Replace the record. Raises: OSError; then the one before stays."""
+    def save(self, record: Record, *, durable: bool = True) -> None:
+        """Replace the record. Raises: OSError; then the one before stays.
+
+        durable: it must outlive a power cut; what a start or an end notes need not.
+        """
         path = self._path(record.id)
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(msgspec.json.encode(record))
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.rename(path)
         except OSError:
             temporary.unlink(missing_ok=True)

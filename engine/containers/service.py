@@ -8,20 +8,22 @@ keeps no record of those. Waiting is for events, nothing polls.
 from __future__ import annotations
 
 import asyncio
-import builtins
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Literal, Protocol
 
-from engine.containers import listing, names, tasks
+import structlog
+
+from engine.containers import names, tasks
 from engine.containers.container import Container
-from engine.containers.records import Record, RecordFiles
-from engine.ports import ContainerView, Event, Events
-from shoal.clock import Clock
+from engine.containers.records import RecordFiles
+from engine.ports import Event, Events
 from shoal.errors import FailedPrecondition
 from shoal.model.row import Row
 from worker.runtime.api import ContainerStatus, Runtime
 from worker.runtime.interactive import InteractiveRuntime
+
+_log = structlog.get_logger()
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
@@ -37,14 +39,35 @@ class Exit(Row, frozen=True):
     error: str = ""
 
 
+class Watch:
+    """Sees the end of a container that comes after this was made."""
+
+    def __init__(self, container: Container, condition: WaitCondition) -> None:
+        self._container = container
+        self._condition = condition
+        self._ends = container.ends
+
+    async def end(self) -> Exit:
+        """Return when it has come."""
+        await self._container.until(self._is_over)
+        return Exit(self._container.exit_code)
+
+    def _is_over(self) -> bool:
+        one = self._container
+        if one.removed or self._condition == "removed":
+            return one.removed
+        if self._condition == "next-exit":
+            return one.ends > self._ends
+        return not one.running
+
+
 class Containers:
     """Every container of the node by id and name."""
 
-    def __init__(self, files: RecordFiles, runtime: Runtime, events: Events, clock: Clock) -> None:
+    def __init__(self, files: RecordFiles, runtime: Runtime, events: Events) -> None:
         self._files = files
         self._runtime = runtime
         self._events = events
-        self._clock = clock
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
         self._ended: Callable[[Container], None] = _nothing
@@ -66,7 +89,7 @@ class Containers:
             raise FailedPrecondition(f"Container {container.id} is {state} running")
         return container
 
-    def all(self) -> builtins.list[Container]:
+    def all(self) -> list[Container]:
         """Every container, newest first."""
         return sorted(
             self._by_id.values(), key=lambda one: (one.record.created_at_ns, one.id), reverse=True
@@ -79,15 +102,11 @@ class Containers:
 
     async def wait(self, container: str, condition: WaitCondition = "not-running") -> Exit:
         """Return when it has ended (and is gone), with how. Raises: NotFound."""
-        one = self.find(container)
-        ends = one.ends
-        if condition == "removed":
-            await one.until(lambda: one.removed)
-        elif condition == "next-exit":
-            await one.until(lambda: one.ends > ends or one.removed)
-        else:
-            await one.until(lambda: not one.running or one.removed)
-        return Exit(one.exit_code)
+        return await self.watch(container, condition).end()
+
+    def watch(self, container: str, condition: WaitCondition = "not-running") -> Watch:
+        """As `wait`, but from this moment on, however late its end is asked for."""
+        return Watch(self.find(container), condition)
 
     def publish(
         self, container: Container, action: str, attributes: Mapping[str, str] | None = None
@@ -98,17 +117,6 @@ class Containers:
         self._events.publish(
             Event("container", action, container.id, {**about, **(attributes or {})})
         )
-
-    # ContainerDirectory -----------------------------------------------------------------------
-
-    def list(self) -> tuple[ContainerView, ...]:
-        """Every container, newest first, as other parts may know it."""
-        now_ns = self._clock.now_ns()
-        return tuple(listing.view(one, now_ns) for one in self.all())
-
-    def resolve(self, ref: str) -> ContainerView:
-        """One of them. Raises: NotFound, InvalidArgument."""
-        return listing.view(self.find(ref), self._clock.now_ns())
 
     # For lifecycle ----------------------------------------------------------------------------
 
@@ -145,15 +153,35 @@ class Containers:
         container.removed = True
         container.wake()
 
-    async def save(self, container: Container, record: Record) -> None:
-        """Write a record, and show it when it is written. Raises: OSError."""
-        await asyncio.to_thread(self._files.save, record)
-        container.record = record
+    async def save(self, container: Container, *, durable: bool = True, **changes: object) -> None:
+        """Change its record: written first, shown then. Raises: OSError.
+
+        durable: what somebody asked for outlives a power cut; what a start notes need not.
+        """
+        async with container.writing:
+            record = container.record.replaced(**changes)
+            await asyncio.to_thread(self._files.save, record, durable=durable)
+            container.record = record
         container.wake()
+
+    async def note(self, container: Container, **changes: object) -> None:
+        """Change its record by what has happened: shown at once, written if that can be done.
+
+        After a crash the runtime tells the same again.
+        """
+        container.record = container.record.replaced(**changes)
+        container.wake()
+        try:
+            async with container.writing:
+                container.record = container.record.replaced(**changes)
+                await asyncio.to_thread(self._files.save, container.record, durable=False)
+        except OSError as error:
+            _log.error("container.record_not_written", id=container.id, reason=str(error))
 
     async def erase(self, container: Container) -> None:
         """Remove the record's file. Raises: OSError."""
-        await asyncio.to_thread(self._files.remove, container.id)
+        async with container.writing:
+            await asyncio.to_thread(self._files.remove, container.id)
 
     # What the runtime tells -------------------------------------------------------------------
 
@@ -175,15 +203,15 @@ class Containers:
             return
         lived = container.has_process
         container.take(status)
-        if lived and not container.has_process:
-            self._on_end(container)
-        container.wake()
-
-    def _on_end(self, container: Container) -> None:
-        if container.task:
+        if container.task and lived and not container.has_process:
             container.ends += 1
             self.publish(container, "die", {"exitCode": str(container.exit_code)})
-        else:
+        self.look_for_end(container)
+        container.wake()
+
+    def look_for_end(self, container: Container) -> None:
+        """See that the end of a container of ours is dealt with."""
+        if not container.task and not container.ending and container.is_unsettled:
             self._ended(container)
 
     async def _meet_task(self, status: ContainerStatus) -> None:

@@ -1,0 +1,268 @@
+"""What a container stands on while it runs: networks, volumes, other containers' namespaces.
+
+Laid before each start and given back after each end; both can be done again, so what a crash has
+interrupted is finished or undone by doing it once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from engine.containers import networking
+from engine.containers.config import Ground
+from engine.containers.container import Container
+from engine.containers.records import MountPoint, Record
+from engine.containers.service import Containers
+from engine.http.errors import Refused
+from shoal.errors import InvalidArgument, NotFound, SwarmError, Unimplemented
+from worker.images.model import Image
+from worker.network.local.api import (
+    BRIDGE,
+    HOST,
+    NONE,
+    ContainerNetworking,
+    EndpointSpec,
+    LocalNetworks,
+    Sandbox,
+)
+from worker.volumes.api import Volumes
+
+_log = structlog.get_logger()
+
+
+class ImageSource(Protocol):
+    """What containers need of images; part of `engine.ports.Images`."""
+
+    def resolve(self, ref: str) -> Image:
+        """Raises: NotFound `No such image: web:latest`."""
+        ...
+
+    def layers(self, image: Image) -> tuple[str, ...]:
+        """Directories of the layers, topmost first."""
+        ...
+
+    def list(self) -> Sequence[Image]:
+        """Every image of the node."""
+        ...
+
+
+class Laid(NamedTuple):
+    """What was laid: for the runtime, and what the record keeps of it."""
+
+    ground: Ground
+    sandbox: Sandbox | None
+
+
+class Grounds:
+    """Lays and takes up. networks, volumes: None when this node has none."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        images: ImageSource,
+        volumes: Volumes | None,
+        networks: LocalNetworks | None,
+    ) -> None:
+        self._containers = containers
+        self._images = images
+        self._volumes = volumes
+        self._networks = networks
+
+    def layers(self, record: Record) -> tuple[str, ...]:
+        """Directories of the container's image, topmost first. Raises: NotFound."""
+        return tuple(self._images.layers(self._images.resolve(record.image_id)))
+
+    def image_bytes(self, record: Record) -> int:
+        """Size of the container's image; 0 when it is gone."""
+        try:
+            return self._images.resolve(record.image_id).size_bytes
+        except NotFound:
+            return 0
+
+    def network_ids(self) -> dict[str, str]:
+        """Ids of the node's networks by name."""
+        if self._networks is None:
+            return {}
+        return {network.name: network.id for network in self._networks.list()}
+
+    def sandbox_now(self, record: Record, sandbox: Sandbox) -> Sandbox:
+        """A running container's sandbox with its endpoints as they are."""
+        if self._networks is None:
+            return sandbox
+        endpoints = tuple(
+            endpoint
+            for name in record.networks
+            for endpoint in self._networks.endpoints(name)
+            if endpoint.container == record.id
+        )
+        return msgspec.structs.replace(sandbox, endpoints=endpoints)
+
+    async def adopt(self, containers: Sequence[Container]) -> None:
+        """Keep what running containers stand on; everything else is given back."""
+        if self._networks is None:
+            return
+        running = {}
+        for container in containers:
+            if container.has_process and container.record.sandbox is not None:
+                try:
+                    wanted = self.networking(container.record)
+                except SwarmError as error:  # whom it was linked to is gone
+                    _log.warning("container.network_unknown", id=container.id, reason=str(error))
+                    continue
+                if wanted is not None:
+                    running[container.id] = wanted
+        for lost in await self._networks.adopt(running):
+            _log.error("container.sandbox_lost", id=lost)
+
+    async def lay(self, container: Container) -> Laid:
+        """Everything a start needs; all or nothing. Raises: SwarmError."""
+        record = container.record
+        try:
+            sources = await self._mount(record)
+            ground = Ground(
+                layers=self.layers(record),
+                sources=sources,
+                pid_mode=self._shared(record.host.pid_mode, "PID"),
+                ipc_mode=self._shared(record.host.ipc_mode, "IPC"),
+            )
+            return await self._connect(record, ground)
+        except BaseException:
+            await self.take_up(container)
+            raise
+
+    async def take_up(self, container: Container) -> None:
+        """The container has ended: give back what it held. Idempotent."""
+        record = container.record
+        if self._networks is not None and self.networking(record) is not None:
+            await self._networks.stop(container.id)
+        if self._volumes is not None:
+            for point in record.mounts:
+                if point.kind == "volume":
+                    await self._volumes.unmount(point.name, container.id)
+
+    async def rename(self, container: Container) -> None:
+        """The container has another name: those who look it up find it by that."""
+        if self._networks is not None and container.record.sandbox is not None:
+            await self._networks.rename(container.id, container.name)
+
+    def networking(self, record: Record) -> ContainerNetworking | None:
+        """What the container wants of the networks; None when it has no part in them."""
+        mode = record.host.network_mode
+        if self._networks is None or mode == HOST or mode.startswith("container:"):
+            return None
+        if mode == NONE:
+            return None
+        wished = []
+        for name, wish in record.networks.items():
+            network = self._networks.resolve(name)
+            spec = networking.endpoint_spec(wish, self._links(record, network.name))
+            if network.name != BRIDGE:
+                spec = _with_alias(spec, record.id[:12])
+            wished.append((network.id, spec))
+        return ContainerNetworking(
+            container=record.id,
+            name=record.name,
+            hostname=record.config.hostname,
+            networks=tuple(wished),
+            ports=networking.port_bindings(record.config, record.host),
+            dns_servers=tuple(record.host.dns or ()),
+        )
+
+    def _links(self, record: Record, network: str) -> list[tuple[str, str]]:
+        wish = record.networks.get(network)
+        texts = [*((wish.links if wish else None) or ())]
+        if network == networking.network_of(record.host.network_mode):
+            texts += record.host.links or ()
+        links = []
+        for text in texts:
+            ref, alias = networking.split_link(text)
+            try:
+                other = self._containers.find(ref)
+            except NotFound:
+                raise InvalidArgument(f"could not get container for {ref}") from None
+            if not other.running:
+                raise Refused(
+                    500, f"Cannot link to a non running container: /{other.name} AS"
+                    f" /{record.name}/{alias}"
+                )  # fmt: skip
+            links.append((other.id, alias))
+        return links
+
+    async def _connect(self, record: Record, ground: Ground) -> Laid:
+        mode = record.host.network_mode
+        if mode == HOST:
+            return Laid(ground.replaced(network=HOST), None)
+        if mode.startswith("container:"):
+            other = self._joined(mode, "network")
+            pid = other.status.pid if other.status is not None else 0
+            return Laid(ground.replaced(netns_path=f"/proc/{pid}/ns/net"), None)
+        wanted = self.networking(record)
+        if wanted is None or self._networks is None:
+            if mode != NONE:
+                raise Unimplemented(
+                    f"NetworkMode: {mode}: this node serves no local networks: use none or host"
+                )
+            return Laid(ground.replaced(network=NONE), None)
+        sandbox = await self._networks.start(wanted)
+        gateway = next((one.gateway for one in sandbox.endpoints if one.gateway), "")
+        ground = ground.replaced(
+            netns_path=sandbox.netns_path, gateway=gateway, hosts=sandbox.hosts,
+            dns_servers=sandbox.dns_servers, sysctls=sandbox.sysctls,
+        )  # fmt: skip
+        return Laid(ground, sandbox)
+
+    def _shared(self, mode: str, namespace: str) -> str:
+        """A PID or IPC mode with the id of the container it names. Raises: SwarmError."""
+        if not mode.startswith("container:"):
+            return mode
+        return f"container:{self._joined(mode, namespace).id}"
+
+    def _joined(self, mode: str, namespace: str) -> Container:
+        """The running container whose namespace is shared. Raises: NotFound, Refused."""
+        other = self._containers.find(mode.removeprefix("container:"))
+        if not other.has_process:
+            raise Refused(409, f"cannot join {namespace} of a non running container: {other.id}")
+        return other
+
+    async def _mount(self, record: Record) -> dict[str, str]:
+        """Where the content of each mount is, by target. Raises: SwarmError."""
+        sources = {}
+        for point in record.mounts:
+            if point.kind == "bind":
+                await asyncio.to_thread(_find_source, point)
+            elif point.kind == "volume":
+                sources[point.target] = await self._mount_volume(point, record.id)
+        return sources
+
+    async def _mount_volume(self, point: MountPoint, container: str) -> str:
+        if self._volumes is None:
+            raise Unimplemented(f"Mounts: {point.target}: this node keeps no volumes")
+        mounted = await self._volumes.mount(point.name, container, subpath=point.subpath)
+        return mounted.source
+
+
+def _with_alias(spec: EndpointSpec, alias: str) -> EndpointSpec:
+    return msgspec.structs.replace(spec, aliases=(*spec.aliases, alias))
+
+
+def _find_source(point: MountPoint) -> None:
+    """The host's side of a bind: made for `-v`, refused for `--mount`. Raises: SwarmError."""
+    if os.path.exists(point.source):
+        return
+    if not point.create_source:
+        raise InvalidArgument(
+            f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+        )
+    try:
+        os.makedirs(point.source, mode=0o755)
+    except OSError as error:
+        raise SwarmError(
+            f"error while creating mount source path '{point.source}': mkdir"
+            f" {error.filename}: {(error.strerror or '').lower()}"
+        ) from None
