@@ -30,6 +30,7 @@ from shoal.model.enums import NodeState
 from shoal.model.objects import Service
 from shoal.security.forwarded import FORWARDED_KEY
 from shoal.security.grpc_tls import joiner_credentials, local_channel, secure_channel
+from shoal.security.keys import make_csr, make_key
 from shoal.security.roles import Role
 from shoal.wire.objects import entry_from_bytes, to_pb
 from tests.integration.raft.processes import Managers, an_identity_of, some_managers
@@ -264,6 +265,20 @@ async def test_without_a_majority_calls_say_so(managers):
             if "lost its quorum: 1 of 3 managers is reachable, 2 are needed" in text:
                 break
             await asyncio.sleep(0.1)
+    assert "lost its quorum: 1 of 3" in await join_as_worker(survivor)
     for manager in managers.all[:2]:
         manager.start()
     await managers.until_members(3)
+    assert len(await managers.nodes()) == 3 + len(managers.workers), "nobody joined meanwhile"
+
+
+async def join_as_worker(through) -> str:
+    """Ask for a certificate as a new node does; the refusal."""
+    root = through.secrets.root_certificate_pem
+    async with secure_channel(through.address, joiner_credentials(root)) as channel:
+        request = ca_pb2.IssueNodeCertificateRequest(
+            csr=make_csr(make_key()), token=through.secrets.tokens.worker, hostname="late"
+        )
+        return await refusal(
+            ca_pb2_grpc.CaStub(channel).IssueNodeCertificate(request, timeout=WAIT_S)
+        )
