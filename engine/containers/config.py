@@ -44,6 +44,18 @@ class Ground(Row, frozen=True):
     ipc_mode: str = "private"
 
 
+def supposed_ground(record: Record, layers: tuple[str, ...]) -> Ground:
+    """What a container that is only made might find: enough to refuse what can never run."""
+    return Ground(
+        layers=layers,
+        network="host" if record.host.network_mode == "host" else "path",
+        gateway="192.0.2.1",
+        sources={point.target: point.source or "/" for point in record.mounts},
+        pid_mode=record.host.pid_mode,
+        ipc_mode=record.host.ipc_mode,
+    )
+
+
 class Security(Row, frozen=True):
     """What `--security-opt` says."""
 

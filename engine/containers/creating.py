@@ -19,7 +19,7 @@ from shoal.errors import NotFound, SwarmError, Unimplemented
 from worker.images.model import Image
 from worker.logs.api import LogDriver, Logs
 from worker.network.local.api import HOST
-from worker.runtime.api import Runtime
+from worker.runtime.api import ContainerConfig, Runtime
 from worker.volumes.api import Volumes
 
 
@@ -57,7 +57,7 @@ class Creator:
         wanted = names.check_name(name) if name else names.invent(self._containers.names)
         image = self._images.resolve(request.image)
         record = self._record(request, image, wanted)
-        config.container_config(record, self._trial_ground(record))  # refuses before anything is
+        self._supposed(record)  # refuses before anything is made
         self._containers.reserve(record.name, record.id)
         made: list[str] = []
         try:
@@ -115,10 +115,9 @@ class Creator:
     def _mounts_of(self, ref: str) -> Iterable[MountPoint]:
         return self._containers.find(ref).record.mounts
 
-    def _trial_ground(self, record: Record) -> config.Ground:
-        sources = {point.target: point.source or "/" for point in record.mounts}
-        layers = self._grounds.layers(record)
-        return config.Ground(layers=layers, sources=sources, gateway="192.0.2.1")
+    def _supposed(self, record: Record) -> ContainerConfig:
+        ground = config.supposed_ground(record, self._grounds.layers(record))
+        return config.container_config(record, ground)
 
     async def _volumes_for(
         self, points: tuple[MountPoint, ...], made: list[str]
@@ -146,8 +145,7 @@ class Creator:
             await self._containers.save(container)
             self._containers.add(container)
             try:
-                trial = config.container_config(record, self._trial_ground(record))
-                container.take(await self._runtime.create(trial))
+                container.take(await self._runtime.create(self._supposed(record)))
             except BaseException:
                 self._containers.forget(container)
                 await self._containers.erase(container)

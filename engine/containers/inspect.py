@@ -16,7 +16,7 @@ from engine.containers.container import Container
 from engine.containers.defaults import LOG_DRIVER
 from engine.containers.networking import parse_port
 from engine.containers.records import MountPoint, Record
-from engine.containers.requests import EndpointConfig
+from engine.containers.requests import EndpointConfig, Resources, spelling
 from engine.http.versions import ApiVersion
 from shoal.clock import NS_PER_S
 from worker.network.local.api import BRIDGE, HOST, NONE, Endpoint, PortBinding
@@ -30,6 +30,8 @@ _CONFIG_LEFT_OUT = (
     "StopTimeout", "Shell",
 )  # fmt: skip
 _HOST_LEFT_OUT = ("Annotations", "Tmpfs", "Sysctls", "StorageOpt", "Mounts", "Init")
+_LIMITS = tuple(spelling(name) for name in Resources.__struct_fields__)
+_LAST_KEYS = dict.fromkeys(("Mounts", "MaskedPaths", "ReadonlyPaths", "Init"))
 _EMPTY_LISTS = (
     "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps",
     "BlkioDeviceWriteIOps", "Devices", "Dns", "DnsOptions", "DnsSearch", "Ulimits",
@@ -131,7 +133,12 @@ def host_config(record: Record) -> dict[str, Any]:
         words["MaskedPaths"] = MASKED_PATHS
     if words["ReadonlyPaths"] is None and not unmasked:
         words["ReadonlyPaths"] = READONLY_PATHS
-    return _without_empty(words, _HOST_LEFT_OUT)
+    limits = {key: words[key] for key in _LIMITS}
+    first = {
+        key: value for key, value in words.items() if key not in limits and key not in _LAST_KEYS
+    }
+    ordered = {**first, **limits, **{key: words[key] for key in _LAST_KEYS}}
+    return _without_empty(ordered, _HOST_LEFT_OUT)
 
 
 def mount(point: MountPoint) -> dict[str, Any]:
