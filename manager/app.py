@@ -193,9 +193,8 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
 @asynccontextmanager
 async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mapping[str, Any]]:
     """What runs while this manager leads, and the handlers of what it serves meanwhile."""
-    store, clock = term.store, site.clock
-    most = backend.changes_max
-    dispatcher = Dispatcher(store, clock, manager_id=site.node_id, changes_max=most)
+    store, clock, most = term.store, site.clock, backend.changes_max
+    dispatcher = Dispatcher(store, store.clock, manager_id=site.node_id, changes_max=most)
     broker = LogBroker(store)
     start = term.supervisor.start
     table: Any = HandlerTable()  # takes the place of a server
@@ -203,7 +202,7 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
     start("task statuses", dispatcher.statuses.run)
     start("dispatcher", dispatcher.run)
     start("node expiry", dispatcher.run_expiry)
-    start("reconcile", ReconcileLoop(store, clock, changes_max=most).run)
+    start("reconcile", ReconcileLoop(store, store.clock, changes_max=most).run)
     start("root rotation", RotationLoop(store, site.signer).run)
     start("removed nodes", lambda: _follow_removed_nodes(store, broker))
     control = ControlServer(

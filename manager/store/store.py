@@ -19,7 +19,7 @@ from manager.store.apply import Commit, StoreEvent, apply_entry
 from manager.store.history import History
 from manager.store.tables import Tables
 from manager.store.view import View
-from shoal.clock import Clock
+from shoal.clock import Clock, SteadyClock
 from shoal.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -130,9 +130,11 @@ class Store:
     def through(self, proposer: Proposer) -> Store:
         """The same committed state, whose commits go through another proposer.
 
-        What a leader does goes through one that proposes in its term only.
+        What a leader does goes through one that proposes in its term only; the times that it
+        writes never go back.
         """
-        other = Store(self._committed.tables, self._clock, self._committed.history)
+        clock = SteadyClock(self._clock)
+        other = Store(self._committed.tables, clock, self._committed.history)
         other._committed = self._committed
         return other.attach(proposer)
 
@@ -140,6 +142,11 @@ class Store:
         """Name the proposer; before that the store is read-only."""
         self._proposer = proposer
         return self
+
+    @property
+    def clock(self) -> Clock:
+        """The one that its commits are stamped by."""
+        return self._clock
 
     @property
     def view(self) -> View:
