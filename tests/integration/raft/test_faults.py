@@ -55,6 +55,20 @@ async def test_a_manager_on_an_old_image_of_its_disk_is_found_out(tmp_path):
             assert await names(manager) == wanted | {"goes-on"}
 
 
+async def test_a_second_manager_on_a_state_directory_is_refused(tmp_path):
+    with a_manager(tmp_path) as manager:
+        await manager.start_serving()
+        first = manager.process
+        try:
+            manager.start()
+            assert await ended(manager) == 1
+            assert "another process" in manager.log.splitlines()[-1]
+        finally:
+            manager.process = first
+        await create(manager, "unharmed")
+        assert await names(manager) == {"unharmed"}
+
+
 async def test_a_damaged_log_is_refused_and_left_as_it_is(tmp_path):
     with a_manager(tmp_path) as manager:
         await manager.start_serving()
