@@ -15,9 +15,9 @@ from shoal.errors import FailedPrecondition, invariant
 
 COMMITS_MAX = 10_000
 """As many as there are entries between two snapshots."""
-BYTES_MAX = 16 << 20
-"""Of entries as they are in the log. In memory a commit takes several times that, but its rows
-are those of the tables for as long as nothing newer replaces them."""
+BYTES_MAX = 8 << 20
+"""Of entries as they are in the log. In memory they take up to seven times that (measured with the
+smallest rows), for as long as newer ones have not taken their place."""
 
 
 class VersionCompacted(FailedPrecondition):
