@@ -104,6 +104,7 @@ class Engine:
                 cgroup_version=node.machine.cgroups.version,
                 runtimes=frozenset(self._offer.runtimes),
                 swap_limit=node.machine.cgroups.swap_limit,
+                can_exec=hasattr(runtime, "exec_start"),
             ),
             hostname=node.hostname,
             clock=self._clock,

@@ -31,6 +31,8 @@ class NodeFacts(Row, frozen=True):
     cgroup_version: int
     runtimes: frozenset[str] = frozenset({"native"})
     swap_limit: bool = True
+    can_exec: bool = True
+    """Whether the runtime runs further processes in a container."""
 
 
 def check(config: Config, host: HostConfig, command: tuple[str, ...], facts: NodeFacts) -> None:
@@ -46,7 +48,7 @@ def check(config: Config, host: HostConfig, command: tuple[str, ...], facts: Nod
         if not entry.partition("=")[0]:
             raise InvalidArgument(f"invalid environment variable: {entry}")
     if config.healthcheck is not None:
-        _check_health(config.healthcheck)
+        _check_health(config.healthcheck, facts)
     if config.network_disabled:
         raise Unimplemented("NetworkDisabled: not possible here, use the network mode none")
     _check_host(host, facts)
@@ -150,8 +152,10 @@ def _check_cpu(asked: Resources, facts: NodeFacts) -> None:
         )
 
 
-def _check_health(health: HealthConfig) -> None:
+def _check_health(health: HealthConfig, facts: NodeFacts) -> None:
     kind = health.test[0] if health.test else "NONE"
+    if kind != "NONE" and not facts.can_exec:
+        raise Unimplemented("Healthcheck: this version's runtime cannot run a check in a container")
     if kind not in {"NONE", "CMD", "CMD-SHELL"}:
         raise InvalidArgument(f'Unknown healthcheck type "{kind}" in Test: use CMD or CMD-SHELL')
     for name, value in (

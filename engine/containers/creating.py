@@ -6,17 +6,19 @@ All or nothing: what fails leaves no record, no name taken, no volume made. Noth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from engine.containers import checks, config, defaults, mounts, names, networking
 from engine.containers.container import Container
 from engine.containers.ground import Grounds, ImageSource
+from engine.containers.layers import Layers
 from engine.containers.records import MountPoint, Record
 from engine.containers.requests import Config, CreateRequest, HostConfig
 from engine.containers.service import Containers
 from engine.http.errors import Refused
 from shoal.clock import Clock
 from shoal.errors import NotFound, SwarmError, Unimplemented
-from worker.images.model import Image
+from worker.images.model import Image, ImageConfig
 from worker.logs.api import LogDriver, Logs
 from worker.network.local.api import HOST
 from worker.runtime.api import ContainerConfig, Runtime
@@ -33,6 +35,7 @@ class Creator:
         runtime: Runtime,
         images: ImageSource,
         grounds: Grounds,
+        layers: Layers,
         volumes: Volumes | None,
         logs: Logs | None,
         facts: checks.NodeFacts,
@@ -43,6 +46,7 @@ class Creator:
         self._runtime = runtime
         self._images = images
         self._grounds = grounds
+        self._layers = layers
         self._volumes = volumes
         self._logs = logs
         self._facts = facts
@@ -54,25 +58,31 @@ class Creator:
 
         Raises: NotFound `No such image: x`, Refused 409 (the name), InvalidArgument, Unimplemented.
         """
-        wanted = names.check_name(name) if name else names.invent(self._containers.names)
         image = self._images.resolve(request.image)
+        container = await self.create_from(request, image, name)
+        return container.id, self._warnings(container.record.host)
+
+    async def create_from(
+        self, request: CreateRequest, image: Image | None, name: str = ""
+    ) -> Container:
+        """Make one of an image, or of nothing. Raises: as `create`."""
+        wanted = names.check_name(name) if name else names.invent(self._containers.names)
         record = self._record(request, image, wanted)
         self._supposed(record)  # refuses before anything is made
         self._containers.reserve(record.name, record.id)
         made: list[str] = []
         try:
             record = record.replaced(mounts=await self._volumes_for(record.mounts, made))
-            await self._make(record)
+            return await self._make(record)
         except BaseException:
             self._containers.release(record.name, record.id)
             await self._unmake(made)
             raise
-        return record.id, self._warnings(record.host)
 
-    def _record(self, request: CreateRequest, image: Image, name: str) -> Record:
+    def _record(self, request: CreateRequest, image: Image | None, name: str) -> Record:
         """What was asked for, complete. Raises: SwarmError."""
         host = defaults.with_host_defaults(request.host_config)
-        asked = defaults.with_image(request, image.config)
+        asked = defaults.with_image(request, image.config if image else ImageConfig())
         command = defaults.command_of(asked)
         checks.check(asked, host, command, self._facts)
         identifier = names.new_container_id()
@@ -80,7 +90,7 @@ class Creator:
             id=identifier,
             name=name,
             created_at_ns=self._clock.now_ns(),
-            image_id=image.id,
+            image_id=image.id if image else "",
             image=request.image,
             path=command[0],
             args=command[1:],
@@ -139,19 +149,37 @@ class Creator:
             made.append(volume.name)
         return point.replaced(name=volume.name, driver=volume.driver, source=volume.mountpoint)
 
-    async def _make(self, record: Record) -> None:
+    async def _make(self, record: Record) -> Container:
         container = Container(record)
         async with container.lock:
             await self._containers.save(container)
             self._containers.add(container)
             try:
                 container.take(await self._runtime.create(self._supposed(record)))
+                await self._fill_volumes(record)
             except BaseException:
-                self._containers.forget(container)
-                await self._containers.erase(container)
+                await self._undo(container)
                 raise
             container.wake()
         self._containers.publish(container, "create")
+        return container
+
+    async def _undo(self, container: Container) -> None:
+        with suppress(NotFound):
+            await self._runtime.remove(container.id, force=True)
+        self._containers.forget(container)
+        await self._containers.erase(container)
+
+    async def _fill_volumes(self, record: Record) -> None:
+        """Volumes that are empty get what the image has at their place."""
+        layers = self._grounds.layers(record)
+        for point in record.mounts:
+            if self._volumes is None or point.kind != "volume" or not point.copy:
+                continue
+            async with self._layers.content(record.id, layers, point.target) as source:
+                if source:
+                    await self._volumes.mount(point.name, record.id, copy_from=source)
+                    await self._volumes.unmount(point.name, record.id)
 
     async def _unmake(self, volumes: list[str]) -> None:
         for name in volumes:

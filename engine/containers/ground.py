@@ -68,14 +68,19 @@ class Grounds:
         images: ImageSource,
         volumes: Volumes | None,
         networks: LocalNetworks | None,
+        empty: str,
     ) -> None:
+        """empty: a directory with nothing in it, the only layer of what has no image."""
         self._containers = containers
         self._images = images
         self._volumes = volumes
         self._networks = networks
+        self._empty = empty
 
     def layers(self, record: Record) -> tuple[str, ...]:
         """Directories of the container's image, topmost first. Raises: NotFound."""
+        if not record.image_id:
+            return (self._empty,)
         return tuple(self._images.layers(self._images.resolve(record.image_id)))
 
     def image_bytes(self, record: Record) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.containers.adopt import Adopter
+from engine.containers.building import Steps
 from engine.containers.checks import NodeFacts
 from engine.containers.chores import Chores
 from engine.containers.creating import Creator
 from engine.containers.directory import Directory
 from engine.containers.ground import Grounds, ImageSource
+from engine.containers.layers import Layers
 from engine.containers.lifecycle import Lifecycle
 from engine.containers.probing import Prober
 from engine.containers.prune import Pruner
@@ -49,9 +52,11 @@ class ContainerParts(NamedTuple):
     containers: Containers
     directory: Directory
     grounds: Grounds
+    layers: Layers
     creator: Creator
     lifecycle: Lifecycle
     pruner: Pruner
+    steps: Steps
     chores: Chores
 
     async def wait_broken(self) -> None:
@@ -65,7 +70,10 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     files = RecordFiles(needs.records)
     chores = Chores()
     containers = Containers(files, needs.runtime, needs.events)
-    grounds = Grounds(containers, needs.images, needs.volumes, needs.networks)
+    layers = Layers(needs.container_dir)
+    empty = needs.records.parent / "empty"
+    empty.mkdir(parents=True, exist_ok=True)
+    grounds = Grounds(containers, needs.images, needs.volumes, needs.networks, str(empty))
     prober = Prober(containers, needs.runtime, chores, needs.clock)
     lifecycle = Lifecycle(
         containers=containers,
@@ -82,6 +90,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
         runtime=needs.runtime,
         images=needs.images,
         grounds=grounds,
+        layers=layers,
         volumes=needs.volumes,
         logs=needs.logs,
         facts=needs.facts,
@@ -97,13 +106,31 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
         prober=prober,
         chores=chores,
     )
+    steps = Steps(
+        containers=containers,
+        runtime=needs.runtime,
+        creator=creator,
+        lifecycle=lifecycle,
+        grounds=grounds,
+        layers=layers,
+    )
     pruner = Pruner(containers, lifecycle, directory, needs.events, needs.clock)
     try:
+        await asyncio.to_thread(layers.open)
         await adopter.adopt()
         async with Supervisor() as supervisor:
             supervisor.start("containers", containers.follow)
             yield ContainerParts(
-                needs, containers, directory, grounds, creator, lifecycle, pruner, chores
+                needs,
+                containers,
+                directory,
+                grounds,
+                layers,
+                creator,
+                lifecycle,
+                pruner,
+                steps,
+                chores,
             )
     finally:
         await chores.close()

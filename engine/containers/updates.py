@@ -7,7 +7,7 @@ from engine.containers.requests import HostConfig, UpdateRequest
 from shoal.errors import InvalidArgument, Unimplemented
 from worker.runtime.interactive import Resources
 
-_CHANGEABLE = {
+CHANGEABLE = {
     "cpu_shares": "cpu_shares", "nano_cpus": "nano_cpus", "cpu_period": "cpu_period_us",
     "cpu_quota": "cpu_quota_us", "cpu_realtime_period": "cpu_rt_period_us",
     "cpu_realtime_runtime": "cpu_rt_runtime_us", "cpuset_cpus": "cpuset_cpus",
@@ -15,7 +15,7 @@ _CHANGEABLE = {
     "memory_reservation": "memory_reservation_bytes", "memory_swap": "memory_swap_bytes",
     "blkio_weight": "blkio_weight",
 }  # fmt: skip
-_IGNORED_WHEN_EMPTY = frozenset(requests.Resources.__struct_fields__) - {*_CHANGEABLE, "pids_limit"}
+_IGNORED_WHEN_EMPTY = frozenset(requests.Resources.__struct_fields__) - {*CHANGEABLE, "pids_limit"}
 
 
 def merged(host: HostConfig, asked: UpdateRequest) -> HostConfig:
@@ -27,7 +27,7 @@ def merged(host: HostConfig, asked: UpdateRequest) -> HostConfig:
         wish = getattr(asked, field)
         if wish and not (field == "memory_swappiness" and wish == -1):
             raise Unimplemented(f"{requests.spelling(field)}: cannot be changed by update")
-    changes = {field: getattr(asked, field) for field in _CHANGEABLE if getattr(asked, field)}
+    changes = {field: getattr(asked, field) for field in CHANGEABLE if getattr(asked, field)}
     if asked.pids_limit:
         changes["pids_limit"] = asked.pids_limit if asked.pids_limit > 0 else None
     if asked.restart_policy.name:
@@ -49,7 +49,7 @@ def merged(host: HostConfig, asked: UpdateRequest) -> HostConfig:
 def runtime_resources(asked: UpdateRequest, host: HostConfig) -> Resources | None:
     """What the runtime is to change of a running container; None: nothing. host: afterwards."""
     changes = {
-        name: getattr(asked, field) for field, name in _CHANGEABLE.items() if getattr(asked, field)
+        name: getattr(asked, field) for field, name in CHANGEABLE.items() if getattr(asked, field)
     }
     if "memory_bytes" in changes:
         changes["memory_swap_bytes"] = host.memory_swap

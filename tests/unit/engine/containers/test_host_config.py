@@ -122,7 +122,7 @@ def outcome(**fields: Any) -> object:
     except (InvalidArgument, Unimplemented) as error:
         return str(error)
     containers: Containers = Linked()  # type: ignore[assignment]  # a Protocol would say one method
-    grounds = ground.Grounds(containers, None, None, None)  # type: ignore[arg-type]  # not called
+    grounds = ground.Grounds(containers, None, None, None, "")  # type: ignore[arg-type]  # not called
     again = restart.wanted(
         record.host.restart_policy, exit_code=1, restarts=0, manually_stopped=False
     )
