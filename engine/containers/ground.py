@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -142,14 +143,23 @@ class Grounds:
             raise
 
     async def take_up(self, container: Container) -> None:
-        """The container has ended: give back what it held. Idempotent."""
+        """The container has ended: give back what it held. Idempotent.
+
+        What cannot be given back now is logged and must not keep the rest, nor the end itself: the
+        next start of the container, or of the process, tries again.
+        """
         record = container.record
-        if self._networks is not None and self.networking(record) is not None:
-            await self._networks.stop(container.id)
+        returns: list[Callable[[], Awaitable[None]]] = []
+        if self._networks is not None and _has_sandbox(record):
+            returns.append(partial(self._networks.stop, record.id))
         if self._volumes is not None:
-            for point in record.mounts:
-                if point.kind == "volume":
-                    await self._volumes.unmount(point.name, container.id)
+            names = {point.name for point in record.mounts if point.kind == "volume"}
+            returns += [partial(self._volumes.unmount, name, record.id) for name in sorted(names)]
+        for give_back in returns:
+            try:
+                await give_back()
+            except (SwarmError, OSError) as error:
+                _log.error("container.ground_kept", id=record.id, reason=str(error))
 
     async def rename(self, container: Container) -> None:
         """The container has another name: those who look it up find it by that."""
@@ -158,10 +168,7 @@ class Grounds:
 
     def networking(self, record: Record) -> ContainerNetworking | None:
         """What the container wants of the networks; None when it has no part in them."""
-        mode = record.host.network_mode
-        if self._networks is None or mode == HOST or mode.startswith("container:"):
-            return None
-        if mode == NONE:
+        if self._networks is None or not _has_sandbox(record):
             return None
         wished = []
         for name, wish in record.networks.items():
@@ -250,6 +257,11 @@ class Grounds:
             raise Unimplemented(f"Mounts: {point.target}: this node keeps no volumes")
         mounted = await self._volumes.mount(point.name, container, subpath=point.subpath)
         return mounted.source
+
+
+def _has_sandbox(record: Record) -> bool:
+    mode = record.host.network_mode
+    return mode not in {HOST, NONE} and not mode.startswith("container:")
 
 
 def _with_alias(spec: EndpointSpec, alias: str) -> EndpointSpec:

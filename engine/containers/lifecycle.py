@@ -269,7 +269,7 @@ class Lifecycle:
         if status.oom_killed:
             self._containers.publish(container, "oom")
         self._containers.publish(container, "die", {"exitCode": str(container.exit_code)})
-        await self._take_up(container)
+        await self._grounds.take_up(container)
         again = self._is_wanted_again(container)
         await self._containers.note(
             container,
@@ -291,13 +291,6 @@ class Lifecycle:
             restarts=container.restarts_in_a_row,
             manually_stopped=record.manually_stopped or record.removing,
         )
-
-    async def _take_up(self, container: Container) -> None:
-        """What cannot be given back must not keep an end from those who wait for it."""
-        try:
-            await self._grounds.take_up(container)
-        except (SwarmError, OSError) as error:
-            _log.error("container.ground_kept", id=container.id, reason=str(error))
 
     def start_later(self, container: Container, pause_s: float) -> None:
         """Start it after a pause, unless somebody stops it before."""
@@ -414,7 +407,7 @@ class Lifecycle:
         await self.settle_end(container)
         with suppress(NotFound):  # never made, lost, or removed before a crash
             await self._runtime.remove(container.id, force=True)
-        await self._take_up(container)
+        await self._grounds.take_up(container)
         await self._containers.erase(container)
         self._containers.forget(container)
         self._containers.publish(container, "destroy")
