@@ -64,7 +64,15 @@ class Container:
             return "restarting"
         if status is not None and status.state == "running":
             return "paused" if status.paused else "running"
-        return "exited" if record.started else "created"
+        return "exited" if self.has_run else "created"
+
+    @property
+    def has_run(self) -> bool:
+        """Whether its program has ever run."""
+        status = self.status
+        return self.record.started or (
+            self.task and status is not None and status.started_at_ns > 0
+        )
 
     @property
     def has_process(self) -> bool:

@@ -82,7 +82,7 @@ def worded(
 def state(container: Container) -> dict[str, Any]:
     """What it is doing."""
     status, word = container.status, container.state
-    started_ns = status.started_at_ns if status and container.record.started else 0
+    started_ns = status.started_at_ns if status and container.has_run else 0
     words: dict[str, Any] = {
         "Status": word,
         "Running": word in {"running", "paused", "restarting"},

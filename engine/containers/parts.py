@@ -69,7 +69,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     """Containers that have been taken over and are followed, until the context is left."""
     files = RecordFiles(needs.records)
     chores = Chores()
-    containers = Containers(files, needs.runtime, needs.events)
+    containers = Containers(files, needs.runtime, needs.container_dir, needs.events)
     layers = Layers(needs.container_dir)
     empty = needs.records.parent / "empty"
     empty.mkdir(parents=True, exist_ok=True)

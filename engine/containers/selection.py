@@ -127,7 +127,7 @@ def _bounds(filters: Filters, known: Known) -> Callable[[Container], bool]:
 
 
 def _has_ended(one: Container) -> bool:
-    return not one.running and one.record.started
+    return not one.running and one.has_run
 
 
 def _number(filters: Filters, text: str) -> int:

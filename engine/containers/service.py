@@ -64,9 +64,16 @@ class Watch:
 class Containers:
     """Every container of the node by id and name."""
 
-    def __init__(self, files: RecordFiles, runtime: Runtime, events: Events) -> None:
+    def __init__(
+        self,
+        files: RecordFiles,
+        runtime: Runtime,
+        container_dir: Callable[[str], str],
+        events: Events,
+    ) -> None:
         self._files = files
         self._runtime = runtime
+        self._container_dir = container_dir
         self._events = events
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
@@ -98,7 +105,7 @@ class Containers:
     async def started(self, container: str) -> None:
         """Return when the container runs or has ended after running, or is gone."""
         one = self.find(container)
-        await one.until(lambda: one.has_process or one.record.started or one.removed)
+        await one.until(lambda: one.has_process or one.has_run or one.removed)
 
     async def wait(self, container: str, condition: WaitCondition = "not-running") -> Exit:
         """Return when it has ended (and is gone), with how. Raises: NotFound."""
@@ -217,7 +224,8 @@ class Containers:
     async def _meet_task(self, status: ContainerStatus) -> None:
         if status.removed or not tasks.is_task(status):
             return
-        container = Container(await tasks.record_of(status), status, task=True)
+        record = await tasks.record_of(status, self._container_dir(status.id))
+        container = Container(record, status, task=True)
         if status.id not in self._by_id:
             self.add(container)
 

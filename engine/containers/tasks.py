@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
+import msgspec
+
 from engine.containers.records import Record
 from engine.containers.requests import Config, HostConfig, LogConfig
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.runtime.api import ContainerStatus
+from worker.runtime.lean.files import BUNDLE_FILE
 
 _IMAGE_LABEL = "dev.shoal.image"
 _NAME_LABEL = "com.docker.swarm.task.name"
@@ -17,8 +23,9 @@ def is_task(status: ContainerStatus) -> bool:
     return TASK_ID_LABEL in status.labels
 
 
-async def record_of(status: ContainerStatus) -> Record:
-    """What is known of a task's container."""
+async def record_of(status: ContainerStatus, directory: str) -> Record:
+    """What is known of a task's container. directory: where the runtime keeps it."""
+    process = await asyncio.to_thread(_read_process, directory)
     labels = {key: text for key, text in status.labels.items() if not key.startswith(_OURS)}
     image = status.labels.get(_IMAGE_LABEL, "")
     return Record(
@@ -27,9 +34,38 @@ async def record_of(status: ContainerStatus) -> Record:
         created_at_ns=status.created_at_ns,
         image_id=status.labels.get(IMAGE_ID_LABEL, ""),
         image=image,
-        path="",
-        args=(),
-        config=Config(image=image, labels=labels, hostname=status.id[:12]),
+        path=process.args[0],
+        args=process.args[1:],
+        config=Config(
+            image=image,
+            labels=labels,
+            hostname=status.id[:12],
+            env=list(process.env),
+            cmd=list(process.args),
+            working_dir=process.cwd,
+            tty=process.terminal,
+        ),
         host=HostConfig(log_config=LogConfig(type="json-file")),
         started=status.started_at_ns > 0,
     )
+
+
+class _Process(msgspec.Struct, frozen=True):
+    args: tuple[str, ...] = ("",)
+    env: tuple[str, ...] = ()
+    cwd: str = ""
+    terminal: bool = False
+
+
+class _Bundle(msgspec.Struct, frozen=True):
+    process: _Process = _Process()
+
+
+def _read_process(directory: str) -> _Process:
+    """What the bundle says; nothing when the container is gone already."""
+    try:
+        content = Path(directory, BUNDLE_FILE).read_bytes()
+        process = msgspec.json.decode(content, type=_Bundle).process
+    except (OSError, msgspec.MsgspecError):
+        return _Process()
+    return process if process.args else _Process()

@@ -22,6 +22,7 @@ from engine.http.errors import Refused
 from engine.http.versions import NEWEST
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
 from tests.unit.engine.containers.doubles import IMAGE_ID, World, busy
+from worker.runtime.api import ContainerConfig
 
 
 @pytest.fixture
@@ -192,6 +193,41 @@ async def test_a_record_that_cannot_be_read_keeps_its_container(world: World):
         assert parts.containers.all() == []
         assert made in world.runtime.containers
     assert path.exists()
+
+
+async def test_tasks_are_seen_and_killed_but_not_changed(world: World):
+    labels = {
+        "com.docker.swarm.task.id": "t" * 25,
+        "com.docker.swarm.task.name": f"web.1.{'t' * 25}",
+        "dev.shoal.image": "busybox:latest",
+        "app": "x",
+    }
+    await world.runtime.create(
+        ContainerConfig(id="t" * 25, layers=("/l",), args=("serve",), labels=labels)
+    )
+    directory = world.base / "containers" / ("t" * 25)
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"process": {"args": ["serve", "-f"], "env": ["A=1"]}}')
+    async with world.running() as parts:
+        while not parts.directory.list():
+            await asyncio.sleep(0.01)
+        world.runtime.run("t" * 25)
+        await parts.containers.started("t" * 25)
+        view = parts.directory.resolve(f"web.1.{'t' * 25}")
+        assert (view.command, view.image, view.labels["app"]) == ("serve -f", "busybox:latest", "x")
+        assert not any(key.startswith("dev.shoal") for key in view.labels)
+        changes = (
+            parts.lifecycle.remove("ttt", force=True), parts.lifecycle.rename("ttt", "other"),
+            parts.lifecycle.pause("ttt"), parts.lifecycle.restart("ttt"),
+        )  # fmt: skip
+        for change in changes:
+            with pytest.raises(Refused, match="is a task of a service: change the service instead"):
+                await change
+        await parts.lifecycle.stop("ttt")
+        assert parts.containers.find("ttt").state == "exited"
+        world.runtime.vanish("t" * 25)
+        while parts.directory.list():
+            await asyncio.sleep(0.01)
 
 
 async def test_health(world: World):
