@@ -40,13 +40,13 @@ tidy: ## Check the sizes of files and functions, and leftovers
 	@$(PYTHON) tools/tidy.py
 
 unit: ## Unit tests
-	@$(PYTHON) -m pytest -q tests/unit
+	@$(PYTHON) -m pytest -q -n auto --maxprocesses 8 tests/unit
 
 sim: ## A million steps of the Raft cores in trouble; SEED=n repeats a run
 	@$(PYTHON) -m tests.simulation --runs 20 --steps 50000 $(if $(SEED),--seed $(SEED))
 
 test: setup ## All tests (root: without it those that need a kernel are skipped)
-	@$(PYTHON) -m pytest tests
+	@$(PYTHON) -m pytest -q -n auto --maxprocesses 8 tests/unit && $(PYTHON) -m pytest --durations 30 tests --ignore tests/unit
 
 test-linearizability: setup ## Clients against managers in trouble, checked for linearizability; ARGS=... (root)
 	@$(PYTHON) -m tests.linearizability --managers 1 --seconds 60 $(ARGS) && $(PYTHON) -m tests.linearizability --managers 3 --seconds 60 --runs 5 $(ARGS)

@@ -46,6 +46,7 @@ def issue_to_joiner(
 @pytest.mark.parametrize(
     ("token", "role"),
     [(SECRETS.tokens.worker, Role.WORKER), (SECRETS.tokens.manager, Role.MANAGER)],
+    ids=["worker", "manager"],  # the tokens are other ones in every process
 )
 def test_the_token_decides_the_role(token: str, role: Role):
     issued = issue_to_joiner(AUTHORITY, CSR, token=token, new_node_id=NODE, now_ns=NOW_NS)
