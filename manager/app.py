@@ -222,7 +222,7 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
     ca_pb2_grpc.add_CaServicer_to_server(CaServer(store, clock, site.signer), table)
     barrier = backend.consensus.read_barrier
     yield {
-        method: term.calls.guarded(handler, barrier if _is_read(method) else None)
+        method: term.calls.guarded(handler, barrier, shows=_is_read(method))
         for method, handler in table.methods.items()
     }
 

@@ -3,7 +3,8 @@
 A call is interrupted only while it works on its next answer: then it ends with the scope's error,
 which its client sees. While an answer is being sent it is left alone; it ends right after.
 Invariant: `NotBegun` is said of calls whose handler was never called, and what an interrupted call
-has done by then is not denied.
+has done by then is not denied. A refusal is told only when this manager still led after it was
+decided: one that was paused and replaced would refuse by what it knew before.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from manager.consensus.waiting import UNKNOWN
-from shoal.errors import NotBegun, SwarmError, Unavailable, invariant
+from shoal.errors import (
+    DeadlineExceeded,
+    NotBegun,
+    NotLeader,
+    SwarmError,
+    Unavailable,
+    invariant,
+)
 
-Ready = Callable[[], Awaitable[None]]
+Barrier = Callable[[], Awaitable[None]]
+
+_CLAIMS_NOTHING = (NotLeader, Unavailable, DeadlineExceeded)
+"""Errors that say nothing of the state, and so are never out of date."""
 
 
 class Scope:
@@ -75,10 +86,12 @@ class Scope:
         if self._error is not None:
             raise NotBegun(self._error.message)
 
-    def guarded(self, handler: Any, ready: Ready | None = None) -> Any:
+    def guarded(self, handler: Any, barrier: Barrier, *, shows: bool) -> Any:
         """The same gRPC handler, in this scope.
 
-        ready: of calls that only show something; it is awaited before the handler is called.
+        barrier: returns once this manager is known to lead still; it raises SwarmError otherwise.
+        shows: the call changes nothing and its answer is what counts, so the barrier is awaited
+        before the handler is called; of other calls, only before a refusal is told.
         """
         shapes = {
             (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -91,28 +104,37 @@ class Scope:
         is_stream = inspect.isasyncgenfunction(behaviour)
         wrap = self._stream if is_stream else self._single
         return make(
-            wrap(behaviour, ready), handler.request_deserializer, handler.response_serializer
+            wrap(behaviour, barrier, shows),
+            handler.request_deserializer,
+            handler.response_serializer,
         )
 
-    def _single(self, behaviour: Any, ready: Ready | None) -> Any:
+    def _single(self, behaviour: Any, barrier: Barrier, shows: bool) -> Any:
         async def call(request: Any, context: Any) -> Any:
             self._admit()
-            with self.entered(changes=ready is None):
-                if ready is not None:
-                    await ready()
-                return await behaviour(request, context)
+            with self.entered(changes=not shows):
+                if shows:
+                    await barrier()
+                try:
+                    return await behaviour(request, context)
+                except SwarmError as refusal:
+                    await _stand_by(refusal, None if shows else barrier)
 
         return call
 
-    def _stream(self, behaviour: Any, ready: Ready | None) -> Any:
+    def _stream(self, behaviour: Any, barrier: Barrier, shows: bool) -> Any:
         async def call(request: Any, context: Any) -> Any:
             self._admit()
             with self.entered():
-                if ready is not None:
-                    await ready()
-            async with aclosing(self.steps(behaviour(request, context))) as answers:
-                async for answer in answers:
-                    yield answer
+                if shows:
+                    await barrier()
+            try:
+                async with aclosing(self.steps(behaviour(request, context))) as answers:
+                    async for answer in answers:
+                        yield answer
+            except SwarmError as refusal:
+                with self.entered():
+                    await _stand_by(refusal, None if shows else barrier)
 
         return call
 
@@ -126,3 +148,13 @@ class Scope:
                     except StopAsyncIteration:
                         return
                 yield answer
+
+
+async def _stand_by(refusal: SwarmError, barrier: Barrier | None) -> NoReturn:
+    """Raise the refusal, once the barrier has shown that it was not decided by an old state."""
+    if barrier is not None and not isinstance(refusal, _CLAIMS_NOTHING):
+        try:
+            await barrier()
+        except SwarmError as error:
+            raise Unavailable(UNKNOWN) from error
+    raise refusal

@@ -30,13 +30,10 @@ _REFUSALS = {
     (Kind.GET, Code.NOT_FOUND): Result.MISSING,
 }
 _UNCERTAIN = {
-    Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.NOT_LEADER, Code.RESOURCE_EXHAUSTED,
+    Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.NOT_LEADER, Code.NOT_BEGUN,
+    Code.RESOURCE_EXHAUSTED,
     Code.SEQUENCE_CONFLICT,  # of a removal: it was tried often and given up
 }  # fmt: skip
-
-
-_CONNECTION_BROKE = "Internal error from Core"
-"""What gRPC says, with status INTERNAL, when the connection breaks while it writes the request."""
 
 
 class Unknown(Exception):
@@ -71,7 +68,7 @@ class GrpcService:
             error = from_rpc_error(failure)
             if refusal := _REFUSALS.get((call.kind, error.code)):
                 return Outcome(refusal)
-            if error.code not in _UNCERTAIN and failure.details() != _CONNECTION_BROKE:
+            if error.code not in _UNCERTAIN:
                 raise
             await self.close()  # a new channel tries at once, the old one would wait
             raise Unknown(str(error)) from failure

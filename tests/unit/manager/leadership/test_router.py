@@ -15,7 +15,7 @@ from manager.leadership.scope import Scope
 from manager.leadership.work import LeaderWork
 from shoal.aio.observed import Observed
 from shoal.clock import SystemClock
-from shoal.errors import InvariantViolation, NotLeader
+from shoal.errors import InvariantViolation, NotFound, NotLeader, SequenceConflict, Unavailable
 from shoal.model.objects import StoreEntry
 from shoal.model.plan import create
 from shoal.security.authorize import Permissions, allow
@@ -97,7 +97,7 @@ class Node:
     def lead(self) -> None:
         self.scope = Scope()
         served = {
-            method: self.scope.guarded(handler, self.consensus.read_barrier)
+            method: self.scope.guarded(handler, self.consensus.read_barrier, shows=True)
             for method, handler in handlers(self.name).items()
         }
         self.router.serve(served)
@@ -207,6 +207,46 @@ async def test_a_scope_turns_only_its_own_cancellation_into_its_error():
         await mine
     with pytest.raises(NotLeader), scope.entered():
         pass
+
+
+@pytest.mark.parametrize("name", ["One", "Many"])
+async def test_a_refusal_is_told_only_by_who_leads_still(name):
+    barriers = []
+
+    async def replaced() -> None:
+        barriers.append("replaced")
+        raise NotLeader("n2 leads")
+
+    async def leading() -> None:
+        barriers.append("leading")
+
+    async def one(request, context):
+        raise request
+
+    async def many(request, context):
+        yield b"first"
+        raise request
+
+    handler = {
+        "One": grpc.unary_unary_rpc_method_handler(one),
+        "Many": grpc.unary_stream_rpc_method_handler(many),
+    }[name]
+
+    async def called(error, barrier) -> None:
+        guarded = Scope().guarded(handler, barrier, shows=False)
+        if name == "One":
+            await guarded.unary_unary(error, None)
+        else:
+            assert [answer async for answer in guarded.unary_stream(error, None)] == [b"first"]
+
+    for refused in (SequenceConflict("changed since"), NotFound("no such service")):
+        with pytest.raises(type(refused)):
+            await called(refused, leading)
+        with pytest.raises(Unavailable, match="may or may not"):
+            await called(refused, replaced)
+    with pytest.raises(Unavailable, match="busy"):
+        await called(Unavailable("busy"), replaced)
+    assert barriers == ["leading", "replaced"] * 2
 
 
 async def test_work_starts_with_a_term_and_ends_with_it(tmp_path):
