@@ -3,8 +3,8 @@
 Wing and Gong's search with Lowe's memory of configurations (which operations are placed, and the
 state they lead to), over a linked list of calls and returns. Histories of groups of names that no
 operation mixes are judged apart. Operations without an outcome may be placed anywhere after their
-call, or nowhere. Exact: a verdict is never a guess. When the budget is used up it says so, and
-that is not a pass.
+call, or nowhere: they are tried when no known one fits. Exact: a verdict is never a guess. When the
+budget is used up it says so, and that is not a pass.
 
 Sources: Wing, Gong, "Testing and Verifying Concurrent Objects" (1993); Lowe, "Testing for
 linearizability" (2017); Horn, Kroening, "Faster linearizability checking via P-compositionality"
@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from tests.linearizability.history import Operation, by_group
 from tests.linearizability.model import Model, ServiceModel, State
+from tests.linearizability.narrowing import narrowed, predecessors
 
 STEPS_MAX = 5_000_000
 """Attempts to place an operation, all groups together; about half a minute."""
@@ -68,11 +69,13 @@ class Verdict(msgspec.Struct, frozen=True):
 class _Event:
     """A call or, with `call` set, the return that belongs to it; linked in the order of time."""
 
-    __slots__ = ("bit", "call", "following", "operation", "preceding", "returned")
+    __slots__ = ("after", "bit", "call", "following", "operation", "preceding", "returned")
 
     def __init__(self, operation: Operation | None, bit: int) -> None:
         self.operation = operation
         self.bit = bit
+        self.after = 0
+        """Of which operation the placing must have come first, as its bit."""
         self.call: _Event | None = None
         self.returned: _Event | None = None
         self.preceding: _Event | None = None
@@ -117,7 +120,8 @@ def check(
     for group, operations in sorted(by_group(history).items()):
         unknown += sum(not operation.is_known for operation in operations)
         known += sum(operation.is_known for operation in operations)
-        found = _Search(group, operations, model or ServiceModel(), budget).run()
+        known_more = narrowed(operations)
+        found = _Search(group, known_more, model or ServiceModel(), budget).run()
         violation = violation or found
     return Verdict(violation, budget.steps, known + unknown, unknown)
 
@@ -141,20 +145,28 @@ class _Search:
 
     def run(self) -> Violation | None:
         """Search to the end. Raises: Undecided."""
-        event = self._head.following
+        event, trying_unknown = self._head.following, False
         while self._open:
             # A known call that is not placed has its return ahead: the list cannot end before it.
             assert event is not None
             if event.call is None:
-                event = self._head.following if self._place(event) else event.following
+                is_unknown = event.returned is None
+                if is_unknown is trying_unknown and self._place(event):
+                    event, trying_unknown = self._head.following, False
+                else:
+                    event = event.following
+            elif not trying_unknown:
+                event, trying_unknown = self._head.following, True
             else:
                 self._remember(event.call)
                 if not self._stack:
                     return self._deepest
-                event = self._withdraw()
+                event, trying_unknown = self._withdraw()
         return None
 
     def _place(self, call: _Event) -> bool:
+        if call.after & ~self._mask:
+            return False
         self._budget.spend()
         assert call.operation is not None
         state = self._model.step(self._state, call.operation)
@@ -172,15 +184,15 @@ class _Search:
             self._open -= 1
         return True
 
-    def _withdraw(self) -> _Event | None:
-        """Undo the last placement. Result: where to go on looking."""
+    def _withdraw(self) -> tuple[_Event | None, bool]:
+        """Undo the last placement. Result: where to go on looking, and whether for unknown ones."""
         call, self._state = self._stack.pop()
         self._mask &= ~call.bit
         if call.returned is not None:
             call.returned.put_back()
             self._open += 1
         call.put_back()
-        return call.following
+        return call.following, call.returned is None
 
     def _remember(self, stuck: _Event) -> None:
         if self._deepest is not None and len(self._stack) <= len(self._deepest.placed):
@@ -193,8 +205,11 @@ class _Search:
 def _linked(operations: Sequence[Operation]) -> _Event:
     """Events in the order of time after an empty head; of equal times, calls come first."""
     events: list[tuple[int, int, int, _Event]] = []
+    before = predecessors(operations)
     for number, operation in enumerate(operations):
         call = _Event(operation, 1 << number)
+        if number in before:
+            call.after = 1 << before[number]
         events.append((operation.called_ns, 0, number, call))
         if operation.returned_ns is not None:
             call.returned = _Event(None, 0)

@@ -159,6 +159,22 @@ def test_an_exhausted_budget_is_no_verdict():
         check(history, steps_max=20)
 
 
+def test_many_unknown_outcomes_do_not_make_the_search_long():
+    unknown = [
+        operation
+        for number in range(20)
+        for operation in (
+            create(10 * number, None, f"c{number}"),
+            remove(10 * number + 1, None),
+            update(10 * number + 2, None, f"u{number}", 5),
+        )
+    ]
+    seen = [get(1_000, 1_001, "c7", 70), create(1_002, 1_003, "x", 71), get(1_004, 1_005, "x", 71)]
+    assert check([*unknown, *seen], steps_max=10_000).ok
+    stale = get(1_006, 1_007, "c7", 70)
+    assert not check([*unknown, *seen, stale], steps_max=100_000).ok
+
+
 shapes = st.builds(
     Shape,
     seed=st.integers(0, 2**32),
