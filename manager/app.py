@@ -114,8 +114,9 @@ async def _run(paths: NodePaths, lock_keys: LockKeys) -> None:
     config = await asyncio.to_thread(read_node_config, paths.node_config)
     if config is None:
         raise FailedPrecondition(f"{paths.node_config} is missing: leave and join again")
-    live = LiveIdentity(paths.identity, identity, SystemClock(), lock_keys)
-    site = Site(paths, config, SystemClock(), live, Signer(ExternalAuthorities(live)))
+    clock = SystemClock()
+    live = LiveIdentity(paths.identity, identity, clock, lock_keys)
+    site = Site(paths, config, clock, live, Signer(ExternalAuthorities(live, clock)))
     open_backend: Callable[[Site], Backend] = open_etcd if config.store else open_raft
     backend = await asyncio.to_thread(open_backend, site)
     # The recovered rows live as long as the process: keep them out of every collection.

@@ -19,6 +19,7 @@ import structlog
 
 from manager.ca.cfssl import URLS_MAX, certificate_in, shown, sign_url
 from manager.ca.metrics import EXTERNAL_LATENCY, EXTERNAL_REQUESTS
+from shoal.clock import Clock
 from shoal.errors import FailedPrecondition, SwarmError
 from shoal.model.types import ExternalCa
 from shoal.security.identity import NodeIdentity
@@ -27,8 +28,9 @@ ANSWER_TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 256 * 1024
 REQUESTS_AT_ONCE_MAX = 8
 
-Check = Callable[[bytes], None]
-"""Refuses a certificate that is not the wished one. Raises: FailedPrecondition."""
+Check = Callable[[bytes, int], None]
+"""Refuses a certificate that is not the wished one, or not valid at the moment it came (wall clock,
+nanoseconds): an authority may date it later than the request. Raises: FailedPrecondition."""
 
 _log = structlog.get_logger()
 
@@ -47,8 +49,9 @@ class OwnIdentity(Protocol):
 class ExternalAuthorities:
     """The client of every external authority of one manager."""
 
-    def __init__(self, own: OwnIdentity) -> None:
+    def __init__(self, own: OwnIdentity, clock: Clock) -> None:
         self._own = own
+        self._clock = clock
         self._places = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
         self.problem = ""
         """What the last request failed with; empty when it did not."""
@@ -63,7 +66,7 @@ class ExternalAuthorities:
             for endpoint in endpoints[:URLS_MAX]:
                 try:
                     certificate_pem = await self._ask(endpoint, body)
-                    check(certificate_pem)
+                    check(certificate_pem, self._clock.now_ns())
                 except SwarmError as error:
                     EXTERNAL_REQUESTS.labels(outcome="refused").inc()
                     reasons.append(f"{endpoint.url}: {error.message}")

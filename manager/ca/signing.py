@@ -39,9 +39,9 @@ class Signer:
             return sign_here(authority, csr_pem, identity, now_ns=now_ns)
         load_csr(csr_pem)
 
-        def check(certificate_pem: bytes) -> None:
+        def check(certificate_pem: bytes, came_ns: int) -> None:
             check_issued(
-                certificate_pem, csr_pem, identity, root_pem=authority.root_pem, now_ns=now_ns
+                certificate_pem, csr_pem, identity, root_pem=authority.root_pem, now_ns=came_ns
             )
 
         certificate_pem = await self._needed().sign(
@@ -65,12 +65,12 @@ class Signer:
                 " key is here: rotate to a root of the cluster's own first (`swarmctl ca --rotate`)"
             )
 
-        def check(certificate_pem: bytes) -> None:
+        def check(certificate_pem: bytes, came_ns: int) -> None:
             check_cross_signed(
                 certificate_pem,
                 root_pem=authority.root_pem,
                 successor_pem=successor_pem,
-                now_ns=now_ns,
+                now_ns=came_ns,
             )
 
         body = authority_request(successor.request(), successor_pem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from manager.ca.core import Authority, JoinTokens
 from manager.ca.external import ANSWER_BYTES_MAX, ExternalAuthorities
 from manager.ca.metrics import EXTERNAL_REQUESTS
 from manager.ca.signing import STORED_KEYS, Signer
+from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.types import ExternalCa
 from shoal.security.identity import make_identity
@@ -44,7 +46,7 @@ class Own:
 class Rig:
     def __init__(self, cfssl: Cfssl) -> None:
         self.cfssl = cfssl
-        self.external = ExternalAuthorities(Own())
+        self.external = ExternalAuthorities(Own(), SystemClock())
         self.signer = Signer(self.external)
 
     def authority(self, *urls: str) -> Authority:
@@ -309,6 +311,20 @@ async def test_its_own_root_is_believed_where_it_is_named(tmp_path: Path):
         assert make_identity(issued.certificate_pem, KEY, new.certificate_pem).peer == NODE
     finally:
         await cfssl.stop()
+
+
+async def test_a_certificate_may_be_dated_later_than_its_request(rig: Rig):
+    rig.cfssl.validity = (0 * DAY, DAY)
+
+    async def in_the_next_second(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1)
+        return rig.cfssl.answer(rig.cfssl.sign(await request.json()))
+
+    rig.cfssl.fail = in_the_next_second
+    asked_s = int(time.time())
+    issued = await rig.sign()
+    dated_s = load_certificate(issued.certificate_pem).not_valid_before_utc.timestamp()
+    assert dated_s > asked_s
 
 
 async def test_nobody_listens(rig: Rig, tmp_path: Path):

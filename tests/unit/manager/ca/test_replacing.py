@@ -118,7 +118,7 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     own, clock = Own(), SystemClock()
     store, _ = a_store([ROW, Node(id="m", role=NodeRole.MANAGER, spec=MANAGES)], clock)
-    signer = Signer(ExternalAuthorities(own))
+    signer = Signer(ExternalAuthorities(own, clock))
     cfssl = Cfssl(tmp_path, NEW)
     await cfssl.start(ROOT.certificate_pem, NEW.certificate_pem)
 
