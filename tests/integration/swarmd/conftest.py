@@ -59,6 +59,12 @@ class Node:
         path = self.paths.state / f"{name}.calls"
         return path.read_text().splitlines() if path.exists() else []
 
+    def told(self) -> list[str]:
+        """What the worker was asked. That it is to read its identity again is left out: this
+        follows the manager's first word about its lock, before or after anything else.
+        """
+        return [line for line in self.calls("worker") if line != "reload identity"]
+
     async def until_called(self, name: str, line: str, times: int = 1) -> None:
         await until(lambda: self.calls(name).count(line) >= times)
 

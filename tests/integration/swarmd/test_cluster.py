@@ -83,13 +83,13 @@ async def test_init_makes_a_cluster_and_leave_ends_it(node: Node):
         assert first.spec.availability == types_pb2.NODE_AVAILABILITY_PAUSE
         assert first.description.hostname == "node-1"
         assert first.manager_status.address == made.advertise_address
-        assert node.calls("worker")[-1] == "reload member"
+        assert node.told()[-1] == "reload member"
 
         assert "already part of a cluster" in await refused(init(node))
         leave = node.control.Leave
         assert "--force" in await refused(leave(node_pb2.LeaveRequest(), timeout=TIMEOUT_S))
         await leave(node_pb2.LeaveRequest(force=True), timeout=TIMEOUT_S)
-        assert node.calls("worker")[-2:] == ["remove", "reload nobody"]
+        assert node.told()[-2:] == ["remove", "reload nobody"]
         assert (await info(node)).state == "inactive"
         assert not node.paths.raft.exists()
         assert not node.paths.node_config.exists()
@@ -227,7 +227,7 @@ async def test_a_worker_joins_and_leaves(pair: Pair):
         assert config is not None
         assert config.managers == (made.advertise_address, dead)
         assert config.data_path_address == "127.0.0.1"
-        assert worker.calls("worker")[-1] == "reload member"
+        assert worker.told()[-1] == "reload member"
         assert {row.id for row in await nodes_of(manager)} == {made.node_id, joined.node_id}
         now = await info(worker)
         assert (now.state, list(now.managers)) == ("active", list(config.managers))
@@ -242,7 +242,7 @@ async def test_a_worker_joins_and_leaves(pair: Pair):
         assert (await info(worker)).state == "active"
         worker.untell("refuse-remove")
         await leave(node_pb2.LeaveRequest(), timeout=TIMEOUT_S)
-        assert worker.calls("worker")[-2:] == ["remove", "reload nobody"]
+        assert worker.told()[-2:] == ["remove", "reload nobody"]
         assert (await info(worker)).state == "inactive"
         assert "not part of" in await refused(leave(node_pb2.LeaveRequest(), timeout=TIMEOUT_S))
 

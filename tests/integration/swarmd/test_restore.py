@@ -102,7 +102,7 @@ async def test_a_restored_cluster_is_the_one_of_the_backup(node: Node):
         assert (now.state, now.node_id) == ("active", restored.node_id)
         assert read_node_config(node.paths.node_config).advertise_address == now.advertise_address
         assert read_identity(node.paths.identity).peer.cluster_id == made.cluster_id
-        assert node.calls("worker")[-1] == "reload member"
+        assert node.told()[-1] == "reload member"
         async with client_of(node) as client:
             (entry,) = await client.services()
             assert entry.service.spec == before.spec
