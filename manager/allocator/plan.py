@@ -1,7 +1,9 @@
 """The allocator: ports for services, places in the mesh for nodes, NEW tasks to PENDING.
 
-A task stays NEW while its service cannot have what it asks for, with the reason in its status.
-Services that were there first keep what they have: nothing is ever taken away.
+A task stays NEW while its service cannot have what it asks for, with the reason in its status;
+its update waits for the same reason. Each round tries again for every service that waits: whatever
+changed may have freed what it needs. Services that were there first keep what they have: nothing
+is ever taken away.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ _NETWORKS_ERROR = "networks: tasks cannot be attached to networks in this versio
 
 
 def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[str]) -> Plan:
-    """Allocate for these services, for all nodes without a place, and for all NEW tasks."""
-    del ids
+    """Allocate for all services and nodes that wait for something, and for all NEW tasks."""
+    del ids, service_ids
     draft = Draft(view)
     allocation = Allocation(draft)
-    allocation.services(service_ids)
+    allocation.services()
     allocation.nodes()
     allocation.tasks(now_ns=now_ns)
     return draft.plan()
@@ -42,15 +44,15 @@ class Allocation:
         self._owners: PortOwners | None = None
         self._error_by_service: dict[str, str] = {}
 
-    def services(self, service_ids: Iterable[str]) -> None:
+    def services(self) -> None:
         """Give services the endpoint they ask for, the oldest first."""
-        services = [
-            service
-            for service_id in service_ids
-            if (service := self._draft.view.services.get(service_id)) is not None
-        ]
-        for service in sorted(services, key=lambda row: (row.meta.created_at_ns, row.id)):
+        waiting = [service for service in self._draft.view.services if needs_endpoint(service)]
+        for service in sorted(waiting, key=lambda row: (row.meta.created_at_ns, row.id)):
             self._allocate(service)
+
+    def hindrance(self, service_id: str) -> str:
+        """Why the service could not be given its endpoint in this round; "" when nothing was."""
+        return self._error_by_service.get(service_id, "")
 
     def nodes(self) -> None:
         """Give nodes their place in the mesh, in the order in which they joined."""

@@ -63,9 +63,9 @@ class _Planning:
         for node_id in sorted(self._nodes_of(dirty)):
             enforcer.advance(draft, node_id, now_ns=self._now_ns)
         allocation = Allocation(draft)
-        allocation.services(service_ids)
+        allocation.services()
         allocation.nodes()
-        waiting = self._orchestrate(service_ids)
+        waiting = self._orchestrate(service_ids, allocation)
         allocation.tasks(now_ns=self._now_ns)
         waiting |= self._schedule(dirty, service_ids)
         return self._result(dirty, waiting)
@@ -87,7 +87,7 @@ class _Planning:
             return {node.id for node in self._view.nodes}
         return set(dirty.nodes)
 
-    def _orchestrate(self, service_ids: list[str]) -> set[str]:
+    def _orchestrate(self, service_ids: list[str], allocation: Allocation) -> set[str]:
         """Run the orchestrators; the result are services that are not finished."""
         examined = 0
         for place, service_id in enumerate(service_ids):
@@ -95,12 +95,12 @@ class _Planning:
             if examined > EXAMINED_MAX and place:
                 self._draft.more = True
                 return set(service_ids[place:])
-            self._one_service(service_id)
+            self._one_service(service_id, hindrance=allocation.hindrance(service_id))
             if self._draft.more:
                 return set(service_ids[place:])
         return set()
 
-    def _one_service(self, service_id: str) -> None:
+    def _one_service(self, service_id: str, *, hindrance: str) -> None:
         draft, now_ns, ids = self._draft, self._now_ns, self._ids
         draft.wake_at_ns = None
         service = draft.view.services.get(service_id)
@@ -109,7 +109,7 @@ class _Planning:
         else:
             restart.advance(draft, service, now_ns=now_ns, ids=ids)
             replicated.advance(draft, service, now_ns=now_ns, ids=ids)
-            update.advance(draft, service, now_ns=now_ns, ids=ids)
+            update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)
             restart.start_waiting(draft, service, now_ns=now_ns)
         reaper.advance(draft, service_id, now_ns=now_ns)
         if draft.wake_at_ns is not None:

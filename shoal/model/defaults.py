@@ -24,6 +24,8 @@ DATA_PATH_PORT = 7789
 INGRESS_POOL = "10.240.0.0/12"
 INGRESS_SUBNET_MASK_LENGTH = 22
 DYNAMIC_PORTS = range(30_000, 32_768)
+UPDATE_WAITS = "; waiting: "
+"""Stands between what an update's message says anyway and what the update waits for."""
 
 
 def restart_policy(policy: RestartPolicy | None) -> RestartPolicy:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 import msgspec
 
 from shoal.clock import NS_PER_S
-from shoal.model.defaults import update_config
+from shoal.model.defaults import UPDATE_WAITS, update_config
 from shoal.model.enums import RestartCondition, TaskState, UpdateState
 from shoal.model.objects import Service, Task
 from shoal.model.specs import ReplicatedMode
@@ -76,7 +76,7 @@ def step(wait: Wait, look: Look, now_s: float) -> Wait:
     """The wait after one more look. `now_s`: seconds on any clock that never jumps."""
     status = look.service.update_status
     state = status.state if status else UpdateState.UNKNOWN
-    message = status.message if status else ""
+    message = status.message.partition(UPDATE_WAITS)[0] if status else ""
     if state in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
         what = "update" if state is UpdateState.PAUSED else "rollback"
         return _failed(wait, f"service {what} paused: {message}")
@@ -98,6 +98,7 @@ def _judge(wait: Wait, look: Look, now_s: float) -> Wait:
     wanted = wanted_tasks(look)
     running = sum(is_running(task) for task in slots.values()) + len(ended) - len(failed)
     lines = [*progress_lines(wait, slots.values(), running, wanted)]
+    lines += hindrance_lines(look.service)
     if failed:
         task = failed[0]
         reason = task.status.error or task.status.message
@@ -197,6 +198,14 @@ def progress_lines(
             yield Line(key, ellipsis(one_line(task.status.error), ERROR_WIDTH))
         else:
             yield Line(key, spell(task.status.state), _STEP_BY_STATE.get(task.status.state))
+
+
+def hindrance_lines(service: Service) -> Iterable[Line]:
+    """What the cluster says that the update waits for."""
+    status = service.update_status
+    hindrance = status.message.partition(UPDATE_WAITS)[2] if status is not None else ""
+    if hindrance:
+        yield Line("waiting", one_line(hindrance))
 
 
 def _slot_order(task: Task) -> tuple[int, str]:

@@ -88,6 +88,10 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
     gone = {task.id for task in lost}
     kept = [task for task in wanted if task.id not in gone]
     replaced = _is_uncovered(view, service, head, kept) and may_replace(slot, head)
+    if not replaced and head is not slot.newest and ended_by_itself(slot.newest):
+        # What is lost needs no answer, but it covered for the newest task, which may need one now.
+        head = slot.newest
+        replaced = _is_uncovered(view, service, head, kept) and may_replace(slot, head)
     if replaced and ended_by_itself(head) and head.start_after_ns > now_ns:
         # It ended before its turn (no image, say). A replacement made now would be prepared now,
         # and so fail without any pause: it is made when the turn has come.

@@ -11,6 +11,9 @@ the status. An update that meets a newer spec simply goes on to that. Slots with
 get a replacement that is prepared while the old task stops; start-first keeps the old task until
 the new one runs, unless the old one does not run either or holds a port of its node that the new
 one needs: waiting would never end there.
+
+While the new spec cannot be served (another service has its port), no slot is begun: the old tasks
+go on, the status names what is waited for, and the update goes on once it is there.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_wanted, update_config
+from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
 from shoal.model.enums import FailureAction, PublishMode, TaskState, UpdateOrder, UpdateState
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
@@ -56,8 +59,13 @@ def is_updating(service: Service) -> bool:
     return state_of(service) in _IN_PROGRESS
 
 
-def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) -> None:
-    """Write the next step of one service's update into a draft."""
+def advance(
+    draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str], hindrance: str = ""
+) -> None:
+    """Write the next step of one service's update into a draft.
+
+    hindrance: why tasks of the present spec cannot be started by now, "" when they can.
+    """
     if service.pending_delete or not isinstance(service.spec.mode, ReplicatedMode):
         return
     progress = [
@@ -73,6 +81,9 @@ def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) 
         service = _begin(draft, service, now_ns=now_ns)
     config = _config_of(service)
     if _stop_on_failure(draft, service, progress, config, now_ns=now_ns):
+        return
+    service = _tell(draft, service, hindrance)
+    if hindrance:
         return
     if any(slot.is_due for slot in progress):
         _update_slots(draft, service, progress, config, now_ns=now_ns, ids=ids)
@@ -110,6 +121,17 @@ def _begin(draft: Draft, service: Service, *, now_ns: int) -> Service:
             state=UpdateState.UPDATING, started_at_ns=now_ns, message="update in progress"
         ),
     )
+
+
+def _tell(draft: Draft, service: Service, hindrance: str) -> Service:
+    """Have the status say what the update waits for, and no longer when it waits for nothing."""
+    status = service.update_status or UpdateStatus()
+    message = status.message.partition(UPDATE_WAITS)[0]
+    if hindrance:
+        message += UPDATE_WAITS + hindrance
+    if message == status.message or not draft.room(service):
+        return service
+    return _with_state(draft, service, status.replaced(message=message))
 
 
 def _retire_outdated(draft: Draft, slot: SlotProgress) -> None:

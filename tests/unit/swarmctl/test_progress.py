@@ -118,6 +118,16 @@ def test_a_rollback_is_waited_for_and_then_a_failure():
     assert wait.message == "task x failed"
 
 
+def test_what_an_update_waits_for_is_shown():
+    taken = "port 80/tcp is already in use by service db"
+    message = f"task x failed; waiting: {taken}"
+    wait = step(Wait(), look(state=UpdateState.ROLLBACK_STARTED, message=message), 0.0)
+    assert wait.outcome is None
+    assert (texts(wait)["rollback"], texts(wait)["waiting"]) == ("task x failed", taken)
+    wait = step(wait, look(state=UpdateState.ROLLBACK_STARTED, message="task x failed"), 1.0)
+    assert "waiting" not in texts(wait)
+
+
 def test_convergence_waits_for_the_update_to_end():
     wait = step(Wait(), look(*RUNNING, state=UpdateState.UPDATING), 0.0)
     wait = step(wait, look(*RUNNING, state=UpdateState.UPDATING), 6.0)

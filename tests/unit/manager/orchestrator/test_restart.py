@@ -255,3 +255,24 @@ def test_a_new_task_of_a_start_first_update_that_fails_before_its_turn_is_tried_
 
     assert _newest(cell).replaces_task_id == "t1"
     assert _by_id(cell, "t0").desired_state is TaskState.RUNNING
+
+
+def test_a_failed_task_is_followed_once_the_old_one_that_covered_for_it_is_lost() -> None:
+    old_spec = _spec(condition=RestartCondition.NONE)
+    old = a_task("t0", version=0, created_at_ns=CREATED_NS, spec=old_spec, endpoint=Endpoint())
+    failed = a_task(
+        "t1",
+        state=TaskState.REJECTED,
+        at_ns=START_NS,
+        spec=_spec(),
+        desired=TaskState.SHUTDOWN,
+        node_id="n2",
+        endpoint=Endpoint(),
+    )
+    cell = _cell(old, failed, spec=_spec())
+    cell.put(a_node("n1", availability=NodeAvailability.DRAIN))
+
+    cell.commit(_plan(cell).changes)
+
+    assert _by_id(cell, "t0").desired_state is TaskState.SHUTDOWN
+    assert _newest(cell).replaces_task_id == "t1"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from manager.orchestrator.update.dirty import is_dirty
-from manager.reconcile.dirty import EVERYTHING
+from manager.reconcile.dirty import EVERYTHING, Dirty
 from manager.reconcile.plan import Round, plan_round
 from shoal.model.defaults import is_wanted
 from shoal.model.enums import FailureAction, TaskState, UpdateOrder, UpdateState
@@ -301,6 +301,70 @@ def test_a_change_of_ports_alone_is_rolled_out() -> None:
     wanted = [task for task in cell.tasks() if is_wanted(task)]
     assert [task.endpoint.ports[0].published_port for task in wanted if task.endpoint] == [9090] * 4
     assert _state(cell)[0] is UpdateState.COMPLETED
+
+
+TAKEN = "port 8080/tcp is already in use by service other: publish another one, or remove it there"
+
+
+def _take_port(cell: Cell) -> None:
+    """Let another service have the port that `web` gave up."""
+    cell.put(a_service("other", replicas=0, ports=(a_port(80, 8080),)))
+    _settle(cell)
+    assert cell.service("other").endpoint is not None
+
+
+def _to_dynamic_port(action: FailureAction) -> Cell:
+    """`web` moves from port 8080 to any, with an image that is broken; `other` takes 8080."""
+    cell = _running(
+        UpdateConfig(parallelism=1, failure_action=action), ports=(a_port(80, 8080),), replicas=2
+    )
+    _update(cell, endpoint=EndpointSpec(ports=(a_port(80),)))
+    _take_port(cell)
+    return cell
+
+
+def test_a_rollback_to_a_port_that_was_taken_waits_and_says_so() -> None:
+    cell = _to_dynamic_port(FailureAction.ROLLBACK)
+    _finish(cell, broken="nginx:2")
+
+    state, message = _state(cell)
+    assert state is UpdateState.ROLLBACK_STARTED
+    assert message.startswith("update rolled back due to failure or early termination of task ")
+    assert message.endswith(f"; waiting: {TAKEN}")
+    new, kept = (task for task in cell.tasks() if is_wanted(task))
+    # The slot that the update had not come to goes on with its task, as it was.
+    assert (kept.slot, kept.status.state, kept.container.image) == (2, TaskState.RUNNING, "nginx:1")
+    assert (new.status.state, new.status.error) == (TaskState.NEW, TAKEN)
+
+
+def test_a_rollback_goes_on_when_its_port_is_free() -> None:
+    cell = _to_dynamic_port(FailureAction.ROLLBACK)
+    _finish(cell, broken="nginx:2")
+    cell.remove(cell.service("other"))
+    last = plan_round(
+        cell.tables, Dirty(services=frozenset({"other"})), now_ns=cell.now_ns, ids=cell.ids
+    )
+    assert "web" in {change.object.id for change in last.changes}  # nobody but "other" changed
+    _finish(cell)
+
+    assert _state(cell) == (UpdateState.ROLLBACK_COMPLETED, "rollback completed")
+    wanted = [task for task in cell.tasks() if is_wanted(task)]
+    assert [task.status.state for task in wanted] == [TaskState.RUNNING] * 2
+    assert [task.endpoint.ports[0].published_port for task in wanted if task.endpoint] == [8080] * 2
+
+
+def test_an_update_to_a_port_that_was_taken_meanwhile_touches_no_task() -> None:
+    cell = _running(UpdateConfig(parallelism=1))
+    _take_port(cell)
+    before = cell.tasks()
+    _update(cell, endpoint=EndpointSpec(ports=(a_port(80, 8080),)))
+    _finish(cell)
+
+    assert _state(cell) == (UpdateState.UPDATING, f"update in progress; waiting: {TAKEN}")
+    assert cell.tasks() == before
+    cell.remove(cell.service("other"))
+    _finish(cell)
+    assert _state(cell) == (UpdateState.COMPLETED, "update completed")
 
 
 def test_scaling_alone_is_no_update() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from manager.allocator.plan import needs_endpoint
 from manager.allocator.ports import check_ports
 from manager.orchestrator.slots import node_is_lost
 from manager.orchestrator.update.dirty import is_dirty
 from manager.reconcile.agenda import Agenda
 from manager.reconcile.plan import dirty_from_event, plan_round
+from manager.store.tables import Tables
 from shoal.errors import SwarmError
-from shoal.model.defaults import disconnect_wait_ns, is_terminal, is_wanted
+from shoal.model.defaults import UPDATE_WAITS, disconnect_wait_ns, is_terminal, is_wanted
 from shoal.model.enums import (
     DisconnectAction,
     FailureAction,
@@ -47,6 +49,7 @@ _LADDER = [
     TaskState.STARTING,
     TaskState.RUNNING,
 ]
+_UNDER_WAY = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
 _NODES = 5
 _MEMORY = 64 << 20
 
@@ -76,12 +79,20 @@ class Simulation:
                 self.cell.advance(self.random.choice([0.05, 0.5, 2.0, 7.0]))
 
     def heal(self) -> None:
-        """End of all trouble: nodes are well, containers run on, users resume paused updates."""
+        """End of all trouble: nodes are well, containers run on, users resume paused updates.
+
+        Once all has come to rest, users free the ports that services still wait for.
+        """
         self.trouble = False
         for place in range(_NODES - len(self.cell.tables.nodes)):
             self.cell.put(a_node(f"new{place}", resources=_room()))
         for node in list(self.cell.tables.nodes):
             self._set_node(node, NodeState.READY, NodeAvailability.ACTIVE)
+        self._calm_down()
+        while self._free_ports():
+            self._calm_down()
+
+    def _calm_down(self) -> None:
         for _ in range(240):
             for service in list(self.cell.tables.services):
                 status = service.update_status
@@ -94,6 +105,32 @@ class Simulation:
             self.agents()
             self.cell.advance(2.5)
         self.plan()
+
+    def _free_ports(self) -> bool:
+        """Take the ports away from who has them, where services say that they wait for them.
+
+        Whoever waits says so; who does not wait has what it asks for. Returns whether any did.
+        """
+        services = sorted(self.cell.tables.services, key=lambda row: row.id)
+        waiting = [service for service in services if needs_endpoint(service)]
+        for service in waiting:
+            hindrance = _hindrance(self.cell.tables, service)
+            assert hindrance, service
+            new = [
+                task for task in self.cell.tasks(service.id) if task.status.state is TaskState.NEW
+            ]
+            assert all(task.status.error == hindrance for task in new), new
+            status = service.update_status
+            if status is not None and status.state in _UNDER_WAY:
+                assert status.message.endswith(UPDATE_WAITS + hindrance), status
+            for owner in services:
+                if f"by service {owner.id}:" in hindrance:
+                    self._change(owner, endpoint=EndpointSpec())
+        for service in services:
+            status = service.update_status
+            if status is not None and service not in waiting:
+                assert UPDATE_WAITS not in status.message, status
+        return bool(waiting)
 
     # What the managers do.
 
@@ -210,11 +247,7 @@ class Simulation:
                 self.cell.put(changed)
 
     def _accepts(self, service: Service) -> bool:
-        try:
-            check_ports(self.cell.tables, service.spec, service_id=service.id)
-        except SwarmError:
-            return False
-        return True
+        return not _hindrance(self.cell.tables, service)
 
     def _disconnect(self, service_id: str) -> DisconnectPolicy | None:
         choose = self.random.choice
@@ -378,10 +411,7 @@ class Simulation:
         for service in tables.services:
             assert not service.pending_delete
             status = service.update_status
-            assert status is None or status.state not in {
-                UpdateState.UPDATING,
-                UpdateState.ROLLBACK_STARTED,
-            }, status
+            assert status is None or status.state not in _UNDER_WAY, status
             self._check_service(service)
 
     def _check_service(self, service: Service) -> None:
@@ -398,6 +428,15 @@ class Simulation:
             (task,) = wanted
             assert task.status.state is TaskState.RUNNING, (task, service)
             assert not is_dirty(self.cell.tables, service, task), (task, service)
+
+
+def _hindrance(tables: Tables, service: Service) -> str:
+    """Why the service cannot have its ports at this moment."""
+    try:
+        check_ports(tables, service.spec, service_id=service.id)
+    except SwarmError as error:
+        return error.message
+    return ""
 
 
 def _room() -> Resources:

@@ -5,9 +5,11 @@ import pytest
 from tests.unit.manager.reconcile.simulated import Simulation
 
 SEEDS = 100
+WAITS_FOR_A_PORT = 11261
+"""Here an automatic rollback wants a port back that another service has taken meanwhile."""
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", [*range(SEEDS), WAITS_FOR_A_PORT])
 def test_a_cluster_in_trouble_keeps_its_promises_and_recovers(seed: int) -> None:
     simulation = Simulation(seed)
     simulation.run(steps=25)
