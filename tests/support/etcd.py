@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from manager.etcd.settings import EtcdSettings, parse_url
 from manager.store.store import Store
 from manager.store.tables import Tables
 from shoal.clock import Clock, SystemClock
+from tests.support.ports import free_port
 
 MISSING = "etcd is not installed: apt-get install etcd-server etcd-client"
 START_TIMEOUT_S = 30.0
@@ -33,22 +33,11 @@ needs_etcd = pytest.mark.skipif(
 )
 
 
-def free_ports(count: int) -> list[int]:
-    """Below the range that outgoing connections take theirs from."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError):
-            socket.create_server(("127.0.0.1", port)).close()
-            found.append(port)
-    return found
-
-
 class Etcd:
     """One member; blocking, so that it may outlive an event loop."""
 
     def __init__(self, directory: Path, *, name: str = "one", options: Sequence[str] = ()) -> None:
-        self.port, self.peer_port = free_ports(2)
+        self.port, self.peer_port = free_port(), free_port()
         self.name = name
         self.cluster: Sequence[Etcd] = (self,)
         self.scheme = "http"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +34,7 @@ from shoal.security.roles import Role
 from shoal.wire.errors import ErrorInterceptor
 from tests.support.managers import SEGMENT_BYTES
 from tests.support.managing import CLUSTER, ROOT, an_identity
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.support.ports import free_port
 
 
 def dial_as(identity: NodeIdentity):

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 
 from tests.integration.engine.core import write_certificates
 from tests.integration.engine.daemon import DOCKER, EngineNode
+from tests.support.ports import free_port
 
 pytestmark = [
     pytest.mark.root,
@@ -168,8 +168,7 @@ def test_login(node: EngineNode, bearer: bool):
 
 
 def test_login_where_nobody_listens(node: EngineNode):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     ran = node.docker("login", "-u", "me", "-p", "p", f"127.0.0.1:{port}")
     assert ran.code == 1
     assert f'Get "http://127.0.0.1:{port}/v2/": ' in ran.err
@@ -196,8 +195,7 @@ def test_the_id_survives_and_the_socket_goes_with_the_process():
 
 def test_over_tcp_with_client_certificates(tmp_path: Path):
     write_certificates(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     node = EngineNode("--docker-addr", f"127.0.0.1:{port}", "--docker-tls", str(tmp_path))
     try:
         node.start()

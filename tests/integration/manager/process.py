@@ -7,7 +7,6 @@ import contextlib
 import ipaddress
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,14 +27,9 @@ from shoal.settings.paths import NodePaths
 from shoal.wire.objects import entry_to_bytes
 from swarmd.addresses import HostPort, NodeAddresses
 from swarmd.core import InitWish, NewNode, first_entry, plan_init
+from tests.support.ports import free_port
 
 DEADLINE_S = 30.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class ManagerProcess:

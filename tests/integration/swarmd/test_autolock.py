@@ -28,13 +28,13 @@ from tests.integration.swarmd.conftest import Node
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
     cluster_of,
-    free_port,
     info,
     init,
     nodes_of,
     refused,
     with_real_manager,
 )
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 

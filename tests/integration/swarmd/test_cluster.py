@@ -20,6 +20,7 @@ from shoal.settings.node import read_node_config
 from swarmd.children import MANAGER, daemon_command
 from tests.integration.swarmd.conftest import Node, until
 from tests.integration.swarmd.daemon import scripted
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.root
 TIMEOUT_S = 60.0
@@ -27,11 +28,6 @@ TIMEOUT_S = 60.0
 
 def with_real_manager(settings, name: str) -> list[str]:
     return daemon_command(settings, name) if name == MANAGER else scripted(settings, name)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 async def init(node: Node, **fields) -> node_pb2.InitResponse:

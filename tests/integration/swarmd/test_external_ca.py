@@ -23,13 +23,13 @@ from tests.integration.swarmd.conftest import Node, until
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
     cluster_of,
-    free_port,
     init,
     nodes_of,
     with_real_manager,
 )
 from tests.integration.swarmd.test_renewal import join, other
 from tests.support.cfssl import Cfssl
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.root
 __all__ = ["other"]

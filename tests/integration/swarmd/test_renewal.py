@@ -33,11 +33,11 @@ from tests.integration.swarmd.conftest import Node, until
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
     cluster_of,
-    free_port,
     info,
     nodes_of,
     with_real_manager,
 )
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.root
 

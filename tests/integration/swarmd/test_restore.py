@@ -32,11 +32,11 @@ from swarmctl.types import RestoredCluster, RestoreOptions
 from tests.integration.swarmd.conftest import Node
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
-    free_port,
     info,
     init,
     with_real_manager,
 )
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.root
 ROOT = RootCA.create(now_ns=time.time_ns())
