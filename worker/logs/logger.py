@@ -2,8 +2,9 @@
 
 It loses nothing when it is killed: bytes are looked at with tee(2), written to the log file, and
 only then taken out of the pipe. `position` says what was being written, so a restart neither drops
-nor repeats a chunk. A line still being assembled stays in the pipe. Standard library and ctypes
-only; the format is documented in docs/design/logs.md.
+nor repeats a chunk. A line still being assembled stays in the pipe; clients that follow live have
+seen it already (`copies`). Standard library and ctypes only; the format is documented in
+docs/design/logs.md.
 
 Refuses to lag for one container: each gets one chunk per turn. With no space left on the disk it
 drops the chunk and says so, rather than stop the program that wrote it.
@@ -22,16 +23,20 @@ import select
 import struct
 import time
 
+from worker.logs.copies import RESUME, Copies, received
+
 CHUNK_BYTES = 65536
 PIECE_BYTES = 16384  # a longer line is written in pieces, all but the last without newline
 LOG_END_FILE = "log.end"
 STREAMS = ("stdout", "stderr")
 POSITION_FILE = "position"
 
-_POSITION = struct.Struct("<BxxxIQQQIIQ")  # pending, crc, file, offset, length, taken, -, last time
+# pending, crc, file, offset, length, taken, -, last time, bytes taken before this chunk
+_POSITION = struct.Struct("<BxxxIQQQIIQQ")
 _SLOT_BYTES = 64
 _SPLICE_F_NONBLOCK = 2
 _LINK_FD = 3
+_ANCILLARY_BYTES = 64
 _COMPLAINT_PERIOD_S = 60.0
 _SECOND_NS = 1_000_000_000
 
@@ -47,21 +52,31 @@ _libc.tee.restype = ctypes.c_ssize_t
 class Stream:
     """One FIFO of one container."""
 
-    __slots__ = ("ended", "fd", "log", "name", "prefix")
+    __slots__ = ("ended", "fd", "log", "name", "number", "prefix", "taken")
 
     def __init__(self, log: ContainerLog, name: str, fd: int) -> None:
         self.log = log
         self.name = name
+        self.number = STREAMS.index(name) + 1
         self.fd = fd
         self.ended = False  # nobody has the pipe open for writing any more
+        self.taken = 0  # bytes, since the container was made
         self.prefix = f'","stream":"{name}","time":"'
+
+    def held(self) -> int:
+        """How many bytes wait in the pipe."""
+        return len(peek(self.fd) or b"") if self.fd >= 0 else 0
 
 
 class ContainerLog:
     """The log files of one container and the position record beside them."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, run_ns: int = 0) -> None:
+        """run_ns: when the run began whose output this is."""
         self.directory = directory
+        self.name = os.path.basename(directory)
+        self.run_ns = run_ns
+        self.exited = False
         conf = _read_json(f"{directory}/log.conf") or {}
         self.bytes_max: int = conf.get("max_size_bytes", 10 << 20)
         self.files_max: int = conf.get("max_files", 3)
@@ -109,6 +124,7 @@ class ContainerLog:
             self._size += len(entries)
         _take(stream.fd, taken)
         self._note(stream, 0, checksum, len(entries), taken)
+        stream.taken += taken
 
     def _entries(self, stream: Stream, data: bytes, room: int) -> tuple[bytes, int]:
         """Entries of at most `room` bytes, or one where a whole file is too small for it."""
@@ -148,28 +164,34 @@ class ContainerLog:
 
     def _note(self, stream: Stream, pending: int, checksum: int, length: int, taken: int) -> None:
         record = _POSITION.pack(
-            pending, checksum, self.sequence, self._size, length, taken, 0, self.last_ns
-        )
-        os.pwrite(self._position, record, STREAMS.index(stream.name) * _SLOT_BYTES)
+            pending, checksum, self.sequence, self._size, length, taken, 0, self.last_ns,
+            stream.taken,
+        )  # fmt: skip
+        os.pwrite(self._position, record, (stream.number - 1) * _SLOT_BYTES)
 
     def recover(self, stream: Stream) -> None:
         """Finish or undo the chunk that was in hand when an earlier logger died."""
-        slot = os.pread(self._position, _POSITION.size, STREAMS.index(stream.name) * _SLOT_BYTES)
-        if len(slot) < _POSITION.size:
+        slot = os.pread(self._position, _POSITION.size, (stream.number - 1) * _SLOT_BYTES)
+        if not slot:
             return
-        pending, checksum, sequence, offset, length, taken, _, last_ns = _POSITION.unpack(slot)
+        fields = _POSITION.unpack(slot.ljust(_POSITION.size, b"\0"))
+        pending, checksum, sequence, offset, length, taken, _, last_ns, stream.taken = fields
         self.last_ns = max(self.last_ns, last_ns)
+        if not pending:
+            stream.taken += taken
         if not pending or sequence != self.sequence:
             return
         if self._size < offset + length:
             os.ftruncate(self._file, offset)  # half written: still whole in the pipe
             self._size = offset
+            taken = 0
         else:
             head = peek(stream.fd)
             whole = head is not None and len(head) >= taken
             if head and whole and binascii.crc32(head[:taken]) == checksum:
                 _take(stream.fd, taken)
         self._note(stream, 0, checksum, length, taken)
+        stream.taken += taken
 
     def mark_end(self) -> None:
         """Say that the log is complete."""
@@ -192,6 +214,7 @@ class Logger:
         self._by_fd: dict[int, Stream] = {}
         self._ready: dict[int, Stream] = {}
         self._epoll = select.epoll()
+        self._copies = Copies(self._epoll)
         self._inbox = _bind(f"{run_dir}/logger.sock")
         self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
 
@@ -205,19 +228,30 @@ class Logger:
         directory = f"{self._containers_dir}/{name}"
         record = _read_json(f"{directory}/state.json")
         if record is None:
+            self._copies.drop(name)  # created and removed, or never there
             self._drop(name)
             return
         if record["state"] == "created" or os.path.exists(f"{directory}/{LOG_END_FILE}"):
             return
+        known = self._logs.get(name)
+        if known is not None and known.run_ns != record["started_at_ns"]:
+            self._copies.finish(name)
+            self._drop(name)
         if name not in self._logs:
-            self._add(name, directory)
+            self._add(name, directory, record["started_at_ns"])
         if record["state"] == "exited":
+            self._copies.ended(name)
+            self._logs[name].exited = True
             for stream in self._logs[name].streams:
                 stream.ended = True
-                self._ready[stream.fd] = stream
+                self._wake(stream)
 
-    def _add(self, name: str, directory: str) -> None:
-        log = self._logs[name] = ContainerLog(directory)
+    def _wake(self, stream: Stream) -> None:
+        if stream.fd in self._by_fd:
+            self._ready[stream.fd] = stream
+
+    def _add(self, name: str, directory: str, run_ns: int) -> None:
+        log = self._logs[name] = ContainerLog(directory, run_ns)
         for stream_name in STREAMS:
             path = f"{directory}/{stream_name}"
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -227,6 +261,7 @@ class Logger:
             self._by_fd[fd] = stream
             self._ready[fd] = stream
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self._copies.begin(name, log.streams, log.last_ns)
 
     def _drop(self, name: str) -> None:
         log = self._logs.pop(name, None)
@@ -245,31 +280,67 @@ class Logger:
         """Serve until the keeper is gone."""
         self._epoll.register(_LINK_FD, select.EPOLLIN)
         while True:
-            timeout_s = 0 if self._ready else -1
+            timeout_s = 0 if self._ready else self._copies.timeout_s()
             for fd, events in self._epoll.poll(timeout_s):
                 if fd == _LINK_FD:
                     return
-                if fd == self._inbox.fileno():
-                    self._read_inbox()
-                elif fd in self._by_fd:
-                    stream = self._by_fd[fd]
-                    stream.ended = stream.ended or bool(events & select.EPOLLHUP)
-                    self._ready[fd] = stream
+                self._on_event(fd, events)
+            for name in self._copies.cut_slow():
+                self._resume(name)
             for fd, stream in list(self._ready.items()):
                 if not self._guarded_turn(stream):
                     self._ready.pop(fd, None)
 
+    def _on_event(self, fd: int, events: int) -> None:
+        stream = self._by_fd.get(fd)
+        if fd == self._inbox.fileno():
+            self._read_inbox()
+        elif stream is not None:
+            stream.ended = stream.ended or bool(events & select.EPOLLHUP)
+            self._ready[fd] = stream
+        elif name := self._copies.on_event(fd, events):
+            self._resume(name)
+
+    def _resume(self, name: str) -> None:
+        """Nobody needs to be waited for any more."""
+        log = self._logs.get(name)
+        for stream in log.streams if log is not None else ():
+            self._wake(stream)
+
     def _read_inbox(self) -> None:
+        """Names of containers; with a descriptor, who wants a live copy of which."""
         try:
             while True:
-                self._guarded_notice(self._inbox.recv(256).decode())
+                text, ancillary, _, _ = self._inbox.recvmsg(256, _ANCILLARY_BYTES)
+                fds = received(ancillary)
+                request = text.decode()
+                self._guarded_notice(request.partition(" ")[0])
+                if fds:
+                    self._begin_copy(request, fds)
         except BlockingIOError:
             return
+
+    def _begin_copy(self, request: str, fds: list[int]) -> None:
+        name, *how = request.split(" ")
+        log = self._logs.get(name)
+        if not os.path.exists(f"{self._containers_dir}/{name}/state.json"):
+            how = [RESUME, "0", "0"]  # removed: there is only an end to tell
+        streams: list[Stream] = []
+        if log is not None and (not log.exited or RESUME in how):
+            streams = log.streams
+        try:
+            self._copies.accept(name, how, fds.pop(), streams, log.last_ns if log else 0)
+        except ValueError as error:
+            os.write(2, f"logger: live copy: {request!r}: {error}\n".encode())
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _guarded_notice(self, name: str) -> None:
         try:
             self.notice(name)
         except FileNotFoundError:  # removed meanwhile
+            self._copies.drop(name)
             self._drop(name)
         except OSError as error:
             os.write(2, f"logger: {name}: {error}\n".encode())
@@ -279,18 +350,20 @@ class Logger:
         try:
             return self._turn(stream)
         except OSError as error:  # its directory was removed under us
-            name = os.path.basename(stream.log.directory)
-            os.write(2, f"logger: {name}: {error}\n".encode())
-            self._drop(name)
+            os.write(2, f"logger: {stream.log.name}: {error}\n".encode())
+            self._copies.finish(stream.log.name)
+            self._drop(stream.log.name)
             return False
 
     def _turn(self, stream: Stream) -> bool:
         """Copy one chunk; True when there may be more to do now."""
-        if stream.fd not in self._by_fd:
+        name = stream.log.name
+        if stream.fd not in self._by_fd or self._copies.holds(name):
             return False
         data = peek(stream.fd)
         if data is None:
             return False
+        self._copies.show(name, stream.number, stream.taken, data)
         if not data:
             self._end(stream)
             return False
@@ -308,7 +381,8 @@ class Logger:
         if all(s.fd < 0 for s in log.streams):
             log.mark_end()
             log.close()
-            self._logs.pop(os.path.basename(log.directory), None)
+            self._logs.pop(log.name, None)
+            self._copies.finish(log.name)
 
 
 def peek(fd: int) -> bytes | None:

@@ -88,7 +88,7 @@ async def spawn_keeper(run_dir: str, state_dir: str, cgroup_parent: str) -> None
 def _compile_modules() -> None:
     """Write bytecode first: a process that compiles its own modules keeps 1 MiB more for good."""
     root = Path(root_dir())
-    sources = [*(root / "worker/runtime/lean").glob("*.py"), root / "worker/logs/logger.py"]
+    sources = [*(root / "worker/runtime/lean").glob("*.py"), *(root / "worker/logs").glob("*.py")]
     for source in sources:
         compiled = Path(importlib.util.cache_from_source(str(source)))
         try:
