@@ -150,6 +150,11 @@ class Dispatcher:
             raise
         self._absent.pop(node_id, None)
         _log.info("node.registered", node_id=node_id, address=address)
+        data_path = description.data_path_address
+        if others := (self.table.nodes_at(data_path) - {node_id}) & self.sessions.connected():
+            _log.warning(
+                "node.address_shared", node_id=node_id, data_path=data_path, others=sorted(others)
+            )
         return session_id
 
     async def close_session(self, node_id: str, session_id: str) -> None:
@@ -318,7 +323,7 @@ class Dispatcher:
         self._set_period()
         for node_id in (self.sessions.known() | self._absent.keys()) - {n.id for n in view.nodes}:
             self._remove_node(node_id)
-        self.table.update_nodes(view, {*self.table.peers, *(node.id for node in view.nodes)})
+        self.table.update_nodes(view, {*self.table.node_ids(), *(node.id for node in view.nodes)})
         services = {*self.table.service_ids(), *(service.id for service in view.services)}
         self.table.update_services(view, services)
         for stream in self._streams.values():

@@ -5,6 +5,10 @@ and has an address. The table has a version that rises with each change; agents 
 version in force on their node, and a task is asked to stop only after every connected node has
 acknowledged a version without it (bounded by a deadline): new connections never meet a task that
 is about to stop.
+
+No two peers have one underlay address, which would stop the mesh of every node: where a machine
+left and joined again its old row stays until somebody removes it. The address belongs to the row
+whose node is there; of two that are both there, to the one that joined first.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Iterable, Mapping
 
 from manager.store.view import View
 from shoal.model.defaults import is_wanted
-from shoal.model.enums import PortProtocol, PublishMode, TaskState
+from shoal.model.enums import NodeState, PortProtocol, PublishMode, TaskState
 from shoal.model.objects import Node, Service, Task
 from shoal.model.row import Row
 
@@ -75,6 +79,8 @@ class EndpointTable:
         self.version = 1
         self.ports: dict[PortKey, PortRow] = {}
         self.peers: dict[str, PeerRow] = {}
+        self._address_by_node: dict[str, str] = {}
+        self._nodes_by_address: dict[str, set[str]] = {}
         self._keys_by_service: dict[str, set[PortKey]] = {}
         self._members: set[str] = set()
         self._left_at: dict[str, int] = {}
@@ -89,6 +95,14 @@ class EndpointTable:
     def service_ids(self) -> frozenset[str]:
         """Services that have rows."""
         return frozenset(self._keys_by_service)
+
+    def node_ids(self) -> frozenset[str]:
+        """Nodes that have an underlay address, peers or not."""
+        return frozenset(self._address_by_node)
+
+    def nodes_at(self, address: str) -> frozenset[str]:
+        """Nodes that have this underlay address; one of them at most is a peer."""
+        return frozenset(self._nodes_by_address.get(address, ()))
 
     def forget_task(self, task_id: str) -> None:
         """The task is gone for good."""
@@ -118,10 +132,16 @@ class EndpointTable:
         return changed
 
     def update_nodes(self, view: View, node_ids: Iterable[str]) -> set[str]:
-        """Compute the peers of some nodes anew. Result: the node ids that changed."""
+        """Compute the peers of some nodes anew, and of those that have an address of theirs.
+
+        Result: the node ids that changed.
+        """
+        concerned = set(node_ids)
+        for node_id in tuple(concerned):
+            concerned |= self._note_address(node_id, view.nodes.get(node_id))
         changed: set[str] = set()
-        for node_id in node_ids:
-            row = _peer_row(view.nodes.get(node_id))
+        for node_id in concerned:
+            row = self._peer_row(view, node_id)
             if self.peers.get(node_id) == row:
                 continue
             changed.add(node_id)
@@ -132,6 +152,32 @@ class EndpointTable:
         if changed:
             self.version += 1
         return changed
+
+    def _note_address(self, node_id: str, node: Node | None) -> set[str]:
+        """Take note of where a node is now. Result: all nodes that were or are there too."""
+        old, new = self._address_by_node.pop(node_id, ""), _address(node)
+        if old:
+            self._nodes_by_address[old].discard(node_id)
+        if new:
+            self._address_by_node[node_id] = new
+            self._nodes_by_address.setdefault(new, set()).add(node_id)
+        others = {*self._nodes_by_address.get(old, ()), *self._nodes_by_address.get(new, ())}
+        if old and not self._nodes_by_address[old]:
+            del self._nodes_by_address[old]
+        return others
+
+    def _peer_row(self, view: View, node_id: str) -> PeerRow | None:
+        node = view.nodes.get(node_id)
+        address = _address(node)
+        if node is None or node.ingress is None or not address:
+            return None
+        there = map(view.nodes.get, self._nodes_by_address.get(address, ()))
+        rivals = [other for other in there if other is not None and _address(other) == address]
+        if node.id != max(rivals, key=_claim, default=node).id:
+            return None
+        return PeerRow(
+            node_id=node.id, index=node.ingress.index, address=address, subnet=node.ingress.subnet
+        )
 
     def _note_members(self, old_keys: set[PortKey], new: Mapping[PortKey, PortRow]) -> None:
         before = {m.task_id for key in old_keys for m in self.ports[key].members}
@@ -177,12 +223,17 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
             )
 
 
-def _peer_row(node: Node | None) -> PeerRow | None:
-    if node is None or node.ingress is None or not node.description.data_path_address:
-        return None
-    return PeerRow(
-        node_id=node.id,
-        index=node.ingress.index,
-        address=node.description.data_path_address,
-        subnet=node.ingress.subnet,
-    )
+def _address(node: Node | None) -> str:
+    """Underlay address of a node that has a place in the mesh; "" without one."""
+    return "" if node is None or node.ingress is None else node.description.data_path_address
+
+
+def _claim(node: Node) -> tuple[bool, int, str]:
+    """How good a node's claim to its address is: greater is better.
+
+    Of nodes that are there the oldest has it, or a wrong address in the settings of a new node
+    would cut off another. Of those that are gone it is the youngest: the machine joined last as it.
+    """
+    there = node.status.state in (NodeState.READY, NodeState.UNKNOWN)
+    age = node.meta.created_at_ns
+    return there, -age if there else age, node.id

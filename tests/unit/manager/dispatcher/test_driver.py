@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 from typing_extensions import override
 
 from manager.dispatcher.core import FIRST_CONTACT_S, Sessions
@@ -19,7 +20,7 @@ from shoal.model.specs import ClusterSpec, DispatcherConfig
 from shoal.model.types import NodeDescription
 from tests.support.managing import HandClock, a_store, put_now, running, until
 from tests.support.planning import a_node
-from tests.unit.manager.dispatcher.test_endpoints import a_member, a_published
+from tests.unit.manager.dispatcher.test_endpoints import a_member, a_peer, a_published
 
 DESCRIPTION = NodeDescription(hostname="host-n1")
 
@@ -206,6 +207,19 @@ async def test_a_node_that_registers_too_often_keeps_the_session_it_has():
     rig.dispatcher.sessions.check("n1", sessions[-1])
     rig.clock.advance(8.0)
     await rig.register()
+
+
+async def test_a_node_at_the_address_of_another_that_is_there_is_named_in_the_log():
+    rig = Rig(a_peer("n1", "192.0.2.1"), a_peer("n2", "192.0.2.1", index=2))
+    description = DESCRIPTION.replaced(data_path_address="192.0.2.1")
+    async with running(rig.dispatcher.run):
+        await until(lambda: rig.dispatcher.table.peers)
+        with capture_logs() as logs:
+            await rig.dispatcher.register("n1", description, "192.0.2.1")
+            assert "node.address_shared" not in {line["event"] for line in logs}
+            await rig.dispatcher.register("n2", description, "192.0.2.1")
+    (line,) = [line for line in logs if line["event"] == "node.address_shared"]
+    assert (line["node_id"], line["others"]) == ("n2", ["n1"])
 
 
 async def test_a_removed_node_cannot_register_and_leaves_no_session():

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.dispatcher.endpoints import EndpointTable, Member, PeerRow
-from shoal.model.enums import PortProtocol, TaskState
+from shoal.model.enums import NodeState, PortProtocol, TaskState
 from shoal.model.objects import Task
 from shoal.model.types import Endpoint, NodeIngress
-from tests.support.planning import Cell, a_node, a_port, a_service, a_task
+from tests.support.planning import START_NS, Cell, a_node, a_port, a_service, a_task
 
 
 def a_published(service_id: str = "web", *ports):
@@ -109,6 +109,85 @@ def test_peers_are_nodes_that_know_their_place():
     cell.remove(node)
     assert table.update_nodes(cell.tables, ["n1"]) == {"n1"}
     assert table.peers == {}
+
+
+def a_peer(node_id: str, address: str, *, state=NodeState.READY, joined=0, index=1):
+    node = a_node(node_id, state=state)
+    return node.replaced(
+        meta=node.meta.replaced(created_at_ns=START_NS + joined),
+        description=node.description.replaced(data_path_address=address),
+        ingress=NodeIngress(index=index, subnet=f"10.240.{4 * index}.0/22"),
+    )
+
+
+def test_a_machine_that_left_and_joined_again_is_one_peer():
+    old = a_peer("n1", "192.0.2.1", index=1)
+    cell = Cell([old, a_peer("n2", "192.0.2.2", index=2)])
+    table = EndpointTable()
+    table.update_nodes(cell.tables, ["n1", "n2"])
+    assert set(table.peers) == {"n1", "n2"}
+
+    cell.put(old.replaced(status=old.status.replaced(state=NodeState.DISCONNECTED)))
+    assert table.update_nodes(cell.tables, ["n1"]) == set(), "alone it keeps its address"
+    cell.put(a_peer("n3", "192.0.2.1", joined=9, index=3))
+    assert table.update_nodes(cell.tables, ["n3"]) == {"n1", "n3"}
+    assert set(table.peers) == {"n2", "n3"}
+    assert table.nodes_at("192.0.2.1") == {"n1", "n3"}
+
+    new = cell.tables.nodes.get("n3")
+    cell.put(old.replaced(status=old.status.replaced(state=NodeState.DOWN)))
+    cell.put(new.replaced(status=new.status.replaced(state=NodeState.DOWN)))
+    assert table.update_nodes(cell.tables, ["n1", "n3"]) == set(), "while the machine is down too"
+    cell.remove(new)
+    assert table.update_nodes(cell.tables, ["n3"]) == {"n1", "n3"}
+    assert set(table.peers) == {"n1", "n2"}
+
+
+def test_of_two_nodes_that_are_there_the_first_keeps_the_address():
+    cell = Cell([a_peer("n1", "192.0.2.1"), a_peer("n0", "192.0.2.1", joined=5, index=2)])
+    table = EndpointTable()
+    table.update_nodes(cell.tables, ["n0", "n1"])
+    assert set(table.peers) == {"n1"}
+
+
+PEER_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["n1", "n2", "n3", "n4"]),
+        st.sampled_from(["", "192.0.2.1", "192.0.2.2"]),
+        st.sampled_from(list(NodeState)),
+        st.booleans(),
+    ),
+    max_size=25,
+)
+
+
+@given(PEER_STEPS)
+@settings(deadline=None)
+def test_following_each_node_gives_the_peers_of_the_whole_state_and_no_address_twice(steps):
+    cell = Cell()
+    table = EndpointTable()
+    for node_id, address, state, gone in steps:
+        index = int(node_id[1:])
+        node = a_peer(node_id, address, state=state, joined=-index, index=index)
+        if not gone:
+            cell.put(node)
+        elif cell.tables.nodes.get(node_id) is not None:
+            cell.remove(node)
+        before, version = dict(table.peers), table.version
+        changed = table.update_nodes(cell.tables, [node_id])
+        fresh = EndpointTable()
+        fresh.update_nodes(cell.tables, [row.id for row in cell.tables.nodes])
+        assert table.peers == fresh.peers
+        assert table.node_ids() == fresh.node_ids()
+        assert changed == {
+            key for key in before | table.peers if before.get(key) != table.peers.get(key)
+        }
+        assert table.version == version + bool(changed)
+        addresses = [row.address for row in table.peers.values()]
+        assert len(addresses) == len(set(addresses))
+        assert set(addresses) == {
+            row.description.data_path_address for row in cell.tables.nodes
+        } - {""}
 
 
 STEPS = st.lists(
