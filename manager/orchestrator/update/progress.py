@@ -43,10 +43,13 @@ class SlotProgress(Row, frozen=True):
 
     @property
     def done_at_ns(self) -> int | None:
-        """When the first task the update made here ran or ended; None: not yet."""
+        """When the first task that is up to date ran, or one the update made ended; None: not yet.
+
+        It need not be of the update's making: one that a change passed by and came back to runs on.
+        """
         times = [
             ended_at_ns(task)
-            for task in self.made
+            for task in self.made + self.current
             if task.status.state is TaskState.RUNNING or ended_by_itself(task)
         ]
         return min(times, default=None)

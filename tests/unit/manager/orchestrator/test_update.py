@@ -11,10 +11,12 @@ from shoal.model.objects import Task
 from shoal.model.specs import ContainerSpec, PullOptions, TaskSpec
 from shoal.model.types import (
     ContainerStatus,
+    Endpoint,
     EndpointSpec,
     Placement,
     PortConfig,
     UpdateConfig,
+    UpdateStatus,
     Version,
 )
 from tests.support.planning import SECOND_NS, Cell, a_node, a_port, a_service, a_task
@@ -365,6 +367,26 @@ def test_an_update_to_a_port_that_was_taken_meanwhile_touches_no_task() -> None:
     cell.remove(cell.service("other"))
     _finish(cell)
     assert _state(cell) == (UpdateState.COMPLETED, "update completed")
+
+
+def test_a_rollback_ends_where_the_task_it_made_was_let_go_for_one_that_runs() -> None:
+    # The old task was never stopped: what it was to be replaced by came to nothing.
+    ports = EndpointSpec(ports=(a_port(80, 8080),))
+    cell = _running(UpdateConfig(), replicas=1)
+    (old,) = cell.tasks()
+    now_ns = cell.now_ns + SECOND_NS
+    failed = a_task("x1", state=TaskState.REJECTED, desired=TaskState.SHUTDOWN,
+                    created_at_ns=now_ns, endpoint=Endpoint(spec=ports))  # fmt: skip
+    made = a_task("x2", state=TaskState.SHUTDOWN, desired=TaskState.SHUTDOWN,
+                  created_at_ns=now_ns + 1, replaces_task_id="x1")  # fmt: skip
+    version = cell.service().spec_version
+    cell.put(failed.replaced(spec_version=version), made.replaced(spec_version=version))
+    status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at_ns=now_ns)
+    cell.put(cell.service().replaced(update_status=status))
+    _finish(cell)
+
+    assert _state(cell) == (UpdateState.ROLLBACK_COMPLETED, "rollback completed")
+    assert [task.id for task in cell.tasks() if is_wanted(task)] == [old.id]
 
 
 def test_scaling_alone_is_no_update() -> None:
