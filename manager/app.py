@@ -182,7 +182,9 @@ async def _start(stack: AsyncExitStack, manager: Manager) -> Supervisor:
         ),
         server,
     )
-    node_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServer(manager.why_not_ready), server)
+    node_pb2_grpc.add_TelemetryServicer_to_server(
+        TelemetryServer(manager.why_not_ready, manager.backend.is_stuck), server
+    )
     server.add_generic_rpc_handlers((router,))
     _bind(server, site)
     await server.start()

@@ -26,6 +26,7 @@ class Code(Enum):
     NOT_LEADER = "not_leader"
     NOT_BEGUN = "not_begun"
     UNAVAILABLE = "unavailable"
+    UNREACHABLE = "unreachable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     RESOURCE_EXHAUSTED = "resource_exhausted"
     PERMISSION_DENIED = "permission_denied"
@@ -107,6 +108,12 @@ class Unavailable(SwarmError):
     retryable = True
 
 
+class Unreachable(Unavailable):
+    """Nobody was found where the caller says that it can be reached."""
+
+    code = Code.UNREACHABLE
+
+
 class DeadlineExceeded(SwarmError):
     """No answer within the deadline; the operation may or may not have happened."""
 
@@ -148,7 +155,7 @@ ERROR_BY_CODE: dict[Code, type[SwarmError]] = {
     cls.code: cls
     for cls in (
         InvalidArgument, NotFound, AlreadyExists, NameConflict, SequenceConflict,
-        FailedPrecondition, NotLeader, NotBegun, Unavailable, DeadlineExceeded,
+        FailedPrecondition, NotLeader, NotBegun, Unavailable, Unreachable, DeadlineExceeded,
         ResourceExhausted, PermissionDenied, Unauthenticated, Unimplemented, Internal,
     )
 }  # fmt: skip

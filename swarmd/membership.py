@@ -284,6 +284,8 @@ class MembershipChanges:
                     if answer.ready:
                         return
                     reason = answer.reason
+                    if answer.stuck:
+                        raise FailedPrecondition(reason)
                     if manager.restarts > restarts:
                         raise Unavailable(
                             f"the manager could not start: its process {manager.last_exit}; "

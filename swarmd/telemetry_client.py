@@ -14,10 +14,14 @@ TIMEOUT_S = 2.0
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether a process does its work, and if not, why."""
+    """Whether a process does its work, and if not, why.
+
+    stuck: the reason does not pass by itself.
+    """
 
     ready: bool
     reason: str = ""
+    stuck: bool = False
 
 
 async def metrics(upstream: Upstream, timeout_s: float = TIMEOUT_S) -> bytes:
@@ -40,4 +44,4 @@ async def readiness(upstream: Upstream, timeout_s: float = TIMEOUT_S) -> Readine
     except grpc.aio.AioRpcError as error:
         text = error.details() or error.code().name
         return Readiness(ready=False, reason=f"the {upstream.name} process: {text}")
-    return Readiness(ready=answer.ready, reason=answer.reason)
+    return Readiness(ready=answer.ready, reason=answer.reason, stuck=answer.stuck)

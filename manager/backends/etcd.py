@@ -99,6 +99,10 @@ class EtcdBackend:
         """`Backend.why_not_ready`."""
         return self._problem
 
+    def is_stuck(self) -> bool:
+        """`Backend.is_stuck`: etcd may serve again at any time."""
+        return False
+
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Managers say nothing to each other: they meet in etcd."""
 

@@ -104,6 +104,10 @@ class Backend(Protocol):
         """Why this manager can take no part yet, "" when it can."""
         ...
 
+    def is_stuck(self) -> bool:
+        """Whether the reason of `why_not_ready` does not pass by itself."""
+        ...
+
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Serve what managers say to each other, if they do."""
         ...

@@ -15,7 +15,7 @@ from manager.consensus.changes import MembershipChanges
 from manager.consensus.driver import RaftDriver
 from manager.consensus.recovery import Place, Recovery, recover
 from manager.leadership.interfaces import NoLeader
-from manager.leadership.joining import ask_to_join
+from manager.leadership.joining import NotJoined, ask_to_join
 from manager.leadership.members import MembersKeeper, WedgeWatch
 from manager.leadership.raft import RaftConsensus, why_no_leader
 from manager.leadership.server import RaftMembershipServer
@@ -50,7 +50,7 @@ class RaftBackend:
         self._site = site
         self._ring = recovery.opened.keys
         self._must_join = recovery.must_join
-        self._why_not_joined = ""
+        self._not_joined = NotJoined("the manager has not joined the others yet")
         self._stack = AsyncExitStack()
         self.store = Store(recovery.tables, site.clock, recovery.history)
         self.transport = GrpcTransport(recovery.me, site.dial)
@@ -87,10 +87,14 @@ class RaftBackend:
     def why_not_ready(self) -> str:
         """`Backend.why_not_ready`."""
         if not self.driver.roster.members:
-            return self._why_not_joined or "the manager has not joined the others yet"
+            return self._not_joined.reason
         if self.driver.raft.id not in self.driver.raft.membership.all_voters:
             return "the manager learns the log before it votes"
         return ""
+
+    def is_stuck(self) -> bool:
+        """`Backend.is_stuck`."""
+        return not self.driver.roster.members and self._not_joined.stuck
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """`Backend.add_to_server`."""
@@ -145,8 +149,9 @@ class RaftBackend:
         config = self._site.config
         managers = [one for one in config.managers if one != config.advertise_address]
 
-        def tell(reason: str) -> None:
-            self._why_not_joined = f"the others did not let this manager in yet: {reason}"
+        def tell(news: NotJoined) -> None:
+            reason = f"the others did not let this manager in yet: {news.reason}"
+            self._not_joined = NotJoined(reason, news.stuck)
 
         members = await ask_to_join(self.transport.me, managers, self._site.dial, tell=tell)
         self.transport.introduce(members)

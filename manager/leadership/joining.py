@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import grpc
+import msgspec
 import structlog
 
 from manager.consensus.roster import Member
@@ -20,15 +21,26 @@ from shoal.errors import (
     SequenceConflict,
     SwarmError,
     Unavailable,
+    Unreachable,
 )
 from shoal.wire.errors import from_rpc_error
 
 CALL_TIMEOUT_S = 20.0
 PAUSE_MAX_S = 2.0
+PROBES_MAX = 2
+"""The leader has looked for this manager so often, 5 s each: then its address is wrong."""
 
 _PASSING = (Unavailable, NotLeader, DeadlineExceeded, SequenceConflict, FailedPrecondition)
 
 Dial = Callable[[str], grpc.aio.Channel]
+
+
+class NotJoined(msgspec.Struct, frozen=True):
+    """Why a manager is no member yet. stuck: it does not become one by itself."""
+
+    reason: str
+    stuck: bool = False
+
 
 _log = structlog.get_logger()
 
@@ -38,30 +50,31 @@ async def ask_to_join(
     addresses: Sequence[str],
     dial: Dial,
     *,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Callable[[NotJoined], None] = lambda _: None,
 ) -> list[Member]:
     """Join through one of the managers; the members, this one included.
 
     The server of this manager must be running: it is called back. Asks for as long as no manager
     can be reached, nobody leads, or the node is not to be a manager (it may be on its way out, or
-    be promoted again). tell: is told why it was not let in yet. Raises: what else the leader
-    refuses with.
+    be promoted again); also when nobody reaches it, since its address may become reachable. tell:
+    is told why it was not let in yet. Raises: what else the leader refuses with.
     """
     if not addresses:
         raise FailedPrecondition(
             "this manager has neither a log nor the address of another manager: leave with"
             " --force, then init or join again"
         )
-    backoff = Backoff(max_s=PAUSE_MAX_S)
+    backoff, missed = Backoff(max_s=PAUSE_MAX_S), 0
     while True:
         for address in addresses:
             try:
                 return await _ask(me, address, dial)
             except _PASSING as error:
-                tell(error.message)
+                missed += isinstance(error, Unreachable)
+                tell(NotJoined(error.message, stuck=missed >= PROBES_MAX))
                 _log.warning("raft.not_joined", asked=address, reason=error.message)
             except SwarmError as error:
-                tell(error.message)
+                tell(NotJoined(error.message))
                 raise
             raise_if_cancelled()
         await asyncio.sleep(backoff.next_s())

@@ -27,7 +27,7 @@ class Prober(Protocol):
     """Tries to reach a manager."""
 
     async def probe(self, member: Member) -> None:
-        """Raises: Unavailable when nobody with that raft id answers there."""
+        """Raises: Unreachable when nobody with that raft id answers there, Unavailable."""
         ...
 
 

@@ -24,7 +24,7 @@ from manager.transport.snapshots import Incoming, send, snapshot_name
 from shoal.aio.backoff import Backoff
 from shoal.aio.cancel import raise_if_cancelled
 from shoal.api.v1.raft_pb2_grpc import RaftStub
-from shoal.errors import SwarmError, Unavailable, invariant
+from shoal.errors import SwarmError, Unavailable, Unreachable, invariant
 
 SNAPSHOT_ATTEMPTS_MAX = 6
 INTRODUCED_MAX = 16
@@ -147,7 +147,10 @@ class GrpcTransport:
         self.follow(roster)
 
     async def probe(self, member: Member) -> None:
-        """Open a stream to a manager and close it. Raises: Unavailable when it is not there."""
+        """Open a stream to a manager and close it.
+
+        Raises: Unreachable when it is not there, Unavailable when that cannot be told.
+        """
         try:
             async with (
                 asyncio.timeout(PROBE_TIMEOUT_S),
@@ -158,14 +161,14 @@ class GrpcTransport:
                 answer = await call.read()
                 call.cancel()
         except TimeoutError:
-            raise Unavailable(
+            raise Unreachable(
                 f"{member.address} does not answer: the other managers must reach this one there;"
                 " check --advertise-addr and firewalls"
             ) from None
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{member.address}: {error.details()}") from error
         if answer is grpc.aio.EOF or answer.raft_id != member.raft_id:
-            raise Unavailable(f"{member.address} is not manager {member.raft_id:x}")
+            raise Unreachable(f"{member.address} is not manager {member.raft_id:x}")
 
     def incoming(self, sender: int, name: str) -> Incoming:
         """The transfer of that snapshot: the one that broke off, or a new one."""

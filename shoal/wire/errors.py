@@ -25,6 +25,7 @@ STATUS_BY_CODE: dict[Code, grpc.StatusCode] = {
     Code.NOT_LEADER: grpc.StatusCode.UNAVAILABLE,
     Code.NOT_BEGUN: grpc.StatusCode.UNAVAILABLE,
     Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Code.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,

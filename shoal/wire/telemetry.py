@@ -19,9 +19,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TelemetryServer(TelemetryServicer):
     """Serves `shoal.api.v1.Telemetry` for one process."""
 
-    def __init__(self, why_not_ready: Callable[[], str]) -> None:
-        """why_not_ready: "" when the process can do its work, the reason otherwise."""
+    def __init__(
+        self, why_not_ready: Callable[[], str], is_stuck: Callable[[], bool] = lambda: False
+    ) -> None:
+        """why_not_ready: "" when the process can do its work, the reason otherwise.
+
+        is_stuck: whether that reason does not pass by itself.
+        """
         self._why_not_ready = why_not_ready
+        self._is_stuck = is_stuck
 
     @override
     async def GetMetrics(
@@ -34,4 +40,5 @@ class TelemetryServer(TelemetryServicer):
         self, request: pb.GetReadinessRequest, context: Context
     ) -> pb.GetReadinessResponse:
         reason = self._why_not_ready()
-        return pb.GetReadinessResponse(ready=not reason, reason=reason)
+        stuck = bool(reason) and self._is_stuck()
+        return pb.GetReadinessResponse(ready=not reason, reason=reason, stuck=stuck)
