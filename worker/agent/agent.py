@@ -33,8 +33,6 @@ from worker.agent.tasks import NodeTasks
 from worker.network.api import Peer, PublishedPort
 
 FIRST_MESSAGE_TIMEOUT_S = 5.0
-SESSION_SETTLED_S = 5.0
-"""A session that lasted so long makes the next pause the shortest again."""
 HEARTBEAT_MIN_S = 0.05
 NETWORK_RETRY_S = 5.0
 TASKS_PER_TURN = 16
@@ -84,6 +82,7 @@ class Agent:
         self._reporter = reporter
         self._description = description
         self._remotes = Remotes(managers)
+        self._backoff = Backoff()
         self._connect = connect
         self._container_dir = container_dir
         self._announce = announce
@@ -139,13 +138,10 @@ class Agent:
     # -- sessions ------------------------------------------------------------------------------
 
     async def _keep_session(self) -> None:
-        backoff = Backoff()
         attempt = 0
-        loop = asyncio.get_running_loop()
         while True:
             address = self._remotes.choose(self._draw(attempt))
             attempt += 1
-            started_s = loop.time()
             try:
                 await apart(self._try_session(address))
             except* SwarmError as group:
@@ -154,10 +150,8 @@ class Agent:
                 self._remotes.failed(address)
                 _log.warning("session.lost", manager=address, reason=reason)
             raise_if_cancelled()
-            if loop.time() - started_s >= SESSION_SETTLED_S:
-                backoff.reset()
             # Nodes that lost the same manager come back one after the other.
-            await asyncio.sleep(backoff.next_s(self._draw(attempt)))
+            await asyncio.sleep(self._backoff.next_s(self._draw(attempt)))
 
     async def _try_session(self, address: str) -> None:
         async with self._connect(address) as channel:
@@ -178,7 +172,7 @@ class Agent:
             publisher = LogPublisher(client, self._container_dir, self._tasks.task)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(client.beat(least_s=HEARTBEAT_MIN_S))
+                    group.create_task(self._beat(client))
                     group.create_task(self._follow_news(news))
                     group.create_task(self._follow_assignments(client))
                     group.create_task(self._reporter.run(client.report))
@@ -186,6 +180,14 @@ class Agent:
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
+
+    async def _beat(self, client: ManagerClient) -> None:
+        """Beat; once the manager has answered, the next pause is the shortest again.
+
+        However short the session then was: a node that is too busy to keep its sessions would be
+        called down for its pauses. The manager bounds how often a node may come back.
+        """
+        await client.beat(least_s=HEARTBEAT_MIN_S, answered=self._backoff.reset)
 
     async def _follow_news(self, news: AsyncIterator[SessionNews]) -> None:
         async for item in news:

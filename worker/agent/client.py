@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 import grpc
 
@@ -113,9 +113,10 @@ class ManagerClient:
             call.cancel()  # gRPC forgets to, before the first message
         raise Unavailable("the manager has ended the session")
 
-    async def beat(self, *, least_s: float) -> None:
+    async def beat(self, *, least_s: float, answered: Callable[[], None] = lambda: None) -> None:
         """Beat for ever, as often as the manager says, but no sooner than `least_s` after the last.
 
+        answered: called with each answer; from the first on the session works both ways.
         Raises Unavailable or what the manager says when it ends, DeadlineExceeded when the manager
         does not answer.
         """
@@ -133,6 +134,7 @@ class ManagerClient:
             while True:
                 async with asyncio.timeout(RPC_TIMEOUT_S + 2 * period_s):
                     period_s = (await anext(answers)).period_ns / 1e9
+                answered()
         except StopAsyncIteration:
             raise Unavailable("the manager has ended the heartbeats") from None
         except TimeoutError:

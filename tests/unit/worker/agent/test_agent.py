@@ -297,15 +297,43 @@ async def test_pauses_between_sessions_grow_and_stay_bounded(setup, monkeypatch)
 async def test_a_session_that_ends_at_once_does_not_make_the_agent_spin(setup, monkeypatch):
     """Opening a session is no success in itself: what follows may fail every time."""
     setup.manager.refuse_beat = InvalidArgument("no")
+    seen = _note_pauses(monkeypatch)
+    setup.run()
+    await until(lambda: len(seen) >= 6)
+    assert seen[:6] == sorted(seen[:6])
+    assert seen[5] > 10 * seen[0]
+
+
+async def test_pauses_are_short_again_after_a_session_that_worked_however_short_it_was(
+    setup, monkeypatch
+):
+    seen = _note_pauses(monkeypatch)
+    setup.manager.refuse_session = Unavailable("not now")
+    setup.run()
+    await until(lambda: len(seen) >= 5)
+    assert seen[4] > 10 * seen[0]
+
+    answers = []
+    reset = module.Backoff.reset
+    monkeypatch.setattr(module.Backoff, "reset", lambda self: answers.append(reset(self)))
+    setup.manager.refuse_session = None
+    for number in range(1, 5):
+        await setup.session(number)
+        heard, pauses = len(answers), len(seen)
+        await until(lambda before=heard: len(answers) > before)
+        setup.manager.end_sessions()
+        await until(lambda before=pauses: len(seen) > before)
+        assert seen[-1] == seen[0]
+
+
+def _note_pauses(monkeypatch):
+    """Pauses that the agent would make, from now on; it makes none worth mentioning."""
     seen = []
     next_s = module.Backoff.next_s
     monkeypatch.setattr(
         module.Backoff, "next_s", lambda self, spread: seen.append(next_s(self, 1.0)) or 0.001
     )
-    setup.run()
-    await until(lambda: len(seen) >= 6)
-    assert seen[:6] == sorted(seen[:6])
-    assert seen[5] > 10 * seen[0]
+    return seen
 
 
 async def test_managers_are_tried_in_turn_and_nodes_begin_with_different_ones(setup):
