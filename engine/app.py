@@ -14,6 +14,7 @@ from importlib.metadata import version as version_of
 from typing import Any, cast
 
 from engine.containers.checks import NodeFacts
+from engine.containers.files import ContainerFiles
 from engine.containers.parts import ContainerParts, Needs, run_containers
 from engine.containers.service import NodeRuntime
 from engine.events import EventBus
@@ -25,9 +26,10 @@ from engine.http.routing import Route, Table
 from engine.http.server import serve
 from engine.http.settings import TlsSettings
 from engine.ports import Census
-from engine.resources import containers, events, plugins, swarm, system
+from engine.resources import archive, containers, events, plugins, swarm, system
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
+from worker.files.service import Files
 from worker.images.registry.login import RegistryLogin
 
 VERSION = version_of("shoal")
@@ -88,6 +90,7 @@ class Engine:
         yield from system.login_routes(RegistryLogin(self._offer.registries))
         yield from events.routes(self._events)
         yield from containers.routes(self.containers)
+        yield from archive.routes(ContainerFiles(self.containers, Files()))
         yield from swarm.routes()
         yield from plugins.routes()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -35,6 +36,7 @@ from worker.network.local.api import (
 from worker.volumes.api import Volumes
 
 _log = structlog.get_logger()
+_Return = Callable[[], Awaitable[None]]
 
 
 class ImageSource(Protocol):
@@ -149,17 +151,21 @@ class Grounds:
         next start of the container, or of the process, tries again.
         """
         record = container.record
-        returns: list[Callable[[], Awaitable[None]]] = []
+        returns: list[_Return] = []
         if self._networks is not None and _has_sandbox(record):
             returns.append(partial(self._networks.stop, record.id))
-        if self._volumes is not None:
-            names = {point.name for point in record.mounts if point.kind == "volume"}
-            returns += [partial(self._volumes.unmount, name, record.id) for name in sorted(names)]
-        for give_back in returns:
-            try:
-                await give_back()
-            except (SwarmError, OSError) as error:
-                _log.error("container.ground_kept", id=record.id, reason=str(error))
+        await _give_back(record, [*returns, *self._unmounts(record)])
+
+    @asynccontextmanager
+    async def mounted(self, container: Container) -> AsyncIterator[dict[str, str]]:
+        """Where the content of each mount is, by target, while inside; for one that does not run.
+
+        Its lock is held. Raises: SwarmError.
+        """
+        try:
+            yield await self._mount(container.record)
+        finally:
+            await _give_back(container.record, self._unmounts(container.record))
 
     async def rename(self, container: Container) -> None:
         """The container has another name: those who look it up find it by that."""
@@ -252,11 +258,25 @@ class Grounds:
                 sources[point.target] = await self._mount_volume(point, record.id)
         return sources
 
+    def _unmounts(self, record: Record) -> list[_Return]:
+        if self._volumes is None:
+            return []
+        names = {point.name for point in record.mounts if point.kind == "volume"}
+        return [partial(self._volumes.unmount, name, record.id) for name in sorted(names)]
+
     async def _mount_volume(self, point: MountPoint, container: str) -> str:
         if self._volumes is None:
             raise Unimplemented(f"Mounts: {point.target}: this node keeps no volumes")
         mounted = await self._volumes.mount(point.name, container, subpath=point.subpath)
         return mounted.source
+
+
+async def _give_back(record: Record, returns: Sequence[_Return]) -> None:
+    for give_back in returns:
+        try:
+            await give_back()
+        except (SwarmError, OSError) as error:
+            _log.error("container.ground_kept", id=record.id, reason=str(error))
 
 
 def _has_sandbox(record: Record) -> bool:

@@ -1,0 +1,1 @@
+"""Files of containers on a real kernel."""

@@ -1,0 +1,1 @@
+"""Reading and writing inside a container's root, from a process of its own."""
