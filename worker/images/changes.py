@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -70,18 +70,23 @@ def _label(config: ImageConfig, rest: str) -> ImageConfig:
 
 
 def _expose(config: ImageConfig, rest: str) -> ImageConfig:
-    ports = list(config.exposed_ports)
-    for word in _words(rest, config):
+    return _with(config, exposed_ports=ports(_words(rest, config), config.exposed_ports))
+
+
+def ports(words: Iterable[str], known: Iterable[str] = ()) -> tuple[str, ...]:
+    """`known` and what `EXPOSE` adds to it, each as PORT/PROTOCOL. Raises: InvalidArgument."""
+    found = list(known)
+    for word in words:
         match = _PORT.fullmatch(word)
         if match is None:
             raise InvalidArgument(f"port {word!r} is not PORT, FIRST-LAST or PORT/tcp|udp|sctp")
         first, last = int(match[1]), int(match[2] or match[1])
         if not 1 <= first <= last <= 65535:
             raise InvalidArgument(f"port {word!r} is not within 1 to 65535")
-        if len(ports) + last - first >= _PORTS_MAX:
+        if len(found) + last - first >= _PORTS_MAX:
             raise InvalidArgument(f"more than {_PORTS_MAX} ports")
-        ports.extend(f"{port}/{match[3] or 'tcp'}" for port in range(first, last + 1))
-    return _with(config, exposed_ports=tuple(dict.fromkeys(ports)))
+        found.extend(f"{port}/{match[3] or 'tcp'}" for port in range(first, last + 1))
+    return tuple(dict.fromkeys(found))
 
 
 def _user(config: ImageConfig, rest: str) -> ImageConfig:
@@ -89,10 +94,14 @@ def _user(config: ImageConfig, rest: str) -> ImageConfig:
 
 
 def _stop_signal(config: ImageConfig, rest: str) -> ImageConfig:
-    signal = _single(rest, config, "STOPSIGNAL")
+    return _with(config, stop_signal=checked_signal(_single(rest, config, "STOPSIGNAL")))
+
+
+def checked_signal(signal: str) -> str:
+    """The same. Raises: InvalidArgument for what is no signal."""
     if not _SIGNAL.fullmatch(signal):
         raise InvalidArgument(f"{signal!r} is not a signal's name or number")
-    return _with(config, stop_signal=signal)
+    return signal
 
 
 def _workdir(config: ImageConfig, rest: str) -> ImageConfig:
@@ -110,6 +119,11 @@ def _volume(config: ImageConfig, rest: str) -> ImageConfig:
 
 
 def _healthcheck(config: ImageConfig, rest: str) -> ImageConfig:
+    return _with(config, healthcheck=health_check(rest))
+
+
+def health_check(rest: str) -> HealthCheck:
+    """What follows `HEALTHCHECK`. Raises: InvalidArgument."""
     flags: dict[str, str] = {}
     while rest.startswith("--"):
         flag, _, rest = rest.partition(" ")
@@ -117,7 +131,7 @@ def _healthcheck(config: ImageConfig, rest: str) -> ImageConfig:
         flags[key], rest = value, rest.strip()
     kind, _, command = rest.partition(" ")
     if kind.upper() == "NONE" and not command.strip():
-        return _with(config, healthcheck=HealthCheck(test=("NONE",)))
+        return HealthCheck(test=("NONE",))
     if kind.upper() != "CMD" or not command.strip():
         raise InvalidArgument("HEALTHCHECK takes NONE or CMD with a command")
     listed = _json_array(command)
@@ -131,12 +145,11 @@ def _healthcheck(config: ImageConfig, rest: str) -> ImageConfig:
     }
     if flags:
         raise InvalidArgument(f"unknown flag --{next(iter(flags))}")
-    check = HealthCheck(
+    return HealthCheck(
         test=test, interval_ns=times["interval"], timeout_ns=times["timeout"],
         start_period_ns=times["start-period"], start_interval_ns=times["start-interval"],
         retries=int(retries),
     )  # fmt: skip
-    return _with(config, healthcheck=check)
 
 
 _CHANGES: dict[str, Callable[[ImageConfig, str], ImageConfig]] = {
