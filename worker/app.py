@@ -42,6 +42,7 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
+from worker.images.model import User
 from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.metrics import ContainerCollector
@@ -97,14 +98,21 @@ class Membership:
             return ""
         return "; ".join(filter(None, (self._agent_failure, self._agent.why_not_ready)))
 
-    async def images_in_use(self) -> set[str]:
-        """Ids of the images that containers were made from, or are about to be.
+    async def image_users(self) -> dict[str, list[User]]:
+        """The containers made from each image, and the tasks about to be; by the image's id.
 
         Names may stand for other images by now, so the containers themselves are asked.
         """
-        needed = set() if self.tasks is None else self.tasks.images_needed()
-        labels = [status.labels for status in await self._runtime.list()]
-        return needed | {label[IMAGE_ID_LABEL] for label in labels if IMAGE_ID_LABEL in label}
+        users: dict[str, list[User]] = {}
+        if self.tasks is not None:
+            for task_id, image_id in self.tasks.images_needed().items():
+                users.setdefault(image_id, []).append(User(task_id))
+        for status in await self._runtime.list():
+            image_id = status.labels.get(IMAGE_ID_LABEL, "")
+            if image_id:
+                user = User(status.id, running=status.state == "running")
+                users.setdefault(image_id, []).append(user)
+        return users
 
     async def wait_broken(self) -> None:
         """Wait until the agent broke an invariant, and raise that."""
@@ -421,9 +429,7 @@ async def _serve(
     REGISTRY.register(collector)
     stack.callback(REGISTRY.unregister, collector)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options())
-    node_pb2_grpc.add_ImagesServicer_to_server(
-        ImagesServer(images, membership.images_in_use), server
-    )
+    node_pb2_grpc.add_ImagesServicer_to_server(ImagesServer(images, membership.image_users), server)
     node_pb2_grpc.add_WorkerControlServicer_to_server(WorkerControlServer(membership), server)
     node_pb2_grpc.add_TelemetryServicer_to_server(WorkerTelemetry(membership, collector), server)
     paths.worker_socket.unlink(missing_ok=True)

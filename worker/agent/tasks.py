@@ -118,16 +118,16 @@ class NodeTasks:
             if TaskState.READY <= task.status.state <= TaskState.RUNNING and task.status.address
         }
 
-    def images_needed(self) -> set[str]:
-        """Ids of the images that containers about to be made need; others say it in their labels.
+    def images_needed(self) -> dict[str, str]:
+        """Ids of the images of tasks about to get a container; others say it in their labels.
 
         An ended task needs its image as little as one that has a container.
         """
-        found: set[str] = set()
+        found: dict[str, str] = {}
         for task in self.tasks():
             if task.status.state < TaskState.READY:
                 try:
-                    found.add(self._images.resolve(task.container.image).id)
+                    found[task.id] = self._images.resolve(task.container.image).id
                 except SwarmError:
                     continue
         return found

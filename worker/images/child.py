@@ -30,6 +30,7 @@ from worker.images import jobs, rules
 from worker.images.apply import Applier
 from worker.images.decompress import Packing, Unpacker
 from worker.images.model import UnpackLimits
+from worker.images.packing import pack_upper
 from worker.images.tarstream import Entry, Kind, TarBytes, entries
 
 _PR_SET_PDEATHSIG = 1
@@ -71,6 +72,8 @@ def _do(job: jobs.Job) -> jobs.Answer:
             return _unpack(job)
         case jobs.SplitJob():
             return _split(job)
+        case jobs.PackJob():
+            return _pack(job)
 
 
 class _RawArchive:
@@ -345,6 +348,17 @@ def _write_member(
     finally:
         os.close(fd)
     return jobs.Member(name=name, file=file, digest=f"sha256:{digest.hexdigest()}", size=size)
+
+
+# -- a layer from what a container has changed ----------------------------------------------
+
+
+def _pack(job: jobs.PackJob) -> jobs.Packed:
+    space = _Space(os.path.dirname(job.blob), job.limits.free_bytes_reserve)
+    packed = pack_upper(
+        job.upper, job.blob, lambda size: space.check(written_bytes=size, upcoming_bytes=0)
+    )
+    return jobs.Packed(packed.diff_id, packed.digest, packed.size)
 
 
 # -- the process ----------------------------------------------------------------------------

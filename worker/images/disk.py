@@ -3,6 +3,7 @@
     content/blobs/sha256/<hex>   layers, configurations, manifests, as OCI image layout has them
     content/ingest/<job>/        half-made things of running jobs, and trash
     snapshots/<chain hex>/fs     one directory per chain id, an overlayfs lower layer
+    empty                        what an image without layers has for a layer
     images.json                  the index: which images and names exist
     lock                         held by the process that owns the store
 
@@ -23,7 +24,7 @@ from worker.images.model import digest_hex
 
 _DIRECTORIES = (
     "content", "content/blobs", "content/blobs/sha256", "content/ingest", "content/ingest/trash",
-    "snapshots",
+    "snapshots", "empty",
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class Disk:
         self.trash = self.ingest / "trash"
         self.snapshots = root / "snapshots"
         self.index = root / "images.json"
+        self.empty = root / "empty"
         self._lock_fd: int | None = None
         self._condemned = 0
 

@@ -1,7 +1,8 @@
 """Which images and names a store has: a value, its file format, and its pure changes.
 
 The file is one JSON document, replaced whole by rename; `format` is checked before anything else,
-and a file this version cannot read is refused, never overwritten. Bounded by images_max.
+and a file this version cannot read is refused, never overwritten. Format 1, which knew neither
+digests of registries nor parents, is read and written anew as 2. Bounded by images_max.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, Resource
 from shoal.model.reference import Reference, parse_reference
 from worker.images.model import Image, ImageConfig, Layer
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)
 _HEX = frozenset("0123456789abcdef")
 NAMES_PER_IMAGE_MAX = 1024
 
@@ -30,6 +32,16 @@ class ImageRecord(msgspec.Struct, frozen=True):
     variant: str
     layers: tuple[Layer, ...]
     config: ImageConfig
+    parent: str = ""
+    tagged_at_ns: int = 0
+
+    def under(self, parent: str) -> ImageRecord:
+        """The same image, made from that one."""
+        return msgspec.structs.replace(self, parent=parent)
+
+    def tagged(self, now_ns: int) -> ImageRecord:
+        """The same image, having got a name."""
+        return msgspec.structs.replace(self, tagged_at_ns=now_ns)
 
     def blobs(self) -> set[str]:
         """Digests of every blob the image needs."""
@@ -41,41 +53,72 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """Images by id, and ids by full name."""
+    """Images by id; ids by full name, and by the `repository@digest` a registry knows them by."""
 
     format: int = FORMAT
     images: dict[str, ImageRecord] = {}
     names: dict[str, str] = {}
+    digests: dict[str, str] = {}
 
     def with_image(
-        self, record: ImageRecord, names: Iterable[Reference], *, images_max: int
+        self,
+        record: ImageRecord,
+        names: Iterable[Reference],
+        *,
+        images_max: int,
+        digests: Iterable[Reference] = (),
     ) -> Index:
-        """This index with the image, and `names` moved to it.
+        """This index with the image, and `names` and `digests` moved to it.
 
         Raises ResourceExhausted beyond `images_max` images or the names of one image.
         """
+        known = self.images.get(record.id)
+        if known is not None and not record.parent:  # it came again: what is known of it stays
+            record = record.under(known.parent)
         images = {**self.images, record.id: record}
         if len(images) > images_max:
             raise ResourceExhausted(
                 f"image store has {len(self.images)} images, the limit: remove some"
             )
         moved = {**self.names, **{str(name): record.id for name in names}}
-        if sum(1 for target in moved.values() if target == record.id) > NAMES_PER_IMAGE_MAX:
+        known_as = {**self.digests, **{str(one): record.id for one in digests}}
+        targets = [*moved.values(), *known_as.values()]
+        if targets.count(record.id) > NAMES_PER_IMAGE_MAX:
             raise ResourceExhausted(f"an image may have {NAMES_PER_IMAGE_MAX} names at most")
-        return Index(images=images, names=moved)
+        return Index(images=images, names=moved, digests=known_as)
 
     def without_names(self, names: Iterable[str]) -> Index:
-        """This index without those full names."""
+        """This index without those full names, tags or digests."""
         gone = set(names)
-        kept = {name: target for name, target in self.names.items() if name not in gone}
-        return Index(images=self.images, names=kept)
+        return Index(
+            images=self.images,
+            names={name: target for name, target in self.names.items() if name not in gone},
+            digests={name: target for name, target in self.digests.items() if name not in gone},
+        )
 
     def without_image(self, image_id: str) -> Index:
         """This index without that image and its names."""
         return Index(
             images={key: record for key, record in self.images.items() if key != image_id},
             names={name: target for name, target in self.names.items() if target != image_id},
+            digests={name: target for name, target in self.digests.items() if target != image_id},
         )
+
+    def digests_of(self, image_id: str) -> tuple[str, ...]:
+        """The image's full `repository@digest`s, sorted."""
+        return tuple(sorted(name for name, target in self.digests.items() if target == image_id))
+
+    def children_of(self, image_id: str) -> tuple[str, ...]:
+        """Ids of the images that were made from it here."""
+        return tuple(key for key, record in self.images.items() if record.parent == image_id)
+
+    def layer(self, chain_id: str, blob_digest: str) -> Layer | None:
+        """The unpacked layer whose kept blob is that one."""
+        for record in self.images.values():
+            for layer in record.layers:
+                if layer.chain_id == chain_id and layer.blob_digest == blob_digest:
+                    return layer
+        return None
 
     def names_of(self, image_id: str) -> tuple[str, ...]:
         """The image's full names, sorted."""
@@ -101,6 +144,11 @@ class Index(msgspec.Struct, frozen=True):
             variant=record.variant,
             layers=record.layers,
             config=record.config,
+            repo_digests=tuple(
+                parse_reference(one).familiar() for one in self.digests_of(record.id)
+            ),
+            parent=record.parent,
+            tagged_at_ns=record.tagged_at_ns,
         )
 
 
@@ -130,6 +178,9 @@ def _by_name(index: Index, reference: Reference) -> str | None:
     if reference.digest is None:
         return index.names.get(str(reference))
     repository = f"{reference.registry}/{reference.repository}"
+    known = index.digests.get(f"{repository}@{reference.digest}")
+    if known is not None:
+        return known
     for name, image_id in sorted(index.names.items()):
         if index.images[image_id].digest != reference.digest:
             continue
@@ -161,12 +212,13 @@ def decode(content: bytes, *, path: str) -> Index:
 
     try:
         head = msgspec.json.decode(content, type=_Head)
-        if head.format != FORMAT:
+        if head.format not in _READABLE:
             raise FailedPrecondition(
-                f"image index {path} has format {head.format}; this version reads {FORMAT}:"
+                f"image index {path} has format {head.format}; this version reads up to {FORMAT}:"
                 " it was written by a newer version"
             )
-        return msgspec.json.decode(content, type=Index)
+        found = msgspec.json.decode(content, type=Index)
+        return Index(images=found.images, names=found.names, digests=found.digests)
     except msgspec.MsgspecError as error:
         raise FailedPrecondition(
             f"image index {path} is damaged ({error}): restore it, or remove it to start empty"

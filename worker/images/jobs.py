@@ -31,7 +31,15 @@ class SplitJob(msgspec.Struct, frozen=True, tag="split"):
     limits: UnpackLimits
 
 
-Job = UnpackJob | SplitJob
+class PackJob(msgspec.Struct, frozen=True, tag="pack"):
+    """Write what an overlay's `upper` directory has changed to `blob`, as a gzip layer."""
+
+    upper: str
+    blob: str
+    limits: UnpackLimits
+
+
+Job = UnpackJob | SplitJob | PackJob
 
 
 class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
@@ -65,6 +73,14 @@ class Split(msgspec.Struct, frozen=True, tag="split"):
     members: list[Member]
 
 
+class Packed(msgspec.Struct, frozen=True, tag="packed"):
+    """A layer was written. diff_id: digest of its tar; the blob's are of its gzip form."""
+
+    diff_id: str
+    blob_digest: str
+    blob_bytes: int
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The job was refused or could not be done."""
 
@@ -79,7 +95,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
             return Internal(self.message)
 
 
-Answer = Unpacked | Split | Failed
+Answer = Unpacked | Split | Packed | Failed
 
 encode_job = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

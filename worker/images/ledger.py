@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -27,7 +29,12 @@ from worker.images.model import GcReport, Layer, StoreSettings
 _log = structlog.get_logger()
 
 
-Added = tuple[index.ImageRecord, Sequence[Reference]]
+class Added(NamedTuple):
+    """An image to be made known; names it gets, and what a registry calls it."""
+
+    record: index.ImageRecord
+    names: Sequence[Reference] = ()
+    digests: Sequence[Reference] = ()
 
 
 class Job:
@@ -53,6 +60,7 @@ class Ledger:
         self._write = asyncio.Lock()
         self._jobs: dict[str, Job] = {}
         self._published: dict[str, Layer] = {}  # unpacked by running jobs, not in the index yet
+        self._leases: Counter[str] = Counter()
 
     @classmethod
     async def open(cls, root: Path, settings: StoreSettings) -> Ledger:
@@ -105,6 +113,10 @@ class Ledger:
         found = self._published.get(chain_id)
         return found or self.index.layers_by_chain().get(chain_id)
 
+    def kept_layer(self, chain_id: str, blob_digest: str) -> Layer | None:
+        """The same, whose blob is that one and is kept."""
+        return self.index.layer(chain_id, blob_digest)
+
     async def publish_blob(self, job: Job, digest: str, file: Path) -> None:
         """Give the complete `file` its place under its digest, leased by `job`."""
         async with self._write:
@@ -133,25 +145,55 @@ class Ledger:
 
     async def record(self, job: Job, added: Sequence[Added]) -> None:
         """Make everything `job` published durable, then its images and their names known."""
-        for record, _ in added:
-            job.blobs |= record.blobs()
-            job.chains |= record.chains()
+        for one in added:
+            job.blobs |= one.record.blobs()
+            job.chains |= one.record.chains()
         await asyncio.to_thread(self.disk.sync)
         async with self._write:
             changed = self.index
-            for record, names in added:
-                changed = changed.with_image(record, names, images_max=self._settings.images_max)
+            for one in added:
+                changed = changed.with_image(
+                    one.record,
+                    one.names,
+                    images_max=self._settings.images_max,
+                    digests=one.digests,
+                )
             await self.change(changed)
 
-    async def add_name(self, image_id: str, name: Reference) -> None:
+    async def add_name(
+        self, image_id: str, name: Reference, now_ns: int, digests: Sequence[Reference] = ()
+    ) -> None:
         """Point one more name at an image. Raises NotFound if it went away."""
         async with self._write:
             record = self.index.images.get(image_id)
             if record is None:
                 raise NotFound(f"No such image: {image_id}")
             await self.change(
-                self.index.with_image(record, [name], images_max=self._settings.images_max)
+                self.index.with_image(
+                    record.tagged(now_ns),
+                    [name],
+                    images_max=self._settings.images_max,
+                    digests=digests,
+                )
             )
+
+    @asynccontextmanager
+    async def lease(self, image_id: str) -> AsyncIterator[None]:
+        """Keep an image from being removed while inside. Raises NotFound if it went away."""
+        async with self._write:
+            if image_id not in self.index.images:
+                raise NotFound(f"No such image: {image_id}")
+            self._leases[image_id] += 1
+        try:
+            yield
+        finally:
+            self._leases[image_id] -= 1
+            self._leases += Counter()  # forgets those nobody holds
+
+    @property
+    def leased(self) -> frozenset[str]:
+        """Ids of the images somebody holds a lease on."""
+        return frozenset(self._leases)
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:

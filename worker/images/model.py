@@ -97,6 +97,8 @@ class Image(msgspec.Struct, frozen=True):
 
     id: digest of the configuration. digest: digest of the manifest. names: full references that
     point here, sorted; empty for a dangling image. layers: lowest first. size_bytes: unpacked.
+    repo_digests: `repository@digest` of what registries call it, in their short form. parent: id of
+    the image it was made from here, or "". tagged_at_ns: when it last got a name, or 0.
     """
 
     id: str
@@ -110,13 +112,40 @@ class Image(msgspec.Struct, frozen=True):
     variant: str
     layers: tuple[Layer, ...]
     config: ImageConfig
+    repo_digests: tuple[str, ...] = ()
+    parent: str = ""
+    tagged_at_ns: int = 0
+
+
+class User(msgspec.Struct, frozen=True):
+    """A container made from an image. running: it must keep its layers whatever is forced."""
+
+    container: str
+    running: bool = True
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """One line of what a removal did. Exactly one is set: a name that is gone, or an id."""
+
+    untagged: str = ""
+    deleted: str = ""
 
 
 class Removal(msgspec.Struct, frozen=True):
-    """What `remove` did: names that point nowhere now, ids and chain ids that are gone."""
+    """What `remove` did, in order: names that point nowhere now, then what is gone."""
 
-    untagged: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
+    lines: tuple[Removed, ...] = ()
+    freed_bytes: int = 0
+
+    @property
+    def untagged(self) -> tuple[str, ...]:
+        """Names that are gone, in their short form."""
+        return tuple(line.untagged for line in self.lines if line.untagged)
+
+    @property
+    def deleted(self) -> tuple[str, ...]:
+        """Ids of images and chain ids of layers that are gone."""
+        return tuple(line.deleted for line in self.lines if line.deleted)
 
 
 class GcReport(msgspec.Struct, frozen=True):

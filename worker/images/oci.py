@@ -154,10 +154,12 @@ def runs_on(found: Platform, host: Platform) -> bool:
     )
 
 
-def parse_config(content: bytes, *, what: str, layers_max: int) -> ParsedConfig:
+def parse_config(
+    content: bytes, *, what: str, layers_max: int, layers_min: int = 1
+) -> ParsedConfig:
     """Read an image configuration. Raises InvalidArgument naming the field and the rule."""
     parsed = read_document(content, _ConfigFile, what)
-    if not parsed.rootfs.diff_ids:
+    if len(parsed.rootfs.diff_ids) < layers_min:
         raise InvalidArgument(f"{what}: rootfs.diff_ids is empty: an image has at least one layer")
     if len(parsed.rootfs.diff_ids) > layers_max:
         raise InvalidArgument(

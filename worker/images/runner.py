@@ -7,11 +7,12 @@ when the job is cancelled or fails, the child is killed and reaped before the er
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,7 @@ _log = structlog.get_logger()
 
 Source = Path | AsyncIterable[bytes]
 
+WATCH_S = 0.2
 _FEED_BYTES = 256 * 1024
 _STDERR_BYTES = 64 * 1024
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -36,16 +38,23 @@ class Runner:
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.unpack_parallel)
 
-    async def run(self, job: jobs.Job, source: Source) -> jobs.Answer:
+    async def run(
+        self,
+        job: jobs.Job,
+        source: Source | None,
+        *,
+        reads: Callable[[int], None] | None = None,
+    ) -> jobs.Answer:
         """Run one job over `source`. The answer travels in memory: a full disk can be told.
 
-        Raises whatever the job was refused with, InvalidArgument or NotFound for a bad path,
-        DeadlineExceeded, and what the source's iterator raises.
+        reads: told now and then how many bytes of a file the child has read. Raises whatever the
+        job was refused with, InvalidArgument or NotFound for a bad path, DeadlineExceeded, and what
+        the source's iterator raises.
         """
         async with self._slots:
             fd = await asyncio.to_thread(_open_source, source) if isinstance(source, Path) else None
             try:
-                answer = await self._finished(job, source if fd is None else fd)
+                answer = await self._finished(job, source if fd is None else fd, reads)
             finally:
                 if fd is not None:
                     os.close(fd)
@@ -53,21 +62,25 @@ class Runner:
             raise answer.error()
         return answer
 
-    async def _finished(self, job: jobs.Job, source: int | Source) -> jobs.Answer:
+    async def _finished(
+        self, job: jobs.Job, source: int | Source | None, reads: Callable[[int], None] | None
+    ) -> jobs.Answer:
         answer_fd = os.memfd_create("unpack-answer")
         errors_fd = os.memfd_create("unpack-stderr")
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-X", "utf8", "-m", "worker.images.child",
                 jobs.encode_job(job).decode(), str(os.getpid()),
-                stdin=source if isinstance(source, int) else subprocess.PIPE,
+                stdin=_stdin(source),
                 stdout=answer_fd,
                 stderr=errors_fd,
             )  # fmt: skip
             try:
                 async with asyncio.timeout(self._settings.unpack_timeout_s):
-                    if not isinstance(source, (int, Path)):
+                    if isinstance(source, AsyncIterable):
                         await _feed(process, source)
+                    elif isinstance(source, int) and reads is not None:
+                        await _watch(process, source, reads)
                     status = await process.wait()
             except TimeoutError:
                 raise DeadlineExceeded(
@@ -84,6 +97,22 @@ class Runner:
         finally:
             os.close(errors_fd)
             os.close(answer_fd)
+
+
+def _stdin(source: int | Source | None) -> int:
+    if source is None:
+        return subprocess.DEVNULL
+    return source if isinstance(source, int) else subprocess.PIPE
+
+
+async def _watch(
+    process: asyncio.subprocess.Process, fd: int, reads: Callable[[int], None]
+) -> None:
+    """Tell how far the child has come in the file: it reads through our description of it."""
+    while process.returncode is None:
+        reads(os.lseek(fd, 0, os.SEEK_CUR))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), WATCH_S)
 
 
 async def _feed(process: asyncio.subprocess.Process, source: AsyncIterable[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from shoal.api.v1.node_pb2_grpc import ImagesServicer
 from shoal.errors import InvalidArgument
 from shoal.model.reference import parse_reference
 from worker.images.model import Image
-from worker.images.store import ImageStore
+from worker.images.store import ImageStore, Users
 
 CHANGES_MAX = 256
 _NS_MAX = 2**63 - 1
@@ -25,12 +25,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ImagesServer(ImagesServicer):
     """Serves `shoal.api.v1.Images`."""
 
-    def __init__(
-        self, store: ImageStore, images_in_use: Callable[[], Awaitable[Collection[str]]]
-    ) -> None:
-        """images_in_use: ids of the images that the node's containers were made from."""
+    def __init__(self, store: ImageStore, image_users: Callable[[], Awaitable[Users]]) -> None:
+        """image_users: the node's containers, by the id of the image they were made from."""
         self._store = store
-        self._images_in_use = images_in_use
+        self._image_users = image_users
 
     @override
     async def ImportImage(
@@ -69,7 +67,7 @@ class ImagesServer(ImagesServicer):
         self, request: pb.RemoveImageRequest, context: Context
     ) -> pb.RemoveImageResponse:
         removal = await self._store.remove(
-            request.image, in_use=await self._images_in_use(), force=request.force
+            request.image, users=await self._image_users(), force=request.force
         )
         return pb.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
 

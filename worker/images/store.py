@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.errors import InvalidArgument, NotFound
 from shoal.model.reference import Reference, parse_reference
-from worker.images import index
+from worker.images import index, removal
 from worker.images.changes import apply_changes
+from worker.images.committing import Committer
+from worker.images.history import Configuration, HistoryEntry, Step, read_configuration, steps
 from worker.images.intake import Intake
+from worker.images.layering import Layering
 from worker.images.ledger import Ledger
-from worker.images.model import GcReport, Image, ImageConfig, Removal, StoreSettings
+from worker.images.model import GcReport, Image, ImageConfig, Removal, StoreSettings, User
 from worker.images.runner import Source
 
 _log = structlog.get_logger()
+
+Users = Mapping[str, Sequence[User]]
+"""Who was made from an image, by its id."""
 
 
 class ImageStore:
@@ -33,7 +40,10 @@ class ImageStore:
 
     def __init__(self, ledger: Ledger, *, settings: StoreSettings, clock: Clock) -> None:
         self._ledger = ledger
-        self._intake = Intake(ledger, settings, clock)
+        self._clock = clock
+        layering = Layering(ledger, settings)
+        self._intake = Intake(ledger, layering, settings, clock)
+        self._committer = Committer(ledger, layering, self._intake, settings)
 
     @classmethod
     async def open(
@@ -64,8 +74,13 @@ class ImageStore:
         return self._ledger.index.image(index.resolve(self._ledger.index, ref)[0])
 
     def layers(self, image: Image) -> tuple[str, ...]:
-        """Directories of the image's layers, topmost first: overlayfs' lowerdir order."""
+        """Directories of the image's layers, topmost first: overlayfs' lowerdir order.
+
+        Never none: an image without layers has an empty directory.
+        """
         place = self._ledger.disk.snapshot
+        if not image.layers:
+            return (str(self._ledger.disk.empty),)
         return tuple(str(place(layer.chain_id) / "fs") for layer in reversed(image.layers))
 
     def image_config(self, image: Image) -> ImageConfig:
@@ -73,17 +88,22 @@ class ImageStore:
         return image.config
 
     async def import_rootfs(
-        self, source: Source, reference: str | None, *, changes: Sequence[str] = ()
+        self,
+        source: Source,
+        reference: str | None,
+        *,
+        changes: Sequence[str] = (),
+        comment: str = "",
     ) -> Image:
         """Make a one-layer image of a root file system tar (plain, gzip, zstd, xz or bzip2).
 
         source: a file, or an async iterable of byte chunks. reference: its name, tag `latest`
-        unless given; None for none. changes: as `docker import --change`, see `changes`. Raises
-        InvalidArgument, ResourceExhausted; nothing is left behind then.
+        unless given; None for none. changes: as `docker import --change`, see `changes`. comment:
+        of its history. Raises InvalidArgument, ResourceExhausted; nothing is left behind then.
         """
         config = apply_changes(ImageConfig(), changes)
         names = [] if reference is None else [_plain_name(reference)]
-        image_id = await self._intake.import_rootfs(source, config, names)
+        image_id = await self._intake.import_rootfs(source, config, names, comment)
         return self._ledger.index.image(image_id)
 
     async def load(self, source: Source) -> builtins.list[str]:
@@ -94,53 +114,89 @@ class ImageStore:
         """
         return await self._intake.load(source)
 
+    async def commit(
+        self,
+        upper: str,
+        base: Image | None,
+        config: bytes,
+        *,
+        comment: str = "",
+        author: str = "",
+        created_by: str = "",
+        name: str = "",
+    ) -> Image:
+        """One more layer from an overlay's upper directory, as an image on top of `base`.
+
+        upper "": only the configuration changes. config: JSON of the new image's `config` object,
+        in Docker's spelling. name: what it is called, if anything. What runs in `upper` should be
+        paused. Raises InvalidArgument, NotFound (the base is gone), ResourceExhausted; nothing is
+        left behind then.
+        """
+        step = HistoryEntry(
+            created_by=created_by, author=author, comment=comment, empty_layer=not upper
+        )
+        names = [_plain_name(name)] if name else []
+        image_id = await self._committer.commit(upper, base, config, step, names)
+        return self._ledger.index.image(image_id)
+
+    async def configuration(self, image: Image) -> Configuration:
+        """The image's whole configuration document. Raises NotFound when it went away."""
+        file = self._ledger.disk.blob(image.id)
+        try:
+            return read_configuration(await asyncio.to_thread(file.read_bytes))
+        except FileNotFoundError:
+            raise NotFound(f"No such image: {image.id}") from None
+
+    async def history(self, image: Image) -> builtins.list[Step]:
+        """How the image was made, newest step first. Raises NotFound when it went away."""
+        return steps(image, await self.configuration(image), self.by_id)
+
+    def by_id(self, image_id: str) -> Image | None:
+        """The image of that full id."""
+        index_now = self._ledger.index
+        return index_now.image(image_id) if image_id in index_now.images else None
+
+    def children(self, image: Image) -> tuple[str, ...]:
+        """Ids of the images that were made from it here."""
+        return self._ledger.index.children_of(image.id)
+
+    def lease(self, image_id: str) -> AbstractAsyncContextManager[None]:
+        """Keep an image, name or not, from being removed while inside. Raises NotFound."""
+        return self._ledger.lease(image_id)
+
     async def tag(self, ref: str, name: str) -> None:
         """Give an image one more name; a name that stood for another image moves."""
-        await self._ledger.add_name(self.resolve(ref).id, _plain_name(name))
+        await self._ledger.add_name(self.resolve(ref).id, _plain_name(name), self._clock.now_ns())
 
-    async def remove(self, ref: str, *, in_use: Collection[str], force: bool = False) -> Removal:
-        """Take a name away, and the image with its last name; layers others share stay.
+    async def remove(
+        self, ref: str, *, users: Users, force: bool = False, prune: bool = True
+    ) -> Removal:
+        """Take a name away, and the image with its last name; see `removal` for the rules.
 
-        in_use: ids of images that containers use, running or not: those are never deleted. By id,
-        an image with several names is removed only with `force`. Raises NotFound,
-        FailedPrecondition.
+        users: the containers made from each image, by its id. prune: unnamed images it was made
+        from go, too. Raises NotFound, InvalidArgument, FailedPrecondition.
         """
+        rules = removal.Rules(users=users, leased=self._ledger.leased, force=force, prune=prune)
         async with self._ledger.exclusive():
-            current = self._ledger.index
-            image_id, name = index.resolve(current, ref)
-            names = current.names_of(image_id)
-            if name is not None and name.digest is None and len(names) > 1:
-                await self._ledger.change(current.without_names([str(name)]))
-                return Removal(untagged=(name.familiar(),))
-            _check_removal(image_id, names, ref=ref, in_use=in_use, force=force)
-            await self._ledger.change(current.without_image(image_id))
-            record = current.images[image_id]
-            gone = self._ledger.condemn_unused(blobs=record.blobs(), chains=record.chains())
+            before = self._ledger.index
+            planned = removal.plan(before, ref, rules)
+            await self._ledger.change(planned.index)
+            gone = [before.images[image_id] for image_id in planned.images]
+            chains = self._ledger.condemn_unused(
+                blobs={digest for record in gone for digest in record.blobs()},
+                chains={chain for record in gone for chain in record.chains()},
+            )
         await asyncio.to_thread(self._ledger.disk.empty_trash)
-        _log.info("image.removed", image=image_id, names=names)
+        _log.info("image.removed", images=planned.images, names=planned.untagged)
+        sizes = before.layers_by_chain()
         return Removal(
-            untagged=tuple(parse_reference(one).familiar() for one in names),
-            deleted=(image_id, *gone),
+            removal.as_lines(planned.untagged, (*planned.images, *chains)),
+            freed_bytes=sum(sizes[chain].unpacked_bytes for chain in chains if chain in sizes),
         )
 
     async def gc(self) -> GcReport:
         """Remove every blob, snapshot and leftover that no image and no running job refers to."""
         return await self._ledger.gc()
-
-
-def _check_removal(
-    image_id: str, names: Sequence[str], *, ref: str, in_use: Collection[str], force: bool
-) -> None:
-    if image_id in in_use:
-        raise FailedPrecondition(
-            f"conflict: unable to remove {ref}: a container uses image {image_id[7:19]};"
-            " remove the container first"
-        )
-    if len(names) > 1 and not force:
-        short = ", ".join(parse_reference(name).familiar() for name in names)
-        raise FailedPrecondition(
-            f"conflict: unable to delete {ref} (must be forced): it has the names {short}"
-        )
 
 
 def _plain_name(text: str) -> Reference:

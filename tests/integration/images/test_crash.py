@@ -29,7 +29,7 @@ async def main():
         for path in sys.argv[2:]:
             await asyncio.gather(*(store.load(pathlib.Path(path)) for _ in range(2)))
         for image in store.list()[1:]:
-            await store.remove(image.id, in_use=(), force=True)
+            await store.remove(image.id, users={}, force=True)
 asyncio.run(main())
 """
 

@@ -33,6 +33,7 @@ from tests.integration.images.tars import (
     symlink,
     tar,
 )
+from worker.images.model import User
 from worker.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -276,20 +277,28 @@ async def test_names_and_removal(store, root, tmp_path):
     await store.load(write(tmp_path / "a.tar", docker_save([base], tags=["a:1", "a:2"])))
     await store.load(write(tmp_path / "b.tar", docker_save([base, tar(member("b", b""))], ["b:1"])))
     first, second = store.resolve("a:1"), store.resolve("b:1")
-    with pytest.raises(FailedPrecondition, match="must be forced"):
-        await store.remove(first.id, in_use=())
-    assert (await store.remove("a:1", in_use=[first.id])).untagged == ("a:1",)
-    with pytest.raises(FailedPrecondition, match="a container uses image"):
-        await store.remove("a:2", in_use=[first.id])
-    with pytest.raises(FailedPrecondition, match="a container uses image"):
-        await store.remove("a:2", in_use=[first.id], force=True)
-    removal = await store.remove("a:2", in_use=[second.id])
+    running, stopped = User("c" * 64), User("d" * 64, running=False)
+    with pytest.raises(FailedPrecondition, match="referenced in multiple repositories"):
+        await store.remove(first.id, users={})
+    assert (await store.remove("a:1", users={first.id: [running]})).untagged == ("a:1",)
+    with pytest.raises(
+        FailedPrecondition, match=r"\(must force\) - container cccccccccccc is using"
+    ):
+        await store.remove("a:2", users={first.id: [running]})
+    with pytest.raises(FailedPrecondition, match="being used by stopped container dddddddddddd"):
+        await store.remove(first.id, users={first.id: [stopped]})
+    with pytest.raises(FailedPrecondition, match=r"cannot be forced.*running container"):
+        await store.remove(first.id, users={first.id: [stopped, running]}, force=True)
+    async with store.lease(first.id):
+        with pytest.raises(FailedPrecondition, match="read or built upon"):
+            await store.remove(first.id, users={}, force=True)
+    removal = await store.remove("a:2", users={second.id: [running]})
     assert removal.deleted == (first.id,)  # its only layer is shared
     assert os.path.exists(os.path.join(store.layers(second)[1], "base"))
     with pytest.raises(NotFound, match="No such image: a:2"):
         store.resolve("a:2")
     await store.tag("b:1", "c")
-    removal = await store.remove(second.id, in_use=(), force=True)
+    removal = await store.remove(second.id, users={}, force=True)
     assert removal.untagged == ("b:1", "c:latest")
     assert len(removal.deleted) == 3
     assert leftovers(root) == ["images.json"]

@@ -277,14 +277,14 @@ async def test_images_in_use_follow_the_containers_not_the_names(node):
     gate = node.networks.board.gate("attach")
     node.tasks.assign(a_task())
     await until(lambda: node.state() is S.PREPARING)
-    assert node.tasks.images_needed() == {"sha256:old"}
+    assert node.tasks.images_needed() == {task_id(): "sha256:old"}
     gate.set()
     await node.reach(S.RUNNING)
     node.images.ids["web"] = "sha256:new"  # the name was given to another image
     labels = node.runtime.containers[task_id()].labels
     assert labels[IMAGE_ID_LABEL] == "sha256:old"
     assert labels[TASK_ID_LABEL] == task_id()
-    assert node.tasks.images_needed() == set()
+    assert node.tasks.images_needed() == {}
 
 
 async def test_the_record_is_on_disk_before_the_container_is_made(node):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
@@ -65,8 +67,26 @@ def test_bounded():
 def test_file_is_read_back_and_other_formats_are_refused():
     found = made(aaaa=["web", "x:2"])
     assert index.decode(index.encode(found), path="p") == found
-    with pytest.raises(FailedPrecondition, match="format 2"):
-        index.decode(b'{"format": 2}', path="p")
+    with pytest.raises(FailedPrecondition, match="format 3"):
+        index.decode(b'{"format": 3}', path="p")
     for damaged in (b"", b"{", b'{"format": 1, "images": 3}', b"[]"):
         with pytest.raises(FailedPrecondition, match="p is damaged"):
             index.decode(damaged, path="p")
+
+
+def test_format_1_is_read_and_becomes_2():
+    image_id = "sha256:" + "a" * 64
+    old = {
+        "format": 1,
+        "images": {image_id: {
+            "id": image_id, "digest": MANIFEST, "created": "", "architecture": "amd64",
+            "os": "linux", "variant": "", "layers": [], "config": {"env": ["A=1"]},
+        }},
+        "names": {"docker.io/library/web:latest": image_id},
+    }  # fmt: skip
+    found = index.decode(json.dumps(old).encode(), path="p")
+    assert found.format == 2
+    image = found.image(image_id)
+    assert (image.repo_tags, image.config.env) == (("web:latest",), ("A=1",))
+    assert (image.repo_digests, image.parent, image.tagged_at_ns) == ((), "", 0)
+    assert json.loads(index.encode(found))["format"] == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoal.api.v1 import node_pb2 as pb
 from shoal.errors import InvalidArgument
 from tests.support.fakes import an_image
-from worker.images.model import ImageConfig, Removal
+from worker.images.model import ImageConfig, Removal, Removed, User
 from worker.images.server import ImagesServer, _message, _nanoseconds
 
 
@@ -51,9 +51,9 @@ class Store:
     def __init__(self):
         self.removed = []
 
-    async def remove(self, ref, *, in_use, force):
-        self.removed.append((ref, set(in_use), force))
-        return Removal(untagged=("a",), deleted=("b",))
+    async def remove(self, ref, *, users, force):
+        self.removed.append((ref, users, force))
+        return Removal((Removed(untagged="a"), Removed(deleted="b")))
 
 
 async def nothing():
@@ -64,7 +64,7 @@ async def nothing():
 @pytest.mark.parametrize("method", ["ImportImage", "LoadImages"])
 async def test_a_stream_without_content_is_refused(method):
     async def in_use():
-        return set()
+        return {}
 
     server = ImagesServer(Store(), in_use)
     with pytest.raises(InvalidArgument, match="nothing was sent"):
@@ -76,7 +76,7 @@ async def test_too_many_changes_are_refused():
         yield pb.ImportImageRequest(changes=["ENV A=1"] * 257)
 
     async def in_use():
-        return set()
+        return {}
 
     with pytest.raises(InvalidArgument, match="257, at most 256"):
         await ImagesServer(Store(), in_use).ImportImage(requests(), None)
@@ -84,10 +84,10 @@ async def test_too_many_changes_are_refused():
 
 async def test_a_removal_knows_what_is_in_use():
     async def in_use():
-        return {"sha256:old"}
+        return {"sha256:old": [User("c")]}
 
     store = Store()
     request = pb.RemoveImageRequest(image="web", force=True)
     answer = await ImagesServer(store, in_use).RemoveImage(request, None)
-    assert store.removed == [("web", {"sha256:old"}, True)]
+    assert store.removed == [("web", {"sha256:old": [User("c")]}, True)]
     assert (answer.untagged, answer.deleted) == (["a"], ["b"])
