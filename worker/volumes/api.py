@@ -62,10 +62,11 @@ class Volumes(Protocol):
         """One volume. Raises: NotFound `get x: no such volume`."""
         ...
 
-    async def remove(self, name: str, *, force: bool = False) -> None:
+    async def remove(self, name: str, *, force: bool = False, user: str = "") -> None:
         """Remove it and its data; `force` accepts one that does not exist.
 
-        Raises: NotFound, FailedPrecondition `remove v1: volume is in use - [<container ids>]`.
+        user: a container on whose behalf it is removed: it does not count as one. Raises: NotFound,
+        FailedPrecondition `remove v1: volume is in use - [<container ids>]`.
         """
         ...
 
