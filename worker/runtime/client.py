@@ -20,15 +20,7 @@ import msgspec
 import structlog
 from typing_extensions import override
 
-from shoal.errors import (
-    ERROR_BY_CODE,
-    Code,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-)
+from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from worker.runtime import bundle, launch
 from worker.runtime.api import (
     ContainerConfig,
@@ -39,36 +31,26 @@ from worker.runtime.api import (
 )
 from worker.runtime.lean import cgroups
 from worker.runtime.lean.files import BUNDLE_FILE, read_text
+from worker.runtime.link import RECONNECT_S, REQUEST_DEADLINE_S, Broken, SupervisorLink, deadline
+from worker.runtime.talking import Talking
 
 _log = structlog.get_logger()
-REQUEST_DEADLINE_S = 20.0
 START_DEADLINE_S = 60.0
-_RECONNECT_S = 0.05
 _PROBE_DEADLINE_S = 30.0
 _RUN_DIR_BYTES_MAX = 80
-_LINE_BYTES_MAX = 64 << 20
-_IDLE_CONNECTIONS_MAX = 8
-_REPEATABLE = frozenset(("status", "list", "stats", "ping", "wait"))
 _INIT_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv")
 
-_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-
-class _Broken(Exception):
-    """The connection ended before the reply."""
-
-
-class NativeRuntime(Runtime):
+class NativeRuntime(Talking, Runtime):
     """Containers through our own executor. One instance per worker; all methods are concurrent."""
 
     def __init__(self, *, state_dir: str, run_dir: str, cgroup_parent: str) -> None:
         self.state_dir = os.path.abspath(state_dir)
         self.run_dir = os.path.abspath(run_dir)
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
-        self._socket = f"{self.run_dir}/supervisor.sock"
-        self._idle: list[_Connection] = []
-        self._sequence = 0
+        super().__init__(SupervisorLink(f"{self.run_dir}/supervisor.sock"))
 
+    @override
     def container_dir(self, container: str) -> str:
         """Where a container keeps its record, bundle and logs."""
         return f"{self.state_dir}/containers/{container}"
@@ -82,19 +64,19 @@ class NativeRuntime(Runtime):
             )
         launch.make_directories(self.run_dir, self.state_dir)
         await asyncio.to_thread(_make_init_layer, f"{self.state_dir}/init-layer")
-        async with _deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
+        async with deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
             while not await self._answers():
                 # A supervisor whose keeper died is about to become the keeper: let it.
                 heir = launch.is_recorded_alive(self.run_dir, "supervisor")
                 if not heir and not launch.keeper_is_alive(self.run_dir):
                     await launch.spawn_keeper(self.run_dir, self.state_dir, self.cgroup_parent)
-                await asyncio.sleep(_RECONNECT_S)
+                await asyncio.sleep(RECONNECT_S)
         await asyncio.to_thread(_empty, f"{self.state_dir}/trash")
 
     async def _answers(self) -> bool:
         try:
-            await self._exchange("ping", {})
-        except (OSError, _Broken):
+            await self._link.exchange("ping", {})
+        except (OSError, Broken):
             return False
         return True
 
@@ -135,6 +117,7 @@ class NativeRuntime(Runtime):
             "id": config.id,
             "bundle": content,
             "labels": config.labels,
+            "stdin": False,
             "files": bundle.files_of(config, around),
             "log": {
                 "max_size_bytes": config.log_max_size_bytes,
@@ -143,10 +126,10 @@ class NativeRuntime(Runtime):
         }
 
     async def _create(self, container: str, request: dict[str, Any]) -> ContainerStatus:
-        async with _deadline(REQUEST_DEADLINE_S, "runtime: create: no answer in time"):
+        async with deadline(REQUEST_DEADLINE_S, "runtime: create: no answer in time"):
             while True:
                 try:
-                    return _status(await self._request("create", request))
+                    return _status(await self._link.request("create", request))
                 except Unavailable:
                     # Made by the supervisor that died, or not: the next one knows.
                     known = [s for s in await self.list() if s.id == container]
@@ -160,10 +143,10 @@ class NativeRuntime(Runtime):
 
     @override
     async def start(self, container: str) -> ContainerStatus:
-        async with _deadline(START_DEADLINE_S, f"runtime: start {container}: no answer in time"):
+        async with deadline(START_DEADLINE_S, f"runtime: start {container}: no answer in time"):
             while True:
                 try:
-                    return _status(await self._request("start", {"id": container}, None))
+                    return _status(await self._link.request("start", {"id": container}, None))
                 except Unavailable:
                     # What became of it is known to the next supervisor.
                     status = await self.status(container)
@@ -174,7 +157,7 @@ class NativeRuntime(Runtime):
 
     @override
     async def kill(self, container: str, signal: int) -> None:
-        await self._request("kill", {"id": container, "signal": int(signal)})
+        await self._link.request("kill", {"id": container, "signal": int(signal)})
 
     @override
     async def stop(self, container: str, grace_s: float | None = None) -> ContainerStatus:
@@ -197,7 +180,7 @@ class NativeRuntime(Runtime):
             except FailedPrecondition:
                 return await self.status(container)
             except Unavailable:
-                await asyncio.sleep(_RECONNECT_S)
+                await asyncio.sleep(RECONNECT_S)
                 continue
             return await self.wait(container)
 
@@ -214,17 +197,17 @@ class NativeRuntime(Runtime):
     async def wait(self, container: str) -> ContainerStatus:
         while True:
             try:
-                return _status(await self._request("wait", {"id": container}, None))
+                return _status(await self._link.request("wait", {"id": container}, None))
             except Unavailable:
-                await asyncio.sleep(_RECONNECT_S)
+                await asyncio.sleep(RECONNECT_S)
 
     @override
     async def list(self) -> list[ContainerStatus]:
-        return [_status(record) for record in await self._request("list", {})]
+        return [_status(record) for record in await self._link.request("list", {})]
 
     @override
     async def status(self, container: str) -> ContainerStatus:
-        return _status(await self._request("status", {"id": container}))
+        return _status(await self._link.request("status", {"id": container}))
 
     @override
     async def remove(self, container: str, *, force: bool = False) -> None:
@@ -237,14 +220,14 @@ class NativeRuntime(Runtime):
     async def _remove(self, container: str) -> str:
         """Directory to delete; "" when an attempt whose answer was lost has removed it."""
         again = False
-        async with _deadline(REQUEST_DEADLINE_S, "runtime: remove: no answer in time"):
+        async with deadline(REQUEST_DEADLINE_S, "runtime: remove: no answer in time"):
             while True:
                 try:
-                    result = await self._request("remove", {"id": container})
+                    result = await self._link.request("remove", {"id": container})
                     return str(result["trash"])
                 except Unavailable:
                     again = True
-                    await asyncio.sleep(_RECONNECT_S)
+                    await asyncio.sleep(RECONNECT_S)
                 except NotFound:
                     if again:
                         return ""
@@ -252,47 +235,35 @@ class NativeRuntime(Runtime):
 
     @override
     async def stats(self, container: str) -> ContainerStats:
-        return msgspec.convert(await self._request("stats", {"id": container}), ContainerStats)
+        return msgspec.convert(await self._link.request("stats", {"id": container}), ContainerStats)
 
     @override
     async def pause(self, container: str) -> None:
-        await self._request("pause", {"id": container, "paused": True})
+        await self._link.request("pause", {"id": container, "paused": True})
 
     @override
     async def unpause(self, container: str) -> None:
-        await self._request("pause", {"id": container, "paused": False})
+        await self._link.request("pause", {"id": container, "paused": False})
 
     @override
     async def events(self) -> AsyncIterator[ContainerStatus]:
         while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(
-                    self._socket, limit=_LINE_BYTES_MAX
-                )
-            except OSError:
-                await asyncio.sleep(_RECONNECT_S)
-                continue
-            try:
-                writer.write(b'{"op":"events","seq":0}\n')
-                while line := await reader.readline():
+            with contextlib.suppress(OSError):
+                async for line in self._link.lines("events"):
                     for status in _event_statuses(msgspec.json.decode(line)):
                         yield status
-            except OSError:
-                continue
-            finally:
-                writer.close()
-            await asyncio.sleep(_RECONNECT_S)
+            await asyncio.sleep(RECONNECT_S)
 
     @override
     async def shutdown(self) -> None:
         await self.close()
-        async with _deadline(REQUEST_DEADLINE_S, "keeper: it does not end"):
+        async with deadline(REQUEST_DEADLINE_S, "keeper: it does not end"):
             while self._keeper_or_heir_lives():
                 pid = launch.recorded_pid(self.run_dir, "keeper")
                 if pid:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signals.SIGTERM)
-                await asyncio.sleep(_RECONNECT_S)
+                await asyncio.sleep(RECONNECT_S)
         mountinfo = await asyncio.to_thread(read_text, "/proc/self/mountinfo")
         await asyncio.to_thread(cgroups.remove_parent, self.cgroup_parent, mountinfo)
 
@@ -302,72 +273,7 @@ class NativeRuntime(Runtime):
 
     async def close(self) -> None:
         """Let go of idle connections; the processes behind the runtime go on."""
-        while self._idle:
-            _, writer = self._idle.pop()
-            writer.close()
-
-    async def _request(
-        self, operation: str, fields: dict[str, Any], deadline_s: float | None = REQUEST_DEADLINE_S
-    ) -> Any:
-        async with _deadline(deadline_s, f"runtime: {operation}: no answer in time"):
-            reply = None
-            while reply is None:
-                try:
-                    reply = await self._exchange(operation, fields)
-                except (OSError, _Broken) as error:
-                    if operation not in _REPEATABLE:
-                        raise Unavailable(
-                            f"runtime: {operation}: the supervisor is restarting; try again"
-                        ) from error
-                    await asyncio.sleep(_RECONNECT_S)
-        if "code" in reply:
-            raise ERROR_BY_CODE[Code(reply["code"])](reply["error"])
-        return reply["result"]
-
-    async def _exchange(self, operation: str, fields: dict[str, Any]) -> Any:
-        self._sequence += 1
-        request = msgspec.json.encode({"op": operation, "seq": self._sequence, **fields}) + b"\n"
-        reader, writer = await self._connect()
-        try:
-            writer.write(request)
-            await writer.drain()
-            line = await reader.readline()
-        except BaseException:
-            writer.close()
-            raise
-        if not line.endswith(b"\n"):
-            writer.close()
-            raise _Broken
-        if len(self._idle) < _IDLE_CONNECTIONS_MAX:
-            self._idle.append((reader, writer))
-        else:
-            writer.close()
-        return msgspec.json.decode(line)
-
-    async def _connect(self) -> _Connection:
-        while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof() and not writer.is_closing():
-                return reader, writer
-            writer.close()
-        return await asyncio.open_unix_connection(self._socket, limit=_LINE_BYTES_MAX)
-
-
-class _deadline:
-    """`asyncio.timeout` that raises our own error."""
-
-    def __init__(self, delay_s: float | None, message: str) -> None:
-        self._timeout = asyncio.timeout(delay_s)
-        self._message = message
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *exc: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*exc)
-        except TimeoutError:
-            raise DeadlineExceeded(self._message) from None
+        await self._link.close()
 
 
 def signal_number(name: str) -> int:

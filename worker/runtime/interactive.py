@@ -151,7 +151,7 @@ class InteractiveRuntime(Protocol):
         ...
 
     async def exec_wait(self, exec_id: str) -> ExecStatus:
-        """How the process ended; known until the container is removed."""
+        """How the process ended; of each container's, the last 256 that ended are known."""
         ...
 
     async def exec_status(self, exec_id: str) -> ExecStatus:

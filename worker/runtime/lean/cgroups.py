@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import os
 
-from worker.runtime.lean import devices_bpf
+from worker.runtime.lean import devices_bpf, files, limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-CPU_PERIOD_US = 100_000
 _V1_NEEDED = ("cpu", "cpuacct", "memory", "devices", "freezer", "pids")
+_V1_ALSO = ("blkio", "cpuset")  # where mounted; cpuset is joined only to be limited by it
+_V2_NEEDED = {"cpu", "memory", "pids"}
+_V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io")
+_SWAP_FILE = "memory.memsw.limit_in_bytes"
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class Usage:
@@ -52,7 +56,8 @@ def find_driver(parent: str, mountinfo: str) -> V1 | V2:
         missing = [c for c in _V1_NEEDED if c not in hierarchies]
         if missing:
             raise OSError(f"cgroup v1 controllers not mounted: {', '.join(missing)}")
-        return V1(parent, {c: hierarchies[c] for c in _V1_NEEDED})
+        used = (*_V1_NEEDED, *(c for c in _V1_ALSO if c in hierarchies))
+        return V1(parent, {c: hierarchies[c] for c in used})
     if unified:
         return V2(parent, unified)
     raise OSError("no cgroup hierarchy is mounted; mount cgroup2 on /sys/fs/cgroup")
@@ -70,52 +75,101 @@ class V1:
         self._roots = {c: m + parent for c, m in hierarchies.items()}
         for root in self._roots.values():
             os.makedirs(root, exist_ok=True)
+        if "cpuset" in hierarchies:
+            _inherit_cpuset(hierarchies["cpuset"], parent)
+
+    def _mountpoint(self, controller: str) -> str:
+        if controller not in self.hierarchies:
+            raise OSError(95, f"cgroup v1 controller {controller} is not mounted", controller)
+        return self.hierarchies[controller]
+
+    def _directory(self, controller: str, container: str) -> str:
+        return f"{self._mountpoint(controller)}{self.parent}/{container}"
 
     def paths(self, container: str) -> list[str]:
-        """Every directory of the container, each once."""
+        """Every directory the container may have, each once."""
         return list(dict.fromkeys(f"{root}/{container}" for root in self._roots.values()))
+
+    def joined(self, container: str) -> list[str]:
+        """Every directory the container has."""
+        return [path for path in self.paths(container) if os.path.isdir(path)]
+
+    def to_join(self, container: str, resources: dict[str, Any]) -> list[str]:
+        """The directories `create` makes."""
+        return list(dict.fromkeys(path for _, path in self.views(container, resources)))
+
+    def views(self, container: str, resources: dict[str, Any]) -> list[tuple[str, str]]:
+        """(name under /sys/fs/cgroup, host directory) of what the container may read."""
+        cpu = resources.get("cpu", {})
+        limited = "cpus" in cpu or "mems" in cpu
+        return [
+            (c, f"{root}/{container}") for c, root in self._roots.items()
+            if c != "cpuset" or limited
+        ]  # fmt: skip
 
     def create(self, container: str, resources: dict[str, Any]) -> None:
         """Make the directories and set the limits of an OCI `linux.resources`."""
+        writes = limits.v1_writes(resources)
         try:
-            for path in self.paths(container):
+            for path in self.to_join(container, resources):
                 os.mkdir(path)
-            self._limit(container, resources)
+            if any(change.controller == "cpuset" for change in writes):
+                _inherit_cpuset(self._mountpoint("cpuset"), f"{self.parent}/{container}")
+            self._write(container, writes)
+            for rule in resources.get("devices", ()):
+                verb = "allow" if rule["allow"] else "deny"
+                path = self._directory("devices", container)
+                write(f"{path}/devices.{verb}", device_rule(rule))
         except OSError:
             self.remove(container)
             raise
 
-    def _limit(self, container: str, resources: dict[str, Any]) -> None:
-        cpu = resources.get("cpu", {})
-        memory = resources.get("memory", {})
-        pids = resources.get("pids", {})
-        directory = {c: f"{root}/{container}" for c, root in self._roots.items()}
-        if cpu.get("quota"):
-            write(f"{directory['cpu']}/cpu.cfs_period_us", cpu["period"])
-            write(f"{directory['cpu']}/cpu.cfs_quota_us", cpu["quota"])
-        if cpu.get("shares"):
-            write(f"{directory['cpu']}/cpu.shares", cpu["shares"])
-        if memory.get("limit"):
-            write(f"{directory['memory']}/memory.limit_in_bytes", memory["limit"])
-            total = f"{directory['memory']}/memory.memsw.limit_in_bytes"
-            if memory.get("swap") and os.path.exists(total):
-                write(total, memory["swap"])
-        if memory.get("reservation"):
-            write(f"{directory['memory']}/memory.soft_limit_in_bytes", memory["reservation"])
-        if pids.get("limit"):
-            write(f"{directory['pids']}/pids.max", pids["limit"])
-        for rule in resources.get("devices", ()):
-            verb = "allow" if rule["allow"] else "deny"
-            write(f"{directory['devices']}/devices.{verb}", device_rule(rule))
+    def update(self, container: str, resources: dict[str, Any]) -> None:
+        """Change limits of a group that is in use: all of them or none."""
+        writes = limits.v1_writes(resources)
+        if any(write.controller == "cpuset" for write in writes):
+            self._enter_cpuset(container)
+        before = [(w, read(self._path(container, w)).strip()) for w in writes if self._has(w)]
+        try:
+            self._write(container, writes)
+        except OSError:
+            for change, value in reversed(before):
+                _restore(self._path(container, change), value)
+            raise
+
+    def _path(self, container: str, change: limits.Write) -> str:
+        return f"{self._directory(change.controller, container)}/{change.file}"
+
+    def _has(self, change: limits.Write) -> bool:
+        """Some kernels count no swap; a limit of it is nothing to write then."""
+        root = self._directory(change.controller, "")
+        return change.file != _SWAP_FILE or os.path.exists(f"{root}{change.file}")
+
+    def _write(self, container: str, writes: list[limits.Write]) -> None:
+        writes = [change for change in writes if self._has(change)]
+        both = f"{self._directory('memory', container)}/{_SWAP_FILE}"
+        if any(change.file == _SWAP_FILE for change in writes):
+            writes = limits.in_order(writes, int(read(both)))
+        for change in writes:
+            write(self._path(container, change), change.value)
+
+    def _enter_cpuset(self, container: str) -> None:
+        """Containers join this hierarchy only when they are limited by it."""
+        path = self._directory("cpuset", container)
+        if not os.path.isdir(path):
+            os.mkdir(path)
+            _inherit_cpuset(self._mountpoint("cpuset"), f"{self.parent}/{container}")
+        while strangers := set(self.processes(container)) - set(_pids_in(path)):
+            for pid in strangers:
+                try:
+                    write(f"{path}/cgroup.procs", pid)
+                except ProcessLookupError:
+                    continue
 
     def clone_target(self, container: str) -> str:
         """Nothing: version 1 has no way to be born in a group."""
         del container
         return ""
-
-    def views(self, container: str) -> list[tuple[str, str]]:
-        """(name under /sys/fs/cgroup, host directory) of what the container may read."""
-        return [(c, f"{root}/{container}") for c, root in self._roots.items()]
 
     def oom_kills(self, container: str) -> int:
         """How many times the kernel killed for memory in this group."""
@@ -130,6 +184,10 @@ class V1:
         """True once no process of the container runs any more."""
         return read(f"{self._roots['freezer']}/{container}/freezer.state").strip() == "FROZEN"
 
+    def processes(self, container: str) -> list[int]:
+        """Every process of the container, by its number on the host."""
+        return _pids_in(f"{self._roots['pids']}/{container}")
+
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""
         memory = f"{self._roots['memory']}/{container}"
@@ -143,6 +201,39 @@ class V1:
             int(read(f"{self._roots['pids']}/{container}/pids.current")),
         )
 
+    def counters(self, container: str) -> dict[str, Any]:
+        """Everything counted. Raises: OSError when the group is gone."""
+        memory, cpu = (self._directory(c, container) for c in ("memory", "cpu"))
+        account, pids = (self._directory(c, container) for c in ("cpuacct", "pids"))
+        times, throttled = _table(f"{account}/cpuacct.stat"), _table(f"{cpu}/cpu.stat")
+        limit = int(read(f"{memory}/memory.limit_in_bytes"))
+        return {
+            "cpu_usage_ns": int(read(f"{account}/cpuacct.usage")),
+            "cpu_user_ns": times.get("user", 0) * _TICK_NS,
+            "cpu_kernel_ns": times.get("system", 0) * _TICK_NS,
+            "periods": throttled.get("nr_periods", 0),
+            "throttled_periods": throttled.get("nr_throttled", 0),
+            "throttled_ns": throttled.get("throttled_time", 0),
+            "memory_usage_bytes": int(read(f"{memory}/memory.usage_in_bytes")),
+            "memory_limit_bytes": 0 if limit > 1 << 60 else limit,
+            "memory_stat": _table(f"{memory}/memory.stat"),
+            "pids": int(read(f"{pids}/pids.current")),
+            "pids_limit": _number_or_none(f"{pids}/pids.max"),
+            "block_io": self._block_io(container),
+        }
+
+    def _block_io(self, container: str) -> list[tuple[int, int, str, int]]:
+        if "blkio" not in self._roots:
+            return []
+        found = []
+        path = f"{self._roots['blkio']}/{container}/blkio.throttle.io_service_bytes"
+        for line in _lines(path):
+            words = line.split()
+            if len(words) == 3 and words[1] in ("Read", "Write"):
+                major, _, minor = words[0].partition(":")
+                found.append((int(major), int(minor), words[1].lower(), int(words[2])))
+        return found
+
     def remove(self, container: str) -> bool:
         """Remove what exists; False when a directory is still busy (call again later)."""
         return _remove_all(self.paths(container))
@@ -154,54 +245,67 @@ class V2:
     version = 2
 
     def __init__(self, parent: str, mountpoint: str) -> None:
-        """Delegates cpu, memory and pids down to `parent`. Raises: OSError when it cannot."""
+        """Delegates controllers down to `parent`. Raises: OSError when it cannot."""
         self.parent = parent
         self._root = mountpoint + parent
         offered = set(read(f"{mountpoint}/cgroup.controllers").split())
-        missing = {"cpu", "memory", "pids"} - offered
+        missing = _V2_NEEDED - offered
         if missing:
             raise OSError(f"cgroup v2 controllers not available: {', '.join(sorted(missing))}")
         os.makedirs(self._root, exist_ok=True)
+        wanted = [c for c in _V2_WANTED if c in offered]
         path = mountpoint
         for part in ["", *parent.strip("/").split("/")]:
             path = f"{path}/{part}".rstrip("/")
-            write(f"{path}/cgroup.subtree_control", "+cpu +memory +pids")
+            write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
         self._programs: dict[str, int] = {}
 
     def paths(self, container: str) -> list[str]:
         """The container's one directory."""
         return [f"{self._root}/{container}"]
 
+    def joined(self, container: str) -> list[str]:
+        """Nothing to join: children are born inside."""
+        del container
+        return []
+
+    def to_join(self, container: str, resources: dict[str, Any]) -> list[str]:
+        """Nothing, as well."""
+        del container, resources
+        return []
+
     def create(self, container: str, resources: dict[str, Any]) -> None:
         """Make the directory, set the limits and attach the device program."""
         path = f"{self._root}/{container}"
+        writes = limits.v2_writes(resources)
         try:
             os.mkdir(path)
-            self._limit(path, resources)
+            for change in self._possible(container, writes):
+                write(f"{path}/{change.file}", change.value)
+            rules = resources.get("devices", [])
+            if rules:
+                self._attach_devices(path, rules)
         except OSError:
             self.remove(container)
             raise
 
-    def _limit(self, path: str, resources: dict[str, Any]) -> None:
-        cpu = resources.get("cpu", {})
-        memory = resources.get("memory", {})
-        pids = resources.get("pids", {})
-        if cpu.get("quota"):
-            write(f"{path}/cpu.max", f"{cpu['quota']} {cpu['period']}")
-        if cpu.get("shares"):
-            write(f"{path}/cpu.weight", 1 + (cpu["shares"] - 2) * 9999 // 262142)
-        if memory.get("limit"):
-            write(f"{path}/memory.max", memory["limit"])
-            swap = f"{path}/memory.swap.max"
-            if memory.get("swap") and os.path.exists(swap):
-                write(swap, max(0, memory["swap"] - memory["limit"]))
-        if memory.get("reservation"):
-            write(f"{path}/memory.low", memory["reservation"])
-        if pids.get("limit"):
-            write(f"{path}/pids.max", pids["limit"])
-        rules = resources.get("devices", [])
-        if rules:
-            self._attach_devices(path, rules)
+    def _possible(self, container: str, writes: list[limits.Write]) -> list[limits.Write]:
+        """Some kernels count no swap; a limit of it is nothing to write then."""
+        swap = f"{self._root}/{container}/memory.swap.max"
+        return [w for w in writes if w.file != "memory.swap.max" or os.path.exists(swap)]
+
+    def update(self, container: str, resources: dict[str, Any]) -> None:
+        """Change limits of a group that is in use: all of them or none."""
+        path = f"{self._root}/{container}"
+        writes = self._possible(container, limits.v2_writes(resources))
+        before = [(w.file, read(f"{path}/{w.file}").strip()) for w in writes]
+        try:
+            for change in writes:
+                write(f"{path}/{change.file}", change.value)
+        except OSError:
+            for file, value in reversed(before):
+                _restore(f"{path}/{file}", value)
+            raise
 
     def _attach_devices(self, path: str, rules: list[dict[str, Any]]) -> None:
         key = ";".join(("+" if r["allow"] else "-") + device_rule(r) for r in rules)
@@ -213,8 +317,9 @@ class V2:
         """The directory a child can be born into."""
         return f"{self._root}/{container}"
 
-    def views(self, container: str) -> list[tuple[str, str]]:
+    def views(self, container: str, resources: dict[str, Any]) -> list[tuple[str, str]]:
         """The unified tree from the container's group down."""
+        del resources
         return [("", f"{self._root}/{container}")]
 
     def oom_kills(self, container: str) -> int:
@@ -229,6 +334,10 @@ class V2:
         """True once no process of the container runs any more."""
         return _counter(f"{self._root}/{container}/cgroup.events", "frozen") == 1
 
+    def processes(self, container: str) -> list[int]:
+        """Every process of the container, by its number on the host."""
+        return _pids_in(f"{self._root}/{container}")
+
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""
         path = f"{self._root}/{container}"
@@ -240,6 +349,25 @@ class V2:
             0 if limit == "max" else int(limit),
             int(read(f"{path}/pids.current")),
         )
+
+    def counters(self, container: str) -> dict[str, Any]:
+        """Everything counted. Raises: OSError when the group is gone."""
+        path = f"{self._root}/{container}"
+        cpu = _table(f"{path}/cpu.stat")
+        return {
+            "cpu_usage_ns": cpu.get("usage_usec", 0) * 1000,
+            "cpu_user_ns": cpu.get("user_usec", 0) * 1000,
+            "cpu_kernel_ns": cpu.get("system_usec", 0) * 1000,
+            "periods": cpu.get("nr_periods", 0),
+            "throttled_periods": cpu.get("nr_throttled", 0),
+            "throttled_ns": cpu.get("throttled_usec", 0) * 1000,
+            "memory_usage_bytes": int(read(f"{path}/memory.current")),
+            "memory_limit_bytes": _number_or_none(f"{path}/memory.max"),
+            "memory_stat": _table(f"{path}/memory.stat"),
+            "pids": int(read(f"{path}/pids.current")),
+            "pids_limit": _number_or_none(f"{path}/pids.max"),
+            "block_io": _v2_block_io(f"{path}/io.stat"),
+        }
 
     def remove(self, container: str) -> bool:
         """Remove what exists; False when the directory is still busy (call again later)."""
@@ -296,16 +424,68 @@ def read(path: str) -> str:
         os.close(fd)
 
 
-def _counter(path: str, name: str) -> int:
+def _restore(path: str, value: str) -> None:
     try:
-        text = read(path)
+        write(path, value)
+    except OSError as error:  # a list of devices cannot be written back as it is read
+        files.complain(f"{path}: cannot be set back to {value!r}: {error}")
+
+
+def _inherit_cpuset(mountpoint: str, path: str) -> None:
+    """Give every directory down to `path` the processors and memory of the one above."""
+    above = mountpoint
+    for part in path.strip("/").split("/"):
+        below = f"{above}/{part}"
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not read(f"{below}/{name}").strip():
+                write(f"{below}/{name}", read(f"{above}/{name}").strip())
+        above = below
+
+
+def _pids_in(path: str) -> list[int]:
+    fd = os.open(f"{path}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(fd, 65536):
+            pieces.append(piece)
+    finally:
+        os.close(fd)
+    return [int(pid) for pid in b"".join(pieces).split()]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return read(path).splitlines()
     except OSError:
-        return 0
-    for line in text.splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
+        return []
+
+
+def _table(path: str) -> dict[str, int]:
+    """A file of `name number` lines."""
+    pairs = (line.partition(" ") for line in _lines(path))
+    return {name: int(value) for name, _, value in pairs if value.isdigit()}
+
+
+def _counter(path: str, name: str) -> int:
+    return _table(path).get(name, 0)
+
+
+def _number_or_none(path: str) -> int:
+    text = read(path).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _v2_block_io(path: str) -> list[tuple[int, int, str, int]]:
+    found = []
+    for line in _lines(path):
+        number, *pairs = line.split()
+        major, _, minor = number.partition(":")
+        for pair in pairs:
+            name, _, value = pair.partition("=")
+            if name in ("rbytes", "wbytes"):
+                operation = "read" if name == "rbytes" else "write"
+                found.append((int(major), int(minor), operation, int(value)))
+    return found
 
 
 def _remove_all(paths: list[str]) -> bool:

@@ -15,12 +15,15 @@ import fcntl
 import gc
 import os
 import resource
+import stat
 import struct
+import termios
 
-from worker.runtime.lean import accounts, capabilities, linux, rootfs, tinyjson
+from worker.runtime.lean import accounts, capabilities, consoles, linux, rootfs, tinyjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 SETUP_FAILED, NOT_EXECUTABLE, NOT_FOUND = 128, 126, 127
@@ -36,6 +39,7 @@ class Start:
         "cgroup_paths",
         "cgroup_views",
         "close_fds",
+        "console_fd",
         "directory",
         "go_fd",
         "layers",
@@ -49,6 +53,7 @@ class Start:
     cgroup_paths: list[str]
     cgroup_views: list[tuple[str, str]]
     close_fds: list[int]
+    console_fd: int  # where the master of a terminal is sent; -1: none
     directory: str
     go_fd: int
     layers: list[str]
@@ -67,13 +72,21 @@ class StartFailure(Exception):
 
 
 def run(start: Start) -> NoReturn:
-    """Become the container. Never returns, whatever happens: it is a clone of the supervisor."""
+    """Become the container. Never returns, whatever happens."""
+    guarded(start, _become)
+
+
+def guarded(start: Any, become: Callable[[Any], NoReturn]) -> NoReturn:
+    """Run `become(start)`, report why it failed, and never return: we are a clone.
+
+    `start` has `close_fds` and `status_fd`.
+    """
     code = SETUP_FAILED
     try:
         gc.disable()
         for fd in start.close_fds:
             os.close(fd)
-        _become(start)
+        become(start)
     except StartFailure as failure:
         code = failure.code
         _report(start.status_fd, code, str(failure))
@@ -98,33 +111,61 @@ def _become(start: Start) -> NoReturn:
     _enter_network(start)
     os.setsid()
     linux.join_session_keyring()
-    _reset_signals()
+    reset_signals()
     if bundle.get("hostname"):
         linux.sethostname(bundle["hostname"])
     os.umask(0)
     _build_root(start)
     os.umask(process["user"].get("umask", 0o022))
-    _set_limits(process)
-    for target, source in enumerate(start.stdio_fds):
-        os.dup2(source, target)
-    # Nothing of the host may be open when the working directory is entered: an image could name
-    # /proc/self/fd/N as its directory and stand outside (CVE-2024-21626).
-    os.dup2(start.status_fd, _STATUS_FD, inheritable=False)
-    start.status_fd = _STATUS_FD
+    set_limits(process)
+    take_stdio(start.stdio_fds)
+    start.status_fd = close_all_but(start.status_fd)
+    drop_privileges(bundle, start.seccomp)
+    execute(process["args"], process["env"])
+
+
+def take_stdio(fds: tuple[int, int, int]) -> None:
+    """Make `fds` the standard streams; -1 is the container's own /dev/null.
+
+    Not the host's: whoever is root inside could change its mode and owner through the descriptor.
+    """
+    for target, source in enumerate(fds):
+        if source >= 0:
+            os.dup2(source, target)
+        else:
+            flags = os.O_RDONLY if target == 0 else os.O_WRONLY
+            null = os.open("/dev/null", flags | os.O_CLOEXEC)
+            os.dup2(null, target)
+            os.close(null)
+    if os.isatty(fds[0]):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def close_all_but(status_fd: int) -> int:
+    """Close every descriptor but the standard ones and `status_fd`; returns its new number.
+
+    Nothing of the host may be open when the working directory is entered: an image could name
+    /proc/self/fd/N as its directory and stand outside (CVE-2024-21626).
+    """
+    os.dup2(status_fd, _STATUS_FD, inheritable=False)
     linux.close_from(_STATUS_FD + 1)
-    _drop_privileges(start)
-    _execute(process["args"], process["env"])
+    return _STATUS_FD
 
 
-def _join_groups(start: Start) -> None:
-    if not os.read(start.go_fd, 1):
-        raise StartFailure(SETUP_FAILED, "the supervisor died while it started the container")
-    for path in start.cgroup_paths:
+def join_groups(paths: list[str]) -> None:
+    """Move ourselves into cgroup v1 directories."""
+    for path in paths:
         # `tasks` with 0, not `cgroup.procs`: a thread that moves itself takes no lock, and so waits
         # for no RCU grace period (5-15 ms on a busy machine).
         fd = os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"0")
         os.close(fd)
+
+
+def _await_go(start: Start) -> None:
+    if not os.read(start.go_fd, 1):
+        raise StartFailure(SETUP_FAILED, "the supervisor died while it started the container")
+    join_groups(start.cgroup_paths)
     linux.unshare(linux.CLONE_NEWCGROUP)
 
 
@@ -141,8 +182,8 @@ def _enter_network(start: Start) -> None:
             sock.close()
 
 
-def _reset_signals() -> None:
-    # Python ignores these two; an ignored signal stays ignored across execve.
+def reset_signals() -> None:
+    """Python ignores two of them, and an ignored signal stays ignored across execve."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -156,7 +197,11 @@ def _build_root(start: Start) -> None:
     mounts = bundle["mounts"]
     groups_at = next((i for i, m in enumerate(mounts) if m["type"] == "cgroup"), len(mounts))
     rootfs.apply_mounts(root_fd, mounts[:groups_at], start.cgroup_views)
-    _join_groups(start)
+    if start.console_fd >= 0:
+        slave = consoles.open_pair(root_fd, start.console_fd)
+        consoles.show(root_fd, slave)
+        start.stdio_fds = (slave, slave, slave)
+    _await_go(start)
     rootfs.apply_mounts(root_fd, mounts[groups_at:], start.cgroup_views)
     rootfs.make_devices(root_fd, settings.get("devices", []))
     rootfs.set_sysctls(root_fd, settings.get("sysctl", {}))
@@ -165,7 +210,8 @@ def _build_root(start: Start) -> None:
     rootfs.enter(root_fd)
 
 
-def _set_limits(process: dict[str, Any]) -> None:
+def set_limits(process: dict[str, Any]) -> None:
+    """Resource limits, as high as we may set them, and the adjustment of the OOM score."""
     for limit in process.get("rlimits", ()):
         number = getattr(resource, limit["type"])
         soft, hard = limit["soft"], limit["hard"]
@@ -194,16 +240,16 @@ def _clamp(value: int, ceiling: int) -> int:
     return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
 
 
-def _drop_privileges(start: Start) -> None:
-    bundle = start.bundle
+def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = True) -> None:
+    """Become the user, keep only the capabilities, install the filter, enter the directory."""
     process = bundle["process"]
     account = _account(bundle["annotations"])
     if not any(entry.startswith("HOME=") for entry in process["env"]):
         process["env"].append(f"HOME={account.home}")
     if account.uid:
-        for fd in (1, 2):  # so that the program may open /dev/stdout and /dev/stderr again
-            os.fchown(fd, account.uid, account.gid)
-    _make_cwd(process["cwd"])
+        _own_stdio(account)
+    if make_cwd:
+        _make_cwd(process["cwd"])
     if bundle["root"].get("readonly"):
         rootfs.make_read_only()
     bounding = capabilities.mask_of(process["capabilities"]["bounding"])
@@ -211,9 +257,9 @@ def _drop_privileges(start: Start) -> None:
     no_new_privileges = process.get("noNewPrivileges", False)
     if no_new_privileges:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    elif start.seccomp:
+    elif seccomp:
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: before it is given up.
-        linux.install_seccomp(start.seccomp)
+        linux.install_seccomp(seccomp)
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
@@ -223,10 +269,20 @@ def _drop_privileges(start: Start) -> None:
         os.getcwd()  # fails when it is not below the root
     except OSError as error:
         raise StartFailure(
-            SETUP_FAILED, f"chdir to cwd {process['cwd']!r}: {error.strerror}"
+            NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE,
+            f'chdir to cwd ("{process["cwd"]}") set in config.json failed: '
+            f"{str(error.strerror).lower()}",
         ) from None
-    if no_new_privileges and start.seccomp:
-        linux.install_seccomp(start.seccomp)
+    if no_new_privileges and seccomp:
+        linux.install_seccomp(seccomp)
+
+
+def _own_stdio(account: accounts.Account) -> None:
+    """So that the program may open /dev/stdout and /dev/stderr again."""
+    for fd in (0, 1, 2):
+        status = os.fstat(fd)
+        if stat.S_ISFIFO(status.st_mode) or os.isatty(fd):
+            os.fchown(fd, account.uid, -1 if os.isatty(fd) else account.gid)
 
 
 def _account(annotations: dict[str, str]) -> accounts.Account:
@@ -277,7 +333,8 @@ def _drop_bounding(keep: int) -> None:
                     raise
 
 
-def _execute(args: list[str], env: list[str]) -> NoReturn:
+def execute(args: list[str], env: list[str]) -> NoReturn:
+    """Run the program, found as a shell would find it. Raises: StartFailure."""
     name = args[0]
     environment = dict(entry.partition("=")[::2] for entry in env)
     if "/" in name:

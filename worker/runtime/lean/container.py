@@ -48,9 +48,9 @@ class Container:
         self.status_fd = -1
         self.is_child = False
         self.failure: dict[str, Any] | None = None
-        self.wait_deadline = 0.0
         self.starting: Callable[[str], None] | None = None
         self.waiters: list[tuple[Client, dict[str, Any]]] = []
+        self.terminal_waiters: list[tuple[Client, dict[str, Any]]] = []
 
     def status(self) -> dict[str, Any]:
         """What callers see; also the record."""

@@ -19,6 +19,11 @@ BUNDLE_FILE = "config.json"
 LOG_END_FILE = "log.end"
 HELD_VARIABLE = "SHOAL_HELD_FDS"  # descriptors a supervisor that becomes the keeper leaves it
 STREAMS = ("stdout", "stderr")
+INPUT = "stdin"  # a FIFO as well, in containers whose standard input is open
+INPUT_END_FILE = "stdin.end"  # it is at its end for this run
+# What the supervisor tells the keeper, one line each: the letter, a container, the number of
+# descriptors that come along.
+HOLD, DRAIN, END_INPUT, HOLD_TERMINAL, DROP_TERMINAL = "+-.tx"
 
 
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:

@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 
-from worker.runtime.lean import files, tinyjson
+from worker.runtime.lean import files, terminals, tinyjson
 from worker.runtime.lean.holds import Holds
 
 LINK_FD = 3  # where a part finds its end of the pair
@@ -47,6 +47,7 @@ class Keeper:
         self.run_dir = run_dir
         self.state_dir = state_dir
         self.holds = Holds(f"{state_dir}/containers")
+        self.terminals = terminals.inherit()
         self.parts = [Part(name) for name in _PARTS]
         self.stopping = False
         self._poll = select.poll()
@@ -97,14 +98,18 @@ class Keeper:
         part.link, part.unread = ours, b""
         self._poll.register(ours.fileno(), select.POLLIN)
         part.started_at_s = time.monotonic()
+        environment = dict(os.environ)
+        if part.name == "supervisor":
+            environment[terminals.VARIABLE] = terminals.lend(self.terminals)
         part.pid = os.posix_spawn(
             sys.executable,
             [*sys.orig_argv[:-1], part.name],
-            os.environ,
+            environment,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), LINK_FD)],
             setsigdef=[_signal.SIGPIPE, _signal.SIGXFSZ],
         )
         theirs.close()
+        terminals.take_back(self.terminals)
         files.write_atomically(f"{self.run_dir}/{part.name}.pid", _identity(part.pid))
 
     def _on_link(self, fd: int) -> None:
@@ -126,17 +131,31 @@ class Keeper:
             part.fds += struct.unpack(f"{len(rights) // 4}i", rights)
         *lines, part.unread = (part.unread + text).split(b"\n")
         for line in lines:
-            name = line[1:].decode()
-            if line[:1] == b"+":
-                fds, part.fds = part.fds[: len(files.STREAMS)], part.fds[len(files.STREAMS) :]
-                self._hold(name, fds)
-            else:
-                self.holds.drain(name)
+            self._obey(part, line.decode())
         return bool(text)
 
-    def _hold(self, name: str, fds: list[int]) -> None:
+    def _obey(self, part: Part, line: str) -> None:
+        name, _, count = line[1:].partition(" ")
+        fds, part.fds = part.fds[: int(count or 0)], part.fds[int(count or 0) :]
         for fd in fds:
             os.set_inheritable(fd, False)
+        if line[0] == files.HOLD:
+            self._hold(name, fds)
+        elif line[0] == files.DRAIN:
+            self.holds.drain(name)
+        elif line[0] == files.END_INPUT:
+            self.holds.end_input(name)
+        elif line[0] == files.HOLD_TERMINAL and len(fds) == 2:
+            self._drop_terminal(name)
+            self.terminals[name] = fds[0], fds[1]
+        elif line[0] == files.DROP_TERMINAL:
+            self._drop_terminal(name)
+
+    def _drop_terminal(self, name: str) -> None:
+        for fd in self.terminals.pop(name, ()):
+            os.close(fd)
+
+    def _hold(self, name: str, fds: list[int]) -> None:
         self.holds.draining.discard(name)
         if fds:
             self.holds.keep(name, fds)

@@ -7,13 +7,13 @@ and `undo` leave no descriptor, process or group behind.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import os
 
-from worker.runtime.lean import child, files, linux
+from worker.runtime.lean import child, consoles, files, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from typing import Any
 
     from worker.runtime.lean.cgroups import V1, V2
@@ -37,6 +37,7 @@ class Launch:
         self._driver = driver
         self._opened: list[int] = []
         self._go_fd = -1
+        self.console: _socket.socket | None = None  # where the terminal's master will arrive
         self.cloned = False
 
     def clone(self, seccomp: bytes) -> int:
@@ -46,15 +47,14 @@ class Launch:
         start.layers = self._bundle["annotations"]["dev.shoal.layers"].split("\n")
         start.seccomp = seccomp
         flags, start.netns_fd = self._namespaces()
-        streams = [f"{start.directory}/{stream}" for stream in files.STREAMS]
-        stdout, stderr = (self._open(path, os.O_RDWR) for path in streams)
-        start.stdio_fds = (self._open("/dev/null", os.O_RDONLY), stdout, stderr)
+        start.stdio_fds, start.console_fd = self._streams()
         group_fd = self._enter_group()
-        start.cgroup_paths = [] if group_fd >= 0 else self._driver.paths(self._container.id)
-        start.cgroup_views = self._driver.views(self._container.id)
+        resources = self._bundle["linux"]["resources"]
+        start.cgroup_paths = self._driver.to_join(self._container.id, resources)
+        start.cgroup_views = self._driver.views(self._container.id, resources)
         start.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
         status_read, start.status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._opened += [start.go_fd, self._go_fd, start.status_fd]
+        self._opened += [start.go_fd, start.status_fd]
         start.close_fds = [self._go_fd, status_read]
         try:
             pid, pidfd = linux.clone(flags, cgroup_fd=group_fd)
@@ -74,7 +74,14 @@ class Launch:
         try:
             os.write(self._go_fd, b"g")
         except BrokenPipeError:
-            return  # it has failed already and says why on the status pipe
+            pass  # it has failed already and says why on the status pipe
+        finally:
+            self._close_go()
+
+    def _close_go(self) -> None:
+        if self._go_fd >= 0:
+            os.close(self._go_fd)
+            self._go_fd = -1
 
     def close(self) -> None:
         """Close what only the child needs."""
@@ -84,10 +91,27 @@ class Launch:
 
     def undo(self) -> None:
         """End and reap a child that must not run; it has not passed its wait for `go`."""
+        self._close_go()
+        if self.console is not None:
+            self.console.close()
         if self.cloned:
-            pidfd = self._container.pidfd
-            _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            linux.kill_and_reap(self._container.pidfd)
+
+    def _streams(self) -> tuple[tuple[int, int, int], int]:
+        """The child's standard streams (-1: its own /dev/null), or where it sends its terminal."""
+        if self._bundle["process"].get("terminal"):
+            self.console, link = consoles.pair()
+            self._opened.append(link.detach())
+            return (-1, -1, -1), self._opened[-1]
+        directory = self._container.directory
+        stdout, stderr = (self._open(f"{directory}/{s}", os.O_RDWR) for s in files.STREAMS)
+        stdin = -1
+        if self._bundle["annotations"].get("dev.shoal.stdin"):
+            # What never ends is open for writing on its own side: it needs nobody to hold it.
+            once = self._bundle["annotations"]["dev.shoal.stdin"] == "once"
+            access = os.O_RDONLY if once else os.O_RDWR
+            stdin = self._open(f"{directory}/{files.INPUT}", access)
+        return (stdin, stdout, stderr), -1
 
     def _namespaces(self) -> tuple[int, int]:
         flags, netns_fd = 0, -1

@@ -7,6 +7,7 @@ another thread could own the GIL would hang its child.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import os
 
@@ -18,6 +19,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
@@ -53,6 +55,7 @@ FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
 RESOLVE_IN_ROOT = 0x10
 
+PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -180,6 +183,12 @@ def clone(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
         _clone3(_NR["clone3"], ctypes.addressof(arguments), ctypes.sizeof(arguments)), "clone3"
     )
     return (0, -1) if pid == 0 else (pid, pidfd.value)
+
+
+def kill_and_reap(pidfd: int) -> None:
+    """End a child that must not run and take its remains away."""
+    _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import os
 import select
+import struct
 import time
 
 from worker.runtime.lean import tinyjson
@@ -100,15 +101,26 @@ class Client:
         self.on_close: list[Callable[[Client], None]] = []
         loop.watch(self._fd, self._on_ready)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Queue one message; disconnects a client that lets too much pile up."""
+    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        """Queue one message; disconnects a client that lets too much pile up.
+
+        fds: descriptors to send along, which only goes with nothing else under way.
+        """
         if not self.open:
             return
-        self._output += tinyjson.dumps(message).encode() + b"\n"
+        line = tinyjson.dumps(message).encode() + b"\n"
+        self._output += line[self._send_rights(line, fds) :] if fds else line
         if len(self._output) > OUTPUT_BYTES_MAX:
             self.close()
             return
         self._flush()
+
+    def _send_rights(self, line: bytes, fds: list[int]) -> int:
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+        try:
+            return 0 if self._output else self._sock.sendmsg([line], rights)
+        except OSError:
+            return 0  # gone, or it does not read: it sees a reply without descriptors, or none
 
     def close(self) -> None:
         """End the connection."""

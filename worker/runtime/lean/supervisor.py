@@ -21,17 +21,22 @@ import struct
 import sys
 import time
 
-from worker.runtime.lean import cgroups, child, files, linux, loop, tinyjson
+from worker.runtime.lean import cgroups, child, consoles, files, linux, loop, terminals, tinyjson
 from worker.runtime.lean.container import EXIT_LOST, EXITED, RUNNING, Container
+from worker.runtime.lean.execs import Execs
 from worker.runtime.lean.holds import Holds
+from worker.runtime.lean.interaction import Interaction
 from worker.runtime.lean.launching import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from worker.runtime.lean.execs import Exec
+
     Request = dict[str, Any]
+    Process = Container | Exec
     Operation = Callable[["Supervisor", loop.Client, Request], None]
 
 _RECORD_WAIT_S = 3.0  # how long an inherited child's exit record may take to appear
@@ -65,6 +70,9 @@ class Supervisor:
         self.driver = cgroups.find_driver(cgroup_parent, files.read_text("/proc/self/mountinfo"))
         self.boot_id = files.boot_id()
         self.containers: dict[str, Container] = {}
+        self.terminals = terminals.Terminals(self.loop, self._drop_terminal)
+        self.execs = Execs(self)
+        self.interaction = Interaction(self)
         self._subscribers: list[loop.Client] = []
         self._seccomp: dict[str, bytes] = {}
         self._unsent: set[str] = set()
@@ -76,6 +84,7 @@ class Supervisor:
 
     def adopt(self) -> None:
         """Take over what an earlier supervisor left: running, ended and half-made containers."""
+        inherited = terminals.inherit()
         for name in sorted(os.listdir(self.containers_dir)):
             directory = f"{self.containers_dir}/{name}"
             record = files.read_record(f"{directory}/{files.STATE_FILE}")
@@ -84,13 +93,19 @@ class Supervisor:
                 continue
             container = self.containers[name] = Container(directory, record)
             self.holds.take(name)
+            if name in inherited:
+                self.terminals.add(name, inherited.pop(name))
+            self.execs.adopt(container)
             if container.state == RUNNING:
                 self._adopt_running(container)
             elif container.state == EXITED:
-                self.holds.drain(name)
-                self._tell_keeper("-" + name)
+                self._let_go(name)
             if container.state != RUNNING:
                 self._drop_cgroup(name)
+        for name, ends in inherited.items():  # of containers that are not there any more
+            for fd in ends:
+                os.close(fd)
+            self._drop_terminal(name)
         self._drop_stale()
         self._sweep_holds()
 
@@ -112,6 +127,7 @@ class Supervisor:
         for name in found:
             self._drop_cgroup(name)  # does nothing for a container that runs
         expected = {f"{c.pid}.{c.start_ticks}" for c in self.containers.values() if c.pidfd >= 0}
+        expected |= self.execs.expected_exits()
         for name in os.listdir(f"{self.state_dir}/exits"):
             if name not in expected and not name.endswith(".new"):
                 os.unlink(f"{self.state_dir}/exits/{name}")
@@ -133,14 +149,14 @@ class Supervisor:
             self._discard(name)
             raise
         self.containers[name] = container
-        self._reply(client, request, container)
+        self.reply(client, request, container)
         self._publish(container)
 
     def _lay_out(self, directory: str, request: Request) -> None:
         os.mkdir(directory, 0o710)
         for part in ("rootfs", "upper", "work", "logs"):
             os.mkdir(f"{directory}/{part}", 0o755)
-        for stream in files.STREAMS:
+        for stream in (files.INPUT, *files.STREAMS) if request["stdin"] else files.STREAMS:
             os.mkfifo(f"{directory}/{stream}", 0o600)
         for part, text in request["files"].items():
             files.write_new(f"{directory}/{part}", text, 0o644)
@@ -156,7 +172,7 @@ class Supervisor:
 
     def start(self, client: loop.Client, request: Request) -> None:
         """Clone the child; the reply is sent when its program runs or has failed to."""
-        container = self._find(request)
+        container = self.find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is already running")
         bundle = tinyjson.loads(files.read_text(f"{container.directory}/{files.BUNDLE_FILE}"))
@@ -170,19 +186,35 @@ class Supervisor:
 
         def answer(failure: str) -> None:
             if failure:
-                self._refuse(client, request, Refused("failed_precondition", failure))
+                self.refuse(client, request, Refused("failed_precondition", failure))
             else:
-                self._reply(client, request, container)
+                self.reply(client, request, container)
 
         container.starting = answer
 
     def _launch(self, container: Container, launch: Launch, seccomp: str) -> None:
         self._reset_stdio(container.id)
-        pid = launch.clone(self._seccomp_program(seccomp))
+        pid = launch.clone(self.seccomp_program(seccomp))
         self._record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
         self._watch_exit(container)
+        if launch.console is not None:
+            self.loop.watch(launch.console.fileno(), lambda _: self._on_console(container, launch))
+            return
         self._announce(container.id)  # first: from `go` on there may be output to keep
+        launch.go()
+
+    def _on_console(self, container: Container, launch: Launch) -> None:
+        """The child has made its terminal, or has failed before."""
+        assert launch.console is not None
+        master = consoles.receive(launch.console)
+        self.loop.forget(launch.console.fileno())
+        launch.console.close()
+        if master >= 0 and container.state == RUNNING:
+            self.terminals.add(container.id, terminals.open_ends(master, container.directory))
+            self._announce(container.id)
+        elif master >= 0:
+            os.close(master)
         launch.go()
 
     def _failed_launch(self, container: Container, launch: Launch, error: Exception) -> Refused:
@@ -199,15 +231,15 @@ class Supervisor:
         container.error = message
         container.save()
         self._drop_cgroup(container.id)
-        self.holds.drain(container.id)
-        self._tell_keeper("-" + container.id)
+        self._let_go(container.id)
         self._send_to_logger(container.id)
         self._publish(container)
         return Refused("failed_precondition", message)
 
     def _reset_stdio(self, name: str) -> None:
         self.holds.release(name)
-        files.discard(f"{self.containers_dir}/{name}/{files.LOG_END_FILE}")
+        for mark in (files.LOG_END_FILE, files.INPUT_END_FILE):
+            files.discard(f"{self.containers_dir}/{name}/{mark}")
         self.holds.take(name)
 
     def _record_start(self, container: Container, pid: int) -> None:
@@ -222,7 +254,8 @@ class Supervisor:
         container.state = RUNNING
         container.save()
 
-    def _seccomp_program(self, path: str) -> bytes:
+    def seccomp_program(self, path: str) -> bytes:
+        """The compiled filter at `path`; empty when there is none."""
         if path and path not in self._seccomp:
             if len(self._seccomp) >= 16:
                 self._seccomp.clear()
@@ -241,6 +274,7 @@ class Supervisor:
             container.failure = tinyjson.loads(text.decode())
             return  # answered when the child has been reaped
         self._answer_start(container, "")
+        self.interaction.started(container)
         self._publish(container)
 
     def _close_status(self, container: Container) -> None:
@@ -266,30 +300,33 @@ class Supervisor:
             _, wait_status = os.waitpid(container.pid, os.WNOHANG)
             self._finish(container, files.code_of(wait_status))
         else:
-            container.wait_deadline = time.monotonic() + _RECORD_WAIT_S
-            self._await_record(container)
+            self.await_exit(container, lambda: self._finish_inherited(container))
 
-    def _await_record(self, container: Container) -> None:
-        if container.state != RUNNING:
-            return
-        path = files.exit_record(self.state_dir, container.pid, container.start_ticks)
-        known = os.path.exists(path) or self._status_of_stranger(container) is not None
-        if known or time.monotonic() > container.wait_deadline:
-            self._finish_inherited(container)
+    def await_exit(self, process: Process, done: Callable[[], None], waited_s: float = 0) -> None:
+        """Call `done` once it is known how somebody else's child ended, or not likely to be."""
+        known = self.inherited_status(process) is not None
+        if known or waited_s > _RECORD_WAIT_S:
+            done()
         else:
-            self.loop.after(_RETRY_S / 4, lambda: self._await_record(container))
+            pause_s = _RETRY_S / 4
+            self.loop.after(pause_s, lambda: self.await_exit(process, done, waited_s + pause_s))
 
-    def _status_of_stranger(self, container: Container) -> int | None:
+    def inherited_status(self, process: Process) -> int | None:
         """The wait status of a process some other parent reaps: before it does, or after."""
-        status = files.zombie_status(container.pid, container.start_ticks)
-        return linux.exit_status_of(container.pidfd) if status is None else status
+        record = files.read_record(
+            files.exit_record(self.state_dir, process.pid, process.start_ticks)
+        )
+        if record:
+            return int(record["status"])
+        status = files.zombie_status(process.pid, process.start_ticks)
+        if status is None and process.pidfd >= 0:
+            return linux.exit_status_of(process.pidfd)
+        return status
 
     def _finish_inherited(self, container: Container) -> None:
         path = files.exit_record(self.state_dir, container.pid, container.start_ticks)
         record = files.read_record(path)
-        wait_status = record["status"] if record else None
-        if wait_status is None and container.pidfd >= 0:
-            wait_status = self._status_of_stranger(container)
+        wait_status = self.inherited_status(container)
         if wait_status is None:
             container.error = ORPHAN_ERROR
         code = EXIT_LOST if wait_status is None else files.code_of(wait_status)
@@ -310,13 +347,12 @@ class Supervisor:
         container.state, container.paused, container.is_child = EXITED, False, False
         self._save_end(container)
         self._drop_cgroup(container.id)
-        self.holds.drain(container.id)
-        self._tell_keeper("-" + container.id)
+        self._let_go(container.id)
         self._send_to_logger(container.id)
         self._answer_start(container, container.error or f"exited at once with code {code}")
         waiters, container.waiters = container.waiters, []
         for client, request in waiters:
-            self._reply(client, request, container)
+            self.reply(client, request, container)
         self._publish(container)
 
     def _save_end(self, container: Container) -> None:
@@ -352,13 +388,25 @@ class Supervisor:
         """Tell keeper and logger that the container has live stdio."""
         self._send_to_logger(name)
         # With the descriptors themselves: in flight they keep the pipes alive even if we die now.
-        self._tell_keeper("+" + name, self.holds.of(name))
+        self.tell_keeper(files.HOLD, name, self.holds.of(name))
+        if name in self.terminals.all():
+            self.tell_keeper(files.HOLD_TERMINAL, name, self.terminals.all()[name])
 
-    def _tell_keeper(self, message: str, fds: list[int] | None = None) -> None:
-        rights = struct.pack(f"{len(fds)}i", *fds) if fds else b""
+    def _let_go(self, name: str) -> None:
+        """The container has ended: what it wrote is still to be read, no more."""
+        self.holds.drain(name)
+        self.terminals.end(name)
+        self.tell_keeper(files.DRAIN, name)
+
+    def _drop_terminal(self, name: str) -> None:
+        self.tell_keeper(files.DROP_TERMINAL, name)
+
+    def tell_keeper(self, letter: str, name: str, fds: Sequence[int] = ()) -> None:
+        """One line of what the keeper understands; see `files`."""
+        rights = struct.pack(f"{len(fds)}i", *fds)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         try:
-            self._keeper.sendmsg([message.encode() + b"\n"], ancillary)
+            self._keeper.sendmsg([f"{letter}{name} {len(fds)}\n".encode()], ancillary)
         except OSError:
             return  # a dead keeper is noticed by its hang-up; the next one scans
 
@@ -379,6 +427,7 @@ class Supervisor:
             for fd in held:
                 os.set_inheritable(fd, True)
             os.environ[files.HELD_VARIABLE] = ",".join(str(fd) for fd in held)
+            os.environ[terminals.VARIABLE] = terminals.lend(self.terminals.all())
             os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606
         self._keeper.recv(4096)
 
@@ -392,26 +441,34 @@ class Supervisor:
                 raise Refused("unimplemented", f"unknown operation {request.get('op')}")
             operation(self, client, request)
         except Refused as refusal:
-            self._refuse(client, request, refusal)
+            self.refuse(client, request, refusal)
         except (OSError, KeyError, ValueError) as error:
-            self._refuse(client, request, Refused("internal", f"{type(error).__name__}: {error}"))
+            self.refuse(client, request, Refused("internal", f"{type(error).__name__}: {error}"))
 
-    def _find(self, request: Request) -> Container:
+    def refused(self, code: str, message: str) -> Refused:
+        """What to raise for a request that cannot be carried out."""
+        return Refused(code, message)
+
+    def find(self, request: Request) -> Container:
+        """The container a request is about. Raises: Refused."""
         container = self.containers.get(request["id"])
         if container is None:
             raise Refused("not_found", f"container {request['id']} does not exist")
         return container
 
-    def _running(self, request: Request) -> Container:
-        container = self._find(request)
+    def running(self, request: Request) -> Container:
+        """The same, while it runs. Raises: Refused."""
+        container = self.find(request)
         if container.state != RUNNING or container.pidfd < 0:
             raise Refused("failed_precondition", f"container {container.id} is not running")
         return container
 
-    def _reply(self, client: loop.Client, request: Request, container: Container) -> None:
+    def reply(self, client: loop.Client, request: Request, container: Container) -> None:
+        """Answer with the container as it is."""
         client.send({"seq": request["seq"], "result": container.status()})
 
-    def _refuse(self, client: loop.Client, request: Request, refusal: Refused) -> None:
+    def refuse(self, client: loop.Client, request: Request, refusal: Refused) -> None:
+        """Answer with the reason why not."""
         client.send({"seq": request.get("seq"), "code": refusal.code, "error": str(refusal)})
 
     def _publish(self, container: Container) -> None:
@@ -420,7 +477,7 @@ class Supervisor:
 
     def status(self, client: loop.Client, request: Request) -> None:
         """One container."""
-        self._reply(client, request, self._find(request))
+        self.reply(client, request, self.find(request))
 
     def list(self, client: loop.Client, request: Request) -> None:
         """Every container."""
@@ -429,26 +486,26 @@ class Supervisor:
 
     def wait(self, client: loop.Client, request: Request) -> None:
         """Reply when the container has exited."""
-        container = self._find(request)
+        container = self.find(request)
         if container.state == RUNNING:
             container.waiters = [w for w in container.waiters if w[0].open]
             container.waiters.append((client, request))
         elif container.state == EXITED:
-            self._reply(client, request, container)
+            self.reply(client, request, container)
         else:
             raise Refused("failed_precondition", f"container {container.id} was never started")
 
     def kill(self, client: loop.Client, request: Request) -> None:
         """Send a signal to the container's first process."""
-        container = self._running(request)
+        container = self.running(request)
         _signal.pidfd_send_signal(container.pidfd, request["signal"])
         if request["signal"] == 9 and container.paused:
             self.driver.freeze(container.id, frozen=False)  # the frozen do not die on version 1
-        self._reply(client, request, container)
+        self.reply(client, request, container)
 
     def pause(self, client: loop.Client, request: Request) -> None:
         """Freeze or thaw every process of the container."""
-        container = self._running(request)
+        container = self.running(request)
         self.driver.freeze(container.id, frozen=request["paused"])
         container.paused = request["paused"]
         container.save()
@@ -456,29 +513,31 @@ class Supervisor:
         self._answer_pause(client, request, time.monotonic() + _FREEZE_WAIT_S)
 
     def _answer_pause(self, client: loop.Client, request: Request, deadline_s: float) -> None:
-        container = self._find(request)
+        container = self.find(request)
         settled = container.state != RUNNING or not request["paused"]
         if settled or self.driver.is_frozen(container.id):
-            self._reply(client, request, container)
+            self.reply(client, request, container)
         elif time.monotonic() < deadline_s:
             self.loop.after(0.001, lambda: self._answer_pause(client, request, deadline_s))
         else:
-            self._refuse(client, request, Refused("unavailable", "not yet frozen; still trying"))
+            self.refuse(client, request, Refused("unavailable", "not yet frozen; still trying"))
 
     def stats(self, client: loop.Client, request: Request) -> None:
         """Counters of the container's control group."""
-        usage = self.driver.usage(self._running(request).id)
+        usage = self.driver.usage(self.running(request).id)
         result = {name: getattr(usage, name) for name in usage.__slots__}
         client.send({"seq": request["seq"], "result": result})
 
     def remove(self, client: loop.Client, request: Request) -> None:
         """Forget an ended container; its directory goes to the trash, for the caller to empty."""
-        container = self._find(request)
+        container = self.find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
         self._drop_cgroup(container.id)
         trash = self._discard(container.id)
         self.holds.release(container.id)
+        self.terminals.release(container.id)
+        self.execs.forget(container.id)
         self._send_to_logger(container.id)
         del self.containers[container.id]
         client.send({"seq": request["seq"], "result": {"trash": trash}})
@@ -509,6 +568,16 @@ _OPERATIONS: dict[str, Operation] = {
     "remove": Supervisor.remove,
     "events": Supervisor.events,
     "ping": Supervisor.ping,
+    "exec": lambda s, c, r: s.execs.start(c, r),
+    "exec-status": lambda s, c, r: s.execs.status(c, r),
+    "exec-wait": lambda s, c, r: s.execs.wait(c, r),
+    "exec-resize": lambda s, c, r: s.execs.resize(c, r),
+    "terminal": lambda s, c, r: s.interaction.terminal(c, r),
+    "resize": lambda s, c, r: s.interaction.resize(c, r),
+    "end-input": lambda s, c, r: s.interaction.end_input(c, r),
+    "processes": lambda s, c, r: s.interaction.processes(c, r),
+    "counters": lambda s, c, r: s.interaction.counters(c, r),
+    "update": lambda s, c, r: s.interaction.update(c, r),
 }
 
 

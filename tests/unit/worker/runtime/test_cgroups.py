@@ -55,7 +55,7 @@ def test_v2_delegates_down_to_the_parent(unified):
     driver, root = unified
     assert driver.version == 2
     for path in (root, root / "shoal", root / "shoal/n1"):
-        assert (path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+        assert (path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids +io"
     assert driver.clone_target("c") == f"{root}/shoal/n1/c"
 
 
@@ -66,7 +66,7 @@ def test_v2_limits_and_counters(unified):
     for name in ("cpu.max", "cpu.weight", "memory.max", "memory.swap.max", "pids.max"):
         (group / name).write_text("")
     resources = _resources(memory_bytes=8 << 20, nano_cpus=10**9, pids_max=3, cpu_shares=1024)
-    driver._limit(str(group), resources)
+    driver.update("c", resources)
     assert (group / "cpu.max").read_text() == "100000 100000"
     assert (group / "cpu.weight").read_text() == "39"
     assert (group / "memory.max").read_text() == str(8 << 20)
