@@ -114,6 +114,9 @@ class BuildStep(Row, frozen=True):
     extra_hosts: tuple[str, ...] = ()
     limits: Mapping[str, int | str] = {}
     """Fields of `worker.runtime.interactive.Resources`, and `shm_size_bytes`."""
+    cgroup_parent: str = ""
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    """Name, soft, hard."""
 
 
 class StepContainer(Row, frozen=True):
@@ -123,6 +126,8 @@ class StepContainer(Row, frozen=True):
     upper: str
     root: str
     """Where its file system can be mounted for COPY and ADD, see `BuildContainers.mounted`."""
+    layers: tuple[str, ...] = ()
+    """Directories of its image's layers, topmost first; never none."""
 
 
 class BuildContainers(Protocol):

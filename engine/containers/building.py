@@ -10,7 +10,7 @@ from engine.containers.creating import Creator
 from engine.containers.ground import Grounds
 from engine.containers.layers import Layers
 from engine.containers.lifecycle import Lifecycle
-from engine.containers.requests import CreateRequest, HostConfig
+from engine.containers.requests import CreateRequest, HostConfig, UlimitRequest
 from engine.containers.service import Containers, NodeRuntime
 from engine.containers.updates import CHANGEABLE
 from engine.ports import BuildStep, StepContainer
@@ -46,7 +46,12 @@ class Steps:
         """Make the container of a step; nothing runs. Raises: SwarmError."""
         container = await self._creator.create_from(_request(step), step.image)
         directory = self._layers.directory(container.id)
-        return StepContainer(container.id, f"{directory}/upper", f"{directory}/rootfs")
+        return StepContainer(
+            container.id,
+            f"{directory}/upper",
+            f"{directory}/rootfs",
+            self._grounds.layers(container.record),
+        )
 
     async def run(self, container: str) -> AsyncIterator[tuple[int, bytes]]:
         """Run it to its end, giving what it writes. Raises: SwarmError when it does not start."""
@@ -95,6 +100,13 @@ def _request(step: BuildStep) -> CreateRequest:
         user=step.user,
         labels=dict(step.labels),
         host_config=HostConfig(
-            network_mode=step.network_mode, extra_hosts=list(step.extra_hosts) or None, **limits
+            network_mode=step.network_mode,
+            extra_hosts=list(step.extra_hosts) or None,
+            cgroup_parent=step.cgroup_parent,
+            ulimits=[
+                UlimitRequest(name=name, soft=soft, hard=hard) for name, soft, hard in step.ulimits
+            ]
+            or None,
+            **limits,
         ),
     )

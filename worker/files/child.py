@@ -29,6 +29,7 @@ from shoal.errors import (
 from worker.files import changes, jobs, paths, places
 from worker.files.packing import Packer
 from worker.files.placing import Owner, Placer
+from worker.files.survey import open_content, survey
 from worker.images.decompress import Unpacker
 from worker.images.model import UnpackLimits
 from worker.images.tarstream import TarBytes, entries
@@ -75,6 +76,15 @@ def _do(job: jobs.Job, tell: Tell) -> None:
             _read(job, tell)
         case jobs.WriteJob():
             _write(job)
+        case jobs.PickJob():
+            _pick(job)
+        case jobs.ContentJob():
+            _content(job)
+        case jobs.SurveyJob():
+            root = places.open_root(job.place)
+            sources = survey(root, job.wanted, archives=job.archives)
+            for at in range(0, len(sources), CHANGES_AT_ONCE):
+                tell(jobs.Surveyed(sources[at : at + CHANGES_AT_ONCE]))
         case jobs.ChangesJob():
             found = changes.find_changes(job.upper, job.layers)
             for at in range(0, len(found), CHANGES_AT_ONCE):
@@ -103,6 +113,25 @@ def _read(job: jobs.ReadJob, tell: Tell) -> None:
         packer.pack(fd, path.name)
     packer.finish()
     output.flush()
+
+
+def _pick(job: jobs.PickJob) -> None:
+    root = places.open_root(job.place)
+    fd = paths.open_inside(root, paths.parse(job.path).clean, linux.O_PATH)
+    output = _Output()
+    packer = Packer(output.write)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        packer.pack_content(fd, job.name)
+    else:
+        packer.pack(fd, job.name)
+    packer.finish()
+    output.flush()
+
+
+def _content(job: jobs.ContentJob) -> None:
+    content = open_content(places.open_root(job.place), job.path)
+    while piece := os.read(content, OUTPUT_BYTES):
+        _write_all(1, piece)
 
 
 def _write(job: jobs.WriteJob) -> None:

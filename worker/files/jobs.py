@@ -46,7 +46,13 @@ class RestPlace(msgspec.Struct, frozen=True, tag="rest"):
     read_only: bool = False
 
 
-Place = LivePlace | RestPlace
+class TreePlace(msgspec.Struct, frozen=True, tag="tree"):
+    """A directory of the node's own that stands for a root: a build's context."""
+
+    directory: str
+
+
+Place = LivePlace | RestPlace | TreePlace
 
 
 class StatJob(msgspec.Struct, frozen=True, tag="stat"):
@@ -84,7 +90,30 @@ class ChangesJob(msgspec.Struct, frozen=True, tag="changes"):
     layers: tuple[str, ...]
 
 
-Job = StatJob | ReadJob | WriteJob | ChangesJob
+class SurveyJob(msgspec.Struct, frozen=True, tag="survey"):
+    """What paths and patterns of a copy stand for. archives: which of the files are tars?"""
+
+    place: Place
+    wanted: tuple[str, ...]
+    archives: bool = False
+
+
+class PickJob(msgspec.Struct, frozen=True, tag="pick"):
+    """`path`, a last link followed, as a tar: a file as `name`, a directory's content below it."""
+
+    place: Place
+    path: str
+    name: str
+
+
+class ContentJob(msgspec.Struct, frozen=True, tag="content"):
+    """The bytes of a regular file, a last link followed."""
+
+    place: Place
+    path: str
+
+
+Job = StatJob | ReadJob | WriteJob | ChangesJob | SurveyJob | PickJob | ContentJob
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):
@@ -101,6 +130,21 @@ class Changed(msgspec.Struct, frozen=True, tag="changed"):
     """Some changes, in order: paths that were modified, added (`A`) or deleted (`D`)."""
 
     changes: list[tuple[str, str]]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One source of a copy. digest: of names, modes and content, in hexadecimal."""
+
+    path: str
+    is_directory: bool
+    is_archive: bool
+    digest: str
+
+
+class Surveyed(msgspec.Struct, frozen=True, tag="surveyed"):
+    """Some sources, in order."""
+
+    sources: list[Source]
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -121,7 +165,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
             return Internal(self.message)
 
 
-Answer = Found | Changed | Done | Failed
+Answer = Found | Changed | Surveyed | Done | Failed
 
 encode_job = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

@@ -30,10 +30,16 @@ _KINDS = {
 
 
 class Packer:
-    """Writes one tar; `finish` it. write: takes all bytes it is given."""
+    """Writes one tar; `finish` it. write: takes all bytes it is given.
 
-    def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
+    bare: without times and owners, for a hash of the content.
+    """
+
+    def __init__(
+        self, write: Callable[[bytes | memoryview], object], *, bare: bool = False
+    ) -> None:
         self._write = write
+        self._bare = bare
         self._first_names: dict[tuple[int, int], str] = {}
         self._buffer = bytearray(COPY_BYTES)
 
@@ -47,6 +53,8 @@ class Packer:
         if kind is None:
             return
         entry = _entry(found, name, kind, fd)
+        if self._bare:
+            entry.mtime = entry.uid = entry.gid = 0
         if kind == tarfile.REGTYPE:
             self._pack_file(fd, found, entry)
             return
@@ -56,9 +64,9 @@ class Packer:
                 raise InvalidArgument(f"{name[:200]}: more than {DEPTH_MAX} directories deep")
             self._pack_directory(fd, name, depth)
 
-    def pack_content(self, fd: int) -> None:
-        """What is in a directory, by names without a prefix. Raises: as `pack`."""
-        self._pack_directory(fd, "", 0)
+    def pack_content(self, fd: int, below: str = "") -> None:
+        """What is in a directory, with names below that one. Raises: as `pack`."""
+        self._pack_directory(fd, below, 0)
 
     def finish(self) -> None:
         """The end-of-archive marker."""

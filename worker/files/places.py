@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from worker.files.jobs import Bind, LivePlace, Place, RestPlace
+from worker.files.jobs import Bind, LivePlace, Place, RestPlace, TreePlace
 from worker.runtime.lean import linux, rootfs
 
 
@@ -18,6 +18,8 @@ def open_root(place: Place) -> int:
     """A descriptor of the root. Raises: OSError."""
     if isinstance(place, LivePlace):
         return _open_live(place)
+    if isinstance(place, TreePlace):
+        return os.open(place.directory, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return _open_at_rest(place)
 
 

@@ -43,10 +43,8 @@ class Reading:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The tar. Raises: SwarmError when it cannot be completed."""
-        output = self._child.output
-        while piece := await _in_time(output.read(PIECE_BYTES), IDLE_S):
+        async for piece in self._child.pieces():
             yield piece
-        await self._child.finish()
 
 
 class Files:
@@ -92,6 +90,28 @@ class Files:
         async with self._child(job, stdin=subprocess.PIPE) as child:
             await child.feed(tar)
             await child.finish()
+
+    async def survey(
+        self, place: jobs.Place, wanted: Sequence[str], *, archives: bool = False
+    ) -> list[jobs.Source]:
+        """What the sources of a copy are. Raises: NotFound, InvalidArgument."""
+        found: list[jobs.Source] = []
+        async with self._child(jobs.SurveyJob(place, tuple(wanted), archives)) as child:
+            while isinstance(answer := await child.answer(), jobs.Surveyed):
+                found += answer.sources
+        return found
+
+    async def pick(self, place: jobs.Place, path: str, name: str) -> AsyncIterator[bytes]:
+        """The tar of one source under another name, see `jobs.PickJob`. Raises: SwarmError."""
+        async with self._child(jobs.PickJob(place, path, name), stdout=subprocess.PIPE) as child:
+            async for piece in child.pieces():
+                yield piece
+
+    async def content(self, place: jobs.Place, path: str) -> AsyncIterator[bytes]:
+        """The bytes of a file. Raises: NotFound, InvalidArgument."""
+        async with self._child(jobs.ContentJob(place, path), stdout=subprocess.PIPE) as child:
+            async for piece in child.pieces():
+                yield piece
 
     async def changes(self, upper: str, layers: Sequence[str]) -> list[Change]:
         """What a container has changed. Raises: SwarmError."""
@@ -161,6 +181,12 @@ class _Child:
         if self._process.stdout is None:
             raise Internal("the process of a container's files has no output")
         return self._process.stdout
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """All it writes, until the job is done. Raises: why it is not."""
+        while piece := await _in_time(self.output.read(PIECE_BYTES), IDLE_S):
+            yield piece
+        await self.finish()
 
     async def found(self) -> jobs.Found:
         answer = await self.answer()

@@ -58,6 +58,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     config: Descriptor
     layers: list[Descriptor]
+    media_type: str = msgspec.field(name="mediaType", default="")
 
 
 class ImageIndex(msgspec.Struct, frozen=True):
@@ -123,6 +124,11 @@ def read_document(content: bytes, kind: type[T], what: str) -> T:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"{what} is malformed: {error}") from error
+
+
+def manifest_type(content: bytes) -> str:
+    """The media type of a manifest the store keeps; OCI's lets it go unsaid."""
+    return read_document(content, Manifest, "manifest").media_type or MANIFEST_TYPE
 
 
 def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
@@ -225,7 +231,7 @@ def build_config(
             "ExposedPorts": {port: {} for port in config.exposed_ports},
             "Volumes": {path: {} for path in config.volumes},
             "Labels": config.labels,
-            "Healthcheck": None if check is None else _health_document(check),
+            "Healthcheck": None if check is None else health_document(check),
         },
         "created": created,
         "history": [{"created": created, "comment": comment}],
@@ -236,7 +242,8 @@ def build_config(
     return msgspec.json.encode({key: value for key, value in document.items() if value})
 
 
-def _health_document(check: HealthCheck) -> dict[str, object]:
+def health_document(check: HealthCheck) -> dict[str, object]:
+    """In Docker's spelling."""
     return {
         "Test": list(check.test),
         "Interval": check.interval_ns,
