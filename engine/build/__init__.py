@@ -1,0 +1,1 @@
+"""The classic builder: a Dockerfile becomes an image (docs/design/build.md)."""
