@@ -1,0 +1,1 @@
+"""The classic builder's pure parts."""
