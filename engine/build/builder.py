@@ -7,7 +7,7 @@ and its context are removed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,12 +15,12 @@ from engine.build import language
 from engine.build.arguments import Arguments, StageArguments
 from engine.build.context import Contexts
 from engine.build.expansion import expand, expand_word
-from engine.build.ground import BuildImages, Ground, Pull
+from engine.build.ground import LABEL, BuildImages, Ground, Pull
 from engine.build.language import Dockerfile, Instruction, Stage
 from engine.build.output import Output
 from engine.build.request import BuildRequest
 from engine.build.stage import StageAtWork
-from engine.ports import BuildContainers
+from engine.ports import BuildContainers, ContainerView
 from shoal.errors import InvalidArgument, NotFound
 from worker.files.jobs import Place, TreePlace
 from worker.files.service import Files
@@ -50,6 +50,13 @@ class Builder:
         self._files = files
         self._contexts = contexts
         self._turns = asyncio.Semaphore(BUILDS_MAX)
+
+    async def open(self, containers: Iterable[ContainerView]) -> None:
+        """Remove what builds left behind that ended with their process. Raises: OSError."""
+        await asyncio.to_thread(self._contexts.open)
+        for one in containers:
+            if LABEL in one.labels:
+                await self._containers.remove(one.id)
 
     @asynccontextmanager
     async def prepared(

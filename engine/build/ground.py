@@ -17,7 +17,7 @@ from worker.files.service import Files
 from worker.images.model import Image
 
 LABEL = "dev.shoal.build"
-"""On every container of a build; what a crash left is known by it."""
+"""On every container of a build that goes with its step; what a crash left is known by it."""
 
 
 class BuildImages(Protocol):
@@ -140,7 +140,7 @@ class Ground:
             user=str(config.get("User") or ""),
             shell_text=" ".join(args),
             network_mode=request.network_mode,
-            labels={LABEL: "1"},
+            labels={LABEL: "1"} if request.remove else {},
             extra_hosts=request.extra_hosts,
             limits=request.limits,
             cgroup_parent=request.cgroup_parent,
