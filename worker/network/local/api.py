@@ -99,6 +99,9 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """Lines for /etc/hosts: address, name."""
     dns_servers: tuple[str, ...] = ()
     """`127.0.0.11` on networks with names; empty: the node's own resolv.conf."""
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    """The node's, where the container wishes no others."""
     sysctls: tuple[tuple[str, str], ...] = ()
 
 
@@ -136,7 +139,7 @@ class LocalNetworks(Protocol):
         """Make a network; id, time and empty pools are filled in. Result: as made.
 
         Raises: NameConflict `network with name n1 already exists`, InvalidArgument, NotFound
-        (driver), FailedPrecondition (the subnet overlaps another one).
+        (driver), PermissionDenied (the subnet overlaps another one).
         """
         ...
 
@@ -170,7 +173,7 @@ class LocalNetworks(Protocol):
         ...
 
     async def disconnect(self, container: str, network: str) -> None:
-        """Take a running container out of a network. Raises: FailedPrecondition (is not in it)."""
+        """Take a running container out of a network. Raises: NotFound (is not in it)."""
         ...
 
     async def rename(self, container: str, name: str) -> None:
@@ -179,6 +182,10 @@ class LocalNetworks(Protocol):
 
     def endpoints(self, network: str) -> tuple[Endpoint, ...]:
         """Running containers of a network."""
+        ...
+
+    def sandbox(self, container: str) -> Sandbox | None:
+        """What a running container has now."""
         ...
 
     async def stats(self, container: str) -> tuple[LinkCounters, ...]:
