@@ -14,6 +14,8 @@ from importlib.metadata import version as version_of
 from typing import Any, cast
 
 from engine.containers.checks import NodeFacts
+from engine.containers.commit import Commits
+from engine.containers.execs import Execs
 from engine.containers.files import ContainerFiles
 from engine.containers.parts import ContainerParts, Needs, run_containers
 from engine.containers.service import NodeRuntime
@@ -26,7 +28,16 @@ from engine.http.routing import Route, Table
 from engine.http.server import serve
 from engine.http.settings import TlsSettings
 from engine.ports import Census
-from engine.resources import archive, containers, events, plugins, swarm, system
+from engine.resources import (
+    archive,
+    containers,
+    events,
+    execs,
+    plugins,
+    streams,
+    swarm,
+    system,
+)
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
@@ -64,6 +75,7 @@ class Engine:
         self._node = node
         self._clock = SystemClock()
         self.containers: ContainerParts
+        self.commits: Commits
         self._events = EventBus(self._clock)
         self._offer = words.Offer(runtimes={"native": ""})
 
@@ -82,6 +94,9 @@ class Engine:
         engine = cls(parts, node)
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
+        notes = settings.paths.engine / "committing"
+        engine.commits = Commits(engine.containers, parts.images, notes)
+        await engine.commits.recover()
         return engine
 
     def routes(self) -> Iterable[Route]:
@@ -90,7 +105,9 @@ class Engine:
         yield from system.login_routes(RegistryLogin(self._offer.registries))
         yield from events.routes(self._events)
         yield from containers.routes(self.containers)
-        yield from archive.routes(ContainerFiles(self.containers, Files()))
+        yield from streams.routes(self.containers)
+        yield from execs.routes(Execs(self.containers))
+        yield from archive.routes(ContainerFiles(self.containers, Files()), self.commits)
         yield from swarm.routes()
         yield from plugins.routes()
 

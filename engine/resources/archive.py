@@ -1,4 +1,7 @@
-"""`/containers/{id}/archive` and its kin: files in and out, the whole root, what has changed."""
+"""`/containers/{id}/archive` and its kin: files in and out, the whole root, what has changed.
+
+`/commit` is here, too: an image of what has changed.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from engine.containers.commit import Commits, CommitWish
 from engine.containers.files import ContainerFiles
 from engine.containers.inspect import time_text
+from engine.containers.requests import CreateRequest
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.routing import Route
 from shoal.errors import InvalidArgument
@@ -30,19 +35,21 @@ _GO_KINDS = {
 _GO_BITS = {stat.S_ISUID: 1 << 23, stat.S_ISGID: 1 << 22, stat.S_ISVTX: 1 << 20}
 
 
-def routes(files: ContainerFiles) -> Iterable[Route]:
-    """Five operations."""
-    resource = _Resource(files)
+def routes(files: ContainerFiles, commits: Commits) -> Iterable[Route]:
+    """Six operations."""
+    resource = _Resource(files, commits)
     yield Route("HEAD", "/containers/{id}/archive", resource.stat)
     yield Route("GET", "/containers/{id}/archive", resource.read, follows_client=True)
     yield Route("PUT", "/containers/{id}/archive", resource.write)
     yield Route("GET", "/containers/{id}/export", resource.export, follows_client=True)
     yield Route("GET", "/containers/{id}/changes", resource.changes)
+    yield Route("POST", "/commit", resource.commit)
 
 
 class _Resource:
-    def __init__(self, files: ContainerFiles) -> None:
+    def __init__(self, files: ContainerFiles, commits: Commits) -> None:
         self._files = files
+        self._commits = commits
 
     async def stat(self, call: Call) -> Answer:
         found = await self._files.stat(call.path["id"], _path(call))
@@ -72,6 +79,22 @@ class _Resource:
         changes = await self._files.changes(call.path["id"])
         words = [{"Path": path, "Kind": _KINDS[kind]} for kind, path in changes]
         return json_answer(words or None)
+
+    async def commit(self, call: Call) -> Answer:
+        query = call.query
+        repository, tag = query.text("repo"), query.text("tag")
+        wish = CommitWish(
+            config=await call.body(CreateRequest, optional=True),
+            name=f"{repository}:{tag}" if repository and tag else repository,
+            comment=query.text("comment"),
+            author=query.text("author"),
+            changes=tuple(
+                line for text in query.many("changes") for line in text.split("\n") if line
+            ),
+            pause=query.flag("pause", default=True),
+        )
+        image = await self._commits.commit(query.text("container"), wish)
+        return json_answer({"Id": image.id}, 201)
 
 
 async def _sent(call: Call, reading: Reading, kind: str, headers: dict[str, str]) -> Answer:
