@@ -83,4 +83,5 @@ def _options(options: RestoreOptions) -> node_pb2.RestoreOptions:
         listen_address=options.listen_address,
         availability=types_pb2.NodeAvailability.ValueType(options.availability),
         data_path_address=options.data_path_address,
+        ca_key=options.ca_key,
     )

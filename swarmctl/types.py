@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from typing_extensions import override
 
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
 from shoal.model.objects import Service
@@ -184,12 +185,20 @@ class BackupPart(msgspec.Struct, frozen=True):
 
 
 class RestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How this node is reached when a cluster is restored on it; empty: the daemon chooses."""
+    """How this node is reached when a cluster is restored on it; empty: the daemon chooses.
+
+    ca_key: of the cluster's root, PEM, where the backup does not hold it. Not shown by repr.
+    """
 
     advertise_address: str = ""
     listen_address: str = ""
     availability: int = 0
     data_path_address: str = ""
+    ca_key: bytes = b""
+
+    @override
+    def __repr__(self) -> str:
+        return "RestoreOptions(...)"
 
 
 class RestoredCluster(msgspec.Struct, frozen=True, kw_only=True):

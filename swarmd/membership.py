@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
+from typing_extensions import override
 
 from manager.ca.autolock import WantedLock
 from manager.ca.core import ClusterSecrets, new_cluster_secrets
@@ -85,12 +86,20 @@ class JoinWish(msgspec.Struct, frozen=True):
 
 
 class RestoreWish(msgspec.Struct, frozen=True):
-    """What the user asked of restore; empty means the default."""
+    """What the user asked of restore; empty means the default. Not shown by repr.
+
+    ca_key: of the cluster's root, PEM, where the backup does not hold it.
+    """
 
     advertise_address: str = ""
     listen_address: str = ""
     data_path_address: str = ""
     availability: int = 0
+    ca_key: bytes = b""
+
+    @override
+    def __repr__(self) -> str:
+        return "RestoreWish(...)"
 
 
 class NewCluster(msgspec.Struct, frozen=True):
@@ -230,7 +239,9 @@ class MembershipChanges:
             newcomer = Newcomer(self._hostname, addresses, availability, config)
             now_ns = self._clock.now_ns()
             return await self._begin(
-                lambda: restore_blocking(self._node, received, newcomer, now_ns=now_ns)
+                lambda: restore_blocking(
+                    self._node, received, newcomer, ca_key=wish.ca_key, now_ns=now_ns
+                )
             )
         finally:
             received.close()

@@ -142,6 +142,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             listen_address=options.listen_address,
             data_path_address=options.data_path_address,
             availability=options.availability,
+            ca_key=options.ca_key,
         )
         restored = await self._changes.restore(wish, _chunks(request_iterator, context))
         return node_pb2.RestoreResponse(

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from manager.ca.autolock import unlock_key_of, wanted_lock
-from manager.ca.core import issue_to_node
+from manager.ca.core import Authority, issue_to_node
 from manager.ca.rotation import trust_of
 from manager.ca.server import authority_of
 from manager.consensus.recovery import Place
@@ -31,6 +31,7 @@ from manager.storage.member import Opening
 from shoal.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     ResourceExhausted,
 )
 from shoal.ids import ClusterId, NodeId, new_id
@@ -40,6 +41,7 @@ from shoal.security.identity import NodeIdentity, make_identity
 from shoal.security.keys import make_csr, make_key
 from shoal.security.lock import LockKeys
 from shoal.security.roles import PeerIdentity, Role
+from shoal.security.root import RootCA
 from shoal.settings.node import NodeConfig
 from swarmd.addresses import NodeAddresses
 from swarmd.core import RestorePlan, refuse_newer, restored_state
@@ -133,13 +135,15 @@ async def receive(chunks: AsyncIterator[bytes]) -> ReceivedBackup:
 
 
 def restore_blocking(
-    node: LocalNode, received: ReceivedBackup, newcomer: Newcomer, *, now_ns: int
+    node: LocalNode, received: ReceivedBackup, newcomer: Newcomer, *, ca_key: bytes, now_ns: int
 ) -> RestoredCluster:
     """Make this node the only manager of the backup's cluster. Its manager must not run.
 
-    Raises: FailedPrecondition for a backup that is damaged, of a newer version or without a root
-    key; InvalidArgument for addresses that do not fit the cluster; ResourceExhausted,
-    StorageFailed. What is left then is removed by `forget_blocking`.
+    ca_key: of the cluster's root, PEM, where the backup does not hold it; else empty. It is used
+    here and kept nowhere. Raises: FailedPrecondition for a backup that is damaged, of a newer
+    version or without a root key; InvalidArgument for addresses that do not fit the cluster and for
+    another key than that of its root; ResourceExhausted, StorageFailed. What is left then
+    is removed by `forget_blocking`.
     """
     backup = read_backup(received.path, label=LABEL)
     refuse_newer(backup.manifest.made_by, VERSION)
@@ -148,7 +152,7 @@ def restore_blocking(
     if cluster is None or cluster.id != backup.manifest.cluster_id:
         raise FailedPrecondition(f"{LABEL}: holds no cluster: take another copy of the backup")
     node_id = NodeId(new_id())
-    identity = _first_identity(cluster, node_id, now_ns=now_ns)
+    identity = _first_identity(cluster, node_id, ca_key=ca_key, now_ns=now_ns)
     plan = RestorePlan(
         node_id=node_id,
         hostname=newcomer.hostname,
@@ -177,22 +181,42 @@ def restore_blocking(
     )
 
 
-def _first_identity(cluster: Cluster, node_id: NodeId, *, now_ns: int) -> NodeIdentity:
-    """A manager's certificate by the root in the cluster's row.
-
-    Raises: FailedPrecondition when its key is elsewhere: an external authority asks for a manager's
-    certificate, and there is none yet.
-    """
-    authority = authority_of(cluster)
-    if authority.root is None:
-        raise FailedPrecondition(
-            f"{LABEL}: the key of the cluster's root is not in it but with an external authority,"
-            " so nobody can certify the first manager: use a backup from before `swarmctl ca"
-            " --rotate --external-ca`, or make a new cluster"
-        )
+def _first_identity(
+    cluster: Cluster, node_id: NodeId, *, ca_key: bytes, now_ns: int
+) -> NodeIdentity:
+    """A manager's certificate by the root in force. Raises as `_with_key` does."""
+    authority = _with_key(authority_of(cluster), ca_key)
     key_pem = make_key()
     peer = PeerIdentity(node_id, Role.MANAGER, ClusterId(cluster.id))
     issued = issue_to_node(
         authority, make_csr(key_pem), peer=peer, role=Role.MANAGER, now_ns=now_ns
     )
     return make_identity(issued.certificate_pem, key_pem, trust_of(cluster.root_ca))
+
+
+def _with_key(authority: Authority, ca_key: bytes) -> Authority:
+    """The authority with its root's key, from its cluster or from the user.
+
+    An external authority that holds the key cannot be asked: it believes managers' certificates
+    alone, and there is none yet. Raises: FailedPrecondition without a key, InvalidArgument for a
+    second or a wrong one.
+    """
+    if authority.root is not None:
+        if ca_key:
+            raise InvalidArgument(
+                f"ca-key: the {LABEL} holds the key of the cluster's root: restore it without"
+            )
+        return authority
+    if not ca_key:
+        raise FailedPrecondition(
+            f"{LABEL}: the key of the cluster's root is not in it but with an external authority,"
+            " so nobody can certify the first manager: give the key's file with `--ca-key`, use a"
+            " backup from before `swarmctl ca --rotate --external-ca`, or make a new cluster"
+        )
+    try:
+        root = RootCA(authority.root_pem, ca_key)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"ca-key: {error.message}: it must be the key of the root at the time of the {LABEL}"
+        ) from error
+    return msgspec.structs.replace(authority, root=root)

@@ -15,6 +15,7 @@ import click
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.enums import NodeAvailability
 from swarmctl.options import Word
+from swarmctl.parsing.external import read_pem
 from swarmctl.parsing.units import format_binary_size
 from swarmctl.private_file import private_file
 from swarmctl.session import Session
@@ -88,6 +89,12 @@ def backup(
 @click.argument("file", metavar="FILE|-")
 @passphrase_option
 @click.option(
+    "--ca-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PEM of the root's key, where an external CA has it: used once, kept nowhere",
+)
+@click.option(
     "--advertise-addr",
     default="",
     metavar="ADDR",
@@ -113,7 +120,8 @@ def restore(session: Session, /, file: str, passphrase_file: Path | None, **flag
     """Make this node, which must be in no cluster, the only manager of a cluster in a backup.
 
     The cluster has the same id, root certificate, tokens, services, secrets and nodes. Its old
-    managers must not run any more.
+    managers must not run any more. Where an external CA holds the root's key, the backup has none:
+    give it with --ca-key.
     """
     from shoal.security.passphrase import MAGIC, is_sealed  # here: it loads cryptography
 
@@ -122,6 +130,7 @@ def restore(session: Session, /, file: str, passphrase_file: Path | None, **flag
         listen_address=flags["listen_addr"],
         availability=flags["availability"],
         data_path_address=flags["data_path_addr"],
+        ca_key=b"" if flags["ca_key"] is None else read_pem(flags["ca_key"]),
     )
     with _input(file) as source:
         head = source.read(len(MAGIC))

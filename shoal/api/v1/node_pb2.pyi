@@ -401,10 +401,15 @@ class RestoreOptions(_message.Message):
     LISTEN_ADDRESS_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
     DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
+    CA_KEY_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     listen_address: _builtins.str
     availability: _types_pb2.NodeAvailability.ValueType
     data_path_address: _builtins.str
+    ca_key: _builtins.bytes
+    """PEM of the key of the cluster's root, where the backup does not hold it: certifies the first
+    manager and is not kept.
+    """
     def __init__(
         self,
         *,
@@ -412,10 +417,11 @@ class RestoreOptions(_message.Message):
         listen_address: _builtins.str = ...,
         availability: _types_pb2.NodeAvailability.ValueType = ...,
         data_path_address: _builtins.str = ...,
+        ca_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "data_path_address", b"data_path_address", "listen_address", b"listen_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "ca_key", b"ca_key", "data_path_address", b"data_path_address", "listen_address", b"listen_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,19 +15,25 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from shoal.api.v1 import control_pb2, control_pb2_grpc, objects_pb2, types_pb2
+from shoal.model.objects import Cluster
+from shoal.model.specs import ClusterSpec
+from shoal.model.types import CaConfig, ExternalCa, JoinTokens, RootCa
 from shoal.security.identity import read_identity
 from shoal.security.keys import load_key, make_key
 from shoal.security.root import RootCA
+from shoal.security.tokens import make_join_token
 from shoal.security.trust import merge_roots
 from tests.integration.swarmd.conftest import Node, until
 from tests.integration.swarmd.test_cluster import (
     TIMEOUT_S,
     cluster_of,
+    info,
     init,
     nodes_of,
     with_real_manager,
 )
 from tests.integration.swarmd.test_renewal import join, other
+from tests.integration.swarmd.test_restore import a_backup, restore
 from tests.support.cfssl import Cfssl
 from tests.support.ports import free_port
 
@@ -105,6 +111,41 @@ async def test_init_with_an_external_authority(node: Node, other: Node, cfssl: C
             await rotated(node, own)
             await until(lambda: read_identity(other.paths.identity).root_pem == own)
             assert len(await nodes_of(node)) == 2
+
+
+async def test_a_cluster_whose_root_key_is_elsewhere_is_restored_with_the_key(
+    node: Node, other: Node, cfssl: Cfssl
+):
+    """The key certifies the first manager and is kept nowhere: the authority goes on signing."""
+    port, root = free_port(), cfssl.root
+    here = f"127.0.0.1:{port}"
+    ca = CaConfig(external_cas=(ExternalCa(protocol="cfssl", url=cfssl.url),))
+    root_ca = RootCa(
+        certificate=root.certificate_pem,
+        join_tokens=JoinTokens(
+            worker=make_join_token(root.certificate_pem).render(),
+            manager=make_join_token(root.certificate_pem).render(),
+        ),
+    )
+    cluster = Cluster(id="c" * 25, root_ca=root_ca, spec=ClusterSpec(ca=ca))
+    for one in (node, other):
+        one.paths.state.mkdir(parents=True)
+        one.tell("follow")
+    async with node.running(command=with_real_manager):
+        await restore(
+            node, a_backup(cluster),
+            ca_key=root.key_pem, advertise_address=here, listen_address=here,
+        )  # fmt: skip
+        assert (await info(node)).state == "active"
+        assert cfssl.asked == []
+        restored = (await cluster_of(node)).root_ca
+        assert restored.certificate == root.certificate_pem
+        secret = load_key(root.key_pem).private_numbers().private_value.to_bytes(32, "big")
+        kept = [path.read_bytes() for path in node.paths.state.rglob("*") if path.is_file()]
+        assert not [data for data in kept if secret in data or root.key_pem in data]
+        async with other.running(command=with_real_manager):
+            assert (await join(other, node, port)).root_pem == merge_roots(root.certificate_pem)
+        assert set(cfssl.clients) == {"swarm-manager"}
 
 
 async def test_an_authority_that_is_down_is_found_out_before_anything_changes(

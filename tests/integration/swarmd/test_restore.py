@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ async def backup(node: Node) -> bytes:
         return b"".join([part.chunk async for part in backups.backup(client)])
 
 
-async def restore(node: Node, content: bytes, **options: str) -> RestoredCluster:
+async def restore(node: Node, content: bytes, **options: Any) -> RestoredCluster:
     async def chunks() -> AsyncIterator[bytes]:
         for at in range(0, len(content), 1000):
             yield content[at : at + 1000]
@@ -172,8 +173,16 @@ GOOD = a_backup(a_cluster())
             a_backup(a_cluster(key=b"")),
             {},
             FailedPrecondition,
-            "nobody can certify the first manager",
+            "nobody can certify the first manager: give the key's file with `--ca-key`",
         ),
+        (
+            a_backup(a_cluster(key=b"")),
+            {"ca_key": RootCA.create(now_ns=time.time_ns()).key_pem},
+            InvalidArgument,
+            "ca-key: the root key does not belong to the root certificate: it must be",
+        ),
+        (a_backup(a_cluster(key=b"")), {"ca_key": b"no key"}, InvalidArgument, "ca-key: .*PEM"),
+        (GOOD, {"ca_key": ROOT.key_pem}, InvalidArgument, "holds the key of the cluster's root"),
         (GOOD, {"advertise_address": "nosuch0"}, InvalidArgument, "nosuch0"),
         (
             a_backup(a_cluster(ingress_pool="192.0.0.0/8")),

@@ -144,10 +144,12 @@ def test_passphrases_that_are_missing_or_too_much(daemon, tmp_path, passphrase):
 
 @pytest.mark.parametrize("file", ["b", "-"])
 def test_restore_carries_every_flag_and_says_what_to_do_next(daemon, tmp_path, file):
-    path = tmp_path / "b"
+    path, key = tmp_path / "b", tmp_path / "key.pem"
     path.write_bytes(CONTENT)
+    key.write_text("the key")
     result = run(
-        "cluster", "restore", "--advertise-addr", "192.0.2.1", "--listen-addr", "0.0.0.0:2377",
+        "cluster", "restore", "--ca-key", str(key), "--advertise-addr", "192.0.2.1",
+        "--listen-addr", "0.0.0.0:2377",
         "--availability", "drain", "--data-path-addr", "eth1",
         "-" if file == "-" else str(path), host=daemon.address, stdin=CONTENT,
     )  # fmt: skip
@@ -162,6 +164,7 @@ def test_restore_carries_every_flag_and_says_what_to_do_next(daemon, tmp_path, f
         listen_address="0.0.0.0:2377",
         availability=2,
         data_path_address="eth1",
+        ca_key=b"the key",
     )
 
 
