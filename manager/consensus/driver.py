@@ -1,9 +1,10 @@
 """Drives one Raft node: messages, ticks and proposals in, the disk, the network and the store out.
 
-Two tasks share the node on one event loop. The first steps whatever has come and sends what needs
-no disk; the second works on one Ready at a time: one durable batch, then what waited for it. So
-entries travel to the others while they are written here, and proposals are pipelined: all that
-wait go into the log together, and each is answered when its entry is applied.
+One turn of the event loop after something came, the node takes its turn: it steps all that has
+come, proposes what waits, sends what needs no disk, and begins the next Ready (`rounds`): one
+durable batch, then what waited for it. So entries travel to the others while they are written
+here, and proposals are pipelined: all that wait go into the log together, and each is answered
+when its entry is applied. A turn is a callback, not a task: a write passes through few of them.
 
 Invariants: nothing that promises durability leaves before the sync; what is proposed under a term
 enters the log in that term or not at all; no answer is given twice or never. Refuses proposals
@@ -116,30 +117,41 @@ class RaftDriver:
         self._reads = Reads()
         self._inbox: deque[Message] = deque()
         self._heard_s: dict[int, float] = {}
-        self._wake = asyncio.Event()
+        self._turn_is_due = False
+        self._running = False
         self._room = asyncio.Semaphore(PROPOSALS_MAX)
         self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ticks: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None] | None = None
         self._refusal: SwarmError | None = None
         self._own_index = 0
 
     async def __aenter__(self) -> Self:
         """Start. A member that is alone leads at once."""
-        self._failed = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._failed = self._loop.create_future()
         wal = await self._stack.enter_async_context(AsyncWal(self._recovery.opened.wal))
         self._snapshots = Snapshots(
             self._recovery.opened, wal, self.raft, interval=self._snapshot_interval
         )
-        self._rounds = Rounds(self.raft, wal, self.replica, self._snapshots, self._reads)
+        self._rounds = Rounds(
+            self.raft,
+            wal,
+            self.replica,
+            self._snapshots,
+            self._reads,
+            send=self._send,
+            turn=self._turn,
+            fail=self._fail,
+        )
         self._transport.attach(self)
         self._transport.follow(self.roster)
         self._stack.enter_context(self.replica.roster.watched(self._transport.follow))
         if self.raft.membership.all_voters == {self.raft.id}:
             self.raft.campaign()
-        for name, run in (("step", self._step), ("ready", self._work), ("tick", self._tick)):
-            self._tasks.append(asyncio.create_task(self._guard(run), name=f"raft {name}"))
-        self._wake.set()
+        self._running = True
+        self._ticks = asyncio.create_task(self._guard(self._tick), name="raft tick")
+        self.wake()
         return self
 
     async def __aexit__(
@@ -151,9 +163,9 @@ class RaftDriver:
         """Stop; what waits is told so. A log that is being written is finished."""
         try:
             self._refusal = self._refusal or Unavailable("the manager is stopping: try again later")
-            for task in reversed(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._halt()
+            if self._ticks is not None:
+                await asyncio.gather(self._ticks, return_exceptions=True)
             self._end(self._refusal)
             await self._snapshots.finish()
             await self._rounds.finish()
@@ -187,11 +199,11 @@ class RaftDriver:
         with TRANSACTION_LATENCY.time():
             async with self._room:
                 self._check_may_propose()
-                since_s = asyncio.get_running_loop().time()
-                proposal = Proposal(entry, data, term, since_s)
-                self._proposals.queue(proposal)
-                self._wake.set()
-                return await proposal.done
+                done: asyncio.Future[Commit] = self._loop.create_future()
+                self._proposals.queue(Proposal(entry, data, term, self._loop.time(), done))
+                if self._proposals.should_go(self.raft.committed):
+                    self.wake()
+                return await done
 
     async def read_barrier(self) -> None:
         """Return when this member's state holds everything acknowledged before the call.
@@ -202,9 +214,9 @@ class RaftDriver:
             raise type(self._refusal)(self._refusal.message)
         if len(self._reads.new) >= READS_MAX:
             raise Unavailable(f"{READS_MAX} reads wait to be confirmed: try again later")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._reads.new.append(done)
-        self._wake.set()
+        self.wake()
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 await done
@@ -222,10 +234,10 @@ class RaftDriver:
     def deliver(self, messages: Sequence[Message]) -> None:
         """Messages from a member whose identity was checked."""
         if messages:
-            self._heard_s[messages[0].sender] = asyncio.get_running_loop().time()
+            self._heard_s[messages[0].sender] = self._loop.time()
         room = INBOX_MAX - len(self._inbox)
         self._inbox.extend(messages[:room])
-        self._wake.set()
+        self.wake()
 
     def report_unreachable(self, raft_id: int) -> None:
         """Messages to a member were probably lost."""
@@ -234,7 +246,7 @@ class RaftDriver:
     def report_snapshot(self, raft_id: int, *, ok: bool) -> None:
         """The snapshot for a member arrived, or did not."""
         self.raft.report_snapshot(raft_id, ok=ok)
-        self._wake.set()
+        self.wake()
 
     def report_removed(self, raft_id: int, reason: str) -> None:
         """A member says that this manager was removed: it is not needed any more."""
@@ -259,11 +271,13 @@ class RaftDriver:
         if raft_id == self.raft.id:
             return True
         heard_s = self._heard_s.get(raft_id)
-        return heard_s is not None and asyncio.get_running_loop().time() - heard_s <= REACHABLE_S
+        return heard_s is not None and self._loop.time() - heard_s <= REACHABLE_S
 
     def wake(self) -> None:
-        """Something was changed in `raft` from outside: look at it."""
-        self._wake.set()
+        """Something came, or was changed in `raft` from outside: look at it in a moment."""
+        if self._running and not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._due_turn)
 
     def transfer_leader(self, to: int) -> None:
         """Hand leadership to a voter; watch `leading` for the outcome.
@@ -274,7 +288,7 @@ class RaftDriver:
             raise self.not_leader()
         self.raft.transfer_leader(to)
         _log.info("raft.transferring", to=f"{to:x}", term=self.raft.term)
-        self._wake.set()
+        self.wake()
 
     def not_leader(self) -> NotLeader:
         """The refusal of what only a leader may do; names the leader when it is known."""
@@ -296,27 +310,25 @@ class RaftDriver:
         """Since when the oldest proposal waits, on the loop's clock."""
         return self._proposals.oldest_since_s
 
-    async def _step(self) -> None:
-        """Step what has come, then send what needs no disk."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._inbox:
-                self._take(self._inbox.popleft())
-            self._observe()
-            self._propose_queued()
-            self._ask_reads()
-            self._observe()
-            self._send(self.raft.take_messages())
-            if self.raft.has_ready():
-                self._rounds.wake()
-            await asyncio.sleep(0)  # one turn: what came meanwhile goes together
+    def _due_turn(self) -> None:
+        self._turn_is_due = False
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001 - a broken member ends, and says why
+            self._fail(error)
 
-    async def _work(self) -> None:
-        while True:
-            await self._rounds.one(self._send)
-            self._observe()
-            self._wake.set()
+    def _turn(self) -> None:
+        """Step what has come, send what needs no disk, go on with the round."""
+        if not self._running:
+            return
+        while self._inbox:
+            self._take(self._inbox.popleft())
+        self._observe()
+        self._propose_queued()
+        self._ask_reads()
+        self._send(self.raft.take_messages())
+        self._rounds.go_on()
+        self._observe()
 
     async def _tick(self) -> None:
         """Ticks that a busy loop missed are not made up for: messages may be waiting as well."""
@@ -326,7 +338,7 @@ class RaftDriver:
             self._reads.expire()
             PROPOSALS_PENDING.set(len(self._proposals))
             APPLIED_INDEX.set(self.replica.applied)
-            self._wake.set()
+            self.wake()
 
     def _take(self, message: Message) -> None:
         try:
@@ -420,9 +432,8 @@ class RaftDriver:
         try:
             await run()
             violated("a task of the Raft driver has ended")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a broken member ends, and says why
             self._fail(error)
-            raise
 
     def _fail(self, error: Exception) -> None:
         if self._refusal is None:
@@ -430,11 +441,16 @@ class RaftDriver:
                 f"the manager's log has failed ({error}): restart the manager"
             )
         self._end(self._refusal)
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()  # a member that cannot keep its word says nothing more
+        self._halt()
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
+
+    def _halt(self) -> None:
+        """A member that cannot keep its word says nothing more."""
+        self._running = False
+        self._rounds.stop()
+        if self._ticks is not None:
+            self._ticks.cancel()
 
     def _end(self, reason: SwarmError) -> None:
         """Nobody is left waiting; who waits for a place finds the refusal when it gets one."""

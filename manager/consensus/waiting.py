@@ -28,13 +28,20 @@ class Proposal:
 
     __slots__ = ("data", "done", "entry", "index", "since_s", "term")
 
-    def __init__(self, entry: StoreEntry, data: bytes, term: int | None, since_s: float) -> None:
+    def __init__(
+        self,
+        entry: StoreEntry,
+        data: bytes,
+        term: int | None,
+        since_s: float,
+        done: asyncio.Future[Commit],
+    ) -> None:
         self.entry = entry
         self.data = data
         self.term = term
         self.since_s = since_s
         self.index = 0
-        self.done: asyncio.Future[Commit] = asyncio.get_running_loop().create_future()
+        self.done = done
 
     def refuse(self, error: SwarmError) -> None:
         """Answer with an error; each waiter gets its own object, which collects tracebacks."""

@@ -45,18 +45,23 @@ class _Call(msgspec.Struct, frozen=True):
 class _Waiting:
     """Work for the log and the caller that waits for it."""
 
-    def __init__(self, work: Batch | _Call) -> None:
+    __slots__ = ("done", "size_bytes", "work")
+
+    def __init__(self, work: Batch | _Call, done: asyncio.Future[Result]) -> None:
         self.work = work
-        self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        entries = work.entries if isinstance(work, Batch) else ()
-        self.size_bytes = sum(len(entry.data) + _RECORD_OVERHEAD_BYTES for entry in entries)
+        self.done = done
+        self.size_bytes = 0
+        if isinstance(work, Batch):
+            for entry in work.entries:
+                self.size_bytes += len(entry.data) + _RECORD_OVERHEAD_BYTES
 
 
 class AsyncWal:
     """The async owner of a Wal: `async with AsyncWal(wal) as log: await log.append(...)`.
 
     Leaving the block finishes what is queued and closes the Wal. A cancelled caller's batch may
-    still be written, as with any interrupted write.
+    still be written, as with any interrupted write. No task runs here: a group is handed to the
+    thread by whoever queues first, or by the answer to the one before.
     """
 
     def __init__(
@@ -66,15 +71,15 @@ class AsyncWal:
         self._merged_bytes_max = merged_bytes_max
         self._room = asyncio.Semaphore(queue_max)
         self._queue: deque[_Waiting] = deque()
-        self._wake = asyncio.Event()
+        self._group: list[_Waiting] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
-        self._task: asyncio.Task[None] | None = None
         self._closed = True
 
     async def __aenter__(self) -> Self:
-        """Start the committing task."""
+        """Take batches from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._idle: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
-        self._task = asyncio.create_task(self._run(), name="wal")
         return self
 
     async def __aexit__(
@@ -85,11 +90,13 @@ class AsyncWal:
     ) -> None:
         """Commit what is queued, then close the log."""
         self._closed = True
-        self._wake.set()
         try:
-            if self._task is not None:
-                await self._task
+            if self._group:
+                await self._idle
+            elif self._idle.done():
+                self._idle.result()  # the thread failed: this says how
         finally:
+            self._refuse_queued()  # there are some when this exit is cancelled
             # Submitted, not awaited first: also a cancelled exit closes the log behind the sync.
             closing = self._thread.submit(self._wal.close)
             self._thread.shutdown(wait=False)
@@ -106,6 +113,15 @@ class AsyncWal:
         Raises: as `Wal.append_all`; FailedPrecondition when closing.
         """
         await self._submit(Batch(tuple(entries), hard_state, mark))
+
+    def put(
+        self, entries: Sequence[Entry] = (), hard_state: HardState | None = None
+    ) -> asyncio.Future[Result]:
+        """`append` for a caller that has one batch under way at most: it never waits for a place.
+
+        The future is done when the batch is durable. Raises, also in the future: as `append`.
+        """
+        return self._queued(Batch(tuple(entries), hard_state))
 
     async def mark_snapshot(self, index: int, term: int) -> None:
         """`Wal.mark_snapshot`, in order with the batches."""
@@ -127,48 +143,64 @@ class AsyncWal:
 
     async def _submit(self, work: Batch | _Call) -> Result:
         async with self._room:
-            if self._closed:
-                raise FailedPrecondition(f"{self._wal.directory}: the log is closed")
-            waiting = _Waiting(work)
-            self._queue.append(waiting)
-            self._wake.set()
-            return await waiting.done
+            return await self._queued(work)
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        group: list[_Waiting] = []
-        try:
-            while group := await self._gather():
-                works = [waiting.work for waiting in group]
-                outcomes = await loop.run_in_executor(self._thread, _commit, self._wal, works)
-                if isinstance(outcomes[-1], ResourceExhausted):
-                    # What is queued may follow on the batch that found no space.
-                    outcomes += [outcomes[-1]] * len(self._queue)
-                    group += self._queue
-                    self._queue.clear()
-                for waiting, outcome in zip(group, outcomes, strict=True):
-                    _resolve(waiting, outcome)
-        finally:
-            self._closed = True
-            closed = FailedPrecondition(f"{self._wal.directory}: the log is closed")
-            for waiting in (*group, *self._queue):
-                _resolve(waiting, closed)
+    def _queued(self, work: Batch | _Call) -> asyncio.Future[Result]:
+        if self._closed:
+            raise FailedPrecondition(f"{self._wal.directory}: the log is closed")
+        waiting = _Waiting(work, self._loop.create_future())
+        self._queue.append(waiting)
+        if not self._group:
+            self._begin()
+        return waiting.done
 
-    async def _gather(self) -> list[_Waiting]:
-        """The next group: batches up to the bytes limit, or one call; empty at the end."""
-        while not self._queue:
-            if self._closed:
-                return []
-            self._wake.clear()
-            await self._wake.wait()
-        group = [self._queue.popleft()]
+    def _begin(self) -> None:
+        """Hand the next group to the thread: batches up to the bytes limit, or one call."""
+        group = self._group = [self._queue.popleft()]
         size = group[0].size_bytes
         while self._queue and isinstance(group[0].work, Batch):
             size += self._queue[0].size_bytes
             if size > self._merged_bytes_max or not isinstance(self._queue[0].work, Batch):
                 break
             group.append(self._queue.popleft())
-        return group
+        self._thread.submit(self._run, [waiting.work for waiting in group])
+
+    def _run(self, works: Sequence[Batch | _Call]) -> None:
+        """In the thread. A loop that has ended meanwhile has nobody who waits."""
+        try:
+            outcomes = _commit(self._wal, works)
+        except BaseException as error:  # noqa: BLE001 - told to the loop, which refuses the rest
+            self._loop.call_soon_threadsafe(self._break, error)
+        else:
+            self._loop.call_soon_threadsafe(self._answer, outcomes)
+
+    def _answer(self, outcomes: list[Outcome]) -> None:
+        group, self._group = self._group, []
+        if isinstance(outcomes[-1], ResourceExhausted):
+            # What is queued may follow on the batch that found no space.
+            outcomes += [outcomes[-1]] * len(self._queue)
+            group += self._queue
+            self._queue.clear()
+        if self._queue:
+            self._begin()
+        elif self._closed and not self._idle.done():
+            self._idle.set_result(None)
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            _resolve(waiting, outcome)
+
+    def _break(self, error: BaseException) -> None:
+        """A bug of ours in the thread: nothing more is taken, and who leaves is told."""
+        self._closed = True
+        self._queue.extendleft(reversed(self._group))
+        self._group = []
+        self._refuse_queued()
+        if not self._idle.done():
+            self._idle.set_exception(error)
+
+    def _refuse_queued(self) -> None:
+        while self._queue:
+            closed = FailedPrecondition(f"{self._wal.directory}: the log is closed")
+            _resolve(self._queue.popleft(), closed)
 
 
 def _commit(wal: Wal, works: Sequence[Batch | _Call]) -> list[Outcome]:

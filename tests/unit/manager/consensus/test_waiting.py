@@ -12,7 +12,8 @@ from shoal.model.objects import StoreEntry
 
 
 def a_proposal(size_bytes: int = 100) -> Proposal:
-    return Proposal(StoreEntry(), bytes(size_bytes), None, 0.0)
+    done = asyncio.get_running_loop().create_future()
+    return Proposal(StoreEntry(), bytes(size_bytes), None, 0.0, done)
 
 
 async def test_a_first_one_goes_at_once():
