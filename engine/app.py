@@ -27,12 +27,15 @@ from engine.http.dispatch import Dispatcher
 from engine.http.routing import Route, Table
 from engine.http.server import serve
 from engine.http.settings import TlsSettings
+from engine.images.service import NodeImages
 from engine.ports import Census
 from engine.resources import (
     archive,
     containers,
+    distribution,
     events,
     execs,
+    images,
     plugins,
     streams,
     swarm,
@@ -41,7 +44,6 @@ from engine.resources import (
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
-from worker.images.registry.login import RegistryLogin
 
 VERSION = version_of("shoal")
 PRODUCT = f"Shoal/{VERSION} (linux)"
@@ -76,6 +78,7 @@ class Engine:
         self._clock = SystemClock()
         self.containers: ContainerParts
         self.commits: Commits
+        self.images: NodeImages
         self._events = EventBus(self._clock)
         self._offer = words.Offer(runtimes={"native": ""})
 
@@ -97,17 +100,22 @@ class Engine:
         notes = settings.paths.engine / "committing"
         engine.commits = Commits(engine.containers, parts.images, notes)
         await engine.commits.recover()
+        engine.images = NodeImages(
+            parts.images, parts.membership.image_users, engine._events, engine._clock
+        )
         return engine
 
     def routes(self) -> Iterable[Route]:
         """Every operation; of two that match a path, the first answers."""
         yield from system.routes(lambda: words.version(self._node), self._info)
-        yield from system.login_routes(RegistryLogin(self._offer.registries))
+        yield from system.login_routes(self._parts.images.registry)
         yield from events.routes(self._events)
         yield from containers.routes(self.containers)
         yield from streams.routes(self.containers)
         yield from execs.routes(Execs(self.containers))
         yield from archive.routes(ContainerFiles(self.containers, Files()), self.commits)
+        yield from images.routes(self.images)
+        yield from distribution.routes(self.images, self._parts.images.registry)
         yield from swarm.routes()
         yield from plugins.routes()
 

@@ -2,6 +2,7 @@
 
     content/blobs/sha256/<hex>   layers, configurations, manifests, as OCI image layout has them
     content/ingest/<job>/        half-made things of running jobs, and trash
+    content/partial/<hex>        what has come of a blob when its download broke off
     snapshots/<chain hex>/fs     one directory per chain id, an overlayfs lower layer
     empty                        what an image without layers has for a layer
     images.json                  the index: which images and names exist
@@ -24,7 +25,7 @@ from worker.images.model import digest_hex
 
 _DIRECTORIES = (
     "content", "content/blobs", "content/blobs/sha256", "content/ingest", "content/ingest/trash",
-    "snapshots", "empty",
+    "content/partial", "snapshots", "empty",
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Disk:
         self.blobs = root / "content" / "blobs" / "sha256"
         self.ingest = root / "content" / "ingest"
         self.trash = self.ingest / "trash"
+        self.partials = root / "content" / "partial"
         self.snapshots = root / "snapshots"
         self.index = root / "images.json"
         self.empty = root / "empty"
@@ -73,6 +75,16 @@ class Disk:
     def snapshot(self, chain_id: str) -> Path:
         """The directory of that chain id; its content is `fs` inside. Never contains a colon."""
         return self.snapshots / digest_hex(chain_id, "chain id")
+
+    def partial(self, digest: str) -> Path:
+        """Where a blob is while it is downloaded. Whoever takes it up again verifies it."""
+        return self.partials / digest_hex(digest, "digest")
+
+    def drop_partials(self, before_s: float) -> None:
+        """Remove what nobody has gone on with since then, in seconds since 1970."""
+        for path in list(self.partials.iterdir()):
+            if path.stat().st_mtime < before_s:
+                path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make everything written so far durable: once per job instead of once per file."""

@@ -157,6 +157,10 @@ class Intake:
         """An image to be made known, by now."""
         return Added(record.tagged(self._clock.now_ns()) if names else record, names, digests)
 
+    def now_ns(self) -> int:
+        """The time."""
+        return self._clock.now_ns()
+
     def now_text(self) -> str:
         """The time as configurations carry it."""
         seconds = self._clock.now_ns() / NS_PER_S

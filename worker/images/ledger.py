@@ -124,6 +124,14 @@ class Ledger:
             if digest not in self._indexed_blobs():
                 os.rename(file, self.disk.blob(digest))
 
+    async def lease_blob(self, job: Job, digest: str) -> Path | None:
+        """Where the blob is, leased by `job`; None when nobody vouches for it."""
+        async with self._write:
+            if digest not in self._live()[0]:
+                return None
+            job.blobs.add(digest)
+            return self.disk.blob(digest)
+
     async def publish_content(self, job: Job, digest: str, content: bytes) -> None:
         """Store a small document under its digest, leased by `job`."""
         file = job.path(f"document-{digest[7:]}")
@@ -160,18 +168,22 @@ class Ledger:
                 )
             await self.change(changed)
 
-    async def add_name(
-        self, image_id: str, name: Reference, now_ns: int, digests: Sequence[Reference] = ()
+    async def add_names(
+        self,
+        image_id: str,
+        names: Sequence[Reference],
+        now_ns: int,
+        digests: Sequence[Reference] = (),
     ) -> None:
-        """Point one more name at an image. Raises NotFound if it went away."""
+        """Point more names at an image. Raises NotFound if it went away."""
         async with self._write:
             record = self.index.images.get(image_id)
             if record is None:
                 raise NotFound(f"No such image: {image_id}")
             await self.change(
                 self.index.with_image(
-                    record.tagged(now_ns),
-                    [name],
+                    record.tagged(now_ns) if names else record,
+                    names,
                     images_max=self._settings.images_max,
                     digests=digests,
                 )

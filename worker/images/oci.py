@@ -30,6 +30,9 @@ _ARCHITECTURES = {
     "armv6l": ("arm", "v6"), "i686": ("386", ""), "i386": ("386", ""), "ppc64le": ("ppc64le", ""),
     "s390x": ("s390x", ""), "riscv64": ("riscv64", ""),
 }  # fmt: skip
+KNOWN_ARCHITECTURES = frozenset(
+    (*(name for name, _ in _ARCHITECTURES.values()), "loong64", "mips64le", "ppc64")
+)
 
 T = TypeVar("T")
 
@@ -149,6 +152,11 @@ def host_platform(machine: str) -> Platform:
     """The platform of a machine by what `uname -m` says."""
     architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
     return Platform(architecture=architecture, os="linux", variant=variant)
+
+
+def normal_architecture(text: str) -> tuple[str, str]:
+    """Architecture and variant of what people write, like `x86_64` or `aarch64`."""
+    return _ARCHITECTURES.get(text, (text, "v8" if text == "arm64" else ""))
 
 
 def runs_on(found: Platform, host: Platform) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -19,7 +19,7 @@ import structlog
 from shoal.clock import Clock, SystemClock
 from shoal.errors import InvalidArgument, NotFound
 from shoal.model.reference import Reference, parse_reference
-from worker.images import index, removal
+from worker.images import index, removal, saving
 from worker.images.changes import apply_changes
 from worker.images.committing import Committer
 from worker.images.history import Configuration, HistoryEntry, Step, read_configuration, steps
@@ -27,6 +27,8 @@ from worker.images.intake import Intake
 from worker.images.layering import Layering
 from worker.images.ledger import Ledger
 from worker.images.model import GcReport, Image, ImageConfig, Removal, StoreSettings, User
+from worker.images.registry.api import RegistrySettings
+from worker.images.registry.service import NodeRegistry
 from worker.images.runner import Source
 
 _log = structlog.get_logger()
@@ -38,24 +40,44 @@ Users = Mapping[str, Sequence[User]]
 class ImageStore:
     """Images of this node. Make one with `open`; call `aclose` when no job runs any more."""
 
-    def __init__(self, ledger: Ledger, *, settings: StoreSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        settings: StoreSettings,
+        clock: Clock,
+        registries: RegistrySettings,
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         layering = Layering(ledger, settings)
         self._intake = Intake(ledger, layering, settings, clock)
         self._committer = Committer(ledger, layering, self._intake, settings)
+        self.host = self._intake.host
+        self.registry = NodeRegistry(ledger, layering, self._intake, settings, registries)
 
     @classmethod
     async def open(
-        cls, root: Path, *, settings: StoreSettings | None = None, clock: Clock | None = None
+        cls,
+        root: Path,
+        *,
+        settings: StoreSettings | None = None,
+        clock: Clock | None = None,
+        registries: RegistrySettings | None = None,
     ) -> ImageStore:
         """Open (or make) the store under `root` and remove what a crash left half-made.
 
-        Raises FailedPrecondition if another process owns it or its index cannot be read.
+        registries: how they are spoken to. Raises FailedPrecondition if another process owns it or
+        its index cannot be read.
         """
         settings = settings or StoreSettings()
         ledger = await Ledger.open(root, settings)
-        return cls(ledger, settings=settings, clock=clock or SystemClock())
+        return cls(
+            ledger,
+            settings=settings,
+            clock=clock or SystemClock(),
+            registries=registries or RegistrySettings(),
+        )
 
     async def aclose(self) -> None:
         """Give the store up. Raises FailedPrecondition while an import or load runs."""
@@ -164,9 +186,23 @@ class ImageStore:
         """Keep an image, name or not, from being removed while inside. Raises NotFound."""
         return self._ledger.lease(image_id)
 
+    def to_save(self, refs: Sequence[str]) -> builtins.list[saving.Saved]:
+        """What saving these takes: of a bare repository every tag. Raises NotFound."""
+        return saving.choose(self.list(), refs, self.resolve)
+
+    @asynccontextmanager
+    async def save(self, chosen: Sequence[saving.Saved]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """An archive of images, in pieces; they stay while inside. Raises NotFound."""
+        async with AsyncExitStack() as stack:
+            for one in chosen:
+                await stack.enter_async_context(self.lease(one.image.id))
+            yield saving.save(self._ledger.disk, chosen)
+
     async def tag(self, ref: str, name: str) -> None:
         """Give an image one more name; a name that stood for another image moves."""
-        await self._ledger.add_name(self.resolve(ref).id, _plain_name(name), self._clock.now_ns())
+        await self._ledger.add_names(
+            self.resolve(ref).id, [_plain_name(name)], self._clock.now_ns()
+        )
 
     async def remove(
         self, ref: str, *, users: Users, force: bool = False, prune: bool = True

@@ -14,7 +14,7 @@ def leftovers(root):
     """Everything below the store's root that is not its fixed skeleton."""
     fixed = {
         "content", "content/blobs", "content/blobs/sha256", "content/ingest",
-        "content/ingest/trash", "snapshots", "empty", "lock",
+        "content/ingest/trash", "content/partial", "snapshots", "empty", "lock",
     }  # fmt: skip
     found = {str(path.relative_to(root)) for path in root.rglob("*")}
     return sorted(found - fixed)

@@ -163,7 +163,7 @@ async def test_an_image_in_use_is_protected_even_under_another_name(place: Place
             node_pb2_grpc.ImagesStub, "RemoveImage", node_pb2.RemoveImageRequest(image=old)
         )
 
-    with pytest.raises(grpc.aio.AioRpcError, match="a container uses image"):
+    with pytest.raises(grpc.aio.AioRpcError, match="image is being used by running container"):
         await remove()
     place.manager.stream.send(removed=[task_id(1)])
     await place.until(lambda: not place.containers())

@@ -44,12 +44,16 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of progress. `id`: a layer's 12 digits, a tag, or "" for the whole."""
+    """One line of progress. `id`: a layer's 12 digits, a tag, or "" for the whole.
+
+    whole: it is about the image, although it has an id.
+    """
 
     status: str
     id: str = ""
     current: int = 0
     total: int = 0
+    whole: bool = False
 
 
 Progress = Callable[[Step], None]

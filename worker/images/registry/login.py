@@ -6,19 +6,17 @@ each exchange has a deadline. No redirect is followed: a password goes only wher
 
 from __future__ import annotations
 
-import ssl
-
 import aiohttp
 import msgspec
 
 from shoal.errors import DeadlineExceeded, SwarmError, Unauthenticated, Unavailable
 from worker.images.registry import challenges
 from worker.images.registry.api import Credentials, RegistrySettings
-from worker.images.registry.places import base_urls, is_insecure, registry_name
+from worker.images.registry.places import base_urls, registry_name
+from worker.images.registry.transport import CLIENT_NAME, open_session
 
 EXCHANGE_S = 20.0
 ANSWER_BYTES_MAX = 64 << 10
-CLIENT_NAME = "shoal"
 
 
 class _Error(msgspec.Struct):
@@ -49,7 +47,7 @@ class RegistryLogin:
         """
         name = registry_name(credentials.server_address)
         urls = base_urls(name, self._settings)
-        async with self._session(name) as session:
+        async with await open_session(name, self._settings, total_s=EXCHANGE_S) as session:
             for url in urls:
                 try:
                     return await self._login(session, f"{url}/v2/", credentials)
@@ -107,17 +105,6 @@ class RegistryLogin:
             except msgspec.DecodeError as error:
                 raise Unavailable(f"Get {challenge.realm}: the answer is no token") from error
         return f"Bearer {found.token or found.access_token}", found.refresh_token
-
-    def _session(self, name: str) -> aiohttp.ClientSession:
-        context = ssl.create_default_context()
-        if is_insecure(name, self._settings):
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context),
-            timeout=aiohttp.ClientTimeout(total=EXCHANGE_S),
-            headers={"User-Agent": CLIENT_NAME},
-        )
 
 
 async def _refusal(what: str, answer: aiohttp.ClientResponse) -> SwarmError:

@@ -1,0 +1,1 @@
+"""Images in Docker's words: lists, inspections, filters, prunes, progress."""
