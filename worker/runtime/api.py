@@ -83,6 +83,10 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: tuple[tuple[str, str], ...] = ()
     oom_score_adj: int = 0
     tty: bool = False
+    open_stdin: bool = False
+    """Keep standard input open; without it there is /dev/null. A terminal has its own."""
+    stdin_once: bool = False
+    """Let standard input end when the first client that is attached to it ends its own."""
     init: bool = False
     labels: dict[str, str] = {}
     log_max_size_bytes: int = LOG_SIZE_BYTES_DEFAULT

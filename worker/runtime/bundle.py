@@ -90,8 +90,6 @@ def check(config: ContainerConfig) -> None:
     """Refuse what cannot run. Raises: InvalidArgument, Unimplemented, naming the field."""
     if not _ID.fullmatch(config.id):
         raise InvalidArgument(f"id {config.id!r}: 1-64 characters of a-z, 0-9 and '-'")
-    if config.tty:
-        raise Unimplemented("tty: the native executor gives no terminal yet")
     if config.init:
         raise Unimplemented("init: the native executor brings no init process yet")
     if len(config.hostname) > 64:
@@ -166,12 +164,14 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
         "dev.shoal.user": config.user,
         "dev.shoal.groups": ",".join(config.groups),
     }
+    if config.open_stdin and not config.tty:
+        annotations["dev.shoal.stdin"] = "once" if config.stdin_once else "open"
     if config.seccomp:
         annotations["dev.shoal.seccomp"] = around.seccomp_program
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": False,
+            "terminal": config.tty,
             "user": {"uid": 0, "gid": 0, "umask": 0o022},
             "args": list(config.args),
             "env": environment_of(config),

@@ -7,9 +7,9 @@ or terminal, as if it had it in its hands. Closing one never ends the process.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from typing_extensions import override
 
@@ -80,6 +80,138 @@ class PipeChannel(Channel):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class AttachedChannel(Channel):
+    """A container's own streams: what it writes comes from the logger, what it reads goes to it.
+
+    Input is opened when there is something to write: a terminal is there only while it runs.
+    """
+
+    def __init__(self, output: Output, stdin: Input | None, *, tty: bool) -> None:
+        """stdin: None when nobody may write."""
+        self._output = output
+        self._input = stdin
+        self._tty = tty
+
+    @property
+    @override
+    def tty(self) -> bool:
+        return self._tty
+
+    @override
+    async def output(self) -> AsyncIterator[tuple[StreamNumber, bytes]]:
+        async for number, data in self._output.chunks():
+            yield number, data
+
+    @override
+    async def write(self, data: bytes) -> None:
+        if self._input is None:
+            raise FailedPrecondition("standard input is not open")
+        await self._input.write(data)
+
+    @override
+    async def close_stdin(self) -> None:
+        stdin, self._input = self._input, None
+        if stdin is not None:
+            await stdin.end()
+
+    @override
+    async def close(self) -> None:
+        stdin, self._input = self._input, None
+        if stdin is not None:
+            stdin.close()
+        await self._output.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Output(Protocol):
+    """Where what a container writes comes from."""
+
+    def chunks(self) -> AsyncIterator[tuple[StreamNumber, bytes]]:
+        """As it is written, until its run ends."""
+        ...
+
+    async def close(self) -> None:
+        """Let go. Idempotent."""
+        ...
+
+
+class Input(Protocol):
+    """Where what a container reads goes to."""
+
+    async def write(self, data: bytes) -> None:
+        """All of it; waits while nobody reads."""
+        ...
+
+    async def end(self) -> None:
+        """End of input, as far as the container has such a thing; let go."""
+        ...
+
+    def close(self) -> None:
+        """Let go. Idempotent."""
+        ...
+
+
+class PipeInput(Input):
+    """The FIFO of a container with open standard input.
+
+    Opened at once: what is written before the container starts waits for it.
+    """
+
+    def __init__(self, path: str, on_end: Callable[[], Awaitable[None]]) -> None:
+        """on_end: makes it the end for the container, once we have let go. Raises: OSError."""
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._on_end = on_end
+
+    @override
+    async def write(self, data: bytes) -> None:
+        await write_all(self._fd, data)
+
+    @override
+    async def end(self) -> None:
+        self.close()
+        await self._on_end()
+
+    @override
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class TerminalInput(Input):
+    """The master of a container's terminal, asked for at the first byte."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Passed]]) -> None:
+        """ask: returns once the container runs."""
+        self._ask = ask
+        self._passed: Passed | None = None
+
+    @override
+    async def write(self, data: bytes) -> None:
+        if self._passed is None:
+            self._passed = await self._ask()
+        await write_all(self._passed.fds[0], data)
+
+    @override
+    async def end(self) -> None:
+        self.close()
+
+    @override
+    def close(self) -> None:
+        if self._passed is not None:
+            self._passed.close()
 
 
 async def write_all(fd: int, data: bytes) -> None:

@@ -48,7 +48,7 @@ class NativeRuntime(Talking, Runtime):
         self.state_dir = os.path.abspath(state_dir)
         self.run_dir = os.path.abspath(run_dir)
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
-        super().__init__(SupervisorLink(f"{self.run_dir}/supervisor.sock"))
+        super().__init__(SupervisorLink(f"{self.run_dir}/supervisor.sock"), self.run_dir)
 
     @override
     def container_dir(self, container: str) -> str:
@@ -117,7 +117,7 @@ class NativeRuntime(Talking, Runtime):
             "id": config.id,
             "bundle": content,
             "labels": config.labels,
-            "stdin": False,
+            "stdin": config.open_stdin and not config.tty,
             "files": bundle.files_of(config, around),
             "log": {
                 "max_size_bytes": config.log_max_size_bytes,

@@ -132,9 +132,10 @@ class InteractiveRuntime(Protocol):
     """What a runtime offers beyond `worker.runtime.api.Runtime`. Raises `SwarmError`s."""
 
     async def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool) -> Channel:
-        """Streams of a created or running container: attach before start loses nothing.
+        """Streams of a container; of one that does not run, those of its next run, whole.
 
-        Raises: NotFound, FailedPrecondition when it has ended.
+        Output must be read, also where neither stream is wanted: it ends with the run.
+        Raises: NotFound.
         """
         ...
 

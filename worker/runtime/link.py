@@ -24,9 +24,10 @@ LINE_BYTES_MAX = 64 << 20
 _IDLE_CONNECTIONS_MAX = 8
 _REPLY_BYTES_MAX = 65536
 _DESCRIPTORS_MAX = 4
-_REPEATABLE = frozenset(
-    ("status", "list", "stats", "ping", "wait", "exec-status", "exec-wait", "processes", "counters")
-)
+_REPEATABLE = frozenset((
+    "status", "list", "stats", "ping", "wait", "exec-status", "exec-wait", "processes",
+    "counters", "terminal", "resize", "exec-resize", "end-input", "update",
+))  # fmt: skip
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -119,20 +120,39 @@ class SupervisorLink:
         self, operation: str, fields: dict[str, Any], deadline_s: float | None = REQUEST_DEADLINE_S
     ) -> Passed:
         """A request that is answered with descriptors. Raises: as `request`."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        fds: list[int] = []
-        try:
-            async with deadline(deadline_s, f"runtime: {operation}: no answer in time"):
-                loop = asyncio.get_running_loop()
-                await loop.sock_connect(connection, self.path)
-                await loop.sock_sendall(connection, self._encoded(operation, fields))
-                line = await _receive(connection, fds)
-            return Passed(_result(msgspec.json.decode(line)), fds, connection)
-        except BaseException as error:
-            Passed(None, fds, connection).close()
-            if isinstance(error, OSError | Broken):
-                raise _restarting(operation) from error
-            raise
+        async with deadline(deadline_s, f"runtime: {operation}: no answer in time"):
+            while True:
+                connection = await self._connect_alone()
+                fds: list[int] = []
+                try:
+                    request = self._encoded(operation, fields)
+                    await asyncio.get_running_loop().sock_sendall(connection, request)
+                    result = _result(msgspec.json.decode(await _receive(connection, fds)))
+                except (OSError, Broken) as error:
+                    Passed(None, fds, connection).close()
+                    if operation not in _REPEATABLE:
+                        raise _restarting(operation) from error
+                    await asyncio.sleep(RECONNECT_S)
+                except BaseException:
+                    Passed(None, fds, connection).close()
+                    raise
+                else:
+                    return Passed(result, fds, connection)
+
+    async def _connect_alone(self) -> socket.socket:
+        """A connection for one request; waits for a supervisor that is being restarted."""
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, self.path)
+            except OSError:
+                connection.close()
+                await asyncio.sleep(RECONNECT_S)
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
 
     def _encoded(self, operation: str, fields: dict[str, Any]) -> bytes:
         self._sequence += 1

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator, Set
 from typing import Any
 
 import msgspec
 from typing_extensions import override
 
-from shoal.errors import NotFound, Unavailable, Unimplemented
+from shoal.errors import NotFound, Unavailable
+from worker.logs.copies import NOW
+from worker.logs.live import LiveCopy
 from worker.runtime import further
-from worker.runtime.channels import PipeChannel
+from worker.runtime.channels import (
+    AttachedChannel,
+    Input,
+    Output,
+    PipeChannel,
+    PipeInput,
+    TerminalInput,
+)
 from worker.runtime.interactive import (
     Channel,
     DetailedStats,
@@ -23,7 +33,7 @@ from worker.runtime.interactive import (
     StreamNumber,
     TerminalSize,
 )
-from worker.runtime.lean.files import BUNDLE_FILE, read_text
+from worker.runtime.lean.files import BUNDLE_FILE, INPUT, read_text
 from worker.runtime.link import RECONNECT_S, SupervisorLink
 from worker.runtime.resources import changes_of
 
@@ -35,8 +45,9 @@ _CPU_COLUMNS = slice(1, 9)  # guest time is part of user time
 class Talking(InteractiveRuntime):
     """Everything goes through the supervisor, but no byte of a stream does."""
 
-    def __init__(self, link: SupervisorLink) -> None:
+    def __init__(self, link: SupervisorLink, run_dir: str) -> None:
         self._link = link
+        self.run_dir = run_dir
 
     def container_dir(self, container: str) -> str:
         """Where a container keeps its record, bundle and logs."""
@@ -51,7 +62,32 @@ class Talking(InteractiveRuntime):
 
     @override
     async def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool) -> Channel:
-        raise Unimplemented("attach: not possible on this version")
+        bundle = await self._bundle(container)
+        tty = bool(bundle["process"]["terminal"])
+        wanted: dict[StreamNumber, bool] = {1: stdout, 2: stderr}
+        source = self._input(container, bundle) if stdin else None
+        copy = LiveCopy(self.run_dir, container, NOW)
+        try:
+            await copy.connect()
+        except BaseException:
+            if source is not None:
+                source.close()
+            raise
+        output = _Wanted(copy, {number for number, wish in wanted.items() if wish})
+        return AttachedChannel(output, source, tty=tty)
+
+    def _input(self, container: str, bundle: Any) -> Input | None:
+        if bundle["process"]["terminal"]:
+            return TerminalInput(lambda: self._link.passing("terminal", {"id": container}, None))
+        kind = bundle["annotations"].get("dev.shoal.stdin")
+        if kind is None:
+            return None
+
+        async def on_end() -> None:
+            if kind == "once":
+                await self._link.request("end-input", {"id": container})
+
+        return PipeInput(f"{self.container_dir(container)}/{INPUT}", on_end)
 
     @override
     async def resize(self, container: str, size: TerminalSize) -> None:
@@ -121,6 +157,24 @@ class Talking(InteractiveRuntime):
             "read_at_ns": time.time_ns(), "system_cpu_ns": system_ns, "online_cpus": cpus
         }  # fmt: skip
         return msgspec.convert(counters, DetailedStats)
+
+
+class _Wanted(Output):
+    """The streams of a live copy that were asked for; the others are read and dropped."""
+
+    def __init__(self, copy: LiveCopy, wanted: Set[StreamNumber]) -> None:
+        self._copy = copy
+        self._wanted = wanted
+
+    @override
+    async def chunks(self) -> AsyncIterator[tuple[StreamNumber, bytes]]:
+        async for number, data in self._copy.chunks():
+            if number in self._wanted:
+                yield number, data
+
+    @override
+    async def close(self) -> None:
+        await self._copy.close()
 
 
 def own_capabilities() -> int:

@@ -110,7 +110,8 @@ class Launch:
             # What never ends is open for writing on its own side: it needs nobody to hold it.
             once = self._bundle["annotations"]["dev.shoal.stdin"] == "once"
             access = os.O_RDONLY if once else os.O_RDWR
-            stdin = self._open(f"{directory}/{files.INPUT}", access)
+            stdin = self._open(f"{directory}/{files.INPUT}", access | os.O_NONBLOCK)
+            os.set_blocking(stdin, True)
         return (stdin, stdout, stderr), -1
 
     def _namespaces(self) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def test_refused(fields, message):
         bundle.check(_config(**fields))
 
 
-@pytest.mark.parametrize("field", ["tty", "init"])
+@pytest.mark.parametrize("field", ["init"])
 def test_not_yet_done_is_said(field):
     with pytest.raises(Unimplemented, match=field):
         bundle.check(_config(**{field: True}))
