@@ -19,6 +19,7 @@ from engine.containers.execs import Execs
 from engine.containers.files import ContainerFiles
 from engine.containers.parts import ContainerParts, Needs, run_containers
 from engine.containers.service import NodeRuntime
+from engine.containers.volumes import ToldVolumes
 from engine.events import EventBus
 from engine.facts import machine, words
 from engine.facts.identity import read_or_make_id
@@ -40,10 +41,12 @@ from engine.resources import (
     streams,
     swarm,
     system,
+    volumes,
 )
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
+from worker.volumes.local import DRIVER
 
 VERSION = version_of("shoal")
 PRODUCT = f"Shoal/{VERSION} (linux)"
@@ -80,7 +83,8 @@ class Engine:
         self.commits: Commits
         self.images: NodeImages
         self._events = EventBus(self._clock)
-        self._offer = words.Offer(runtimes={"native": ""})
+        self._volumes = ToldVolumes(parts.volumes, self._events)
+        self._offer = words.Offer(runtimes={"native": ""}, volume_drivers=(DRIVER,))
 
     @classmethod
     async def open(cls, parts: Parts, stack: AsyncExitStack) -> Engine:
@@ -97,6 +101,9 @@ class Engine:
         engine = cls(parts, node)
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
+        directory = engine.containers.directory
+        parts.volumes.add_users(directory.volume_users, directory.running_volume_users)
+        await parts.volumes.settle()
         notes = settings.paths.engine / "committing"
         engine.commits = Commits(engine.containers, parts.images, notes)
         await engine.commits.recover()
@@ -116,6 +123,7 @@ class Engine:
         yield from archive.routes(ContainerFiles(self.containers, Files()), self.commits)
         yield from images.routes(self.images)
         yield from distribution.routes(self.images, self._parts.images.registry)
+        yield from volumes.routes(self._volumes, self.containers.directory, self._events)
         yield from swarm.routes()
         yield from plugins.routes()
 
@@ -136,6 +144,7 @@ class Engine:
             ),
             hostname=node.hostname,
             clock=self._clock,
+            volumes=self._volumes,
         )
 
     async def _info(self) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.metrics import ContainerCollector
 from worker.runtime.client import NativeRuntime
+from worker.volumes.local import LocalVolumes
 
 STOP_GRACE_S = 1.0
 AGENT_RESTART_PAUSE_S = 1.0
@@ -348,6 +349,7 @@ class Parts(NamedTuple):
     runtime: NativeRuntime
     images: ImageStore
     membership: Membership
+    volumes: LocalVolumes
 
 
 WaitBroken = Callable[[], Coroutine[Any, Any, None]]
@@ -371,6 +373,8 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
             run_dir=str(paths.run),
             cgroup_parent=settings.cgroup_parent,
         )
+        volumes = await LocalVolumes.open(paths.volumes, paths.run / "volumes", SystemClock())
+        stack.callback(volumes.close)
         await runtime.ensure_running()
         stack.push_async_callback(runtime.close)
         membership = Membership(settings, runtime, images)
@@ -381,7 +385,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         supervisor.start("image collection", lambda: _collect_images(images))
         waits = [stop.wait(), membership.wait_broken()]
         if extension is not None:
-            parts = Parts(settings, runtime, images, membership)
+            parts = Parts(settings, runtime, images, membership, volumes)
             waits.append((await stack.enter_async_context(extension(parts)))())
         _log.info("worker.started", hostname=settings.hostname)
         await _first_of(*waits)

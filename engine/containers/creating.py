@@ -5,13 +5,14 @@ All or nothing: what fails leaves no record, no name taken, no volume made. Noth
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
 from engine.containers import checks, config, defaults, mounts, names, networking
 from engine.containers.container import Container
-from engine.containers.ground import Grounds, ImageSource
-from engine.containers.layers import Layers
+from engine.containers.filling import Filler
+from engine.containers.ground import Grounds, ImageSource, check_sources
 from engine.containers.records import MountPoint, Record
 from engine.containers.requests import Config, CreateRequest, HostConfig
 from engine.containers.service import Containers
@@ -35,7 +36,7 @@ class Creator:
         runtime: Runtime,
         images: ImageSource,
         grounds: Grounds,
-        layers: Layers,
+        filler: Filler,
         volumes: Volumes | None,
         logs: Logs | None,
         facts: checks.NodeFacts,
@@ -46,7 +47,7 @@ class Creator:
         self._runtime = runtime
         self._images = images
         self._grounds = grounds
-        self._layers = layers
+        self._filler = filler
         self._volumes = volumes
         self._logs = logs
         self._facts = facts
@@ -69,6 +70,7 @@ class Creator:
         wanted = names.check_name(name) if name else names.invent(self._containers.names)
         record = self._record(request, image, wanted)
         self._supposed(record)  # refuses before anything is made
+        await asyncio.to_thread(check_sources, record.mounts)
         self._containers.reserve(record.name, record.id)
         made: list[str] = []
         try:
@@ -156,7 +158,7 @@ class Creator:
             self._containers.add(container)
             try:
                 container.take(await self._runtime.create(self._supposed(record)))
-                await self._fill_volumes(record)
+                await self._filler.fill(container)
             except BaseException:
                 await self._undo(container)
                 raise
@@ -169,17 +171,6 @@ class Creator:
             await self._runtime.remove(container.id, force=True)
         self._containers.forget(container)
         await self._containers.erase(container)
-
-    async def _fill_volumes(self, record: Record) -> None:
-        """Volumes that are empty get what the image has at their place."""
-        layers = self._grounds.layers(record)
-        for point in record.mounts:
-            if self._volumes is None or point.kind != "volume" or not point.copy:
-                continue
-            async with self._layers.content(record.id, layers, point.target) as source:
-                if source:
-                    await self._volumes.mount(point.name, record.id, copy_from=source)
-                    await self._volumes.unmount(point.name, record.id)
 
     async def _unmake(self, volumes: list[str]) -> None:
         for name in volumes:

@@ -66,8 +66,13 @@ class Directory:
         """Container ids by volume name: `worker.volumes.api.VolumeUsers`."""
         return self._users(lambda view: view.volumes)
 
+    async def running_volume_users(self) -> Mapping[str, frozenset[str]]:
+        """The same, of containers that have a process."""
+        running = ("running", "paused")
+        return self._users(lambda view: view.volumes if view.state in running else ())
+
     def _users(
-        self, uses: Callable[[ContainerView], builtins.list[str] | frozenset[str] | tuple[str]]
+        self, uses: Callable[[ContainerView], builtins.list[str] | frozenset[str] | tuple[str, ...]]
     ) -> Mapping[str, frozenset[str]]:
         users: dict[str, set[str]] = {}
         for view in self.list():

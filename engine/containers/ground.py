@@ -21,6 +21,7 @@ from engine.containers.config import Ground
 from engine.containers.container import Container
 from engine.containers.records import MountPoint, Record
 from engine.containers.service import Containers
+from engine.containers.volumes import mount_event, unmount_event
 from engine.http.errors import Refused
 from shoal.errors import InvalidArgument, NotFound, SwarmError, Unimplemented
 from worker.images.model import Image
@@ -133,6 +134,7 @@ class Grounds:
         record = container.record
         try:
             sources = await self._mount(record)
+            self._tell_mounts(record)
             ground = Ground(
                 layers=self.layers(record),
                 sources=sources,
@@ -143,6 +145,11 @@ class Grounds:
         except BaseException:
             await self.take_up(container)
             raise
+
+    def _tell_mounts(self, record: Record) -> None:
+        for point in record.mounts:
+            if point.kind == "volume":
+                self._containers.tell(mount_event(point, record))
 
     async def take_up(self, container: Container) -> None:
         """The container has ended: give back what it held. Idempotent.
@@ -255,19 +262,23 @@ class Grounds:
             if point.kind == "bind":
                 await asyncio.to_thread(_find_source, point)
             elif point.kind == "volume":
-                sources[point.target] = await self._mount_volume(point, record.id)
+                sources[point.target] = await self._mount_volume(point, record)
         return sources
 
     def _unmounts(self, record: Record) -> list[_Return]:
         if self._volumes is None:
             return []
-        names = {point.name for point in record.mounts if point.kind == "volume"}
-        return [partial(self._volumes.unmount, name, record.id) for name in sorted(names)]
+        volumes = {point.name: point for point in record.mounts if point.kind == "volume"}
+        return [partial(self._unmount_volume, volumes[name], record) for name in sorted(volumes)]
 
-    async def _mount_volume(self, point: MountPoint, container: str) -> str:
+    async def _unmount_volume(self, point: MountPoint, record: Record) -> None:
+        if self._volumes is not None and await self._volumes.unmount(point.name, record.id):
+            self._containers.tell(unmount_event(point, record))
+
+    async def _mount_volume(self, point: MountPoint, record: Record) -> str:
         if self._volumes is None:
             raise Unimplemented(f"Mounts: {point.target}: this node keeps no volumes")
-        mounted = await self._volumes.mount(point.name, container, subpath=point.subpath)
+        mounted = await self._volumes.mount(point.name, record.id, subpath=point.subpath)
         return mounted.source
 
 
@@ -288,14 +299,21 @@ def _with_alias(spec: EndpointSpec, alias: str) -> EndpointSpec:
     return msgspec.structs.replace(spec, aliases=(*spec.aliases, alias))
 
 
+def check_sources(points: Sequence[MountPoint]) -> None:
+    """A bind of `--mount` must be there already. Blocking. Raises: InvalidArgument."""
+    for point in points:
+        if point.kind == "bind" and not point.create_source and not os.path.exists(point.source):
+            raise InvalidArgument(
+                'invalid mount config for type "bind": bind source path does not exist:'
+                f" {point.source}"
+            )
+
+
 def _find_source(point: MountPoint) -> None:
     """The host's side of a bind: made for `-v`, refused for `--mount`. Raises: SwarmError."""
+    check_sources((point,))
     if os.path.exists(point.source):
         return
-    if not point.create_source:
-        raise InvalidArgument(
-            f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-        )
     try:
         os.makedirs(point.source, mode=0o755)
     except OSError as error:

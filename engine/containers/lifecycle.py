@@ -19,6 +19,7 @@ from engine.containers.checks import NodeFacts, check_resources, check_restart_p
 from engine.containers.chores import Chores
 from engine.containers.container import Container
 from engine.containers.defaults import STOP_SIGNAL
+from engine.containers.filling import Filler
 from engine.containers.ground import Grounds
 from engine.containers.probing import Prober
 from engine.containers.requests import HostConfig, UpdateRequest
@@ -51,6 +52,7 @@ class Lifecycle:
         runtime: Runtime,
         grounds: Grounds,
         volumes: Volumes | None,
+        filler: Filler,
         prober: Prober,
         facts: NodeFacts,
         chores: Chores,
@@ -59,6 +61,7 @@ class Lifecycle:
         self._runtime = runtime
         self._grounds = grounds
         self._volumes = volumes
+        self._filler = filler
         self._prober = prober
         self._facts = facts
         self._chores = chores
@@ -97,11 +100,10 @@ class Lifecycle:
         container.wake()
 
     async def _launch(self, container: Container) -> ContainerStatus:
+        await self._finish_making(container)
         laid = await self._grounds.lay(container)
         try:
             wanted = config.container_config(container.record, laid.ground)
-            if container.status is None:  # its making was cut short
-                container.take(await self._runtime.create(wanted))
             await self._containers.save(
                 container, durable=False, started=True, failure="", failure_code=0,
                 manually_stopped=False, sandbox=laid.sandbox,
@@ -111,6 +113,15 @@ class Lifecycle:
         except BaseException:
             await self._grounds.take_up(container)
             raise
+
+    async def _finish_making(self, container: Container) -> None:
+        """Make what is missing when its making was cut short."""
+        record = container.record
+        if container.status is None:
+            ground = config.supposed_ground(record, self._grounds.layers(record))
+            made = await self._runtime.create(config.container_config(record, ground))
+            container.take(made)
+        await self._filler.fill(container)
 
     async def _note_failure(
         self, container: Container, failure: SwarmError, *, started: bool
@@ -408,18 +419,18 @@ class Lifecycle:
         with suppress(NotFound):  # never made, lost, or removed before a crash
             await self._runtime.remove(container.id, force=True)
         await self._grounds.take_up(container)
+        if volumes:  # while the record is there: a crash must not leave them behind
+            await self._remove_volumes(container)
         await self._containers.erase(container)
         self._containers.forget(container)
         self._containers.publish(container, "destroy")
-        if volumes:
-            await self._remove_volumes(container)
 
     async def _remove_volumes(self, container: Container) -> None:
         for point in container.record.mounts:
             if self._volumes is None or not (point.anonymous and point.name):
                 continue
             try:
-                await self._volumes.remove(point.name, force=True)
+                await self._volumes.remove(point.name, force=True, user=container.id)
             except SwarmError as error:  # another container uses it by now
                 _log.info("container.volume_kept", volume=point.name, reason=str(error))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from engine.containers.records import MountPoint
 from engine.containers.requests import Config, HostConfig, MountRequest
 from shoal.errors import InvalidArgument, Unimplemented
+from worker.volumes.options import check_subpath
 
 PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
 _LABELS = frozenset(("z", "Z"))
@@ -149,7 +150,8 @@ def _volume_request(wish: MountRequest, target: str) -> MountPoint:
         driver=driver.name if driver else "", anonymous=not wish.source,
         driver_options=(driver and driver.options) or {},
         volume_labels=(options and options.labels) or {},
-        subpath=options.subpath if options else "", copy=not (options and options.no_copy),
+        subpath=check_subpath(options.subpath) if options else "",
+        copy=not (options and options.no_copy),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from engine.containers.checks import NodeFacts
 from engine.containers.chores import Chores
 from engine.containers.creating import Creator
 from engine.containers.directory import Directory
+from engine.containers.filling import Filler
 from engine.containers.ground import Grounds, ImageSource
 from engine.containers.layers import Layers
 from engine.containers.lifecycle import Lifecycle
@@ -74,12 +75,14 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     empty = needs.records.parent / "empty"
     empty.mkdir(parents=True, exist_ok=True)
     grounds = Grounds(containers, needs.images, needs.volumes, needs.networks, str(empty))
+    filler = Filler(containers, needs.volumes, grounds, layers)
     prober = Prober(containers, needs.runtime, chores, needs.clock)
     lifecycle = Lifecycle(
         containers=containers,
         runtime=needs.runtime,
         grounds=grounds,
         volumes=needs.volumes,
+        filler=filler,
         prober=prober,
         facts=needs.facts,
         chores=chores,
@@ -90,7 +93,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
         runtime=needs.runtime,
         images=needs.images,
         grounds=grounds,
-        layers=layers,
+        filler=filler,
         volumes=needs.volumes,
         logs=needs.logs,
         facts=needs.facts,
@@ -121,16 +124,8 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
         async with Supervisor() as supervisor:
             supervisor.start("containers", containers.follow)
             yield ContainerParts(
-                needs,
-                containers,
-                directory,
-                grounds,
-                layers,
-                creator,
-                lifecycle,
-                pruner,
-                steps,
+                needs, containers, directory, grounds, layers, creator, lifecycle, pruner, steps,
                 chores,
-            )
+            )  # fmt: skip
     finally:
         await chores.close()

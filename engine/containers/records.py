@@ -73,6 +73,8 @@ class Record(Row, frozen=True):
     manually_stopped: bool = False
     started: bool = False
     """Whether its program has ever run."""
+    filled: bool = False
+    """Whether its volumes have been given what the image has at their places."""
     failure: str = ""
     """Why the last start failed; `failure_code` is its exit code then."""
     failure_code: int = 0

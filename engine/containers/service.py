@@ -127,6 +127,10 @@ class Containers:
 
     # For lifecycle ----------------------------------------------------------------------------
 
+    def tell(self, event: Event) -> None:
+        """Something that happened to what a container uses."""
+        self._events.publish(event)
+
     @property
     def names(self) -> Mapping[str, str]:
         """Ids by name."""

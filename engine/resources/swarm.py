@@ -30,6 +30,7 @@ _MANAGERS_ONLY = (
     ("DELETE", "/secrets/{id}"), ("POST", "/secrets/{id}/update"),
     ("GET", "/configs"), ("POST", "/configs/create"), ("GET", "/configs/{id}"),
     ("DELETE", "/configs/{id}"), ("POST", "/configs/{id}/update"),
+    ("PUT", "/volumes/{name}"),
 )  # fmt: skip
 
 

@@ -81,8 +81,11 @@ class Volumes(Protocol):
         """
         ...
 
-    async def unmount(self, name: str, container: str) -> None:
-        """The container no longer needs it: a mounted one is unmounted with its last user."""
+    async def unmount(self, name: str, container: str) -> bool:
+        """The container no longer needs it: a mounted one is unmounted with its last user.
+
+        Result: whether it was this container's until now. Idempotent.
+        """
         ...
 
     async def size_bytes(self, name: str) -> int:

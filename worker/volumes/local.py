@@ -3,7 +3,7 @@
 Implements `worker.volumes.api.Volumes`. Who uses a volume is asked of those who keep records of
 containers; what this process adds is only who is about to start. A volume with options is mounted
 in its own directory from its first running user to its last. A path within a volume is handed on
-as a descriptor: whoever writes to the volume cannot put a link in its place any more.
+as a mount of its own (`ways`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -27,7 +28,6 @@ from shoal.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ResourceExhausted,
     SwarmError,
@@ -37,6 +37,7 @@ from worker.volumes import options as words
 from worker.volumes.api import Volume, VolumeMount, VolumeUsers
 from worker.volumes.copying import Filling
 from worker.volumes.records import VolumeFiles, check_unmounted
+from worker.volumes.ways import Ways
 
 DRIVER = "local"
 MOUNT_DEADLINE_S = 60.0
@@ -50,31 +51,33 @@ _T = TypeVar("_T")
 class LocalVolumes:
     """Made by `open`; close it."""
 
-    def __init__(self, files: VolumeFiles, clock: Clock) -> None:
+    def __init__(self, files: VolumeFiles, ways: Ways, clock: Clock) -> None:
         self._files = files
+        self._ways = ways
         self._clock = clock
         self._volumes: dict[str, Volume] = {}
         self._damaged: frozenset[str] = frozenset()
         self._users: list[VolumeUsers] = []
         self._running: list[VolumeUsers] = []
         self._held: dict[str, set[str]] = {}
-        self._opened: dict[tuple[str, str, str], int] = {}
+        self._led: dict[tuple[str, str, str], str] = {}
         self._gates: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Of their own: a server that does not answer must not take the threads of everything else.
         self._threads = ThreadPoolExecutor(MOUNTS_AT_ONCE, thread_name_prefix="volume-mount")
 
     @classmethod
-    async def open(cls, root: Path, clock: Clock) -> LocalVolumes:
-        """Read what is there, and clear away what a crash left. Raises: OSError."""
-        volumes = cls(VolumeFiles(root), clock)
+    async def open(cls, root: Path, ways: Path, clock: Clock) -> LocalVolumes:
+        """Read what is there, and clear away what a crash left. Raises: OSError.
+
+        ways: a directory for the mounts that lead to paths within volumes.
+        """
+        volumes = cls(VolumeFiles(root), Ways(ways), clock)
+        await asyncio.to_thread(volumes._ways.open)
         volumes._volumes, volumes._damaged = await asyncio.to_thread(volumes._files.open)
         return volumes
 
     def close(self) -> None:
-        """Let go of descriptors; what is mounted stays mounted."""
-        for fd in self._opened.values():
-            os.close(fd)
-        self._opened = {}
+        """Let go of the threads; what is mounted stays mounted."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def add_users(self, users: VolumeUsers, running: VolumeUsers) -> None:
@@ -154,7 +157,7 @@ class LocalVolumes:
                 raise FailedPrecondition(
                     f"remove {name}: volume is in use - [{', '.join(sorted(users))}]"
                 )
-            self._let_go(name, user)
+            await self._let_go(name, user)
             await self._unmount(volume)
             gone = await self._on_disk(f"remove {name}", lambda: self._taken_away(name))
             del self._volumes[name]
@@ -175,19 +178,21 @@ class LocalVolumes:
                 if subpath:
                     source = await self._way_to(volume, container, subpath)
             except BaseException:
-                self._let_go(name, container)
+                await self._let_go(name, container)
                 raise
         return VolumeMount(volume=name, source=source)
 
-    async def unmount(self, name: str, container: str) -> None:
+    async def unmount(self, name: str, container: str) -> bool:
         """The container no longer needs it. Raises: FailedPrecondition."""
         async with self._gate(name):
-            self._let_go(name, container)
+            held = container in self._held.get(name, ())
+            await self._let_go(name, container)
             volume = self._volumes.get(name)
             if volume is None or not volume.options:
-                return
+                return held
             if not await self._users_of(name, self._running) - {container}:
                 await self._unmount(volume)
+            return held
 
     async def size_bytes(self, name: str) -> int:
         """Disk space its content takes. Raises: NotFound."""
@@ -199,13 +204,15 @@ class LocalVolumes:
             found |= (await source()).get(name, frozenset())
         return found
 
-    def _let_go(self, name: str, container: str) -> None:
+    async def _let_go(self, name: str, container: str) -> None:
+        for key in [key for key in self._led if key[:2] == (name, container)]:
+            place = self._led[key]
+            await self._on_disk(f"volume {name}", partial(self._ways.close, place))
+            del self._led[key]
         holders = self._held.get(name, set())
         holders.discard(container)
         if not holders:
             self._held.pop(name, None)
-        for key in [key for key in self._opened if key[:2] == (name, container)]:
-            os.close(self._opened.pop(key))
 
     def _taken_away(self, name: str) -> Path:
         check_unmounted(Path(self._files.directory(name)))
@@ -241,9 +248,12 @@ class LocalVolumes:
     async def _way_to(self, volume: Volume, container: str, subpath: str) -> str:
         """A path that leads to what is at `subpath` now, whatever will be there later."""
         key = (volume.name, container, subpath)
-        if key not in self._opened:
-            self._opened[key] = await asyncio.to_thread(_open_beneath, volume, subpath)
-        return f"/proc/{os.getpid()}/fd/{self._opened[key]}"
+        if key not in self._led:
+            self._led[key] = await self._on_disk(
+                f"volume {volume.name}: subpath {subpath}",
+                lambda: self._ways.lead(volume.name, volume.mountpoint, subpath),
+            )
+        return self._led[key]
 
     async def _in_time(self, what: str, act: Callable[[], Any]) -> None:
         """Run in a thread of our own. Raises: FailedPrecondition, DeadlineExceeded."""
@@ -308,22 +318,6 @@ def _number_of(host: str) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except socket.gaierror as error:
         raise OSError(errno.EHOSTUNREACH, f"error resolving {host}: {error.strerror}") from None
-
-
-def _open_beneath(volume: Volume, subpath: str) -> int:
-    root = os.open(volume.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return kernel.open_beneath(root, subpath)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.ELOOP):
-            raise InvalidArgument(
-                f"volume {volume.name}: subpath {subpath}: leads out of the volume"
-            ) from None
-        raise FailedPrecondition(
-            f"cannot access path {volume.mountpoint}/{subpath}: {(error.strerror or '').lower()}"
-        ) from None
-    finally:
-        os.close(root)
 
 
 def _tree_bytes(directory: str) -> int:

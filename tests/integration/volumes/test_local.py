@@ -41,7 +41,7 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 async def volumes(root: Path) -> AsyncIterator[LocalVolumes]:
-    made = await LocalVolumes.open(root, SystemClock())
+    made = await LocalVolumes.open(root, root.parent / "ways", SystemClock())
     yield made
     made.close()
 
@@ -61,7 +61,7 @@ def users(volumes: LocalVolumes) -> dict[str, frozenset[str]]:
 async def again(volumes: LocalVolumes, root: Path) -> LocalVolumes:
     """What the next process finds."""
     volumes.close()
-    return await LocalVolumes.open(root, SystemClock())
+    return await LocalVolumes.open(root, root.parent / "ways", SystemClock())
 
 
 def image(root: Path) -> str:
@@ -289,9 +289,13 @@ async def test_subpath(volumes: LocalVolumes, root: Path):
             await volumes.mount("v1", "c2", subpath=path)
     with pytest.raises(FailedPrecondition, match=r"cannot access path .*nosuch: no such file"):
         await volumes.mount("v1", "c2", subpath="nosuch")
-    before = len(os.listdir("/proc/self/fd"))
+    assert mounted.source in kernel.mount_points()
     await volumes.unmount("v1", "c1")
-    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert os.listdir(root.parent / "ways") == []
+    left = await volumes.mount("v1", "c1", subpath="elsewhere/b/file")
+    volumes = await again(volumes, root)
+    assert left.source not in kernel.mount_points()
+    assert os.listdir(root.parent / "ways") == []
     await volumes.remove("v1")
 
 
@@ -316,7 +320,7 @@ async def test_what_a_crash_leaves_is_cleared_and_damage_is_kept(volumes: LocalV
 async def test_full_disk(root: Path):
     root.mkdir()
     kernel.mount("tmpfs", str(root), "tmpfs", 0, "size=256k,nr_inodes=12")
-    volumes = await LocalVolumes.open(root, SystemClock())
+    volumes = await LocalVolumes.open(root, root.parent / "ways", SystemClock())
     try:
         with pytest.raises(ResourceExhausted, match=r"create v\d: .*No space left"):  # noqa: PT012
             for number in range(1, 9):

@@ -81,7 +81,10 @@ class Volumes:
     def list(self) -> tuple[Volume, ...]:
         return tuple(self.known.values())
 
-    async def remove(self, name: str, *, force: bool = False) -> None:
+    def get(self, name: str) -> Volume:
+        return self.known[name]
+
+    async def remove(self, name: str, *, force: bool = False, user: str = "") -> None:
         del self.known[name]
 
     async def mount(
@@ -90,8 +93,10 @@ class Volumes:
         self.mounted.add((name, container))
         return VolumeMount(volume=name, source=f"/vol/{name}/{subpath}".rstrip("/"))
 
-    async def unmount(self, name: str, container: str) -> None:
+    async def unmount(self, name: str, container: str) -> bool:
+        held = (name, container) in self.mounted
         self.mounted.discard((name, container))
+        return held
 
 
 class Networks:
