@@ -41,6 +41,8 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
     """`<host:port>/{ca.crt,client.cert,client.key}`, as Docker reads them."""
     parallel_downloads: int = 3
     parallel_uploads: int = 5
+    retry_pause_s: float = 0.5
+    """Before the second attempt at what a registry is too busy or too broken for."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -113,7 +113,8 @@ class RegistryClient:
 
     async def pause(self, attempt: int, retry_after: str = "") -> None:
         """Wait before the next attempt."""
-        await asyncio.sleep(pause_s(attempt, retry_after, self._chance.random()))
+        first_s = self._settings.retry_pause_s
+        await asyncio.sleep(pause_s(attempt, first_s, retry_after, self._chance.random()))
 
     @asynccontextmanager
     async def call(
@@ -197,7 +198,9 @@ class RegistryClient:
                         self._challenge = challenges.parse_challenge(header)
                 except _UNREACHABLE as error:
                     if url == self._urls[-1]:
-                        raise _unreachable("GET", f"{url}/v2/", error) from error
+                        failure = _unreachable("GET", f"{url}/v2/", error)
+                        failure.retryable = False  # nobody is there: say so at once
+                        raise failure from error
                 else:
                     self._base = url
                     return

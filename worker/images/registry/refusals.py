@@ -11,11 +11,14 @@ import msgspec
 from shoal.errors import Code, NotFound, SwarmError
 
 ATTEMPTS_MAX = 5
-_FIRST_PAUSE_S = 0.5
-_PAUSE_MAX_S = 8.0
+_GROWTH_MAX = 16.0
 RETRY_AFTER_MAX_S = 30.0
 _TEXT_MAX = 1000
 _BUSY = 429
+_UNSAID = {
+    401: ("UNAUTHORIZED", "unauthorized: authentication required"),
+    403: ("DENIED", "denied: requested access to the resource is denied"),
+}
 
 
 class Refusal(SwarmError):
@@ -45,6 +48,8 @@ def read_refusal(method: str, url: str, status: int, reason: str, body: bytes) -
         found = msgspec.json.decode(body, type=_Errors).errors or []
     except (msgspec.MsgspecError, UnicodeDecodeError):
         found = []
+    if not found and status in _UNSAID:  # answers to HEAD have no body
+        return Refusal(_UNSAID[status][1], status, _UNSAID[status][0])
     if not found:
         what = f'{method} "{url}"' if method != "GET" else f'Get "{url}"'
         return Refusal(f"{what}: received unexpected HTTP status: {status} {reason}", status)
@@ -76,12 +81,12 @@ def of_pull(refusal: Refusal, name: str, familiar: str) -> SwarmError:
     return refusal
 
 
-def pause_s(attempt: int, retry_after: str, spread: float) -> float:
-    """How long to wait before attempt number `attempt` + 1, counted from 1.
+def pause_s(attempt: int, first_s: float, retry_after: str, spread: float) -> float:
+    """How long to wait before attempt number `attempt` + 1, counted from 1: longer each time.
 
     retry_after: the registry's wish in seconds, if any. spread: 0 to 1, so that many nodes do not
     come back at once.
     """
     wished = min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else 0.0
-    growing = min(_FIRST_PAUSE_S * 2.0 ** (attempt - 1), _PAUSE_MAX_S)
+    growing = first_s * min(2.0 ** (attempt - 1), _GROWTH_MAX)
     return max(wished, growing) * (1.0 + spread * 0.25)

@@ -1,0 +1,85 @@
+"""Debian's docker-registry as a process of its own: plain or with TLS and passwords."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+REGISTRY = shutil.which("docker-registry")
+SKOPEO = shutil.which("skopeo")
+MISSING = "not installed: apt-get install docker-registry skopeo"
+DEADLINE_S = 60.0
+USER, PASSWORD = "somebody", "secret"
+# bcrypt of PASSWORD, cost 4
+_PASSWORDS = f"{USER}:$2y$04$2WMjfxpO4lo1x1lQ8o5TbuYshUGHqq6fMxD0EBofYkmsRFIT4fMGW\n"
+
+
+def free_port() -> int:
+    """A port nobody listens on, now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def a_registry(
+    base: Path, *, guarded: bool = False, tls: tuple[Path, Path] | None = None
+) -> Iterator[str]:
+    """`127.0.0.1:PORT` of a registry under `base`.
+
+    guarded: asks for USER and PASSWORD. tls: certificate and key.
+    """
+    assert REGISTRY is not None
+    base.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    lines = [
+        "version: 0.1", "log: {level: error, accesslog: {disabled: true}}",
+        f"storage: {{filesystem: {{rootdirectory: {base}/data}}}}",
+        f"http: {{addr: '{address}'{_tls(tls)}}}",
+    ]  # fmt: skip
+    if guarded:
+        (base / "passwords").write_text(_PASSWORDS)
+        lines.append(f"auth: {{htpasswd: {{realm: here, path: {base}/passwords}}}}")
+    (base / "config.yml").write_text("\n".join(lines) + "\n")
+    with (base / "log").open("ab") as log:
+        process = subprocess.Popen([REGISTRY, "serve", base / "config.yml"], stdout=log, stderr=log)
+    try:
+        _wait_for(address, base / "log")
+        yield address
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _tls(tls: tuple[Path, Path] | None) -> str:
+    return "" if tls is None else f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}"
+
+
+def _wait_for(address: str, log: Path) -> None:
+    host, _, port = address.partition(":")
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.02)
+
+
+def skopeo(*arguments: str) -> str:
+    """What a skopeo command prints; it must succeed."""
+    assert SKOPEO is not None
+    done = subprocess.run(
+        [SKOPEO, "--insecure-policy", *arguments],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
