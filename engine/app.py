@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from typing import Any, cast
 
+from engine.build.builder import Builder
+from engine.build.context import Contexts
+from engine.build.images import StepImages
 from engine.containers.checks import NodeFacts
 from engine.containers.commit import Commits
 from engine.containers.execs import Execs
@@ -32,6 +35,7 @@ from engine.images.service import NodeImages
 from engine.ports import Census
 from engine.resources import (
     archive,
+    build,
     containers,
     distribution,
     events,
@@ -82,6 +86,8 @@ class Engine:
         self.containers: ContainerParts
         self.commits: Commits
         self.images: NodeImages
+        self._files = Files()
+        self.builder: Builder
         self._events = EventBus(self._clock)
         self._volumes = ToldVolumes(parts.volumes, self._events)
         self._offer = words.Offer(runtimes={"native": ""}, volume_drivers=(DRIVER,))
@@ -110,6 +116,13 @@ class Engine:
         engine.images = NodeImages(
             parts.images, parts.membership.image_users, engine._events, engine._clock
         )
+        engine.builder = Builder(
+            images=StepImages(parts.images),
+            containers=engine.containers.steps,
+            files=engine._files,
+            contexts=Contexts(settings.paths.engine / "builds", engine._files),
+        )
+        await engine.builder.open(directory.list())
         return engine
 
     def routes(self) -> Iterable[Route]:
@@ -120,9 +133,10 @@ class Engine:
         yield from containers.routes(self.containers)
         yield from streams.routes(self.containers)
         yield from execs.routes(Execs(self.containers))
-        yield from archive.routes(ContainerFiles(self.containers, Files()), self.commits)
+        yield from archive.routes(ContainerFiles(self.containers, self._files), self.commits)
         yield from images.routes(self.images)
         yield from distribution.routes(self.images, self._parts.images.registry)
+        yield from build.routes(self.builder, self._parts.images.registry)
         yield from volumes.routes(self._volumes, self.containers.directory, self._events)
         yield from swarm.routes()
         yield from plugins.routes()

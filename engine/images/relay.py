@@ -7,10 +7,9 @@ wait as fit, the rest is dropped. The words and bars are Docker's (moby pkg/json
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
-from engine.http.streams import Progress
 from worker.images.registry.api import Step
 
 STEPS_MAX = 1024
@@ -19,7 +18,15 @@ BAR_WIDTH = 50
 T = TypeVar("T")
 
 
-async def relayed(out: Progress, work: Callable[[Callable[[Step], None]], Awaitable[T]]) -> T:
+class Sink(Protocol):
+    """Where lines of progress go: an answer, or a build's output."""
+
+    async def put(self, value: Mapping[str, Any]) -> None:
+        """One more; waits while the client does not read."""
+        ...
+
+
+async def relayed(out: Sink, work: Callable[[Callable[[Step], None]], Awaitable[T]]) -> T:
     """Do the work and tell its steps. Cancelled with the client, the work is cancelled, too."""
     steps: asyncio.Queue[Step | None] = asyncio.Queue(STEPS_MAX)
 
