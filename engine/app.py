@@ -16,6 +16,7 @@ from typing import Any, cast
 from engine.build.builder import Builder
 from engine.build.context import Contexts
 from engine.build.images import StepImages
+from engine.containers.announced import AnnouncedNetworks
 from engine.containers.checks import NodeFacts
 from engine.containers.commit import Commits
 from engine.containers.execs import Execs
@@ -41,6 +42,7 @@ from engine.resources import (
     events,
     execs,
     images,
+    networks,
     plugins,
     streams,
     swarm,
@@ -50,6 +52,7 @@ from engine.resources import (
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
+from worker.network.local.service import Networks as LocalNetworks
 from worker.volumes.local import DRIVER
 
 VERSION = version_of("shoal")
@@ -90,7 +93,12 @@ class Engine:
         self.builder: Builder
         self._events = EventBus(self._clock)
         self._volumes = ToldVolumes(parts.volumes, self._events)
-        self._offer = words.Offer(runtimes={"native": ""}, volume_drivers=(DRIVER,))
+        self.networks: AnnouncedNetworks
+        self._offer = words.Offer(
+            runtimes={"native": ""},
+            volume_drivers=(DRIVER,),
+            network_drivers=("bridge", "host", "null"),
+        )
 
     @classmethod
     async def open(cls, parts: Parts, stack: AsyncExitStack) -> Engine:
@@ -105,6 +113,7 @@ class Engine:
             programs=await find_programs(),
         )
         engine = cls(parts, node)
+        engine.networks = await stack.enter_async_context(engine._open_networks())
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
         directory = engine.containers.directory
@@ -138,8 +147,18 @@ class Engine:
         yield from distribution.routes(self.images, self._parts.images.registry)
         yield from build.routes(self.builder, self._parts.images.registry)
         yield from volumes.routes(self._volumes, self.containers.directory, self._events)
+        yield from networks.routes(self.containers, self.networks)
         yield from swarm.routes()
         yield from plugins.routes()
+
+    @asynccontextmanager
+    async def _open_networks(self) -> AsyncIterator[AnnouncedNetworks]:
+        paths = self._parts.settings.paths
+        found = await LocalNetworks.open(paths.engine / "networks.json", paths.run, self._clock)
+        try:
+            yield AnnouncedNetworks(found, self._events)
+        finally:
+            await found.close()
 
     def _container_needs(self) -> Needs:
         node, runtime = self._node, self._parts.runtime
@@ -159,6 +178,7 @@ class Engine:
             hostname=node.hostname,
             clock=self._clock,
             volumes=self._volumes,
+            networks=self.networks,
         )
 
     async def _info(self) -> dict[str, Any]:

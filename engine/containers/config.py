@@ -23,6 +23,8 @@ from worker.runtime.interactive import ThrottledDevice
 ENGINE_LABEL = "dev.shoal.engine"
 """Marks the runtime's containers that the engine has made."""
 HOST_GATEWAY = "host-gateway"
+NDOTS = "ndots:0"
+ETC_FILES = ("hosts", "hostname", "resolv.conf")
 
 
 class Ground(Row, frozen=True):
@@ -38,10 +40,14 @@ class Ground(Row, frozen=True):
     gateway: str = ""
     hosts: tuple[tuple[str, str], ...] = ()
     dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     sources: Mapping[str, str] = {}
     pid_mode: str = ""
     ipc_mode: str = "private"
+    etc_from: str = ""
+    """Directory of the container whose network it shares: its hosts and resolv.conf are its own."""
 
 
 def supposed_ground(record: Record, layers: tuple[str, ...]) -> Ground:
@@ -189,14 +195,23 @@ def _surroundings(host: HostConfig, ground: Ground) -> dict[str, Any]:
         "netns_path": ground.netns_path,
         "hosts": (*ground.hosts, *extra_hosts(host, ground.gateway)),
         "dns_servers": ground.dns_servers or tuple(host.dns or ()),
-        "dns_search": tuple(host.dns_search or ()),
-        "dns_options": tuple(host.dns_options or ()),
+        "dns_search": tuple(one for one in host.dns_search or ground.dns_search if one != "."),
+        "dns_options": _dns_options(tuple(host.dns_options or ()), ground.dns_options),
         "sysctls": tuple(sorted({**dict(ground.sysctls), **(host.sysctls or {})}.items())),
         "pid_mode": ground.pid_mode,
         "ipc_mode": ground.ipc_mode,
         "uts_mode": host.uts_mode or "private",
         "cgroup_mode": host.cgroupns_mode,
     }
+
+
+def _dns_options(asked: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """What is asked for replaces the node's; where the networks name things, ndots is 0."""
+    if not asked:
+        return given
+    if NDOTS in given and not any(one.startswith("ndots:") for one in asked):
+        return (*asked, NDOTS)
+    return asked
 
 
 def _environment(given: Iterable[str], *, tty: bool) -> tuple[str, ...]:
@@ -207,6 +222,10 @@ def _environment(given: Iterable[str], *, tty: bool) -> tuple[str, ...]:
 
 def _mounts(record: Record, ground: Ground) -> Iterable[Mount]:
     points = (*record.mounts, *tmpfs_points(record.host))
+    own = {point.target for point in points}
+    for name in ETC_FILES if ground.etc_from else ():
+        if f"/etc/{name}" not in own:
+            yield Mount(target=f"/etc/{name}", source=f"{ground.etc_from}/{name}", recursive=False)
     for point in sorted(points, key=lambda one: one.target.count("/")):  # parents first
         yield _mount(point, ground.sources.get(point.target, point.source))
 

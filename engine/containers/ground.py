@@ -20,11 +20,13 @@ from engine.containers import networking
 from engine.containers.config import Ground
 from engine.containers.container import Container
 from engine.containers.records import MountPoint, Record
+from engine.containers.requests import EndpointConfig
 from engine.containers.service import Containers
 from engine.containers.volumes import mount_event, unmount_event
 from engine.http.errors import Refused
 from shoal.errors import InvalidArgument, NotFound, SwarmError, Unimplemented
 from worker.images.model import Image
+from worker.network.local import hostdns
 from worker.network.local.api import (
     BRIDGE,
     HOST,
@@ -73,8 +75,11 @@ class Grounds:
         volumes: Volumes | None,
         networks: LocalNetworks | None,
         empty: str,
+        *,
+        container_dir: Callable[[str], str],
     ) -> None:
         """empty: a directory with nothing in it, the only layer of what has no image."""
+        self._container_dir = container_dir
         self._containers = containers
         self._images = images
         self._volumes = volumes
@@ -101,16 +106,10 @@ class Grounds:
         return {network.name: network.id for network in self._networks.list()}
 
     def sandbox_now(self, record: Record, sandbox: Sandbox) -> Sandbox:
-        """A running container's sandbox with its endpoints as they are."""
+        """A running container's sandbox as it is."""
         if self._networks is None:
             return sandbox
-        endpoints = tuple(
-            endpoint
-            for name in record.networks
-            for endpoint in self._networks.endpoints(name)
-            if endpoint.container == record.id
-        )
-        return msgspec.structs.replace(sandbox, endpoints=endpoints)
+        return self._networks.sandbox(record.id) or sandbox
 
     async def adopt(self, containers: Sequence[Container]) -> None:
         """Keep what running containers stand on; everything else is given back."""
@@ -186,10 +185,7 @@ class Grounds:
         wished = []
         for name, wish in record.networks.items():
             network = self._networks.resolve(name)
-            spec = networking.endpoint_spec(wish, self._links(record, network.name))
-            if network.name != BRIDGE:
-                spec = _with_alias(spec, record.id[:12])
-            wished.append((network.id, spec))
+            wished.append((network.id, self.endpoint_spec(record, network.name, wish)))
         return ContainerNetworking(
             container=record.id,
             name=record.name,
@@ -199,9 +195,13 @@ class Grounds:
             dns_servers=tuple(record.host.dns or ()),
         )
 
-    def _links(self, record: Record, network: str) -> list[tuple[str, str]]:
-        wish = record.networks.get(network)
-        texts = [*((wish.links if wish else None) or ())]
+    def endpoint_spec(self, record: Record, network: str, wish: EndpointConfig) -> EndpointSpec:
+        """One wish of a container in the networks' words. Raises: InvalidArgument, Refused."""
+        spec = networking.endpoint_spec(wish, self._links(record, network, wish))
+        return spec if network == BRIDGE else _with_alias(spec, record.id[:12])
+
+    def _links(self, record: Record, network: str, wish: EndpointConfig) -> list[tuple[str, str]]:
+        texts = [*(wish.links or ())]
         if network == networking.network_of(record.host.network_mode):
             texts += record.host.links or ()
         links = []
@@ -222,11 +222,16 @@ class Grounds:
     async def _connect(self, record: Record, ground: Ground) -> Laid:
         mode = record.host.network_mode
         if mode == HOST:
-            return Laid(ground.replaced(network=HOST), None)
+            return Laid(ground.replaced(network=HOST, dns_servers=_host_servers(record)), None)
         if mode.startswith("container:"):
             other = self._joined(mode, "network")
             pid = other.status.pid if other.status is not None else 0
-            return Laid(ground.replaced(netns_path=f"/proc/{pid}/ns/net"), None)
+            return Laid(
+                ground.replaced(
+                    netns_path=f"/proc/{pid}/ns/net", etc_from=self._container_dir(other.id)
+                ),
+                None,
+            )
         wanted = self.networking(record)
         if wanted is None or self._networks is None:
             if mode != NONE:
@@ -238,7 +243,8 @@ class Grounds:
         gateway = next((one.gateway for one in sandbox.endpoints if one.gateway), "")
         ground = ground.replaced(
             netns_path=sandbox.netns_path, gateway=gateway, hosts=sandbox.hosts,
-            dns_servers=sandbox.dns_servers, sysctls=sandbox.sysctls,
+            dns_servers=sandbox.dns_servers, dns_search=sandbox.dns_search,
+            dns_options=sandbox.dns_options, sysctls=sandbox.sysctls,
         )  # fmt: skip
         return Laid(ground, sandbox)
 
@@ -293,6 +299,13 @@ async def _give_back(record: Record, returns: Sequence[_Return]) -> None:
 def _has_sandbox(record: Record) -> bool:
     mode = record.host.network_mode
     return mode not in {HOST, NONE} and not mode.startswith("container:")
+
+
+def _host_servers(record: Record) -> tuple[str, ...]:
+    """The node's own, where its resolv.conf is not taken as it is."""
+    host = record.host
+    asked = host.dns_search or host.dns_options
+    return hostdns.read().servers if asked and not host.dns else ()
 
 
 def _with_alias(spec: EndpointSpec, alias: str) -> EndpointSpec:

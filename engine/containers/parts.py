@@ -12,6 +12,7 @@ from engine.containers.adopt import Adopter
 from engine.containers.building import Steps
 from engine.containers.checks import NodeFacts
 from engine.containers.chores import Chores
+from engine.containers.connecting import Connections
 from engine.containers.creating import Creator
 from engine.containers.directory import Directory
 from engine.containers.filling import Filler
@@ -59,6 +60,7 @@ class ContainerParts(NamedTuple):
     pruner: Pruner
     steps: Steps
     chores: Chores
+    connections: Connections
 
     async def wait_broken(self) -> None:
         """Wait until an invariant was found broken, and raise that."""
@@ -74,7 +76,10 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     layers = Layers(needs.container_dir)
     empty = needs.records.parent / "empty"
     empty.mkdir(parents=True, exist_ok=True)
-    grounds = Grounds(containers, needs.images, needs.volumes, needs.networks, str(empty))
+    grounds = Grounds(
+        containers, needs.images, needs.volumes, needs.networks, str(empty),
+        container_dir=needs.container_dir,
+    )  # fmt: skip
     filler = Filler(containers, needs.volumes, grounds, layers)
     prober = Prober(containers, needs.runtime, chores, needs.clock)
     lifecycle = Lifecycle(
@@ -88,6 +93,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
         chores=chores,
     )
     directory = Directory(containers, grounds, needs.container_dir, needs.clock)
+    connections = Connections(containers, grounds, needs.networks, needs.container_dir)
     creator = Creator(
         containers=containers,
         runtime=needs.runtime,
@@ -126,6 +132,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
             yield ContainerParts(
                 needs, containers, directory, grounds, layers, creator, lifecycle, pruner, steps,
                 chores,
+                connections,
             )  # fmt: skip
     finally:
         await chores.close()

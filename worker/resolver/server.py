@@ -29,6 +29,7 @@ _QUERIES_MAX: Final = 4096
 _TCP_CLIENTS_MAX: Final = 256
 _IDLE_S: Final = 10.0
 _LOOK_S: Final = 5.0
+_LEAVE_S: Final = 2.0
 _QUERY_BYTES_MAX: Final = 4096
 
 
@@ -60,7 +61,7 @@ class Resolver:
         self._forwarder = forwarder
         self._waiting: set[asyncio.Task[None]] = set()
         self._tcp_clients = 0
-        self._workers = 0
+        self._workers: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.Event()
 
     async def serve(self, path: Path) -> None:
@@ -77,11 +78,14 @@ class Resolver:
                 idle_s = 0.0 if self._workers or len(self._index) else idle_s + _LOOK_S
         if _inode(path) == inode:
             os.unlink(path)
+        if self._workers:  # they hang up by themselves
+            await asyncio.wait(self._workers, timeout=_LEAVE_S)
 
     # The worker -------------------------------------------------------------------------------
 
     async def _worker(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._workers += 1
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._workers.add(over)
         try:
             while True:
                 request = await read_message(reader, Request)
@@ -89,7 +93,8 @@ class Resolver:
         except (EOFError, OSError, ValueError):
             return
         finally:
-            self._workers -= 1
+            self._workers.discard(over)
+            over.cancel()
             writer.close()
 
     async def change(self, request: Request) -> Reply:

@@ -40,6 +40,8 @@ class EngineNode:
         self.cgroup_parent = f"/shoal-en-{uuid.uuid4().hex[:8]}"
         self.log = self.base / "log"
         self._more = more
+        self.prefix: tuple[str, ...] = ()
+        """What the process is started through, for a node that is not in the machine's network."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,7 +54,7 @@ class EngineNode:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    sys.executable, "-P", "-m", "engine",
+                    *self.prefix, sys.executable, "-P", "-m", "engine",
                     "--state-dir", str(self.state), "--run-dir", str(self.run),
                     "--hostname", "node-1", "--cgroup-parent", self.cgroup_parent, *self._more,
                 ],
@@ -76,7 +78,7 @@ class EngineNode:
         """End everything and leave nothing."""
         if self._process is not None:
             self.stop()
-        for name in ("keeper", "supervisor", "logger"):
+        for name in ("keeper", "supervisor", "logger", "resolver"):
             self._end(name)
         cgroups.remove_parent(self.cgroup_parent, Path("/proc/self/mountinfo").read_text())
         shutil.rmtree(self.base)

@@ -25,11 +25,16 @@ def seeded_node(*more: str) -> EngineNode:
     """A node that has `busybox`, not started yet."""
     node = EngineNode(*more)
     try:
-        asyncio.run(_seed(node))
+        seed(node)
     except BaseException:
         node.close()
         raise
     return node
+
+
+def seed(node: EngineNode) -> None:
+    """Give a node the image `busybox`."""
+    asyncio.run(_seed(node))
 
 
 async def _seed(node: EngineNode) -> None:

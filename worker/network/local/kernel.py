@@ -174,12 +174,11 @@ class Kernel:
         """Where its network namespace is mounted."""
         return self._namespaces / container
 
-    def is_whole(self, holding: Holding) -> bool:
-        """Whether the container's namespace and all its links are there."""
+    def lacks(self, holding: Holding) -> frozenset[str] | None:
+        """Links of the container that are not there; None when its whole namespace is not."""
         if not netns.is_mounted(self.namespace(holding.wanted.container)):
-            return False
-        found = links.found_links(self._route)
-        return all(name in found for name in holding.host_links)
+            return None
+        return frozenset(holding.host_links) - links.found_links(self._route).keys()
 
     def raise_up(self, holding: Holding, networks: Networks) -> None:
         """Make the namespace with all its interfaces. Raises: OSError, and nothing is left."""

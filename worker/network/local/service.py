@@ -14,7 +14,7 @@ import contextlib
 import errno
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -243,7 +243,7 @@ class Networks:
         """The container has another name now: the resolver follows."""
         async with self._locks[container]:
             holding = self._holdings.get(container)
-            if holding is None:
+            if holding is None or holding.wanted.name == name:
                 return
             wanted = msgspec.structs.replace(holding.wanted, name=name)
             await self._keep(msgspec.structs.replace(holding, wanted=wanted))
@@ -287,15 +287,29 @@ class Networks:
         }
         ports = [port for holding in kept.values() for port in self._published(holding)]
         await self._run(partial(self._kernel.open, self._bridges(), ports))
-        whole = await self._run(partial(self._sort_out, found, kept))
-        for container in whole:
-            wanted = msgspec.structs.replace(found[container].wanted, name=running[container].name)
-            self._holdings[container] = msgspec.structs.replace(found[container], wanted=wanted)
+        self._holdings = await self._run(partial(self._sort_out, found, kept))
         clients = [self._client(holding) for holding in self._holdings.values()]
         try:
             await self._names.adopt([client for client in clients if client is not None])
         except Unavailable as error:
             _log.error("network.no_names", reason=str(error))
+        for wanted in running.values():
+            if wanted.container in self._holdings:
+                await self._finish(wanted)
+
+    async def _finish(self, wanted: ContainerNetworking) -> None:
+        """Carry out what was interrupted: the container's own record says what holds."""
+        container = wanted.container
+        present = {one.network_id for one in self._holdings[container].endpoints}
+        wished = dict(wanted.networks)
+        try:
+            for network in present - wished.keys():
+                await self.disconnect(container, network)
+            for network in wished.keys() - present:
+                await self.connect(container, network, wished[network])
+            await self.rename(container, wanted.name)
+        except SwarmError as error:
+            _log.error("network.not_finished", container=container, reason=str(error))
 
     # In the thread ----------------------------------------------------------------------------
 
@@ -354,17 +368,20 @@ class Networks:
         self._kernel.disconnect(after, gone, host, self._networks)
         self._files.save_holding(after)
 
-    def _sort_out(self, found: Mapping[str, Holding], kept: Mapping[str, Holding]) -> Sequence[str]:
-        """Hold the ports of what is whole, drop all else. Result: what is whole."""
-        whole = []
+    def _sort_out(
+        self, found: Mapping[str, Holding], kept: Mapping[str, Holding]
+    ) -> dict[str, Holding]:
+        """Hold the ports of what is there, drop all else. Result: what is there, as it is."""
+        whole = {}
         for container, holding in found.items():
-            if container in kept and self._kernel.is_whole(holding):
-                whole.append(container)
-                for problem in self._holders.hold_again(holding.ports):
-                    _log.warning("network.port_not_held", container=container, reason=problem)
-            else:
+            lacking = self._kernel.lacks(holding)
+            if container not in kept or lacking is None:
                 _log.info("network.remains_removed", container=container)
                 self._take_down(holding)
+                continue
+            whole[container] = _without_links(holding, lacking)
+            for problem in self._holders.hold_again(holding.ports):
+                _log.warning("network.port_not_held", container=container, reason=problem)
         self._kernel.drop_strangers(whole)
         return whole
 
@@ -477,7 +494,7 @@ class Networks:
             hosts=plan.hosts(wanted, holding.endpoints, self._holdings),
             dns_servers=servers or hostdns.seen_from_containers(node.servers),
             dns_search=node.search,
-            dns_options=(*node.options, "ndots:0") if named else node.options,
+            dns_options=_named_options(node.options) if named else node.options,
         )
 
     def _client(self, holding: Holding) -> Client | None:
@@ -534,6 +551,10 @@ def _host_link(endpoint: Endpoint) -> str:
     return f"shv{endpoint.id[:_LINK_CHARS]}"
 
 
+def _named_options(given: tuple[str, ...]) -> tuple[str, ...]:
+    return (*(one for one in given if not one.startswith("ndots:")), "ndots:0")
+
+
 def _with_endpoint(holding: Holding, made: Endpoint, spec: EndpointSpec) -> Holding:
     wanted = msgspec.structs.replace(
         holding.wanted, networks=(*holding.wanted.networks, (made.network_id, spec))
@@ -544,6 +565,13 @@ def _with_endpoint(holding: Holding, made: Endpoint, spec: EndpointSpec) -> Hold
         endpoints=(*holding.endpoints, made),
         host_links=(*holding.host_links, _host_link(made)),
     )
+
+
+def _without_links(holding: Holding, gone: Set[str]) -> Holding:
+    for place in reversed(range(len(holding.host_links))):
+        if holding.host_links[place] in gone:
+            holding = _without_endpoint(holding, place)
+    return holding
 
 
 def _without_endpoint(holding: Holding, place: int) -> Holding:

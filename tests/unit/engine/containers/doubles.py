@@ -145,6 +145,9 @@ class Networks:
     async def rename(self, container: str, name: str) -> None:
         self.names[container] = name
 
+    def sandbox(self, container: str) -> Sandbox | None:
+        return None
+
     def endpoints(self, network: str) -> tuple[Endpoint, ...]:
         return ()
 

@@ -12,6 +12,7 @@ from engine.containers.records import MountPoint
 from engine.containers.requests import (
     DeviceMapping,
     DeviceRequest,
+    EndpointConfig,
     HostConfig,
     HostPort,
     LogConfig,
@@ -122,16 +123,18 @@ def outcome(**fields: Any) -> object:
     except (InvalidArgument, Unimplemented) as error:
         return str(error)
     containers: Containers = Linked()  # type: ignore[assignment]  # a Protocol would say one method
-    grounds = ground.Grounds(containers, None, None, None, "")  # type: ignore[arg-type]  # not called
+    nobody: Any = None
+    grounds = ground.Grounds(containers, nobody, None, None, "", container_dir=str)
     again = restart.wanted(
         record.host.restart_policy, exit_code=1, restarts=0, manually_stopped=False
     )
+    main = networking.network_of(record.host.network_mode)
     return (
         config,
         record.mounts,
         tuple(record.networks),
         networking.port_bindings(record.config, record.host),
-        grounds._links(record, networking.network_of(record.host.network_mode)),
+        grounds._links(record, main, record.networks.get(main) or EndpointConfig()),
         again,
     )
 
