@@ -49,12 +49,19 @@ class Nemesis:
             troubles += [self._pause, self._partition]
         turn = 0
         while not stopping():
+            if self._random.randrange(2):
+                await self._led(stopping)
             await asyncio.sleep(self._random.uniform(*self._climate.calm_s))
             trouble = troubles[turn % len(troubles)]
             turn += 1
             node = await self._victim()
             self.done[trouble.__name__.strip("_")] += 1
             await trouble(node)
+
+    async def _led(self, stopping: Callable[[], bool]) -> None:
+        """Wait until somebody leads: on a busy machine that takes longer than the calm."""
+        while not stopping() and not await self._leader():
+            await asyncio.sleep(0.05)
 
     async def _victim(self) -> str:
         """The leader every other time: that is where it hurts."""

@@ -26,7 +26,7 @@ from shoal.clock import Clock, SystemClock
 from tests.support.ports import free_port
 
 MISSING = "etcd is not installed: apt-get install etcd-server etcd-client"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 
 needs_etcd = pytest.mark.skipif(
     shutil.which("etcd") is None or shutil.which("etcdctl") is None, reason=MISSING

@@ -39,7 +39,7 @@ from shoal.wire.objects import entry_to_bytes
 
 CLUSTER = ClusterId("c" * 25)
 ROOT = RootCA.create(now_ns=time.time_ns())
-DEADLINE_S = 20.0
+DEADLINE_S = 40.0
 
 
 class HandClock:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cluster.lab import Lab, eventually
+from tests.integration.runtime.site import is_alive
 
 pytestmark = [
     pytest.mark.root,
@@ -38,7 +39,7 @@ def two() -> Iterator[Lab]:
         yield made
         made.down()
         assert etcd
-        assert not [pid for pid in etcd if Path(f"/proc/{pid}").exists()]
+        assert not [pid for pid in etcd if is_alive(int(pid))]
         assert not (base / "lab" / made.name).exists()
         spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
         assert made.name not in spaces

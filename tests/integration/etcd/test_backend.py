@@ -37,7 +37,7 @@ from tests.support.planning import a_service, a_task
 
 pytestmark = [pytest.mark.etcd, needs_etcd]
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def through(wire: Wire, prefix: str, query: str = "") -> str:

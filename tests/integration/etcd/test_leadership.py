@@ -22,7 +22,7 @@ async def test_a_term_is_over_when_another_manager_leads_or_this_one_again(
     server: Etcd, prefix: str
 ):
     url = server.url(prefix, "lease_ttl_s=3")
-    async with AsyncExitStack() as stack, asyncio.timeout(30):
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
         one, first = await stack.enter_async_context(etcd_store(url, address="one:1"))
         opened = etcd_store(url, address="two:1", lead=False)
         two, second = await stack.enter_async_context(opened)

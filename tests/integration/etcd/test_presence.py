@@ -25,7 +25,7 @@ from tests.support.etcd import Etcd, Wire, needs_etcd, until_leader
 
 pytestmark = [pytest.mark.etcd, needs_etcd]
 
-LEASE_S = 30
+LEASE_S = 120
 """Longer than any test: what is seen sooner is no lease that ended."""
 
 

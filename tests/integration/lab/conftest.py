@@ -19,7 +19,7 @@ STANDIN = Path(__file__).with_name("standin.py")
 REPOSITORY = Path(__file__).parents[3]
 
 
-def eventually(check: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+def eventually(check: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Wait until `check` is true; fail the test after the deadline."""
     deadline_s = time.monotonic() + timeout_s
     while not check():

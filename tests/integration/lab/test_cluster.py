@@ -56,7 +56,7 @@ def test_a_cluster_serves_survives_its_daemons_and_leaves_nothing(root, lab_name
         "--env", "TASK={{.Task.Slot}}", "--detach", "test/web:1",
     )  # fmt: skip
     for node in plan.nodes:
-        eventually(lambda node=node: ask(node.address), timeout_s=40)
+        eventually(lambda node=node: ask(node.address), timeout_s=60)
         assert f"asked by {plan.gateway}" in ask(node.address)
     # One each: the server, and no more of the processes that answered us.
     eventually(lambda: all(len(nodes.family(plan, n).containers) == 1 for n in plan.nodes))

@@ -17,7 +17,7 @@ from tests.integration.lab.test_nodes import left_of
 pytestmark = pytest.mark.root
 
 
-def options(root: str, name: str, *, workers: int = 2, timeout_s: float = 40.0) -> verbs.UpOptions:
+def options(root: str, name: str, *, workers: int = 2, timeout_s: float = 60.0) -> verbs.UpOptions:
     return verbs.UpOptions(
         name=name, root=root, managers=1, workers=workers, subnet="", timeout_s=timeout_s
     )
@@ -26,7 +26,7 @@ def options(root: str, name: str, *, workers: int = 2, timeout_s: float = 40.0) 
 def swarmctl(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "swarmctl", *words],
-        capture_output=True, text=True, check=False, timeout=50, cwd="/",
+        capture_output=True, text=True, check=False, timeout=100, cwd="/",
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_a_lab_is_raised_troubled_and_taken_down(root, lab_name):
     inside = swarmctl("lab", "exec", *where, "w2", "--", "cat", "/proc/net/fib_trie")
     assert f"-- {w2.address}\n" in inside.stdout
 
-    verbs.wait(root, lab_name, (), timeout_s=20)
+    verbs.wait(root, lab_name, (), timeout_s=60)
     nodes.kill(made.plan, w1)
     assert len(nodes.family(made.plan, w1).helpers) == 1
     verbs.start(root, lab_name, "w1", timeout_s=40, command=standin_command())
@@ -113,7 +113,7 @@ def test_without_root_the_remedy_is_named(root):
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "lab", "up", "--dir", root],
-        capture_output=True, text=True, check=False, timeout=50, cwd="/",
+        capture_output=True, text=True, check=False, timeout=100, cwd="/",
         env={"PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent", "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert done.returncode == 7

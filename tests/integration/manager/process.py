@@ -29,7 +29,7 @@ from swarmd.addresses import HostPort, NodeAddresses
 from swarmd.core import InitWish, NewNode, first_entry, plan_init
 from tests.support.ports import free_port
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class ManagerProcess:

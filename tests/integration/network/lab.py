@@ -30,7 +30,7 @@ from worker.network.api import (
 from worker.network.node import NodeNetwork
 
 T = TypeVar("T")
-DEADLINE_S = 15.0
+DEADLINE_S = 40.0
 CLIENT = "203.0.113.10"
 CLIENT_ROUTER = "203.0.113.254"
 UNDERLAY_ROUTER = "198.51.100.254"
@@ -235,7 +235,7 @@ class Connection:
 
 
 def connect(
-    address: str, port: int, *, source: tuple[str, int] | None = None, timeout_s: float = 5.0
+    address: str, port: int, *, source: tuple[str, int] | None = None, timeout_s: float = 20.0
 ) -> Connection:
     """Connect from the calling thread's namespace."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -251,7 +251,7 @@ def connect(
     return Connection(sock)
 
 
-def ask_tcp(address: str, port: int, *, timeout_s: float = 5.0) -> tuple[str, str]:
+def ask_tcp(address: str, port: int, *, timeout_s: float = 20.0) -> tuple[str, str]:
     """One request on a connection of its own: (task, client address as seen)."""
     connection = connect(address, port, timeout_s=timeout_s)
     try:
@@ -260,7 +260,7 @@ def ask_tcp(address: str, port: int, *, timeout_s: float = 5.0) -> tuple[str, st
         connection.close()
 
 
-def ask_udp(address: str, port: int, *, timeout_s: float = 5.0) -> tuple[str, str]:
+def ask_udp(address: str, port: int, *, timeout_s: float = 20.0) -> tuple[str, str]:
     """One datagram and its answer: (task, client address as seen)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(timeout_s)
@@ -272,7 +272,7 @@ def ask_udp(address: str, port: int, *, timeout_s: float = 5.0) -> tuple[str, st
 def _read_line(sock: socket.socket) -> bytes:
     line = b""
     while not line.endswith(b"\n"):
-        readable, _, _ = select.select([sock], [], [], 5.0)
+        readable, _, _ = select.select([sock], [], [], 20.0)
         if not readable:
             raise TimeoutError("no answer")
         part = sock.recv(1000)

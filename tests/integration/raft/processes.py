@@ -80,7 +80,7 @@ class Managers:
 
     async def until_members(self, count: int) -> None:
         """Wait until every one that runs answers, and the leader reaches `count` of them."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             for manager in self.running:
                 async with local_channel(manager.paths.manager_socket) as channel:
                     await self._until_ready(TelemetryStub(channel))
@@ -109,7 +109,7 @@ class Managers:
         return [one for one in self.all if one.process and one.process.poll() is None]
 
     async def leader(self) -> ManagerProcess:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 for through in self.running:
                     with contextlib.suppress(grpc.aio.AioRpcError):

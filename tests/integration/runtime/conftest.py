@@ -47,6 +47,6 @@ async def site(image_dir: str) -> AsyncIterator[Site]:
         await place.runtime.ensure_running()
         yield place
     finally:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await place.destroy()
         shutil.rmtree(directory)

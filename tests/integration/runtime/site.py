@@ -16,7 +16,7 @@ from worker.runtime.api import ContainerConfig, ContainerStatus
 from worker.runtime.client import NativeRuntime
 from worker.runtime.lean import cgroups, files
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Site:

@@ -93,6 +93,7 @@ async def session_news(state: Path) -> AsyncGenerator[node_pb2.MembershipNews, N
     """What managers say in a session of this node, with whatever identity is on disk."""
     from worker.agent.client import ManagerClient  # only here: children start often
 
+    turn = 0
     while True:
         try:
             identity, config = read_identity(state), read_node_config(state / "node.json")
@@ -101,7 +102,7 @@ async def session_news(state: Path) -> AsyncGenerator[node_pb2.MembershipNews, N
             )
             managers = config.managers or (config.advertise_address,)
             async with (
-                secure_channel(managers[0], credentials) as channel,
+                secure_channel(managers[turn % len(managers)], credentials) as channel,
                 aclosing(ManagerClient(channel).session(NodeDescription(hostname="n"))) as session,
             ):
                 async for news in session:
@@ -113,6 +114,7 @@ async def session_news(state: Path) -> AsyncGenerator[node_pb2.MembershipNews, N
                         renew_certificate=certificate is not None and certificate.renew,
                     )
         except SwarmError:
+            turn += 1  # this one may be a manager no more
             await asyncio.sleep(0.1)
 
 

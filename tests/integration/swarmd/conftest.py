@@ -21,7 +21,7 @@ from swarmd.app import Daemon
 from swarmd.settings import DaemonSettings, make_paths
 from tests.integration.swarmd.daemon import scripted
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Node:

@@ -21,7 +21,7 @@ from swarmd import prepare
 from tests.integration.swarmd.conftest import Node, until
 
 pytestmark = pytest.mark.root
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 DAEMON = "tests/integration/swarmd/daemon.py"
 
 

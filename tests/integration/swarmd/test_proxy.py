@@ -11,7 +11,7 @@ from tests.integration.swarmd.conftest import Node, until
 
 pytestmark = pytest.mark.root
 IMAGES = "/shoal.api.v1.Images"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 async def chunks(count: int, size: int = 3):

@@ -35,7 +35,7 @@ from shoal.settings.paths import NodePaths
 from tests.integration.runtime.site import Site
 from tests.support.dispatcher import ScriptedDispatcher
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 UNDERLAY = "198.51.100.1"
 SUBNET = "10.241.0.0/22"
 BUSYBOX = "/bin/busybox"
