@@ -52,6 +52,11 @@ class Manner(Row, frozen=True):
     ends_stdin: bool = False
     detach_keys: bytes = b""
 
+    @property
+    def sees_output(self) -> bool:
+        """Whether the client sees any output."""
+        return self.stdout or self.stderr
+
     def wants(self, stream: int) -> bool:
         """Whether the client sees a stream."""
         return self.stdout if stream == 1 else self.stderr
@@ -61,10 +66,12 @@ async def converse(
     line: Line, channel: Channel, manner: Manner, ended: Callable[[], Awaitable[object]]
 ) -> End:
     """Run a session. ended: returns when the process has ended, or is gone for good."""
-    progress = _Progress() if manner.stdout or manner.stderr else None
-    work: list[Coroutine[Any, Any, End]] = [_end_after(ended, progress), _wait_gone(line)]
-    if progress is not None:
-        work.append(_pass_output(line, channel, manner, progress))
+    progress = _Progress()
+    work: list[Coroutine[Any, Any, End]] = [
+        _pass_output(line, channel, manner, progress),
+        _end_after(ended, progress),
+        _wait_gone(line),
+    ]
     if manner.stdin:
         work.append(_pass_input(line, channel, manner))
     tasks = [asyncio.create_task(one) for one in work]
@@ -85,6 +92,7 @@ class _Progress:
 
 
 async def _pass_output(line: Line, channel: Channel, manner: Manner, progress: _Progress) -> End:
+    """Also what nobody wants to see is read: it would make the process wait."""
     try:
         async with aclosing(channel.output()) as pieces:  # type: ignore[type-var]
             async for stream, data in pieces:
@@ -110,18 +118,19 @@ async def _pass_input(line: Line, channel: Channel, manner: Manner) -> End:
     if not manner.ends_stdin:
         return "let go"
     await channel.close_stdin()
+    if not manner.sees_output:
+        return "let go"
     return await _never()
 
 
-async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress | None) -> End:
+async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress) -> End:
     """Over when the process has ended and nothing more comes; a slow client is waited for."""
     await ended()
-    while progress is not None:
+    while True:
         before = progress.pieces
         await asyncio.sleep(LAST_WORDS_S)
         if progress.waiting and progress.pieces == before:
-            break
-    return "written"
+            return "written"
 
 
 async def _wait_gone(line: Line) -> End:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 
 from engine.containers import detach, top
@@ -81,7 +81,8 @@ class _Resource:
     ) -> None:
         self._containers.publish(container, "attach")
         end = self._containers.watch(container.id, "next-exit").end
-        if await converse(wire, channel, manner, end) == "detached":
+        line = _AfterStart(wire, container)
+        if await converse(line, channel, manner, end) == "detached":
             self._containers.publish(container, "detach")
 
     async def resize(self, call: Call) -> Answer:
@@ -134,6 +135,26 @@ class _Resource:
         table = await top.run(call.query.text("ps_args"), pids)
         self._containers.publish(container, "top")
         return json_answer({"Processes": table.rows, "Titles": table.titles})
+
+
+class _AfterStart:
+    """The client's connection; what it sends is passed on once the container runs."""
+
+    def __init__(self, wire: Wire, container: Container) -> None:
+        self._wire = wire
+        self._container = container
+
+    async def input(self) -> AsyncIterator[bytes]:
+        container = self._container
+        await container.until(lambda: container.has_process or container.removed)
+        async for data in self._wire.input():
+            yield data
+
+    async def output(self, stream: int, data: bytes) -> None:
+        await self._wire.output(stream, data)
+
+    async def wait_gone(self) -> None:
+        await self._wire.wait_gone()
 
 
 class _AttachWish:

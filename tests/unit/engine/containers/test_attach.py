@@ -75,6 +75,13 @@ class Process:
     async def close(self) -> None: ...
 
 
+class GoesOn(Process):
+    """A process that lives on when its standard input has ended."""
+
+    async def close_stdin(self) -> None:
+        self.closed_stdin = True
+
+
 async def session(client: Client, process: Process, manner: Manner) -> str:
     ended: Callable[[], Awaitable[object]] = process.ended.wait
     async with asyncio.timeout(DEADLINE_S):
@@ -151,6 +158,14 @@ async def test_input_alone_ends_with_the_process():
     manner = Manner(stdin=True, stdout=False, stderr=False)
     assert await session(client, process, manner) == "written"
     assert process.all_heard == b"x"
+    assert not client.seen
+
+
+async def test_input_alone_is_over_with_the_client_s():
+    client, process = Client(b"x", ends=True), GoesOn((1, b"o"))
+    manner = Manner(stdin=True, stdout=False, stderr=False, ends_stdin=True)
+    assert await session(client, process, manner) == "let go"
+    assert (process.all_heard, process.closed_stdin) == (b"x", True)
 
 
 async def test_a_process_that_reads_no_more_is_no_error():
