@@ -246,6 +246,38 @@ def test_a_manager_leaves_and_joins_again(lab: Lab) -> None:
     assert node_id(lab, "m3") != old
 
 
+def test_a_manager_with_a_damaged_log_is_removed_and_joins_again(lab: Lab) -> None:
+    old = node_id(lab, "m3")
+    lab.swarmctl("service", "create", "--detach", "--name", "kept", "--replicas", "0", "web:1")
+    lab.lab("kill", "m3")
+    damage_log(state(lab, "m3"))
+    lab.run("lab", "start", "--name", lab.name, "m3", "--timeout", "5", check=False)
+    eventually("m3 says why", lambda: "refusing to start" in lab.last_words()["m3"])
+    assert "then remove this manager from the cluster" in lab.last_words()["m3"]
+    lab.run("-H", lab.socket("m1"), "service", "update", "--detach", "--label-add", "a=b", "kept")
+    # The remedy, word by word.
+    lab.run("-H", lab.socket("m3"), "leave", "--force")
+    lab.run("-H", lab.socket("m1"), "node", "demote", old)
+    eventually("it is removed", lambda: lab.run("node", "rm", old, check=False).returncode == 0)
+    token = lab.swarmctl("join-token", "manager", "-q").strip()
+    lab.run("-H", lab.socket("m3"), "join", "--token", token, f"{lab.addresses['m1']}:2377")
+    assert reachable(lab, "m3") == MANAGERS
+    assert "kept" in services(lab, "m3")
+    lab.swarmctl("service", "rm", "kept")
+
+
+def damage_log(directory: Path) -> None:
+    """Turn a bit in the middle of what was written to a manager's log."""
+    for segment in (directory / "raft" / "wal").iterdir():
+        content = bytearray(segment.read_bytes())
+        used = len(content.rstrip(b"\0"))
+        if used:
+            content[used // 2] ^= 0x10
+            segment.write_bytes(content)
+            return
+    raise AssertionError("the log is empty")
+
+
 def test_a_lost_quorum_is_named_and_workers_run_on(lab: Lab) -> None:
     for name in ("m2", "m3"):
         lab.lab("kill", name)
