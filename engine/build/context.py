@@ -51,23 +51,15 @@ class Contexts:
         Raises: InvalidArgument.
         """
         try:
-            content = await self._small(place, path)
+            content = await self._files.content(place, path, TEXT_BYTES_MAX)
         except NotFound:
             raise InvalidArgument(f"Cannot locate specified Dockerfile: {path}") from None
         try:
-            ignored = await self._small(place, _IGNORE_FILE)
+            ignored = await self._files.content(place, _IGNORE_FILE, TEXT_BYTES_MAX)
         except NotFound:
             return content
         await asyncio.to_thread(_hide, place.directory, path, ignored.decode("utf-8", "replace"))
         return content
-
-    async def _small(self, place: TreePlace, path: str) -> bytes:
-        held = bytearray()
-        async for piece in self._files.content(place, path):
-            held += piece
-            if len(held) > TEXT_BYTES_MAX:
-                raise InvalidArgument(f"{path}: larger than {TEXT_BYTES_MAX >> 20} MiB")
-        return bytes(held)
 
 
 def _hide(directory: str, dockerfile: str, text: str) -> None:

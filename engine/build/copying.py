@@ -1,26 +1,18 @@
 """`COPY`, `ADD` and `WORKDIR`: trees into the container of a step.
 
 What is copied is known before anything is made, as the hash the cache compares. Everything goes
-through `worker.files`: one process reads, one writes, and none follows a link out of its root.
+through `worker.files`: a process of its own reads and writes, and follows no link out of a root.
 """
 
 from __future__ import annotations
 
-import io
-import posixpath
-import stat
-import tarfile
-from collections.abc import AsyncIterator
-
 from engine.build.language import Instruction, absolute
 from shoal.errors import InvalidArgument, NotFound, SwarmError, Unimplemented
 from shoal.model.row import Row
-from worker.files.jobs import Place, Source
+from worker.files.jobs import CopyJob, Place, Source
 from worker.files.service import Files
 
 _URLS = ("http://", "https://", "git://", "git@", "ftp://")
-DIRECTORY_MODE = 0o755
-ROOT = "0:0"
 
 
 class Copy(Row, frozen=True):
@@ -82,57 +74,13 @@ async def survey(
 
 async def carry_out(files: Files, copy: Copy, target: Place) -> None:
     """Put everything into a container that does not run. Raises: SwarmError."""
+    job = CopyJob(copy.place, copy.sources, target, copy.destination, copy.owner)
     try:
-        for source in copy.sources:
-            await _copy(files, copy, source, target)
+        await files.copy(job)
     except SwarmError as error:
         raise type(error)(f"{copy.name} failed: {error.message}", **error.context) from None
 
 
-async def _copy(files: Files, copy: Copy, source: Source, target: Place) -> None:
-    """All names are full paths of the target, so that missing directories are made on the way."""
-    there = await _directory_at(files, target, copy.destination)
-    path = copy.destination.rstrip("/")
-    owner = copy.owner or ROOT
-    if source.is_archive:
-        await make_directory(files, target, path or "/", owner)
-        content = files.content(copy.place, source.path)
-        await files.write(target, path or "/", content, owner=copy.owner)
-        return
-    if source.is_directory:
-        await make_directory(files, target, path or "/", owner)
-    elif there or copy.destination.endswith("/"):
-        await make_directory(files, target, path or "/", owner)
-        path = f"{path}/{posixpath.basename(source.path)}"
-    tar = files.pick(copy.place, source.path, path.lstrip("/"))
-    await files.write(target, "/", tar, owner=owner)
-
-
-async def make_directory(files: Files, target: Place, path: str, owner: str = ROOT) -> bool:
+async def make_directory(files: Files, target: Place, path: str) -> bool:
     """Make a directory and those above it, unless it is there. Result: whether it was made."""
-    if path == "/" or await _directory_at(files, target, path):
-        return False
-    entry = tarfile.TarInfo(path.strip("/"))
-    entry.type, entry.mode = tarfile.DIRTYPE, DIRECTORY_MODE
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(entry)
-    await files.write(target, "/", _once(content.getvalue()), owner=owner)
-    return True
-
-
-async def _directory_at(files: Files, place: Place, path: str) -> bool:
-    """Whether a directory is there. Raises: InvalidArgument when something else is."""
-    try:
-        found = await files.stat(place, f"{path.rstrip('/')}/.")
-    except NotFound:
-        return False
-    except InvalidArgument:
-        if path.endswith("/"):
-            raise InvalidArgument(f"{path}: not a directory") from None
-        return False
-    return stat.S_ISDIR(found.mode)
-
-
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    yield content
+    return await files.copy(CopyJob(None, (), target, path))

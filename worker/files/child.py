@@ -27,9 +27,10 @@ from shoal.errors import (
     Unimplemented,
 )
 from worker.files import changes, jobs, paths, places
+from worker.files.copying import Copier
 from worker.files.packing import Packer
 from worker.files.placing import Owner, Placer
-from worker.files.survey import open_content, survey
+from worker.files.survey import survey
 from worker.images.decompress import Unpacker
 from worker.images.model import UnpackLimits
 from worker.images.tarstream import TarBytes, entries
@@ -76,10 +77,8 @@ def _do(job: jobs.Job, tell: Tell) -> None:
             _read(job, tell)
         case jobs.WriteJob():
             _write(job)
-        case jobs.PickJob():
-            _pick(job)
-        case jobs.ContentJob():
-            _content(job)
+        case jobs.CopyJob():
+            tell(jobs.Copied(_copy(job)))
         case jobs.SurveyJob():
             root = places.open_root(job.place)
             sources = survey(root, job.wanted, archives=job.archives)
@@ -115,23 +114,17 @@ def _read(job: jobs.ReadJob, tell: Tell) -> None:
     output.flush()
 
 
-def _pick(job: jobs.PickJob) -> None:
-    root = places.open_root(job.place)
-    fd = paths.open_inside(root, paths.parse(job.path).clean, linux.O_PATH)
-    output = _Output()
-    packer = Packer(output.write)
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        packer.pack_content(fd, job.name)
-    else:
-        packer.pack(fd, job.name)
-    packer.finish()
-    output.flush()
-
-
-def _content(job: jobs.ContentJob) -> None:
-    content = open_content(places.open_root(job.place), job.path)
-    while piece := os.read(content, OUTPUT_BYTES):
-        _write_all(1, piece)
+def _copy(job: jobs.CopyJob) -> bool:
+    """Whether something was made. The source is opened first: both may be overlays."""
+    source = -1 if job.place is None else places.open_root(job.place)
+    target = places.open_root(job.target)
+    owner = _owner(target, job.owner)
+    copier = Copier(source, target, owner)
+    if not job.sources:
+        return copier.make_directory(job.destination)
+    for one in job.sources:
+        copier.copy(one, job.destination)
+    return True
 
 
 def _write(job: jobs.WriteJob) -> None:

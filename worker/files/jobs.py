@@ -98,22 +98,30 @@ class SurveyJob(msgspec.Struct, frozen=True, tag="survey"):
     archives: bool = False
 
 
-class PickJob(msgspec.Struct, frozen=True, tag="pick"):
-    """`path`, a last link followed, as a tar: a file as `name`, a directory's content below it."""
+class Source(msgspec.Struct, frozen=True):
+    """One source of a copy. digest: of names, modes and content, in hexadecimal."""
 
-    place: Place
     path: str
-    name: str
+    is_directory: bool
+    is_archive: bool
+    digest: str
 
 
-class ContentJob(msgspec.Struct, frozen=True, tag="content"):
-    """The bytes of a regular file, a last link followed."""
+class CopyJob(msgspec.Struct, frozen=True, tag="copy"):
+    """Sources of one tree into another; without any, the directory `destination` alone.
 
-    place: Place
-    path: str
+    destination: absolute; with a closing slash for a directory. owner: as in `WriteJob`; "": root,
+    but of what is unpacked as the archive says.
+    """
+
+    place: Place | None
+    sources: tuple[Source, ...]
+    target: Place
+    destination: str
+    owner: str = ""
 
 
-Job = StatJob | ReadJob | WriteJob | ChangesJob | SurveyJob | PickJob | ContentJob
+Job = StatJob | ReadJob | WriteJob | ChangesJob | SurveyJob | CopyJob
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):
@@ -132,19 +140,16 @@ class Changed(msgspec.Struct, frozen=True, tag="changed"):
     changes: list[tuple[str, str]]
 
 
-class Source(msgspec.Struct, frozen=True):
-    """One source of a copy. digest: of names, modes and content, in hexadecimal."""
-
-    path: str
-    is_directory: bool
-    is_archive: bool
-    digest: str
-
-
 class Surveyed(msgspec.Struct, frozen=True, tag="surveyed"):
     """Some sources, in order."""
 
     sources: list[Source]
+
+
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    """All is in its place. made: whether there was something to do."""
+
+    made: bool
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -165,7 +170,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
             return Internal(self.message)
 
 
-Answer = Found | Changed | Surveyed | Done | Failed
+Answer = Found | Changed | Surveyed | Copied | Done | Failed
 
 encode_job = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

@@ -17,6 +17,8 @@ from shoal.errors import InvalidArgument, NotFound
 from worker.files.jobs import Found
 from worker.runtime.lean import linux
 
+LINKS_MAX = 40
+PARTS_MAX = 4096
 TRIES_MAX = 100
 """The kernel answers EAGAIN when something is moved while it walks."""
 
@@ -58,6 +60,41 @@ def open_inside(root: int, path: str, flags: int) -> int:
             if error.errno != errno.EAGAIN:
                 raise
     raise InvalidArgument(f"{path}: the container moves it about too fast to be found")
+
+
+def follow(root: int, path: str) -> str:
+    """Where a path leads through the links of a root, whether or not something is there.
+
+    Of a root nothing else changes meanwhile. Raises: InvalidArgument, OSError.
+    """
+    done, left = "", [part for part in path.split("/") if part]
+    for _ in range(LINKS_MAX + len(left)):
+        if not left:
+            return done or "/"
+        part = left.pop(0)
+        if part == "..":
+            done = done.rpartition("/")[0]
+            continue
+        text = _link_text(root, f"{done}/{part}")
+        if not text:
+            done = f"{done}/{part}"
+            continue
+        done = "" if text.startswith("/") else done
+        left = [each for each in text.split("/") if each not in {"", "."}] + left
+        if len(left) > PARTS_MAX:
+            break
+    raise InvalidArgument(f"{path}: too many levels of symbolic links")
+
+
+def _link_text(root: int, path: str) -> str:
+    try:
+        fd = open_inside(root, path, linux.O_PATH | os.O_NOFOLLOW)
+    except (NotFound, InvalidArgument):
+        return ""
+    try:
+        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else ""
+    finally:
+        os.close(fd)
 
 
 def describe(root: int, fd: int, path: Path) -> Found:

@@ -20,6 +20,7 @@ import structlog
 from shoal.errors import DeadlineExceeded, Internal
 from worker.files import jobs
 from worker.files.changes import Change
+from worker.files.survey import read_small
 
 _log = structlog.get_logger()
 Result = TypeVar("Result")
@@ -101,17 +102,24 @@ class Files:
                 found += answer.sources
         return found
 
-    async def pick(self, place: jobs.Place, path: str, name: str) -> AsyncIterator[bytes]:
-        """The tar of one source under another name, see `jobs.PickJob`. Raises: SwarmError."""
-        async with self._child(jobs.PickJob(place, path, name), stdout=subprocess.PIPE) as child:
-            async for piece in child.pieces():
-                yield piece
+    async def copy(self, job: jobs.CopyJob) -> bool:
+        """Carry out a copy of a build; result: whether there was something to do.
 
-    async def content(self, place: jobs.Place, path: str) -> AsyncIterator[bytes]:
-        """The bytes of a file. Raises: NotFound, InvalidArgument."""
-        async with self._child(jobs.ContentJob(place, path), stdout=subprocess.PIPE) as child:
-            async for piece in child.pieces():
-                yield piece
+        What was copied before an error stays. Raises: SwarmError.
+        """
+        async with self._child(job) as child:
+            answer = await child.answer()
+            if not isinstance(answer, jobs.Copied):
+                raise Internal(f"the process of a container's files answered {answer!r}")
+            await child.finish()
+            return answer.made
+
+    async def content(self, place: jobs.TreePlace, path: str, most: int) -> bytes:
+        """A small file of a tree nobody else writes to, a last link followed.
+
+        Raises: NotFound, InvalidArgument, also when it is larger than `most` bytes.
+        """
+        return await asyncio.to_thread(read_small, place.directory, path, most)
 
     async def changes(self, upper: str, layers: Sequence[str]) -> list[Change]:
         """What a container has changed. Raises: SwarmError."""

@@ -164,3 +164,18 @@ def open_content(root: int, path: str) -> int:
         raise NotFound(path) from None
     finally:
         os.close(held)
+
+
+def read_small(directory: str, path: str, most: int) -> bytes:
+    """A regular file below a directory. Raises: NotFound, InvalidArgument."""
+    root = os.open(directory, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with open(open_content(root, path), "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    finally:
+        os.close(root)
+    if len(content) > most:
+        raise InvalidArgument(f"{path}: larger than {most} bytes")
+    return content
