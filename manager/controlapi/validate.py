@@ -50,6 +50,7 @@ SPEC_BYTES_MAX = 256 << 10
 that has to fit into one log entry (1.5 MiB)."""
 URL_LENGTH_MAX = 500
 IMAGE_LENGTH_MAX = 512
+REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
@@ -219,6 +220,9 @@ def _container(container: ContainerSpec) -> None:
         raise InvalidArgument("stop grace period: must not be negative")
     if not -1000 <= container.oom_score_adj <= 1000:
         raise InvalidArgument("oom score adj: must be between -1000 and 1000")
+    options = container.pull_options
+    if options is not None and len(options.registry_auth) > REGISTRY_AUTH_MAX:
+        raise InvalidArgument(f"registry auth: longer than {REGISTRY_AUTH_MAX} characters")
     _unsupported_container(container)
 
 
@@ -242,7 +246,6 @@ def _unsupported_container(container: ContainerSpec) -> None:
         or privileges.selinux_level,
         "seccomp": privileges.seccomp_mode not in {"", "default"},
         "apparmor": privileges.apparmor_mode not in {"", "default"},
-        "registry auth": container.pull_options is not None,
     }
     for field, wished in wishes.items():
         if wished:

@@ -215,6 +215,8 @@ def _common() -> list[Option]:
         *values,
         *_update_options("update", "ing tasks", FailureAction),
         *_update_options("rollback", " of tasks", (FailureAction.PAUSE, FailureAction.CONTINUE)),
+        click.option("--with-registry-auth", is_flag=True, default=None,
+                     help="Give the nodes your login at the image's registry"),
         click.option("--cap-add", multiple=True, help="Add a capability"),
         click.option("--cap-drop", multiple=True, help="Drop a capability"),
         click.option("--log-opt", type=Parsed("key=value", parse_log_option), multiple=True,
@@ -247,7 +249,7 @@ _REFUSED_VALUES = (
     "isolation", "log-driver", "max-concurrent", "network", "secret",
 )  # fmt: skip
 _REFUSED_LISTS = ("config", "network", "secret")
-_REFUSED_SWITCHES = ("init", "no-healthcheck", "tty", "with-registry-auth")
+_REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
 
 
 def _refused(*, create: bool) -> list[Option]:

@@ -9,7 +9,7 @@ import click
 
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.ids import new_id
-from shoal.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from shoal.model.specs import ContainerSpec, PullOptions, ServiceSpec, TaskSpec
 from swarmctl import output
 from swarmctl.commands.service_flags import REPLICAS, create_flags, update_flags
 from swarmctl.complete import complete_services
@@ -19,6 +19,7 @@ from swarmctl.exits import INTERRUPTED
 from swarmctl.options import detach_option, given, quiet_progress_option
 from swarmctl.progress.display import make_display
 from swarmctl.progress.loop import wait_converged
+from swarmctl.registry_auth import registry_auth
 from swarmctl.session import Session
 from swarmctl.types import Written
 
@@ -48,7 +49,7 @@ def create_service(
     **values: Any,
 ) -> None:
     """Create a service of containers that run IMAGE."""
-    flags = flags_of(values) | {"image": image}
+    flags = _with_auth(flags_of(values) | {"image": image}, image)
     if arguments:
         flags["args"] = arguments
     flags.setdefault("name", f"service-{new_id()[:8]}")
@@ -81,7 +82,10 @@ def update_service(
         if rollback:
             return await _roll_back(client, name)
         service = (await client.service(name)).service
-        return await client.update_service(service, edit_service(service.spec, flags))
+        runtime = service.spec.task.runtime
+        image = runtime.image if isinstance(runtime, ContainerSpec) else ""
+        changed = _with_auth(flags, flags.get("image", image))
+        return await client.update_service(service, edit_service(service.spec, changed))
 
     _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet, rollback=rollback)
 
@@ -157,6 +161,14 @@ def flags_of(values: dict[str, Any]) -> dict[str, Any]:
     if variables:  # an empty one stands for a variable the caller's environment does not have
         flags["env_add"] = tuple(variable for variable in variables if variable)
     return flags
+
+
+def _with_auth(flags: dict[str, Any], image: str) -> dict[str, Any]:
+    """The flags with the user's credentials for the image's registry, if they are to be sent."""
+    rest = {name: value for name, value in flags.items() if name != "with_registry_auth"}
+    if flags.get("with_registry_auth"):
+        rest["pull_options"] = PullOptions(registry_auth=registry_auth(image))
+    return rest
 
 
 def _run(

@@ -10,6 +10,7 @@ from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 
 _PLAIN = {
     "image": "image",
+    "pull_options": "pull_options",
     "args": "args",
     "entrypoint": "command",
     "hostname": "hostname",

@@ -255,11 +255,16 @@ class FakeImages:
     def __init__(self, **configs: ImageConfig) -> None:
         self.configs = configs or {"web": ImageConfig(cmd=("serve",))}
         self.ids: dict[str, str] = {}
+        self.fetched: list[tuple[str, str]] = []
 
     def resolve(self, ref: str) -> Image:
         if ref not in self.configs:
             raise NotFound(f"No such image: {ref}:latest")
         return an_image(self.configs[ref], image_id=self.ids.get(ref, f"sha256:{ref}"))
+
+    async def fetch(self, ref: str, registry_auth: str = "") -> Image:
+        self.fetched.append((ref, registry_auth))
+        return self.resolve(ref)
 
     def layers(self, image: Image) -> tuple[str, ...]:
         return (f"/layers/{image.id}",)

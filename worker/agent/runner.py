@@ -80,6 +80,10 @@ class Surroundings(Protocol):
         """Bounds how many containers are prepared at once."""
         ...
 
+    async def fetch_image(self, task: Task) -> None:
+        """Have the task's image on this node. Raises NotFound with the reason why it is not."""
+        ...
+
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
         """The container's configuration. Raises NotFound when the image is not there."""
         ...
@@ -193,6 +197,7 @@ class TaskRunner:
 
     async def _prepare(self) -> None:
         self._enter(TaskState.PREPARING, "preparing")
+        await self._node.fetch_image(self.task)  # may take long: others are prepared meanwhile
         async with self._node.starts:
             attachment = await self._node.networks.attach(self.task.id)
             status = self.task.status.replaced(address=attachment.address)

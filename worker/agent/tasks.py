@@ -48,6 +48,13 @@ class Images(Protocol):
         """The image of a reference. Raises NotFound."""
         ...
 
+    async def fetch(self, ref: str, registry_auth: str = "") -> Image:
+        """The image of a reference, pulled when it is not here.
+
+        Raises NotFound with the registry's reason, InvalidArgument, ResourceExhausted.
+        """
+        ...
+
     def layers(self, image: Image) -> tuple[str, ...]:
         """Directories of its layers, topmost first."""
         ...
@@ -201,6 +208,12 @@ class NodeTasks:
         """Wait until a crash would find this state of the task."""
         self._writer.save(task)
         await self._writer.flush()
+
+    async def fetch_image(self, task: Task) -> None:
+        """Have the task's image on this node. Raises as `Images.fetch`."""
+        options = task.container.pull_options
+        auth = "" if options is None else options.registry_auth
+        await self._images.fetch(task.container.image, auth)
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
         """The container's configuration. Raises NotFound when the image is not on this node."""

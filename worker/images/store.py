@@ -17,17 +17,19 @@ from pathlib import Path
 import structlog
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import InvalidArgument, NotFound
+from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, SwarmError
 from shoal.model.reference import Reference, parse_reference
 from worker.images import index, removal, saving
 from worker.images.changes import apply_changes
 from worker.images.committing import Committer
 from worker.images.history import Configuration, HistoryEntry, Step, read_configuration, steps
 from worker.images.intake import Intake
+from worker.images.keyed import KeyedLocks
 from worker.images.layering import Layering
 from worker.images.ledger import Ledger
 from worker.images.model import GcReport, Image, ImageConfig, Removal, StoreSettings, User
-from worker.images.registry.api import RegistrySettings
+from worker.images.registry.api import Credentials, RegistrySettings
+from worker.images.registry.auths import read_auth
 from worker.images.registry.service import NodeRegistry
 from worker.images.runner import Source
 
@@ -54,6 +56,7 @@ class ImageStore:
         self._intake = Intake(ledger, layering, settings, clock)
         self._committer = Committer(ledger, layering, self._intake, settings)
         self.host = self._intake.host
+        self._fetches = KeyedLocks()
         self.registry = NodeRegistry(ledger, layering, self._intake, settings, registries)
 
     @classmethod
@@ -108,6 +111,30 @@ class ImageStore:
     def image_config(self, image: Image) -> ImageConfig:
         """What a container of the image runs by default."""
         return image.config
+
+    async def fetch(self, ref: str, registry_auth: str = "") -> Image:
+        """The image of a reference, pulled from its registry when it is not here.
+
+        registry_auth: as services carry credentials, see `registry.auths`. Those who ask for one
+        image at once share its pull. Raises NotFound with the reason why it cannot be had,
+        InvalidArgument, ResourceExhausted.
+        """
+        async with self._fetches.hold(ref):
+            try:
+                return self.resolve(ref)
+            except NotFound as missing:
+                return await self._fetched(ref, read_auth(registry_auth), missing)
+
+    async def _fetched(self, ref: str, credentials: Credentials, missing: NotFound) -> Image:
+        if ref.startswith("sha256:"):  # an id: no registry knows it
+            raise missing
+        try:
+            (image,) = await self.registry.pull(ref, credentials=credentials)
+        except (InvalidArgument, ResourceExhausted):
+            raise
+        except SwarmError as error:  # tried often enough: whoever asked must do without
+            raise NotFound(f"{missing.message}: {error.message}") from error
+        return image
 
     async def import_rootfs(
         self,

@@ -86,7 +86,7 @@ CREATED = [
     ("--log-opt", "max-size=1m", "task.log_driver.options", {"max-size": "1m"}),
 ]
 # Flags of create that are tested elsewhere, or are no part of the spec.
-ELSEWHERE = {"--env-file", "--detach", "--quiet"}
+ELSEWHERE = {"--env-file", "--detach", "--quiet", "--with-registry-auth"}
 
 
 def reached(spec, path):

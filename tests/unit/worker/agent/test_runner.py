@@ -14,6 +14,7 @@ from shoal.errors import (
     Unavailable,
 )
 from shoal.model.enums import TaskState as S
+from shoal.model.specs import PullOptions
 from tests.unit.worker.agent.support import FakeNode, a_task, task_id, until
 from worker.agent import runner
 from worker.runtime.api import ContainerConfig
@@ -304,3 +305,9 @@ async def test_what_a_cut_short_attempt_left_is_removed_and_made_anew(node):
 
     assert node.runtime.board.count("remove") == 1
     assert node.runtime.configs[task_id()].args != left.args
+
+
+async def test_the_image_is_asked_for_with_the_service_s_login(node):
+    node.tasks.assign(a_task(pull_options=PullOptions(registry_auth="secret")))
+    await node.reach(S.RUNNING)
+    assert node.images.fetched == [("web", "secret")]
