@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from worker.runtime.interactive import ThrottledDevice
+
 State = Literal["created", "running", "exited"]
 
 LOG_SIZE_BYTES_DEFAULT = 10 << 20
@@ -29,7 +31,11 @@ class Mount(msgspec.Struct, frozen=True):
     recursive: bool = True
     tmpfs_size_bytes: int = 0
     tmpfs_mode: int = 0o1777
+    tmpfs_options: tuple[str, ...] = ()
+    """Mount options over `noexec,nosuid,nodev`; a later one wins."""
     no_exec: bool = False
+    recursive_read_only: bool = False
+    """Refuse to leave a mount below it writable; `read_only` means as much in this runtime."""
 
 
 class Ulimit(msgspec.Struct, frozen=True):
@@ -41,7 +47,7 @@ class Ulimit(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A host device node to show in the container; permissions are letters of `rwm`."""
+    """A host device node, or all below a directory, to show; permissions are letters of `rwm`."""
 
     host_path: str
     container_path: str
@@ -59,7 +65,20 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     groups: tuple[str, ...] = ()
     hostname: str = ""
+    domainname: str = ""
+    annotations: dict[str, str] = {}
+    """Kept in the bundle for who reads it; they change nothing."""
+    network: Literal["path", "none", "host"] = "path"
     netns_path: str = ""
+    """The network namespace to join; "" is one of its own in which only loopback is."""
+    pid_mode: str = ""
+    """"", "host", or "container:ID"."""
+    ipc_mode: str = "private"
+    """"private", "shareable", "none" (private, and no /dev/shm), "host", or "container:ID"."""
+    uts_mode: str = "private"
+    """"private" or "host"."""
+    cgroup_mode: str = "private"
+    """"private" or "host"."""
     hosts: tuple[tuple[str, str], ...] = ()
     dns_servers: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -67,15 +86,38 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
     shm_size_bytes: int = 64 << 20
+    cgroup_parent: str = ""
     nano_cpus: int = 0
     cpu_shares: int = 0
+    cpu_period_us: int = 0
+    cpu_quota_us: int = 0
+    cpu_rt_period_us: int = 0
+    cpu_rt_runtime_us: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
     memory_bytes: int = 0
     memory_reservation_bytes: int = 0
+    memory_swap_bytes: int = 0
+    """Memory and swap together; -1 is unlimited, 0 twice the memory."""
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
     pids_max: int = 0
+    blkio_weight: int = 0
+    throttled_devices: tuple[ThrottledDevice, ...] = ()
+    device_rules: tuple[str, ...] = ()
+    """As `c 1:3 rwm`; `*` is any number, `a` any device."""
     ulimits: tuple[Ulimit, ...] = ()
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    """All capabilities and devices of the node, no filter, nothing masked."""
     seccomp: bool = True
+    seccomp_profile: str = ""
+    """"" is the default profile, "unconfined" none; otherwise the profile's JSON."""
+    apparmor_profile: str = ""
+    selinux_labels: tuple[str, ...] = ()
+    masked_paths: tuple[str, ...] | None = None
+    read_only_paths: tuple[str, ...] | None = None
     no_new_privileges: bool = False
     read_only: bool = False
     stop_signal: str = "SIGTERM"

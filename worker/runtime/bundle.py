@@ -8,13 +8,15 @@ user and groups as words (they are looked up in the container's own files), the 
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from typing import Any
 
 import msgspec
 
-from shoal.errors import InvalidArgument, Unimplemented
-from worker.runtime.api import ContainerConfig, Mount, Ulimit
+from shoal.errors import InvalidArgument
+from worker.runtime.api import ContainerConfig, Mount
 from worker.runtime.lean.capabilities import BITS, NAMES
+from worker.runtime.resources import CPU_PERIOD_US, quota_of, swap_of
 
 PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAPABILITIES_DEFAULT = frozenset(
@@ -37,30 +39,17 @@ _DEVICE_RULES: list[tuple[str, int | None, int | None, str]] = [
     ("c", 1, 7, "rwm"), ("c", 1, 8, "rwm"), ("c", 1, 9, "rwm"), ("c", 5, 0, "rwm"),
     ("c", 5, 1, "rwm"), ("c", 5, 2, "rwm"), ("c", 10, 200, "rwm"), ("c", 136, None, "rwm"),
 ]  # fmt: skip
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_ULIMITS = frozenset(
-    [
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ]
-)
-_RLIM_INFINITY = -1
-CPU_PERIOD_US = 100_000
-MEMORY_BYTES_MIN = 6 << 20  # Docker's floor: below it nothing starts
-_NAMESPACED_SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")
+_DEVICE_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
+_THROTTLES = {
+    "read_bps": "throttleReadBpsDevice", "write_bps": "throttleWriteBpsDevice",
+    "read_iops": "throttleReadIOPSDevice", "write_iops": "throttleWriteIOPSDevice",
+    "weight": "weightDevice",
+}  # fmt: skip
+_OPPOSITES = {
+    "rw": "ro", "exec": "noexec", "suid": "nosuid", "dev": "nodev", "async": "sync",
+    "atime": "noatime", "diratime": "nodiratime",
+}  # fmt: skip
+EVERY_CAPABILITY = (1 << len(NAMES)) - 1
 
 
 class DeviceNode(msgspec.Struct, frozen=True):
@@ -84,68 +73,32 @@ class Surroundings(msgspec.Struct, frozen=True):
     seccomp_program: str
     resolv_conf: str
     devices: tuple[DeviceNode, ...] = ()
+    throttled: tuple[tuple[int, int], ...] = ()
+    """Numbers of the configuration's `throttled_devices`, in their order."""
+    capabilities: int = EVERY_CAPABILITY
+    """Those a process of this node can have."""
 
 
-def check(config: ContainerConfig) -> None:
-    """Refuse what cannot run. Raises: InvalidArgument, Unimplemented, naming the field."""
-    if not _ID.fullmatch(config.id):
-        raise InvalidArgument(f"id {config.id!r}: 1-64 characters of a-z, 0-9 and '-'")
-    if config.init:
-        raise Unimplemented("init: the native executor brings no init process yet")
-    if len(config.hostname) > 64:
-        raise InvalidArgument("hostname: at most 64 characters")
-    if not config.args or not config.args[0]:
-        raise InvalidArgument("args: no command specified")
-    if not config.layers:
-        raise InvalidArgument("layers: at least one directory is needed for the root")
-    if any("\n" in layer for layer in config.layers):
-        raise InvalidArgument("layers: a path must not contain a newline")
-    if not config.cwd.startswith("/"):
-        raise InvalidArgument(f"cwd {config.cwd!r} must be an absolute path")
-    if any("\0" in text for text in (*config.args, *config.env)):
-        raise InvalidArgument("args and env must not contain a zero byte")
-    _check_limits(config)
-    for mount in config.mounts:
-        _check_mount(mount)
-    capabilities_of(config)
+def capabilities_of(config: ContainerConfig, possible: int = EVERY_CAPABILITY) -> tuple[str, ...]:
+    """Docker's default set changed by `cap_add` and `cap_drop` (`ALL` allowed), in bit order.
 
-
-def _check_limits(config: ContainerConfig) -> None:
-    if 0 < config.memory_bytes < MEMORY_BYTES_MIN:
-        raise InvalidArgument("memory_bytes: the minimum is 6 MiB")
-    if config.log_max_files < 1 or config.log_max_size_bytes < 4096:
-        raise InvalidArgument("log_max_files must be at least 1, log_max_size_bytes 4096")
-    for limit in config.ulimits:
-        _check_ulimit(limit)
-    for key, _ in config.sysctls:
-        if not key.startswith(_NAMESPACED_SYSCTLS):
-            raise InvalidArgument(f"sysctls: {key} is not per container; set it on the node")
-
-
-def _check_mount(mount: Mount) -> None:
-    if not mount.target.startswith("/") or mount.target == "/" or ".." in mount.target.split("/"):
-        raise InvalidArgument(f"mounts: target {mount.target!r} must be an absolute path below /")
-    if mount.kind == "bind" and not mount.source.startswith("/"):
-        raise InvalidArgument(f"mounts: source {mount.source!r} must be an absolute host path")
-
-
-def _check_ulimit(limit: Ulimit) -> None:
-    if limit.name not in _ULIMITS:
-        raise InvalidArgument(f"ulimits: unknown limit {limit.name!r}")
-    if limit.hard != _RLIM_INFINITY and not _RLIM_INFINITY < limit.soft <= limit.hard:
-        raise InvalidArgument(f"ulimits: {limit.name}: soft must not exceed hard")
-
-
-def capabilities_of(config: ContainerConfig) -> tuple[str, ...]:
-    """Docker's default set changed by `cap_add` and `cap_drop` (`ALL` allowed), in bit order."""
+    possible: what `ALL` and `privileged` mean on this node; a name that is not in it is refused.
+    """
     add = {_capability(name) for name in config.cap_add}
     drop = {_capability(name) for name in config.cap_drop}
-    every = frozenset(BITS)
+    every = frozenset(name for name, bit in BITS.items() if possible >> bit & 1)
+    if missing := sorted((add & BITS.keys()) - every):
+        raise InvalidArgument(f"cap_add: {missing[0]}: this node cannot give it")
+    if config.privileged:
+        return _in_bit_order(every)
     chosen = every if "CAP_ALL" in add else CAPABILITIES_DEFAULT
     if "CAP_ALL" in drop:
         chosen = frozenset()
         add.discard("CAP_ALL")
-    chosen = (chosen - drop) | (add & every)
+    return _in_bit_order((chosen - drop) | (add & every))
+
+
+def _in_bit_order(chosen: Set[str]) -> tuple[str, ...]:
     return tuple(f"CAP_{name}" for name in NAMES if f"CAP_{name}" in chosen)
 
 
@@ -158,15 +111,19 @@ def _capability(name: str) -> str:
 
 def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
     """The `config.json` of a checked configuration."""
-    capabilities = list(capabilities_of(config))
-    annotations = {
+    capabilities = list(capabilities_of(config, around.capabilities))
+    annotations = config.annotations | {
         "dev.shoal.layers": "\n".join(config.layers),
         "dev.shoal.user": config.user,
         "dev.shoal.groups": ",".join(config.groups),
     }
     if config.open_stdin and not config.tty:
         annotations["dev.shoal.stdin"] = "once" if config.stdin_once else "open"
-    if config.seccomp:
+    if config.ipc_mode not in ("private", "none"):
+        annotations["dev.shoal.ipc"] = "shareable"
+    if config.cgroup_parent:
+        annotations["dev.shoal.cgroup-parent"] = "/" + config.cgroup_parent.strip("/")
+    if not unconfined(config):
         annotations["dev.shoal.seccomp"] = around.seccomp_program
     return {
         "ociVersion": "1.0.2",
@@ -187,36 +144,73 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
             ],
             "noNewPrivileges": config.no_new_privileges,
             "oomScoreAdj": config.oom_score_adj,
+            **({"apparmorProfile": config.apparmor_profile} if config.apparmor_profile else {}),
         },
         "root": {"path": "rootfs", "readonly": config.read_only},
-        "hostname": hostname_of(config),
+        **_names(config),
         "mounts": _mounts(config, around),
         "annotations": annotations,
         "linux": _linux(config, around),
     }
 
 
+def _names(config: ContainerConfig) -> dict[str, str]:
+    if config.uts_mode == "host":
+        return {}
+    domain = {"domainname": config.domainname} if config.domainname else {}
+    return {"hostname": hostname_of(config)} | domain
+
+
 def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
-    namespaces: list[dict[str, str]] = [
-        {"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")
-    ]
     sysctls = {}
-    if config.netns_path != "host":
-        path = {"path": config.netns_path} if config.netns_path else {}
-        namespaces.append({"type": "network", **path})
+    if network_of(config) != "host":
         sysctls = {
             "net.ipv4.ip_unprivileged_port_start": "0",
             "net.ipv4.ping_group_range": "0 2147483647",
         }
+    masked, read_only = MASKED_PATHS, READONLY_PATHS
+    if config.privileged:
+        masked = read_only = []
     return {
-        "namespaces": namespaces,
+        "namespaces": _namespaces(config),
         "cgroupsPath": around.cgroup_path,
-        "resources": resources_of(config, around.devices),
+        "resources": resources_of(config, around.devices, around.throttled),
         "sysctl": sysctls | dict(config.sysctls),
         "devices": _devices(around.devices),
-        "maskedPaths": MASKED_PATHS,
-        "readonlyPaths": READONLY_PATHS,
+        "maskedPaths": masked if config.masked_paths is None else list(config.masked_paths),
+        "readonlyPaths": (
+            read_only if config.read_only_paths is None else list(config.read_only_paths)
+        ),
     }
+
+
+def _namespaces(config: ContainerConfig) -> list[dict[str, str]]:
+    """Those the container has apart from the node; one of another container by its id."""
+    namespaces = [{"type": "mount"}]
+    for kind, mode in (
+        ("pid", config.pid_mode), ("ipc", config.ipc_mode), ("uts", config.uts_mode),
+        ("cgroup", config.cgroup_mode),
+    ):  # fmt: skip
+        if mode.startswith("container:"):
+            namespaces.append({"type": kind, "container": mode.removeprefix("container:")})
+        elif mode != "host":
+            namespaces.append({"type": kind})
+    if network_of(config) != "host":
+        path = {"path": config.netns_path} if config.netns_path else {}
+        namespaces.append({"type": "network", **path})
+    return namespaces
+
+
+def network_of(config: ContainerConfig) -> str:
+    """`path`, `none` or `host`; the path `host` means the same."""
+    return "host" if config.netns_path == "host" else config.network
+
+
+def unconfined(config: ContainerConfig) -> bool:
+    """Whether no system call is filtered."""
+    if config.seccomp_profile:
+        return config.seccomp_profile == "unconfined"
+    return config.privileged or not config.seccomp
 
 
 def hostname_of(config: ContainerConfig) -> str:
@@ -236,35 +230,78 @@ def environment_of(config: ContainerConfig) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def resources_of(config: ContainerConfig, devices: tuple[DeviceNode, ...]) -> dict[str, Any]:
+def resources_of(
+    config: ContainerConfig,
+    devices: tuple[DeviceNode, ...] = (),
+    throttled: tuple[tuple[int, int], ...] = (),
+) -> dict[str, Any]:
     """OCI `linux.resources`: swap equals memory as in Docker, devices denied unless listed."""
-    resources: dict[str, Any] = {}
-    cpu: dict[str, int] = {}
-    if config.nano_cpus:
-        cpu["period"] = CPU_PERIOD_US
-        cpu["quota"] = max(1000, config.nano_cpus * CPU_PERIOD_US // 1_000_000_000)
-    if config.cpu_shares:
-        cpu["shares"] = config.cpu_shares
-    if cpu:
-        resources["cpu"] = cpu
-    memory: dict[str, int] = {}
-    if config.memory_bytes:
-        memory = {"limit": config.memory_bytes, "swap": 2 * config.memory_bytes}
-    if config.memory_reservation_bytes:
-        memory["reservation"] = config.memory_reservation_bytes
-    if memory:
-        resources["memory"] = memory
-    if config.pids_max:
-        resources["pids"] = {"limit": config.pids_max}
+    resources = {
+        "cpu": _cpu(config),
+        "memory": _memory(config),
+        "pids": {"limit": config.pids_max} if config.pids_max else {},
+        "blockIO": _block_io(config, throttled),
+    }
+    named: dict[str, Any] = {name: values for name, values in resources.items() if values}
     rules = [*_DEVICE_RULES, *((d.kind, d.major, d.minor, d.permissions) for d in devices)]
-    resources["devices"] = [
+    rules += [device_rule_of(rule) for rule in config.device_rules]
+    named["devices"] = [
         {"allow": False, "access": "rwm"},
         *(
             {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
             for kind, major, minor, access in rules
         ),
     ]
-    return resources
+    if config.privileged:
+        named["devices"] = [{"allow": True, "access": "rwm"}]
+    return named
+
+
+def device_rule_of(text: str) -> tuple[str, int | None, int | None, str]:
+    """Kind, major, minor (None: any) and access of `c 1:3 rwm`. Raises: InvalidArgument."""
+    match = _DEVICE_RULE.fullmatch(text)
+    if match is None:
+        raise InvalidArgument(f"device_rules: invalid device cgroup rule format: {text!r}")
+    kind, major, minor, access = match.groups()
+    return kind, None if major == "*" else int(major), None if minor == "*" else int(minor), access
+
+
+def _cpu(config: ContainerConfig) -> dict[str, Any]:
+    cpu: dict[str, Any] = {}
+    if config.nano_cpus:
+        cpu = {"period": CPU_PERIOD_US, "quota": quota_of(config.nano_cpus, CPU_PERIOD_US)}
+    for name, value in (
+        ("period", config.cpu_period_us), ("quota", config.cpu_quota_us),
+        ("shares", config.cpu_shares), ("realtimePeriod", config.cpu_rt_period_us),
+        ("realtimeRuntime", config.cpu_rt_runtime_us), ("cpus", config.cpuset_cpus),
+        ("mems", config.cpuset_mems),
+    ):  # fmt: skip
+        if value:
+            cpu[name] = value
+    return cpu
+
+
+def _memory(config: ContainerConfig) -> dict[str, Any]:
+    memory: dict[str, Any] = {}
+    if config.memory_bytes:
+        memory["limit"] = config.memory_bytes
+        memory["swap"] = swap_of(config.memory_bytes, config.memory_swap_bytes)
+    if config.memory_reservation_bytes:
+        memory["reservation"] = config.memory_reservation_bytes
+    if config.memory_swappiness is not None:
+        memory["swappiness"] = config.memory_swappiness
+    if config.oom_kill_disable:
+        memory["disableOOMKiller"] = True
+    return memory
+
+
+def _block_io(config: ContainerConfig, throttled: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    block: dict[str, Any] = {"weight": config.blkio_weight} if config.blkio_weight else {}
+    for device, (major, minor) in zip(config.throttled_devices, throttled, strict=False):
+        value = {"weight" if device.kind == "weight" else "rate": device.value}
+        entry = {"major": major, "minor": minor} | value
+        block.setdefault(_THROTTLES[device.kind], []).append(entry)
+    return block
 
 
 def _devices(extra: tuple[DeviceNode, ...]) -> list[dict[str, Any]]:
@@ -272,6 +309,8 @@ def _devices(extra: tuple[DeviceNode, ...]) -> list[dict[str, Any]]:
         {"path": f"/dev/{n}", "type": "c", "major": a, "minor": i, "fileMode": 0o666}
         for n, a, i in _DEVICES
     ]
+    shown = {device.path for device in extra}
+    nodes = [node for node in nodes if node["path"] not in shown]
     for device in extra:
         number = {"type": device.kind, "major": device.major, "minor": device.minor}
         owner = {"fileMode": device.mode, "uid": device.uid, "gid": device.gid}
@@ -281,22 +320,37 @@ def _devices(extra: tuple[DeviceNode, ...]) -> list[dict[str, Any]]:
 
 def _mounts(config: ContainerConfig, around: Surroundings) -> list[dict[str, Any]]:
     safe = ["nosuid", "noexec", "nodev"]
-    shm = ["nosuid", "noexec", "nodev", "mode=1777", f"size={config.shm_size_bytes}"]
+    read_only = [] if config.privileged else ["ro"]
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     mounts = [
         _entry("/proc", "proc", "proc", safe),
         _entry("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         _entry("/dev/pts", "devpts", "devpts", terminals),
-        _entry("/sys", "sysfs", "sysfs", [*safe, "ro"]),
-        _entry("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),
-        _entry("/dev/mqueue", "mqueue", "mqueue", safe),
-        _entry("/dev/shm", "tmpfs", "shm", shm),  # noqa: S108 - the container's own
+        _entry("/sys", "sysfs", "sysfs", [*safe, *read_only]),
+        _entry("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", *read_only]),
+        *_ipc_mounts(config),
     ]
     for name in ("resolv.conf", "hostname", "hosts"):
         source = f"{around.container_dir}/{name}"
         mounts.append(_entry(f"/etc/{name}", "bind", source, ["rbind", "rprivate"]))
     ordered = sorted(config.mounts, key=lambda m: m.target.rstrip("/").count("/"))
-    return mounts + [_user_mount(mount) for mount in ordered]
+    taken = {mount.target.rstrip("/") for mount in ordered}
+    return [m for m in mounts if m["destination"] not in taken] + [_user_mount(m) for m in ordered]
+
+
+def _ipc_mounts(config: ContainerConfig) -> list[dict[str, Any]]:
+    """Message queues and shared memory, of the namespace the container is in."""
+    safe = ["nosuid", "noexec", "nodev"]
+    queue = _entry("/dev/mqueue", "mqueue", "mqueue", safe)
+    if config.ipc_mode == "none":
+        return [queue]
+    if config.ipc_mode == "host":
+        source = "/dev/shm"  # noqa: S108 - that of the node, as asked for
+        return [queue, _entry(source, "bind", source, ["rbind", "rprivate"])]
+    if config.ipc_mode.startswith("container:"):
+        return [queue, _entry("/dev/shm", "shared-memory", "", [])]  # noqa: S108
+    size = f"size={config.shm_size_bytes}"
+    return [queue, _entry("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", size])]  # noqa: S108
 
 
 def _user_mount(mount: Mount) -> dict[str, Any]:
@@ -306,10 +360,20 @@ def _user_mount(mount: Mount) -> dict[str, Any]:
     if mount.kind == "bind":
         kind = "rbind" if mount.recursive else "bind"
         return _entry(mount.target, "bind", mount.source, [kind, mount.propagation, *mode])
-    options = ["nosuid", "nodev", f"mode={mount.tmpfs_mode:o}", *mode]
+    options = ["noexec", "nosuid", "nodev", f"mode={mount.tmpfs_mode:o}", *mode]
     if mount.tmpfs_size_bytes:
         options.append(f"size={mount.tmpfs_size_bytes}")
-    return _entry(mount.target, "tmpfs", "tmpfs", options)
+    return _entry(mount.target, "tmpfs", "tmpfs", merged([*options, *mount.tmpfs_options]))
+
+
+def merged(options: list[str]) -> list[str]:
+    """Mount options in which a later one takes the place of an earlier one it contradicts."""
+    values: dict[str, str] = {}
+    for option in options:
+        name = option.partition("=")[0]
+        values.pop(subject := _OPPOSITES.get(name, name), None)
+        values[subject] = option
+    return list(values.values())
 
 
 def _entry(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:

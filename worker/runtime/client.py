@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import signal as signals
-import stat
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,18 +20,17 @@ import structlog
 from typing_extensions import override
 
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from worker.runtime import bundle, launch
+from worker.runtime import bundle, checking, hosting, launch
 from worker.runtime.api import (
     ContainerConfig,
     ContainerStats,
     ContainerStatus,
-    Device,
     Runtime,
 )
 from worker.runtime.lean import cgroups
 from worker.runtime.lean.files import BUNDLE_FILE, read_text
 from worker.runtime.link import RECONNECT_S, REQUEST_DEADLINE_S, Broken, SupervisorLink, deadline
-from worker.runtime.talking import Talking
+from worker.runtime.talking import Talking, own_capabilities
 
 _log = structlog.get_logger()
 START_DEADLINE_S = 60.0
@@ -93,18 +91,20 @@ class NativeRuntime(Talking, Runtime):
 
     async def _laid_out(self, config: ContainerConfig) -> dict[str, Any]:
         """What the container's directory is to hold. Raises: InvalidArgument, Unimplemented."""
-        bundle.check(config)
+        checking.check(config)
         signal_number(config.stop_signal)
         _warn_clamped(config)
+        possible = await asyncio.to_thread(own_capabilities)
         around = bundle.Surroundings(
             container_dir=self.container_dir(config.id),
             cgroup_path=f"{self.cgroup_parent}/{config.id}",
-            seccomp_program=await self._seccomp(config),
+            seccomp_program=await self._seccomp(config, possible),
             resolv_conf=_host_resolver(),
-            devices=await asyncio.to_thread(_find_devices, config.devices)
-            if config.devices
-            else (),
+            devices=await asyncio.to_thread(hosting.find_devices, config),
+            throttled=await asyncio.to_thread(hosting.block_numbers, config.throttled_devices),
+            capabilities=possible,
         )
+        await asyncio.to_thread(hosting.check, config)
         layered = msgspec.structs.replace(
             config, layers=(f"{self.state_dir}/init-layer", *config.layers)
         )
@@ -136,10 +136,13 @@ class NativeRuntime(Talking, Runtime):
                     if known and known[0].state == "created":
                         return known[0]
 
-    async def _seccomp(self, config: ContainerConfig) -> str:
-        if not config.seccomp:
+    async def _seccomp(self, config: ContainerConfig, possible: int) -> str:
+        if bundle.unconfined(config):
             return ""
-        return await launch.seccomp_program(self.state_dir, bundle.capabilities_of(config))
+        capabilities = bundle.capabilities_of(config, possible)
+        return await launch.seccomp_program(
+            self.state_dir, capabilities, profile=config.seccomp_profile
+        )
 
     @override
     async def start(self, container: str) -> ContainerStatus:
@@ -335,30 +338,6 @@ def _host_resolver() -> str:
             return file.read(65536)
     except OSError:
         return ""
-
-
-def _find_devices(devices: tuple[Device, ...]) -> tuple[bundle.DeviceNode, ...]:
-    nodes = []
-    for device in devices:
-        try:
-            found = os.stat(device.host_path)
-        except OSError as error:
-            raise InvalidArgument(f"devices: {device.host_path}: {error.strerror}") from None
-        if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
-            raise InvalidArgument(f"devices: {device.host_path} is not a device")
-        nodes.append(
-            bundle.DeviceNode(
-                path=device.container_path,
-                kind="b" if stat.S_ISBLK(found.st_mode) else "c",
-                major=os.major(found.st_rdev),
-                minor=os.minor(found.st_rdev),
-                mode=stat.S_IMODE(found.st_mode),
-                uid=found.st_uid,
-                gid=found.st_gid,
-                permissions=device.permissions,
-            )
-        )
-    return tuple(nodes)
 
 
 def _warn_clamped(config: ContainerConfig) -> None:

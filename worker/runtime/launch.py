@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import worker
-from shoal.errors import FailedPrecondition, Unavailable
+from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
 from worker.runtime.lean import files, seccomp_build
 
 BOOT = "import sys;sys.path.insert(0,sys.argv[1]);from worker.runtime.lean.{} import main;main()"
@@ -104,25 +104,30 @@ def _open_log(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
-async def seccomp_program(state_dir: str, capabilities: tuple[str, ...]) -> str:
-    """Path of the compiled default profile for this capability set; compiled when missing.
+async def seccomp_program(
+    state_dir: str, capabilities: tuple[str, ...], *, profile: str = ""
+) -> str:
+    """Path of the compiled profile for this capability set; compiled when missing.
 
-    Raises: FailedPrecondition when libseccomp is not installed.
+    profile: its JSON; the default one without. Raises: FailedPrecondition when libseccomp is not
+    installed, InvalidArgument for a profile that is none.
     """
-    digest = hashlib.sha256(await asyncio.to_thread(_PROFILE.read_bytes))
+    text = profile.encode() or await asyncio.to_thread(_PROFILE.read_bytes)
+    digest = hashlib.sha256(text)
     digest.update("\0".join((*capabilities, *os.uname()[2:])).encode())
     path = f"{state_dir}/seccomp/{digest.hexdigest()[:32]}.bpf"
     if await asyncio.to_thread(os.path.exists, path):
         return path
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", "-c", BOOT.format("seccomp_build"),
-        root_dir(), str(_PROFILE), path, *capabilities,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        root_dir(), path, *capabilities,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, complaint = await asyncio.wait_for(process.communicate(), _SPAWN_DEADLINE_S)
+    _, complaint = await asyncio.wait_for(process.communicate(text), _SPAWN_DEADLINE_S)
     if process.returncode == seccomp_build.MISSING_LIBRARY:
         raise FailedPrecondition("libseccomp.so.2 is not installed; install libseccomp2")
     if process.returncode:
-        raise FailedPrecondition(f"seccomp profile: {complaint.decode(errors='replace').strip()}")
+        words = complaint.decode(errors="replace").strip()
+        raise (InvalidArgument if profile else FailedPrecondition)(f"seccomp_profile: {words}")
     return path

@@ -63,20 +63,44 @@ def find_driver(parent: str, mountinfo: str) -> V1 | V2:
     raise OSError("no cgroup hierarchy is mounted; mount cgroup2 on /sys/fs/cgroup")
 
 
-class V1:
+class _Placed:
+    """Where the groups of containers are: below the node's own parent, or below one asked for."""
+
+    def __init__(self, parent: str) -> None:
+        self.parent = parent
+        self.elsewhere: dict[str, str] = {}
+
+    def place(self, container: str, parent: str) -> None:
+        """The container's group is below `parent`; "" is the node's own."""
+        self.elsewhere.pop(container, None)
+        if parent and parent != self.parent:
+            self.elsewhere[container] = parent
+
+    def forget(self, container: str) -> None:
+        """The container is removed."""
+        self.elsewhere.pop(container, None)
+
+    def group(self, container: str) -> str:
+        """The container's group, from the root of a hierarchy."""
+        return f"{self.elsewhere.get(container, self.parent).rstrip('/')}/{container}"
+
+
+class V1(_Placed):
     """One directory per hierarchy; the child moves itself into each before it does anything."""
 
     version = 1
 
     def __init__(self, parent: str, hierarchies: dict[str, str]) -> None:
         """`hierarchies`: controller name -> mount point; comounted ones may share a mount."""
-        self.parent = parent
+        super().__init__(parent)
         self.hierarchies = hierarchies
-        self._roots = {c: m + parent for c, m in hierarchies.items()}
-        for root in self._roots.values():
-            os.makedirs(root, exist_ok=True)
-        if "cpuset" in hierarchies:
-            _inherit_cpuset(hierarchies["cpuset"], parent)
+        self._make_parent(parent)
+
+    def _make_parent(self, parent: str) -> None:
+        for mountpoint in self.hierarchies.values():
+            os.makedirs(mountpoint + parent, exist_ok=True)
+        if "cpuset" in self.hierarchies:
+            _inherit_cpuset(self.hierarchies["cpuset"], parent)
 
     def _mountpoint(self, controller: str) -> str:
         if controller not in self.hierarchies:
@@ -84,11 +108,12 @@ class V1:
         return self.hierarchies[controller]
 
     def _directory(self, controller: str, container: str) -> str:
-        return f"{self._mountpoint(controller)}{self.parent}/{container}"
+        return self._mountpoint(controller) + self.group(container)
 
     def paths(self, container: str) -> list[str]:
         """Every directory the container may have, each once."""
-        return list(dict.fromkeys(f"{root}/{container}" for root in self._roots.values()))
+        group = self.group(container)
+        return list(dict.fromkeys(mount + group for mount in self.hierarchies.values()))
 
     def joined(self, container: str) -> list[str]:
         """Every directory the container has."""
@@ -103,18 +128,20 @@ class V1:
         cpu = resources.get("cpu", {})
         limited = "cpus" in cpu or "mems" in cpu
         return [
-            (c, f"{root}/{container}") for c, root in self._roots.items()
+            (c, mountpoint + self.group(container)) for c, mountpoint in self.hierarchies.items()
             if c != "cpuset" or limited
         ]  # fmt: skip
 
     def create(self, container: str, resources: dict[str, Any]) -> None:
         """Make the directories and set the limits of an OCI `linux.resources`."""
         writes = limits.v1_writes(resources)
+        if container in self.elsewhere:
+            self._make_parent(self.elsewhere[container])
         try:
             for path in self.to_join(container, resources):
                 os.mkdir(path)
             if any(change.controller == "cpuset" for change in writes):
-                _inherit_cpuset(self._mountpoint("cpuset"), f"{self.parent}/{container}")
+                _inherit_cpuset(self._mountpoint("cpuset"), self.group(container))
             self._write(container, writes)
             for rule in resources.get("devices", ()):
                 verb = "allow" if rule["allow"] else "deny"
@@ -142,8 +169,9 @@ class V1:
 
     def _has(self, change: limits.Write) -> bool:
         """Some kernels count no swap; a limit of it is nothing to write then."""
-        root = self._directory(change.controller, "")
-        return change.file != _SWAP_FILE or os.path.exists(f"{root}{change.file}")
+        if change.file != _SWAP_FILE:
+            return True
+        return os.path.exists(f"{self._mountpoint('memory')}{self.parent}/{change.file}")
 
     def _write(self, container: str, writes: list[limits.Write]) -> None:
         writes = [change for change in writes if self._has(change)]
@@ -158,7 +186,7 @@ class V1:
         path = self._directory("cpuset", container)
         if not os.path.isdir(path):
             os.mkdir(path)
-            _inherit_cpuset(self._mountpoint("cpuset"), f"{self.parent}/{container}")
+            _inherit_cpuset(self._mountpoint("cpuset"), self.group(container))
         while strangers := set(self.processes(container)) - set(_pids_in(path)):
             for pid in strangers:
                 try:
@@ -173,32 +201,32 @@ class V1:
 
     def oom_kills(self, container: str) -> int:
         """How many times the kernel killed for memory in this group."""
-        return _counter(f"{self._roots['memory']}/{container}/memory.oom_control", "oom_kill")
+        return _counter(f"{self._directory('memory', container)}/memory.oom_control", "oom_kill")
 
     def freeze(self, container: str, *, frozen: bool) -> None:
         """Pause or resume every process of the container."""
         word = "FROZEN" if frozen else "THAWED"
-        write(f"{self._roots['freezer']}/{container}/freezer.state", word)
+        write(f"{self._directory('freezer', container)}/freezer.state", word)
 
     def is_frozen(self, container: str) -> bool:
         """True once no process of the container runs any more."""
-        return read(f"{self._roots['freezer']}/{container}/freezer.state").strip() == "FROZEN"
+        return read(f"{self._directory('freezer', container)}/freezer.state").strip() == "FROZEN"
 
     def processes(self, container: str) -> list[int]:
         """Every process of the container, by its number on the host."""
-        return _pids_in(f"{self._roots['pids']}/{container}")
+        return _pids_in(self._directory("pids", container))
 
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""
-        memory = f"{self._roots['memory']}/{container}"
+        memory = self._directory("memory", container)
         limit = int(read(f"{memory}/memory.limit_in_bytes"))
         used = int(read(f"{memory}/memory.usage_in_bytes"))
         cache = _counter(f"{memory}/memory.stat", "total_inactive_file")
         return Usage(
-            int(read(f"{self._roots['cpuacct']}/{container}/cpuacct.usage")),
+            int(read(f"{self._directory('cpuacct', container)}/cpuacct.usage")),
             max(0, used - cache),
             0 if limit > 1 << 60 else limit,
-            int(read(f"{self._roots['pids']}/{container}/pids.current")),
+            int(read(f"{self._directory('pids', container)}/pids.current")),
         )
 
     def counters(self, container: str) -> dict[str, Any]:
@@ -223,10 +251,10 @@ class V1:
         }
 
     def _block_io(self, container: str) -> list[tuple[int, int, str, int]]:
-        if "blkio" not in self._roots:
+        if "blkio" not in self.hierarchies:
             return []
         found = []
-        path = f"{self._roots['blkio']}/{container}/blkio.throttle.io_service_bytes"
+        path = f"{self._directory('blkio', container)}/blkio.throttle.io_service_bytes"
         for line in _lines(path):
             words = line.split()
             if len(words) == 3 and words[1] in ("Read", "Write"):
@@ -239,30 +267,36 @@ class V1:
         return _remove_all(self.paths(container))
 
 
-class V2:
+class V2(_Placed):
     """One directory in the unified tree; devices by an eBPF program; children born inside."""
 
     version = 2
 
     def __init__(self, parent: str, mountpoint: str) -> None:
         """Delegates controllers down to `parent`. Raises: OSError when it cannot."""
-        self.parent = parent
-        self._root = mountpoint + parent
+        super().__init__(parent)
+        self._mountpoint = mountpoint
         offered = set(read(f"{mountpoint}/cgroup.controllers").split())
         missing = _V2_NEEDED - offered
         if missing:
             raise OSError(f"cgroup v2 controllers not available: {', '.join(sorted(missing))}")
-        os.makedirs(self._root, exist_ok=True)
-        wanted = [c for c in _V2_WANTED if c in offered]
-        path = mountpoint
+        self._wanted = " ".join(f"+{c}" for c in _V2_WANTED if c in offered)
+        self._programs: dict[str, int] = {}
+        self._make_parent(parent)
+
+    def _make_parent(self, parent: str) -> None:
+        path = self._mountpoint
+        os.makedirs(path + parent, exist_ok=True)
         for part in ["", *parent.strip("/").split("/")]:
             path = f"{path}/{part}".rstrip("/")
-            write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
-        self._programs: dict[str, int] = {}
+            write(f"{path}/cgroup.subtree_control", self._wanted)
+
+    def _path(self, container: str) -> str:
+        return self._mountpoint + self.group(container)
 
     def paths(self, container: str) -> list[str]:
         """The container's one directory."""
-        return [f"{self._root}/{container}"]
+        return [self._path(container)]
 
     def joined(self, container: str) -> list[str]:
         """Nothing to join: children are born inside."""
@@ -276,8 +310,10 @@ class V2:
 
     def create(self, container: str, resources: dict[str, Any]) -> None:
         """Make the directory, set the limits and attach the device program."""
-        path = f"{self._root}/{container}"
+        path = self._path(container)
         writes = limits.v2_writes(resources)
+        if container in self.elsewhere:
+            self._make_parent(self.elsewhere[container])
         try:
             os.mkdir(path)
             for change in self._possible(container, writes):
@@ -291,12 +327,12 @@ class V2:
 
     def _possible(self, container: str, writes: list[limits.Write]) -> list[limits.Write]:
         """Some kernels count no swap; a limit of it is nothing to write then."""
-        swap = f"{self._root}/{container}/memory.swap.max"
+        swap = f"{self._path(container)}/memory.swap.max"
         return [w for w in writes if w.file != "memory.swap.max" or os.path.exists(swap)]
 
     def update(self, container: str, resources: dict[str, Any]) -> None:
         """Change limits of a group that is in use: all of them or none."""
-        path = f"{self._root}/{container}"
+        path = self._path(container)
         writes = self._possible(container, limits.v2_writes(resources))
         before = [(w.file, read(f"{path}/{w.file}").strip()) for w in writes]
         try:
@@ -315,32 +351,32 @@ class V2:
 
     def clone_target(self, container: str) -> str:
         """The directory a child can be born into."""
-        return f"{self._root}/{container}"
+        return self._path(container)
 
     def views(self, container: str, resources: dict[str, Any]) -> list[tuple[str, str]]:
         """The unified tree from the container's group down."""
         del resources
-        return [("", f"{self._root}/{container}")]
+        return [("", self._path(container))]
 
     def oom_kills(self, container: str) -> int:
         """How many times the kernel killed for memory in this group."""
-        return _counter(f"{self._root}/{container}/memory.events", "oom_kill")
+        return _counter(f"{self._path(container)}/memory.events", "oom_kill")
 
     def freeze(self, container: str, *, frozen: bool) -> None:
         """Pause or resume every process of the container."""
-        write(f"{self._root}/{container}/cgroup.freeze", int(frozen))
+        write(f"{self._path(container)}/cgroup.freeze", int(frozen))
 
     def is_frozen(self, container: str) -> bool:
         """True once no process of the container runs any more."""
-        return _counter(f"{self._root}/{container}/cgroup.events", "frozen") == 1
+        return _counter(f"{self._path(container)}/cgroup.events", "frozen") == 1
 
     def processes(self, container: str) -> list[int]:
         """Every process of the container, by its number on the host."""
-        return _pids_in(f"{self._root}/{container}")
+        return _pids_in(self._path(container))
 
     def usage(self, container: str) -> Usage:
         """Read the counters. Raises: OSError when the group is gone."""
-        path = f"{self._root}/{container}"
+        path = self._path(container)
         limit = read(f"{path}/memory.max").strip()
         used = int(read(f"{path}/memory.current"))
         return Usage(
@@ -352,7 +388,7 @@ class V2:
 
     def counters(self, container: str) -> dict[str, Any]:
         """Everything counted. Raises: OSError when the group is gone."""
-        path = f"{self._root}/{container}"
+        path = self._path(container)
         cpu = _table(f"{path}/cpu.stat")
         return {
             "cpu_usage_ns": cpu.get("usage_usec", 0) * 1000,

@@ -41,6 +41,7 @@ class Start:
         "close_fds",
         "console_fd",
         "directory",
+        "donor_fd",
         "go_fd",
         "layers",
         "netns_fd",
@@ -55,6 +56,7 @@ class Start:
     close_fds: list[int]
     console_fd: int  # where the master of a terminal is sent; -1: none
     directory: str
+    donor_fd: int  # a process whose IPC namespace and shared memory are joined; -1: none
     go_fd: int
     layers: list[str]
     netns_fd: int
@@ -109,11 +111,15 @@ def _become(start: Start) -> NoReturn:
     bundle = start.bundle
     process = bundle["process"]
     _enter_network(start)
+    if start.donor_fd >= 0:
+        linux.setns(start.donor_fd, linux.CLONE_NEWIPC)
     os.setsid()
     linux.join_session_keyring()
     reset_signals()
     if bundle.get("hostname"):
         linux.sethostname(bundle["hostname"])
+    if bundle.get("domainname"):
+        linux.setdomainname(bundle["domainname"])
     os.umask(0)
     _build_root(start)
     os.umask(process["user"].get("umask", 0o022))
@@ -166,7 +172,8 @@ def _await_go(start: Start) -> None:
     if not os.read(start.go_fd, 1):
         raise StartFailure(SETUP_FAILED, "the supervisor died while it started the container")
     join_groups(start.cgroup_paths)
-    linux.unshare(linux.CLONE_NEWCGROUP)
+    if any(entry["type"] == "cgroup" for entry in start.bundle["linux"]["namespaces"]):
+        linux.unshare(linux.CLONE_NEWCGROUP)
 
 
 def _enter_network(start: Start) -> None:
@@ -196,13 +203,13 @@ def _build_root(start: Start) -> None:
     root_fd = rootfs.mount_overlay(start.layers, start.directory)
     mounts = bundle["mounts"]
     groups_at = next((i for i, m in enumerate(mounts) if m["type"] == "cgroup"), len(mounts))
-    rootfs.apply_mounts(root_fd, mounts[:groups_at], start.cgroup_views)
+    rootfs.apply_mounts(root_fd, mounts[:groups_at], start.cgroup_views, start.donor_fd)
     if start.console_fd >= 0:
         slave = consoles.open_pair(root_fd, start.console_fd)
         consoles.show(root_fd, slave)
         start.stdio_fds = (slave, slave, slave)
     _await_go(start)
-    rootfs.apply_mounts(root_fd, mounts[groups_at:], start.cgroup_views)
+    rootfs.apply_mounts(root_fd, mounts[groups_at:], start.cgroup_views, start.donor_fd)
     rootfs.make_devices(root_fd, settings.get("devices", []))
     rootfs.set_sysctls(root_fd, settings.get("sysctl", {}))
     rootfs.protect(root_fd, settings["readonlyPaths"])
@@ -260,6 +267,7 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
     elif seccomp:
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: before it is given up.
         linux.install_seccomp(seccomp)
+    _confine(process.get("apparmorProfile", ""))
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
@@ -275,6 +283,24 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
         ) from None
     if no_new_privileges and seccomp:
         linux.install_seccomp(seccomp)
+
+
+def _confine(profile: str) -> None:
+    """The AppArmor profile of the program; none where the kernel has no such thing."""
+    for path in ("/proc/self/attr/apparmor/exec", "/proc/self/attr/exec") if profile else ():
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, f"exec {profile}".encode())
+            os.close(fd)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if profile == "unconfined":  # the kernel has it, but it is not in use
+                return
+            raise StartFailure(
+                SETUP_FAILED, f"apply apparmor profile {profile}: {error.strerror}"
+            ) from None
+        return
 
 
 def _own_stdio(account: accounts.Account) -> None:

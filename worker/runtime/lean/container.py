@@ -22,6 +22,7 @@ EXIT_LOST = 255
 _KEPT = (
     "id", "state", "pid", "start_ticks", "boot_id", "created_at_ns", "started_at_ns",
     "finished_at_ns", "exit_code", "oom_killed", "error", "labels", "paused",
+    "cgroup_parent",
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class Container:
         self.error: str = record.get("error", "")
         self.labels: dict[str, str] = record.get("labels", {})
         self.paused: bool = record.get("paused", False)
+        self.cgroup_parent: str = record.get("cgroup_parent", "")
         # Not kept on disk:
         self.pidfd = -1
         self.status_fd = -1

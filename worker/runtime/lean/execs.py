@@ -78,7 +78,6 @@ class Execs:
         self._loop = supervisor.loop
         self._execs: dict[str, Exec] = {}
         self._ended: dict[str, list[Exec]] = {}
-        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
     # Start-up and end of a container -----------------------------------------------------------
 
@@ -206,21 +205,11 @@ class Execs:
             group_fd = os.open(driver.clone_target(container.id), flags)
             theirs.append(group_fd)
         join.close_fds = []  # all others are closed on exec, and before the directory is entered
-        process.pid, process.pidfd = self._clone_inside(container, group_fd, join)
-
-    def _clone_inside(
-        self, container: Container, group_fd: int, join: joining.Join
-    ) -> tuple[int, int]:
-        linux.setns(container.pidfd, linux.CLONE_NEWPID)
-        try:
-            pid, pidfd = linux.clone(0, cgroup_fd=group_fd)
-        except OSError:
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)
-            raise
+        own_pids = self._supervisor.own_pids
+        pid, pidfd = linux.clone_beside(container.pidfd, own_pids, 0, cgroup_fd=group_fd)
         if pid == 0:
             joining.run(join)
-        linux.setns(self._own_pids, linux.CLONE_NEWPID)
-        return pid, pidfd
+        process.pid, process.pidfd = pid, pidfd
 
     def _undo(self, process: Exec) -> None:
         if process.pidfd >= 0:

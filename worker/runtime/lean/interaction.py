@@ -68,7 +68,7 @@ class Interaction:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         os.close(os.open(f"{container.directory}/{files.INPUT_END_FILE}", flags, 0o600))
         self._supervisor.holds.end_input(container.id)
-        self._supervisor.tell_keeper(files.END_INPUT, container.id)
+        self._supervisor.neighbours.tell_keeper(files.END_INPUT, container.id)
         self._supervisor.reply(client, request, container)
 
     def processes(self, client: loop.Client, request: Request) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 
-from worker.runtime.lean import child, consoles, files, linux
+from worker.runtime.lean import child, consoles, files, linux, tinyjson
+from worker.runtime.lean.container import RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Mapping
     from typing import Any
 
     from worker.runtime.lean.cgroups import V1, V2
@@ -31,7 +33,18 @@ _NAMESPACES = {
 class Launch:
     """Descriptors and parameters of one start; used once."""
 
-    def __init__(self, container: Container, bundle: dict[str, Any], driver: V1 | V2) -> None:
+    def __init__(
+        self,
+        container: Container,
+        bundle: dict[str, Any],
+        driver: V1 | V2,
+        own_pids: int,
+        others: Mapping[str, Container],
+    ) -> None:
+        """own_pids: our pid namespace. others: those that may lend a namespace."""
+        self._own_pids = own_pids
+        self._others = others
+        self._pids_fd = -1
         self._container = container
         self._bundle = bundle
         self._driver = driver
@@ -46,7 +59,7 @@ class Launch:
         start.bundle, start.directory = self._bundle, self._container.directory
         start.layers = self._bundle["annotations"]["dev.shoal.layers"].split("\n")
         start.seccomp = seccomp
-        flags, start.netns_fd = self._namespaces()
+        flags = self._namespaces(start)
         start.stdio_fds, start.console_fd = self._streams()
         group_fd = self._enter_group()
         resources = self._bundle["linux"]["resources"]
@@ -57,7 +70,7 @@ class Launch:
         self._opened += [start.go_fd, start.status_fd]
         start.close_fds = [self._go_fd, status_read]
         try:
-            pid, pidfd = linux.clone(flags, cgroup_fd=group_fd)
+            pid, pidfd = self._clone(flags, group_fd)
         except OSError:
             os.close(status_read)
             raise
@@ -114,14 +127,40 @@ class Launch:
             os.set_blocking(stdin, True)
         return (stdin, stdout, stderr), -1
 
-    def _namespaces(self) -> tuple[int, int]:
-        flags, netns_fd = 0, -1
+    def _namespaces(self, start: child.Start) -> int:
+        """Note those that are joined; returns the flags of those that are made."""
+        flags, start.netns_fd, start.donor_fd = 0, -1, -1
         for namespace in self._bundle["linux"]["namespaces"]:
-            if namespace.get("path"):
-                netns_fd = self._open(namespace["path"], os.O_RDONLY)
+            if namespace.get("container"):
+                pidfd = self._lender(namespace["container"], namespace["type"])
+                if namespace["type"] == "pid":
+                    self._pids_fd = pidfd
+                else:
+                    start.donor_fd = pidfd
+            elif namespace.get("path"):
+                start.netns_fd = self._open(namespace["path"], os.O_RDONLY)
             else:
                 flags |= _NAMESPACES.get(namespace["type"], 0)
-        return flags, netns_fd
+        return flags
+
+    def _lender(self, name: str, kind: str) -> int:
+        """The first process of a container that lends a namespace. Raises: ValueError."""
+        other = self._others.get(name)
+        if other is None or other.state != RUNNING:
+            raise ValueError(f"cannot join {kind.upper()} of a non running container: {name}")
+        if kind == "ipc":
+            text = files.read_text(f"{other.directory}/{files.BUNDLE_FILE}")
+            if "dev.shoal.ipc" not in tinyjson.loads(text)["annotations"]:
+                raise ValueError(
+                    f"cannot join IPC of {name}: non-shareable IPC (hint: use IpcMode:shareable "
+                    "for the donor container)"
+                )
+        return other.pidfd
+
+    def _clone(self, flags: int, group_fd: int) -> tuple[int, int]:
+        if self._pids_fd < 0:
+            return linux.clone(flags, cgroup_fd=group_fd)
+        return linux.clone_beside(self._pids_fd, self._own_pids, flags, cgroup_fd=group_fd)
 
     def _open(self, path: str, flags: int) -> int:
         fd = os.open(path, flags | os.O_CLOEXEC)

@@ -29,8 +29,11 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
 MS_REMOUNT = 32
+MS_DIRSYNC = 128
 MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -111,6 +114,7 @@ _umount2 = _call("umount2", _STR, _INT)
 _unshare = _call("unshare", _INT)
 _setns = _call("setns", _INT, _INT)
 _sethostname = _call("sethostname", _STR, _SIZE)
+_setdomainname = _call("setdomainname", _STR, _SIZE)
 _prctl = _call("prctl", _INT, _ULONG, _ULONG, _ULONG, _ULONG)
 _clone3 = _syscall(_PTR, _SIZE)
 _openat2 = _syscall(_INT, _STR, _PTR, _SIZE)
@@ -191,6 +195,19 @@ def kill_and_reap(pidfd: int) -> None:
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
 
 
+def clone_beside(pidfd: int, own_pids: int, flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
+    """`clone` into the pid namespace of another process. own_pids: ours, to come back to."""
+    setns(pidfd, CLONE_NEWPID)
+    try:
+        pid, child_pidfd = clone(flags, cgroup_fd=cgroup_fd)
+    except OSError:
+        setns(own_pids, CLONE_NEWPID)
+        raise
+    if pid:
+        setns(own_pids, CLONE_NEWPID)
+    return pid, child_pidfd
+
+
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     """Mount a file system. Refuses options the kernel would cut at 4095 bytes without a word."""
     encoded = os.fsencode(options)
@@ -221,6 +238,12 @@ def sethostname(name: str) -> None:
     """Set the host name of the current UTS namespace."""
     encoded = name.encode()
     _checked(_sethostname(encoded, len(encoded)), f"sethostname {name}")
+
+
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of the current UTS namespace."""
+    encoded = name.encode()
+    _checked(_setdomainname(encoded, len(encoded)), f"setdomainname {name}")
 
 
 def prctl(option: int, argument: int = 0, second: int = 0) -> None:

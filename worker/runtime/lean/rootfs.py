@@ -22,6 +22,9 @@ _FLAGS = {
     "nodev": linux.MS_NODEV,
     "noexec": linux.MS_NOEXEC,
     "noatime": linux.MS_NOATIME,
+    "nodiratime": linux.MS_NODIRATIME,
+    "sync": linux.MS_SYNCHRONOUS,
+    "dirsync": linux.MS_DIRSYNC,
     "relatime": linux.MS_RELATIME,
     "strictatime": linux.MS_STRICTATIME,
 }
@@ -39,7 +42,10 @@ _PROPAGATION = {
     "shared": linux.MS_SHARED,
     "rshared": linux.MS_SHARED,
 }
-_NEUTRAL = frozenset(("rw", "suid", "dev", "exec", "bind", "rbind", "defaults"))
+_NEUTRAL = frozenset((
+    "rw", "suid", "dev", "exec", "bind", "rbind", "defaults", "async", "atime", "diratime",
+    "norelatime", "nostrictatime", "remount", *_PROPAGATION,
+))  # fmt: skip
 
 
 def mount_overlay(layers: list[str], directory: str) -> int:
@@ -99,15 +105,24 @@ def _make(name: str, parent_fd: int, *, directory: bool) -> None:
 
 
 def apply_mounts(
-    root_fd: int, mounts: list[dict[str, Any]], cgroup_views: list[tuple[str, str]]
+    root_fd: int,
+    mounts: list[dict[str, Any]],
+    cgroup_views: list[tuple[str, str]],
+    donor: int = -1,
 ) -> None:
-    """Carry out an OCI `mounts` list in order; type `cgroup` shows `cgroup_views` read-only."""
+    """Carry out an OCI `mounts` list in order.
+
+    Type `cgroup` shows `cgroup_views`; `shared-memory` is that of another container, by its process
+    `donor`.
+    """
     for entry in mounts:
         kind = entry["type"]
         if kind == "bind":
             _bind(root_fd, entry)
+        elif kind == "shared-memory":
+            _attach(root_fd, entry["destination"], _take_mount(donor, entry["destination"]))
         elif kind == "cgroup":
-            _show_cgroups(root_fd, entry["destination"], cgroup_views)
+            _show_cgroups(root_fd, entry, cgroup_views)
         else:
             _mount(root_fd, entry)
 
@@ -125,11 +140,27 @@ def _bind(root_fd: int, entry: dict[str, Any]) -> None:
         elif option not in _NEUTRAL:
             raise ValueError(f"mount {entry['destination']}: unknown bind option {option}")
     linux.set_mount_attributes(tree, attributes, propagation=propagation, recursive=recursive)
+    _attach(root_fd, entry["destination"], tree)
+
+
+def _attach(root_fd: int, destination: str, tree: int) -> None:
+    """Put a detached mount in its place and close it."""
     is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-    target = open_target(root_fd, entry["destination"], directory=is_directory)
-    linux.attach_mount(tree, target, entry["destination"])
+    target = open_target(root_fd, destination, directory=is_directory)
+    linux.attach_mount(tree, target, destination)
     os.close(target)
     os.close(tree)
+
+
+def _take_mount(pidfd: int, path: str) -> int:
+    """A detached copy of a mount of another process, from inside its namespace."""
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    linux.setns(pidfd, linux.CLONE_NEWNS)
+    try:
+        return linux.open_tree(linux.AT_FDCWD, path, recursive=False)
+    finally:
+        linux.setns(own, linux.CLONE_NEWNS)
+        os.close(own)
 
 
 def _mount(root_fd: int, entry: dict[str, Any]) -> None:
@@ -150,10 +181,11 @@ def _mount(root_fd: int, entry: dict[str, Any]) -> None:
         os.close(target)
 
 
-def _show_cgroups(root_fd: int, destination: str, views: list[tuple[str, str]]) -> None:
+def _show_cgroups(root_fd: int, entry: dict[str, Any], views: list[tuple[str, str]]) -> None:
+    destination, mode = entry["destination"], [o for o in entry["options"] if o in _ATTRIBUTES]
     if len(views) == 1 and not views[0][0]:
-        entry = {"source": views[0][1], "destination": destination}
-        _bind(root_fd, entry | {"options": ["rbind", "ro", "nosuid", "nodev", "noexec"]})
+        view = {"source": views[0][1], "destination": destination}
+        _bind(root_fd, view | {"options": ["rbind", *mode]})
         return
     options = ["nosuid", "nodev", "noexec", "mode=755"]
     tmpfs = {"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options}
@@ -161,14 +193,9 @@ def _show_cgroups(root_fd: int, destination: str, views: list[tuple[str, str]]) 
     top = linux.open_in_root(root_fd, destination, linux.O_PATH)
     for name, source in views:
         os.mkdir(name, 0o555, dir_fd=top)
-        tree = linux.open_tree(linux.AT_FDCWD, source, recursive=False)
-        attributes = sum(_ATTRIBUTES.values())
-        linux.set_mount_attributes(tree, attributes, propagation=linux.MS_PRIVATE)
-        target = linux.open_in_root(top, f"/{name}", linux.O_PATH)
-        linux.attach_mount(tree, target, name)
-        os.close(target)
-        os.close(tree)
-    linux.set_mount_attributes(top, linux.MOUNT_ATTR_RDONLY)
+        _bind(top, {"source": source, "destination": f"/{name}", "options": ["bind", *mode]})
+    if "ro" in mode:
+        linux.set_mount_attributes(top, linux.MOUNT_ATTR_RDONLY)
     os.close(top)
 
 

@@ -12,12 +12,10 @@ Refuses: a second thread, any import outside the standard library, and to wait f
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import _socket
 import errno
 import gc
 import os
 import select
-import struct
 import sys
 import time
 
@@ -27,10 +25,11 @@ from worker.runtime.lean.execs import Execs
 from worker.runtime.lean.holds import Holds
 from worker.runtime.lean.interaction import Interaction
 from worker.runtime.lean.launching import Launch
+from worker.runtime.lean.neighbours import Neighbours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     from worker.runtime.lean.execs import Exec
@@ -64,21 +63,18 @@ class Supervisor:
         self.run_dir = run_dir
         self.state_dir = state_dir
         self.containers_dir = f"{state_dir}/containers"
-        self._keeper = _socket.socket(fileno=keeper_fd)
+        self.neighbours = Neighbours(run_dir, keeper_fd)
         self.loop = loop.Loop()
         self.holds = Holds(self.containers_dir)
         self.driver = cgroups.find_driver(cgroup_parent, files.read_text("/proc/self/mountinfo"))
         self.boot_id = files.boot_id()
         self.containers: dict[str, Container] = {}
         self.terminals = terminals.Terminals(self.loop, self._drop_terminal)
+        self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.execs = Execs(self)
         self.interaction = Interaction(self)
         self._subscribers: list[loop.Client] = []
         self._seccomp: dict[str, bytes] = {}
-        self._unsent: set[str] = set()
-        self._logger = _socket.socket(
-            _socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC, 0
-        )
 
     # Start-up ---------------------------------------------------------------------------------
 
@@ -92,6 +88,7 @@ class Supervisor:
                 self._discard(name)  # its making was cut short
                 continue
             container = self.containers[name] = Container(directory, record)
+            self.driver.place(name, container.cgroup_parent)
             self.holds.take(name)
             if name in inherited:
                 self.terminals.add(name, inherited.pop(name))
@@ -126,6 +123,10 @@ class Supervisor:
             found |= {n for n in os.listdir(path) if cgroups.is_empty(path + n)}
         for name in found:
             self._drop_cgroup(name)  # does nothing for a container that runs
+        self._drop_exits()
+
+    def _drop_exits(self) -> None:
+        """Remove exit records nobody will ask for."""
         expected = {f"{c.pid}.{c.start_ticks}" for c in self.containers.values() if c.pidfd >= 0}
         expected |= self.execs.expected_exits()
         for name in os.listdir(f"{self.state_dir}/exits"):
@@ -176,7 +177,8 @@ class Supervisor:
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is already running")
         bundle = tinyjson.loads(files.read_text(f"{container.directory}/{files.BUNDLE_FILE}"))
-        launch = Launch(container, bundle, self.driver)
+        container.cgroup_parent = bundle["annotations"].get("dev.shoal.cgroup-parent", "")
+        launch = Launch(container, bundle, self.driver, self.own_pids, self.containers)
         try:
             self._launch(container, launch, bundle["annotations"].get("dev.shoal.seccomp", ""))
         except (OSError, KeyError, ValueError) as error:
@@ -194,6 +196,7 @@ class Supervisor:
 
     def _launch(self, container: Container, launch: Launch, seccomp: str) -> None:
         self._reset_stdio(container.id)
+        self.driver.place(container.id, container.cgroup_parent)
         pid = launch.clone(self.seccomp_program(seccomp))
         self._record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
@@ -232,7 +235,7 @@ class Supervisor:
         container.save()
         self._drop_cgroup(container.id)
         self._let_go(container.id)
-        self._send_to_logger(container.id)
+        self.neighbours.tell_logger(container.id)
         self._publish(container)
         return Refused("failed_precondition", message)
 
@@ -346,14 +349,26 @@ class Supervisor:
         container.finished_at_ns = at_ns or time.time_ns()
         container.state, container.paused, container.is_child = EXITED, False, False
         self._save_end(container)
+        self._end_leftovers(container.id)
         self._drop_cgroup(container.id)
         self._let_go(container.id)
-        self._send_to_logger(container.id)
+        self.neighbours.tell_logger(container.id)
         self._answer_start(container, container.error or f"exited at once with code {code}")
         waiters, container.waiters = container.waiters, []
         for client, request in waiters:
             self.reply(client, request, container)
         self._publish(container)
+
+    def _end_leftovers(self, name: str) -> None:
+        """Processes that did not end with the first one, as it was not alone in its namespace."""
+        try:
+            left = self.driver.processes(name)
+            for pid in left:
+                os.kill(pid, _signal.SIGKILL)
+            if left:
+                self.loop.after(_RECORD_WAIT_S, self._drop_exits)  # those the keeper has reaped
+        except OSError:
+            return  # no group, or a process that has just ended
 
     def _save_end(self, container: Container) -> None:
         if container.state != EXITED or self.containers.get(container.id) is not container:
@@ -369,6 +384,8 @@ class Supervisor:
         if owner is not None and owner.state == RUNNING:
             return
         if self.driver.remove(name):
+            if owner is None:
+                self.driver.forget(name)
             return
         if attempts:
             self.loop.after(_RETRY_S, lambda: self._drop_cgroup(name, attempts - 1))
@@ -377,46 +394,28 @@ class Supervisor:
 
     def _sweep_holds(self) -> None:
         self.holds.sweep()
-        for name in sorted(self._unsent):
-            self._send_to_logger(name)
-        delay_s = 0.05 if self._unsent else 0.5
+        self.neighbours.tell_logger_again()
+        delay_s = 0.05 if self.neighbours.unsent else 0.5
         self.loop.after(delay_s, self._sweep_holds)
 
     # Neighbours -------------------------------------------------------------------------------
 
     def _announce(self, name: str) -> None:
         """Tell keeper and logger that the container has live stdio."""
-        self._send_to_logger(name)
+        self.neighbours.tell_logger(name)
         # With the descriptors themselves: in flight they keep the pipes alive even if we die now.
-        self.tell_keeper(files.HOLD, name, self.holds.of(name))
+        self.neighbours.tell_keeper(files.HOLD, name, self.holds.of(name))
         if name in self.terminals.all():
-            self.tell_keeper(files.HOLD_TERMINAL, name, self.terminals.all()[name])
+            self.neighbours.tell_keeper(files.HOLD_TERMINAL, name, self.terminals.all()[name])
 
     def _let_go(self, name: str) -> None:
         """The container has ended: what it wrote is still to be read, no more."""
         self.holds.drain(name)
         self.terminals.end(name)
-        self.tell_keeper(files.DRAIN, name)
+        self.neighbours.tell_keeper(files.DRAIN, name)
 
     def _drop_terminal(self, name: str) -> None:
-        self.tell_keeper(files.DROP_TERMINAL, name)
-
-    def tell_keeper(self, letter: str, name: str, fds: Sequence[int] = ()) -> None:
-        """One line of what the keeper understands; see `files`."""
-        rights = struct.pack(f"{len(fds)}i", *fds)
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
-        try:
-            self._keeper.sendmsg([f"{letter}{name} {len(fds)}\n".encode()], ancillary)
-        except OSError:
-            return  # a dead keeper is noticed by its hang-up; the next one scans
-
-    def _send_to_logger(self, name: str) -> None:
-        try:
-            self._logger.sendto(name.encode(), f"{self.run_dir}/logger.sock")
-        except OSError:
-            self._unsent.add(name)
-        else:
-            self._unsent.discard(name)
+        self.neighbours.tell_keeper(files.DROP_TERMINAL, name)
 
     def on_keeper(self, events: int) -> None:
         """The keeper is gone: become the keeper, with the same pid and the same children."""
@@ -429,7 +428,7 @@ class Supervisor:
             os.environ[files.HELD_VARIABLE] = ",".join(str(fd) for fd in held)
             os.environ[terminals.VARIABLE] = terminals.lend(self.terminals.all())
             os.execv(sys.executable, [*sys.orig_argv[:-1], "keeper"])  # noqa: S606
-        self._keeper.recv(4096)
+        self.neighbours.keeper.recv(4096)
 
     # Requests ---------------------------------------------------------------------------------
 
@@ -533,13 +532,13 @@ class Supervisor:
         container = self.find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
-        self._drop_cgroup(container.id)
         trash = self._discard(container.id)
         self.holds.release(container.id)
         self.terminals.release(container.id)
         self.execs.forget(container.id)
-        self._send_to_logger(container.id)
+        self.neighbours.tell_logger(container.id)
         del self.containers[container.id]
+        self._drop_cgroup(container.id)
         client.send({"seq": request["seq"], "result": {"trash": trash}})
         for subscriber in list(self._subscribers):
             subscriber.send({"removed": container.id})

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shoal.errors import InvalidArgument, Unimplemented
-from worker.runtime import bundle
+from worker.runtime import bundle, checking
 from worker.runtime.api import ContainerConfig, Mount, Ulimit
 from worker.runtime.lean import capabilities, tinyjson
 
@@ -45,13 +45,13 @@ def _config(**fields) -> ContainerConfig:
 )
 def test_refused(fields, message):
     with pytest.raises(InvalidArgument, match=message):
-        bundle.check(_config(**fields))
+        checking.check(_config(**fields))
 
 
 @pytest.mark.parametrize("field", ["init"])
 def test_not_yet_done_is_said(field):
     with pytest.raises(Unimplemented, match=field):
-        bundle.check(_config(**{field: True}))
+        checking.check(_config(**{field: True}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Every limit reaches the kernel, or is refused by the name of what the kernel lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+import pytest
+
+from shoal.errors import FailedPrecondition, InvalidArgument
+from tests.integration.runtime.site import Site, until
+from worker.runtime.interactive import ThrottledDevice
+from worker.runtime.lean.cgroups import read
+
+pytestmark = pytest.mark.root
+V1 = os.path.isdir("/sys/fs/cgroup/memory")
+
+
+def _block_device() -> str:
+    for name in sorted(os.listdir("/sys/block")):
+        path = f"/dev/{name}"
+        if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
+            return path
+    pytest.skip("no block device")
+
+
+@pytest.mark.skipif(not V1, reason="file names of cgroup v1")
+async def test_processors_memory_and_swap(site: Site):
+    _, output = await site.run(
+        "cd /sys/fs/cgroup; cat cpu/cpu.cfs_period_us cpu/cpu.cfs_quota_us cpu/cpu.shares "
+        "cpuset/cpuset.cpus cpuset/cpuset.mems memory/memory.limit_in_bytes "
+        "memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes "
+        "memory/memory.swappiness; grep ^oom_kill_disable memory/memory.oom_control; "
+        "grep Cpus_allowed_list /proc/self/status",
+        cpu_period_us=50_000, cpu_quota_us=25_000, cpu_shares=512, cpuset_cpus="1",
+        cpuset_mems="0", memory_bytes=64 << 20, memory_swap_bytes=96 << 20,
+        memory_reservation_bytes=32 << 20, memory_swappiness=7, oom_kill_disable=True,
+    )  # fmt: skip
+    assert output.split() == [
+        "50000", "25000", "512", "1", "0", str(64 << 20), str(96 << 20), str(32 << 20), "7",
+        "oom_kill_disable", "1", "Cpus_allowed_list:", "1",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not V1, reason="file names of cgroup v1")
+async def test_unlimited_swap(site: Site):
+    _, output = await site.run(
+        "cat /sys/fs/cgroup/memory/memory.memsw.limit_in_bytes",
+        memory_bytes=64 << 20, memory_swap_bytes=-1,
+    )  # fmt: skip
+    assert int(output) > 1 << 60
+
+
+@pytest.mark.skipif(not V1, reason="file names of cgroup v1")
+async def test_block_devices_are_throttled(site: Site):
+    path = _block_device()
+    number = os.stat(path).st_rdev
+    _, output = await site.run(
+        "cd /sys/fs/cgroup/blkio; for f in read_bps write_bps read_iops write_iops; do "
+        "cat blkio.throttle.${f}_device; done",
+        throttled_devices=(
+            ThrottledDevice(path, "read_bps", 1000), ThrottledDevice(path, "write_bps", 2000),
+            ThrottledDevice(path, "read_iops", 3), ThrottledDevice(path, "write_iops", 4),
+        ),
+    )  # fmt: skip
+    place = f"{os.major(number)}:{os.minor(number)}"
+    assert output.splitlines() == [f"{place} {value}" for value in (1000, 2000, 3, 4)]
+    for bad, reason in (("/dev/null", "is not a block device"), ("/dev/nosuch", "No such file")):
+        wish = ThrottledDevice(bad, "read_bps", 1)
+        with pytest.raises(InvalidArgument, match=reason):
+            await site.runtime.create(site.config("true", throttled_devices=(wish,)))
+
+
+@pytest.mark.skipif(not V1, reason="file names of cgroup v1")
+@pytest.mark.parametrize(
+    ("fields", "file", "value"),
+    [
+        ({"blkio_weight": 300}, "blkio/blkio.weight", "300"),
+        ({"cpu_rt_runtime_us": 1000}, "cpu/cpu.rt_runtime_us", "1000"),
+        ({"cpu_rt_period_us": 500_000}, "cpu/cpu.rt_period_us", "500000"),
+    ],
+)
+async def test_what_a_kernel_may_lack_is_honoured_or_refused(site: Site, fields, file, value):
+    config = site.config("cat", f"/sys/fs/cgroup/{file}", **fields)
+    await site.runtime.create(config)
+    reason = ""
+    try:
+        await site.runtime.start(config.id)
+    except FailedPrecondition as error:
+        reason = str(error)
+    if reason:
+        await until(lambda: not site.cgroups_left())
+    else:
+        await site.runtime.wait(config.id)
+    assert file.split("/")[1] in reason or await site.output(config.id) == f"{value}\n"
+
+
+async def test_a_group_elsewhere(site: Site):
+    parent = f"{site.cgroup_parent}-elsewhere/below"
+    try:
+        container = await site.start("sleep 1000", cgroup_parent=parent, memory_bytes=64 << 20)
+        pid = (await site.runtime.status(container)).pid
+        groups = read(f"/proc/{pid}/cgroup").splitlines()
+        assert any(line.endswith(f"memory:{parent}/{container}") for line in groups)
+        assert (await site.runtime.stats(container)).memory_limit_bytes == 64 << 20
+        site.kill_hard("supervisor")  # the next one finds it there
+        assert (await site.runtime.stats(container)).pids == 1
+        await site.runtime.pause(container)
+        await site.runtime.stop(container, 0)
+        await until(lambda: not _groups(f"{parent}/{container}"))
+    finally:
+        for path in (parent, os.path.dirname(parent)):
+            for group in _groups(path):
+                with contextlib.suppress(OSError):
+                    os.rmdir(group)
+    assert not _groups(os.path.dirname(parent))
+    with pytest.raises(InvalidArgument, match="cgroup_parent"):
+        await site.runtime.create(site.config("true", cgroup_parent="/a/../b"))
+
+
+def _groups(path: str) -> list[str]:
+    tops = ["/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup"))]
+    return [top + path for top in tops if os.path.isdir(top + path)]

@@ -1,0 +1,102 @@
+"""What a configuration needs of the node: devices found, what the kernel lacks refused by name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from shoal.errors import InvalidArgument, Unimplemented
+from worker.runtime.api import ContainerConfig, Device
+from worker.runtime.bundle import DeviceNode
+from worker.runtime.interactive import ThrottledDevice
+
+_NOT_SHOWN = frozenset(("pts", "ptmx", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts"))
+_DEVICES_MAX = 4096
+_APPARMOR = "/sys/module/apparmor/parameters/enabled"
+
+
+def check(config: ContainerConfig) -> None:
+    """Refuse what this kernel cannot do. Raises: Unimplemented, naming the field."""
+    if config.apparmor_profile not in ("", "unconfined") and not _has_apparmor():
+        raise Unimplemented(
+            "apparmor_profile: AppArmor is not enabled on this node, but the profile "
+            f"{config.apparmor_profile!r} was specified"
+        )
+
+
+def _has_apparmor() -> bool:
+    try:
+        with open(_APPARMOR, encoding="ascii") as file:
+            return file.read(1) == "Y"
+    except OSError:
+        return False
+
+
+def find_devices(config: ContainerConfig) -> tuple[DeviceNode, ...]:
+    """The nodes to show: those asked for, and of a privileged container all of the node.
+
+    Raises: InvalidArgument.
+    """
+    every = Device("/dev", "/dev") if config.privileged else None
+    found = {node.path: node for node in _below(every)} if every else {}
+    for device in config.devices:
+        found |= {node.path: node for node in _asked_for(device)}
+    return tuple(found.values())
+
+
+def _asked_for(device: Device) -> Iterable[DeviceNode]:
+    try:
+        status = os.stat(device.host_path)
+    except OSError as error:
+        raise InvalidArgument(f"devices: {device.host_path}: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        return _below(device)
+    node = _node(device.container_path, status, device.permissions)
+    if node is None:
+        raise InvalidArgument(f"devices: {device.host_path} is not a device")
+    return (node,)
+
+
+def _below(device: Device) -> Iterator[DeviceNode]:
+    """Every device below a directory, by its own path there."""
+    count = 0
+    for directory, names, files in os.walk(device.host_path):
+        names[:] = sorted(set(names) - _NOT_SHOWN)
+        for name in sorted(set(files) - _NOT_SHOWN):
+            path = os.path.join(directory, name)
+            inside = device.container_path + path[len(device.host_path) :]
+            node = _node(inside, os.lstat(path), device.permissions)
+            if node is not None and (count := count + 1) <= _DEVICES_MAX:
+                yield node
+
+
+def _node(path: str, status: os.stat_result, permissions: str) -> DeviceNode | None:
+    if not (stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+        return None
+    return DeviceNode(
+        path=path,
+        kind="b" if stat.S_ISBLK(status.st_mode) else "c",
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        permissions=permissions,
+    )
+
+
+def block_numbers(devices: tuple[ThrottledDevice, ...]) -> tuple[tuple[int, int], ...]:
+    """Major and minor of each. Raises: InvalidArgument."""
+    numbers = []
+    for device in devices:
+        try:
+            status = os.stat(device.host_path)
+        except OSError as error:
+            raise InvalidArgument(
+                f"throttled_devices: {device.host_path}: {error.strerror}"
+            ) from None
+        if not stat.S_ISBLK(status.st_mode):
+            raise InvalidArgument(f"throttled_devices: {device.host_path} is not a block device")
+        numbers.append((os.major(status.st_rdev), os.minor(status.st_rdev)))
+    return tuple(numbers)
