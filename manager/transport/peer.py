@@ -1,10 +1,10 @@
 """One other manager: a bounded queue and one long-lived stream that empties it.
 
 Messages that wait go out together, in one frame a turn of the loop. One that only says how far the
-log is committed waits a moment for company: most often the next entries are about to follow. When
-the queue is full, or the stream breaks, messages are dropped and Raft is told that the member is
-unreachable: it sends what is still needed again. Reconnects with a growing pause, to whatever the
-address is by then.
+log is committed waits a moment for company: most often the next entries are about to follow, and
+say it as well, so that it need not go at all. When the queue is full, or the stream breaks,
+messages are dropped and Raft is told that the member is unreachable: it sends what is still needed
+again. Reconnects with a growing pause, to whatever the address is by then.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ UNCONNECTED_MESSAGES_MAX = 16
 CONNECT_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 5.0
 """A peer that takes nothing for that long is given up; what it misses is sent again."""
+WRITE_WATCH_S = 1.0
+"""How often that is looked at: a timer for each write would cost more than what it guards."""
 PAUSE_MAX_S = 1.0
 LINGER_S = 0.01
 """How long word of a commit waits for other messages to go with."""
@@ -66,6 +68,8 @@ class Peer:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
+        self._word: Message | None = None
+        self._writing_since_s: float | None = None
         self._change_index = 0
         self._told_commit = 0
 
@@ -77,6 +81,7 @@ class Peer:
 
     def send(self, message: Message) -> None:
         """Queue a message, or drop it; never waits."""
+        self._supersede(message)
         size = message_bytes(message)
         room = QUEUE_MESSAGES_MAX if self.connected else UNCONNECTED_MESSAGES_MAX
         if len(self._queue) >= room or self._bytes + size > QUEUE_BYTES_MAX:
@@ -85,7 +90,9 @@ class Peer:
         self._bytes += size
         if self._is_urgent(message):
             self._wake.set()
-        elif self._linger is None:
+            return
+        self._word = message
+        if self._linger is None:
             loop = asyncio.get_running_loop()
             self._linger = loop.call_later(LINGER_S, self._wake.set)
 
@@ -126,9 +133,12 @@ class Peer:
             connected()
             self.connected = True
             _log.info("peer.connected", peer=self._name, address=self.member.address)
-            await self._first_of(self._write(call), self._read(call), self._moved.wait())
+            await self._first_of(
+                self._write(call), self._read(call), self._moved.wait(), self._watch()
+            )
 
     async def _write(self, call: Any) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -137,13 +147,22 @@ class Peer:
                 self._linger = None
             waiting, self._queue, self._bytes = self._queue, deque(), 0
             for frame in frames(tuple(waiting)):
+                self._writing_since_s = loop.time()
                 try:
-                    async with asyncio.timeout(WRITE_TIMEOUT_S):
-                        await call.write(raft_pb2.RaftFrame(messages=frame))
-                except TimeoutError:
-                    raise Unavailable(f"{self.member.address} takes nothing") from None
+                    await call.write(raft_pb2.RaftFrame(messages=frame))
                 except asyncio.InvalidStateError:
                     raise await _as_error(call) from None  # it has ended: this says how
+
+            self._writing_since_s = None
+
+    async def _watch(self) -> None:
+        """End the stream when one write takes too long."""
+        loop, self._writing_since_s = asyncio.get_running_loop(), None
+        while True:
+            await asyncio.sleep(WRITE_WATCH_S)
+            since_s = self._writing_since_s
+            if since_s is not None and loop.time() - since_s > WRITE_TIMEOUT_S:
+                raise Unavailable(f"{self.member.address} takes nothing")
 
     async def _read(self, call: Any) -> None:
         """Nothing is said on this side after the first notice but how the stream ended."""
@@ -161,6 +180,15 @@ class Peer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _supersede(self, message: Message) -> None:
+        """Drop a word of a commit that waits, when an append follows that says it as well."""
+        word, self._word = self._word, None
+        if word is None or not self._queue or self._queue[-1] is not word:
+            return
+        if message.kind is MessageKind.APPEND and message.term == word.term:
+            self._queue.pop()
+            self._bytes -= message_bytes(word)
 
     def _is_urgent(self, message: Message) -> bool:
         """Whether it must go at once: everything but word of a commit.

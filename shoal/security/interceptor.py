@@ -52,6 +52,7 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         self._verifier = verifier
         self._permissions = permissions
         self._judge = judge
+        self._guarded: dict[str, tuple[_Handler, _Handler]] = {}  # of methods that somebody serves
 
     @override
     async def intercept_service(
@@ -63,7 +64,12 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = self._guarded[method] = handler, self._guard(handler, method)
+        return known[1]
 
+    def _guard(self, handler: _Handler, method: str) -> _Handler:
         async def admit(context: _Context) -> _Admission:
             try:
                 peer = self._verifier.identify(context.peer(), context.auth_context())

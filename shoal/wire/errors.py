@@ -98,24 +98,36 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     An unexpected exception is logged and ends the one call, never the daemon.
     """
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Any, Any]] = {}  # of methods that somebody serves
+
     @override
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Wrap the handler's four possible shapes."""
+        """Wrap the handler; once, for as long as the method has the same one."""
         handler = await continuation(details)
         if handler is None:
             return handler
         method = details.method
-        if handler.response_streaming:
-            wrapped = _streaming(handler.unary_stream or handler.stream_stream, method)
-        else:
-            wrapped = _single(handler.unary_unary or handler.stream_unary, method)
-        shape = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[(handler.request_streaming, handler.response_streaming)]
-        return shape(wrapped, handler.request_deserializer, handler.response_serializer)
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = _wrapped(handler, method)
+            self._wrapped[method] = handler, wrapped
+        return wrapped
+
+
+def _wrapped(handler: Any, method: str) -> Any:
+    """Wrap the handler's four possible shapes."""
+    if handler.response_streaming:
+        wrapped = _streaming(handler.unary_stream or handler.stream_stream, method)
+    else:
+        wrapped = _single(handler.unary_unary or handler.stream_unary, method)
+    shape = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(handler.request_streaming, handler.response_streaming)]
+    return shape(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
 def _single(behavior: Any, method: str) -> Any:
