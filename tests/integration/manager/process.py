@@ -71,9 +71,10 @@ class ManagerProcess:
     def log(self) -> str:
         return Path(self._log.name).read_text(encoding="utf-8")
 
-    def start(self) -> None:
+    def start(self, module: str = "manager", *, before: tuple[str, ...] = ()) -> None:
+        """module: what is run in the manager's place, and `before`: its own arguments."""
         command = [
-            sys.executable, "-P", "-m", "manager",
+            sys.executable, "-P", "-m", module, *before,
             "--state-dir", str(self.paths.state), "--run-dir", str(self.paths.run),
             "--parent-pid", str(os.getpid()),
         ]  # fmt: skip

@@ -1,21 +1,41 @@
-"""State directories that are not what they should be: damaged, or older than their owner's word."""
+"""What is wrong around a manager: its directory, another one on it, its clock, what it is sent."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from shoal.api.v1 import control_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub
+from shoal.clock import NS_PER_S
 from shoal.security.grpc_tls import local_channel
 from tests.integration.manager.process import DEADLINE_S, ManagerProcess, a_manager
-from tests.integration.raft.processes import some_managers
-from tests.integration.raft.test_processes import create, names
+from tests.integration.raft.jumping import OffClock
+from tests.integration.raft.processes import Managers, some_managers
+from tests.integration.raft.test_processes import a_spec, create, names
+from tests.support.managing import refusal
 
 pytestmark = pytest.mark.timeout(240)
+
+DAY_S = 86_400
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Managers, list[OffClock]]]:
+    """One cluster for tests that leave it whole, and its managers' clocks."""
+    directory = tmp_path_factory.mktemp("three")
+    with some_managers(directory, 3) as managers:
+        clocks = [OffClock(manager, directory) for manager in managers.all]
+        for clock in clocks:
+            clock.start()
+        asyncio.run(managers.until_members(3))
+        yield managers, clocks
 
 
 async def ended(manager: ManagerProcess) -> int:
@@ -28,6 +48,14 @@ def content(directory: Path) -> dict[str, bytes]:
     """Every file below a directory."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+async def created_at_s(manager: ManagerProcess, service: str) -> float:
+    """When the leader of that moment thought that it made the service."""
+    async with local_channel(manager.paths.manager_socket) as channel:
+        request = control_pb2.GetServiceRequest(service=service)
+        answer = await ControlStub(channel).GetService(request, timeout=DEADLINE_S)
+    return answer.service.meta.created_at_ns / NS_PER_S
 
 
 async def test_a_manager_on_an_old_image_of_its_disk_is_found_out(tmp_path):
@@ -55,18 +83,54 @@ async def test_a_manager_on_an_old_image_of_its_disk_is_found_out(tmp_path):
             assert await names(manager) == wanted | {"goes-on"}
 
 
-async def test_a_second_manager_on_a_state_directory_is_refused(tmp_path):
-    with a_manager(tmp_path) as manager:
-        await manager.start_serving()
-        first = manager.process
-        try:
-            manager.start()
-            assert await ended(manager) == 1
-            assert "another process" in manager.log.splitlines()[-1]
-        finally:
-            manager.process = first
-        await create(manager, "unharmed")
-        assert await names(manager) == {"unharmed"}
+async def test_clocks_that_jump_lose_nothing_and_leave_the_managers_of_one_mind(three):
+    managers, clocks = three
+    wanted: set[str] = set()
+    for turn, offset_s in enumerate((3600.0, -7200.0, 30.0 * DAY_S, 0.0)):
+        clocks[managers.all.index(await managers.leader())].set(offset_s)
+        for number, manager in enumerate(managers.all):
+            await create(manager, f"jump-{turn}-{number}")
+            wanted.add(f"jump-{turn}-{number}")
+    for manager in managers.all:
+        assert await names(manager) >= wanted
+    assert await created_at_s(managers.all[0], "jump-2-0") > time.time() + 29 * DAY_S, "it jumped"
+    clocks[0].set(-3600.0)  # and one that is wrong from the start on
+    managers.all[0].kill()
+    clocks[0].start()
+    await managers.until_members(3)
+    assert await names(managers.all[0]) >= wanted
+
+
+async def test_what_is_too_large_is_refused_by_whoever_is_asked_and_nothing_breaks(three):
+    managers, _ = three
+    options = [("grpc.max_send_message_length", -1)]
+    for number, manager in enumerate(managers.all):
+        target = f"unix:{manager.paths.manager_socket}"
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            spec = a_spec(f"big-{number}")
+            for size, status in ((5 << 20, "RESOURCE_EXHAUSTED"), (1 << 20, "INVALID_ARGUMENT")):
+                spec.annotations.labels["big"] = "x" * size
+                request = control_pb2.CreateServiceRequest(spec=spec)
+                call = ControlStub(channel).CreateService(request, timeout=DEADLINE_S)
+                assert (await refusal(call)).startswith(status)
+        await create(manager, f"small-{number}")
+    found = await names(managers.all[0])
+    assert {f"small-{number}" for number in range(3)} <= found
+    assert not [name for name in found if name.startswith("big")]
+
+
+async def test_a_second_manager_on_the_directory_of_one_of_three_is_refused(three):
+    managers, _ = three
+    victim = await managers.follower()
+    first = victim.process
+    try:
+        victim.start()
+        assert await ended(victim) == 1
+        assert "another process" in victim.log.splitlines()[-1]
+    finally:
+        victim.process = first
+    await create(victim, "undisturbed")
+    await managers.until_members(3)
 
 
 async def test_a_damaged_log_is_refused_and_left_as_it_is(tmp_path):
