@@ -98,6 +98,7 @@ class Engine:
             runtimes={"native": ""},
             volume_drivers=(DRIVER,),
             network_drivers=("bridge", "host", "null"),
+            registries=parts.settings.registries,
         )
 
     @classmethod

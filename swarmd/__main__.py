@@ -24,6 +24,7 @@ from shoal.telemetry import logs
 from swarmd.app import Daemon
 from swarmd.prepare import require_root
 from swarmd.settings import VERSION, DaemonSettings, make_paths
+from worker.images.registry.places import check_registries
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -71,6 +72,19 @@ _log = structlog.get_logger()
     help="Directory with ca.pem (who may use --docker-addr), cert.pem and key.pem.",
 )
 @click.option(
+    "--insecure-registry",
+    multiple=True,
+    metavar="HOST[:PORT]|SUBNET",
+    help="Registry that may show any certificate or speak plain HTTP; repeatable."
+    "  [always: 127.0.0.0/8, ::1]",
+)
+@click.option(
+    "--registry-mirror",
+    multiple=True,
+    metavar="URL",
+    help="Asked before docker.io for its images; repeatable.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -99,6 +113,8 @@ def main(
     metrics_addr: str,
     docker_addr: str,
     docker_tls: Path | None,
+    insecure_registry: tuple[str, ...],
+    registry_mirror: tuple[str, ...],
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -119,6 +135,10 @@ def main(
         )
     if bool(docker_addr) != (docker_tls is not None):
         raise click.UsageError("--docker-addr and --docker-tls need each other")
+    try:
+        check_registries(insecure_registry, registry_mirror)
+    except InvalidArgument as error:
+        raise click.UsageError(error.message) from error
     logs.configure("swarmd", log_level)
     settings = DaemonSettings(
         paths=make_paths(state_dir, run_dir),
@@ -127,6 +147,8 @@ def main(
         metrics_address=metrics_addr,
         docker_address=docker_addr,
         docker_tls=None if docker_tls is None else docker_tls.absolute(),
+        insecure_registries=insecure_registry,
+        registry_mirrors=registry_mirror,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

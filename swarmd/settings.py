@@ -16,6 +16,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
 
     docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
+    insecure_registries, registry_mirrors: see `swarmd --help`.
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
 
@@ -25,6 +26,8 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     metrics_address: str = "127.0.0.1:9323"
     docker_address: str = ""
     docker_tls: Path | None = None
+    insecure_registries: tuple[str, ...] = ()
+    registry_mirrors: tuple[str, ...] = ()
     log_level: str = "info"
     force_new_cluster: bool = False
     store: str = ""

@@ -19,6 +19,7 @@ from shoal.settings.paths import NodePaths
 from shoal.settings.process import die_with_parent, read_lock_keys
 from shoal.telemetry.logs import LEVELS, configure
 from worker.app import Extension, WorkerSettings, run
+from worker.images.registry.places import check_registries
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=sorted(LEVELS), default="info")
     parser.add_argument("--hostname", required=True)
     parser.add_argument("--cgroup-parent", required=True)
+    parser.add_argument("--insecure-registry", action="append", default=[])
+    parser.add_argument("--registry-mirror", action="append", default=[])
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
     parser.add_argument(
         "--lock-keys-stdin", action="store_true", help="read the node's lock keys from there"
@@ -62,6 +65,7 @@ def _settings(arguments: argparse.Namespace) -> WorkerSettings:
         paths=NodePaths(state=arguments.state_dir, run=arguments.run_dir),
         hostname=arguments.hostname,
         cgroup_parent=arguments.cgroup_parent,
+        registries=check_registries(arguments.insecure_registry, arguments.registry_mirror),
         lock_keys=read_lock_keys() if arguments.lock_keys_stdin else LockKeys(),
     )
 

@@ -43,6 +43,7 @@ from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
 from worker.images.model import User
+from worker.images.registry.api import RegistrySettings
 from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.metrics import ContainerCollector
@@ -61,12 +62,16 @@ _log = structlog.get_logger()
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """What swarmd says when it starts the worker. lock_keys: what opens the identity."""
+    """What swarmd says when it starts the worker. lock_keys: what opens the identity.
+
+    registries: how they are spoken to.
+    """
 
     paths: NodePaths
     hostname: str
     cgroup_parent: str
     lock_keys: LockKeys = LockKeys()
+    registries: RegistrySettings = RegistrySettings()
 
 
 class Membership:
@@ -366,7 +371,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         loop.add_signal_handler(number, stop.set)
     paths = settings.paths
     async with AsyncExitStack() as stack:
-        images = await ImageStore.open(Path(paths.images))
+        images = await ImageStore.open(Path(paths.images), registries=settings.registries)
         stack.push_async_callback(_close_images, images)
         runtime = NativeRuntime(
             state_dir=str(paths.worker),

@@ -56,6 +56,7 @@ class Registry:
         self.address = ""
         self.guarded = False
         self.elsewhere = ""
+        self.missing = False
 
     async def __call__(self, request):
         path = request.path
@@ -72,6 +73,9 @@ class Registry:
                 {"errors": [{"code": "TOOMANYREQUESTS", "message": "later"}]},
                 status=status, headers={"Retry-After": "0"},
             )  # fmt: skip
+        if kind == "manifest" and self.missing:
+            error = {"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}
+            return web.json_response({"errors": [error]}, status=404)
         if kind == "manifest":
             return web.Response(
                 body=self.manifest,
@@ -259,3 +263,19 @@ async def test_a_pull_that_is_given_up(registry, fast, tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await work
     assert leftovers(tmp_path / "images") == []
+
+
+async def test_a_mirror_stands_in_for_docker_io(registry, tmp_path):
+    """The first mirror is not there, the second does not know the image; the third has it."""
+    async with serving() as ignorant:
+        ignorant.missing = True
+        mirrors = ("http://127.0.0.1:1", f"http://{ignorant.address}", f"http://{registry.address}")
+        settings = RegistrySettings(retry_pause_s=0.01, mirrors=mirrors)
+        store = await ImageStore.open(tmp_path / "s", settings=SETTINGS, registries=settings)
+        (image,) = await store.registry.pull("web")
+        assert image.repo_tags == ("web:latest",)
+        assert (await store.fetch("web")).id == image.id  # it is here: nobody is asked
+        asked = len(registry.requests)
+        assert await store.fetch("library/other:2") != image
+        assert len(registry.requests) > asked
+        await store.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from shoal.errors import InvalidArgument
@@ -11,6 +12,32 @@ from worker.images.registry.api import RegistrySettings
 DOCKER_HUB = "docker.io"
 _HUB_NAMES = frozenset(("", DOCKER_HUB, "index.docker.io", "registry-1.docker.io"))
 _HUB_URL = "https://registry-1.docker.io"
+
+
+def check_registries(insecure: Sequence[str], mirrors: Sequence[str]) -> RegistrySettings:
+    """The settings with what was wished besides loopback. Raises: InvalidArgument."""
+    for one in insecure:
+        if "/" in one:
+            _subnet(one)
+        elif not one or "@" in one or any(letter.isspace() for letter in one):
+            raise InvalidArgument(f"--insecure-registry: {one!r} must be HOST[:PORT] or a subnet")
+    for url in mirrors:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.query:
+            raise InvalidArgument(
+                f"--registry-mirror: {url!r} must be http(s)://HOST[:PORT][/PATH]"
+            )
+        if parts.username is not None:
+            raise InvalidArgument("--registry-mirror: mirrors are asked without a name or password")
+    default = RegistrySettings()
+    return RegistrySettings(insecure=(*default.insecure, *insecure), mirrors=tuple(mirrors))
+
+
+def _subnet(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--insecure-registry: {text!r}: {error}") from None
 
 
 def registry_name(server_address: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from shoal.errors import InvalidArgument, NotFound, SwarmError
+from shoal.errors import InvalidArgument, NotFound
 from shoal.model.reference import Reference
 from worker.images import oci
 from worker.images.intake import Intake
@@ -277,8 +277,3 @@ class Rarely:
             return False
         self._next_s = now_s + self.PAUSE_S
         return True
-
-
-def is_final(error: SwarmError) -> bool:
-    """Whether another place that has the image need not be asked."""
-    return not isinstance(error, NotFound | Refusal) and not error.retryable

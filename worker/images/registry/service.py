@@ -13,7 +13,13 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError
+from shoal.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SwarmError,
+)
 from shoal.model.reference import DEFAULT_REGISTRY, Reference, parse_reference
 from worker.images import oci
 from worker.images.intake import Intake
@@ -32,7 +38,7 @@ from worker.images.registry.api import (
 from worker.images.registry.client import RegistryClient
 from worker.images.registry.login import RegistryLogin
 from worker.images.registry.places import registry_name
-from worker.images.registry.pulling import Puller, is_final
+from worker.images.registry.pulling import Puller
 from worker.images.registry.pushing import Pusher, tags_of
 from worker.images.registry.refusals import Refusal, of_pull
 
@@ -148,9 +154,9 @@ class NodeRegistry:
                 try:
                     client = await stack.enter_async_context(mirror)
                     return await self._puller.pull(client, name, platform, tell)
-                except SwarmError as error:
-                    if is_final(error):
-                        raise
+                except ResourceExhausted:
+                    raise
+                except SwarmError as error:  # it lies, has not got it, or is not there
                     _log.warning("registry.mirror_failed", mirror=url, reason=error.message)
             client = await stack.enter_async_context(self._client(name, credentials))
             return await self._puller.pull(client, name, platform, tell)

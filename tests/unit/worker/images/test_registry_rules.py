@@ -13,7 +13,12 @@ from worker.images.registry.challenges import (
     refresh_form,
     token_url,
 )
-from worker.images.registry.places import base_urls, is_insecure, registry_name
+from worker.images.registry.places import (
+    base_urls,
+    check_registries,
+    is_insecure,
+    registry_name,
+)
 
 BEARER = (
     'Bearer realm="https://auth.example/token?x=1",service="registry, inc",'
@@ -97,3 +102,26 @@ def test_only_loopback_and_what_is_listed_goes_without_tls():
     for name in ("lab", "lab:5001", "11.0.0.1", "r.example", "127.0.0.1.example"):
         assert base_urls(name, settings) == (f"https://{name}",)
     assert base_urls("docker.io", settings) == ("https://registry-1.docker.io",)
+
+
+def test_settings_come_besides_loopback():
+    found = check_registries(["r.example:5000", "10.0.0.0/8"], ["https://m.example/hub"])
+    for name in ("r.example:5000", "10.1.2.3:80", "127.0.0.1:5000"):
+        assert is_insecure(name, found)
+    assert found.mirrors == ("https://m.example/hub",)
+
+
+@pytest.mark.parametrize(
+    ("insecure", "mirrors", "text"),
+    [
+        (["10.0.0.1/8"], [], "has host bits set"),
+        ([""], [], "must be HOST"),
+        (["a b"], [], "must be HOST"),
+        ([], ["m.example"], "must be http"),
+        ([], ["ftp://m.example"], "must be http"),
+        ([], ["https://u:p@m.example"], "without a name or password"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(insecure, mirrors, text):
+    with pytest.raises(InvalidArgument, match=text):
+        check_registries(insecure, mirrors)
