@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import dns.flags
@@ -110,6 +111,27 @@ def datagram(address: str, port: int, said: bytes) -> bytes:
             return sender.recv(4096)
         except OSError:
             return b""
+
+
+@contextmanager
+def echo(sandbox: str) -> Iterator[None]:
+    """A UDP server on port 53 of a container, for one datagram."""
+    with netns.entered(Path(sandbox)):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("0.0.0.0", 53))
+
+    def serve() -> None:
+        said, sender = server.recvfrom(4096)
+        server.sendto(said, sender)
+
+    server.settimeout(DEADLINE_S)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(DEADLINE_S)
+        server.close()
 
 
 class Upstream:
