@@ -130,6 +130,9 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     stdin_once: bool = False
     """Let standard input end when the first client that is attached to it ends its own."""
     init: bool = False
+    """Run the program under an init that reaps what it leaves behind and passes on signals."""
+    init_path: str = ""
+    """That init, a static program of the node; "" is docker-init or tini where installed."""
     labels: dict[str, str] = {}
     log_max_size_bytes: int = LOG_SIZE_BYTES_DEFAULT
     log_max_files: int = LOG_FILES_DEFAULT

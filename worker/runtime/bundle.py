@@ -49,6 +49,7 @@ _OPPOSITES = {
     "rw": "ro", "exec": "noexec", "suid": "nosuid", "dev": "nodev", "async": "sync",
     "atime": "noatime", "diratime": "nodiratime",
 }  # fmt: skip
+INIT_TARGET = "/sbin/docker-init"
 EVERY_CAPABILITY = (1 << len(NAMES)) - 1
 
 
@@ -77,6 +78,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """Numbers of the configuration's `throttled_devices`, in their order."""
     capabilities: int = EVERY_CAPABILITY
     """Those a process of this node can have."""
+    init_path: str = ""
+    """The init of the node, if the configuration wants one."""
 
 
 def capabilities_of(config: ContainerConfig, possible: int = EVERY_CAPABILITY) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
         "process": {
             "terminal": config.tty,
             "user": {"uid": 0, "gid": 0, "umask": 0o022},
-            "args": list(config.args),
+            "args": [*([INIT_TARGET, "--"] if config.init else []), *config.args],
             "env": environment_of(config),
             "cwd": config.cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
@@ -333,6 +336,8 @@ def _mounts(config: ContainerConfig, around: Surroundings) -> list[dict[str, Any
     for name in ("resolv.conf", "hostname", "hosts"):
         source = f"{around.container_dir}/{name}"
         mounts.append(_entry(f"/etc/{name}", "bind", source, ["rbind", "rprivate"]))
+    if config.init:
+        mounts.append(_entry(INIT_TARGET, "bind", around.init_path, ["bind", "ro"]))
     ordered = sorted(config.mounts, key=lambda m: m.target.rstrip("/").count("/"))
     taken = {mount.target.rstrip("/") for mount in ordered}
     return [m for m in mounts if m["destination"] not in taken] + [_user_mount(m) for m in ordered]

@@ -37,8 +37,6 @@ def check(config: ContainerConfig) -> None:
     """Refuse what cannot run. Raises: InvalidArgument, Unimplemented, naming the field."""
     if not _ID.fullmatch(config.id):
         raise InvalidArgument(f"id {config.id!r}: 1-64 characters of a-z, 0-9 and '-'")
-    if config.init:
-        raise Unimplemented("init: the native executor brings no init process yet")
     for name in ("hostname", "domainname"):
         if len(getattr(config, name)) > 64:
             raise InvalidArgument(f"{name}: at most 64 characters")

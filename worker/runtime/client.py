@@ -103,6 +103,7 @@ class NativeRuntime(Talking, Runtime):
             devices=await asyncio.to_thread(hosting.find_devices, config),
             throttled=await asyncio.to_thread(hosting.block_numbers, config.throttled_devices),
             capabilities=possible,
+            init_path=await asyncio.to_thread(hosting.find_init, config) if config.init else "",
         )
         await asyncio.to_thread(hosting.check, config)
         layered = msgspec.structs.replace(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 
 from shoal.errors import InvalidArgument, Unimplemented
@@ -13,7 +15,39 @@ from worker.runtime.interactive import ThrottledDevice
 
 _NOT_SHOWN = frozenset(("pts", "ptmx", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts"))
 _DEVICES_MAX = 4096
+_INITS = ("docker-init", "tini-static", "catatonit")
+_PT_INTERP = 3
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"
+
+
+def find_init(config: ContainerConfig) -> str:
+    """The init program to show inside. Raises: InvalidArgument, Unimplemented."""
+    if config.init_path:
+        if not _is_static(config.init_path):
+            raise InvalidArgument(f"init_path: {config.init_path} is not a static program")
+        return config.init_path
+    for name in _INITS:
+        path = shutil.which(name, path="/usr/local/bin:/usr/bin:/usr/sbin:/usr/libexec/docker")
+        if path is not None and _is_static(path):
+            return os.path.realpath(path)
+    raise Unimplemented(
+        f"init: this node has no static init program: install tini ({', '.join(_INITS)})"
+    )
+
+
+def _is_static(path: str) -> bool:
+    """Whether it is a 64-bit ELF program that needs nothing of the node's libraries."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+        if head[:5] != b"\x7fELF\x02":
+            return False
+        (offset,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        kinds = [struct.unpack_from("<I", head, offset + n * size)[0] for n in range(count)]
+    except (OSError, struct.error):
+        return False
+    return _PT_INTERP not in kinds
 
 
 def check(config: ContainerConfig) -> None:

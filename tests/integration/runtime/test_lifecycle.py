@@ -114,8 +114,8 @@ async def test_requests_that_make_no_sense(site: Site):
         await site.runtime.create(site.config())
     with pytest.raises(InvalidArgument, match="unknown signal 'SIGNOPE'"):
         await site.runtime.create(site.config("true", stop_signal="SIGNOPE"))
-    with pytest.raises(Unimplemented, match="init"):
-        await site.runtime.create(site.config("true", init=True))
+    with pytest.raises(Unimplemented, match="selinux_labels"):
+        await site.runtime.create(site.config("true", selinux_labels=("type:x",)))
     await site.runtime.remove(container, force=True)
     with pytest.raises(NotFound):
         await site.runtime.status(container)

@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from tests.integration.runtime.site import Site, until
 from worker.runtime.api import Mount
 from worker.runtime.interactive import ExecConfig
+from worker.runtime.lean.cgroups import read
 
 pytestmark = pytest.mark.root
 
@@ -102,6 +103,30 @@ async def test_no_network(site: Site):
     script = "ip -o link | cut -d: -f2; ping -c1 -W2 127.0.0.1 >/dev/null && echo up"
     _, output = await site.run(script, network="none")
     assert output.split() == ["lo", "up"]
+
+
+async def test_an_init_reaps_and_passes_signals_on(site: Site):
+    script = (
+        "trap 'exit 9' TERM; (sleep 0.1 &); echo $$; cat /proc/1/comm; while :; do sleep 0.05; done"
+    )
+    try:
+        container = await site.start(script, init=True)
+    except Unimplemented as error:
+        pytest.skip(str(error))
+
+    async def alone() -> bool:
+        said = (await site.output(container)).split()
+        processes = await site.runtime.processes(container)
+        states = [read(f"/proc/{pid}/stat").split()[2] for pid in processes]
+        return len(said) == 2 and "Z" not in states
+
+    await until(alone)
+    number, name = (await site.output(container)).split()
+    assert number != "1"
+    assert name == "docker-init"
+    assert (await site.runtime.stop(container)).exit_code == 9
+    with pytest.raises(InvalidArgument, match="not a static program"):
+        await site.runtime.create(site.config("true", init=True, init_path="/etc/passwd"))
 
 
 async def test_names(site: Site):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shoal.errors import InvalidArgument, Unimplemented
+from shoal.errors import InvalidArgument
 from worker.runtime import bundle, checking
 from worker.runtime.api import ContainerConfig, Mount, Ulimit
 from worker.runtime.lean import capabilities, tinyjson
@@ -48,10 +51,20 @@ def test_refused(fields, message):
         checking.check(_config(**fields))
 
 
-@pytest.mark.parametrize("field", ["init"])
-def test_not_yet_done_is_said(field):
-    with pytest.raises(Unimplemented, match=field):
-        checking.check(_config(**{field: True}))
+def test_an_init_runs_before_the_program():
+    around = msgspec.structs.replace(AROUND, init_path="/usr/bin/tini-static")
+    made = bundle.bundle_of(_config(init=True, args=("a", "b")), around)
+    assert made["process"]["args"] == ["/sbin/docker-init", "--", "a", "b"]
+    (mount,) = [m for m in made["mounts"] if m["destination"] == "/sbin/docker-init"]
+    assert (mount["source"], mount["options"]) == ("/usr/bin/tini-static", ["bind", "ro"])
+
+
+@given(st.lists(st.sampled_from(["ro", "rw", "exec", "noexec", "size=1", "size=2", "nosuid"])))
+def test_of_mount_options_the_last_wins(options):
+    found = bundle.merged(options)
+    for words in (("ro", "rw"), ("exec", "noexec"), ("size=1", "size=2")):
+        last = [option for option in options if option in words][-1:]
+        assert [option for option in found if option in words] == last
 
 
 @pytest.mark.parametrize(
