@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 REGISTRY = shutil.which("docker-registry")
@@ -30,11 +30,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def a_registry(
-    base: Path, *, guarded: bool = False, tls: tuple[Path, Path] | None = None
+    base: Path,
+    *,
+    guarded: bool = False,
+    tls: tuple[Path, Path] | None = None,
+    inside: Sequence[str] = (),
 ) -> Iterator[str]:
     """`127.0.0.1:PORT` of a registry under `base`.
 
-    guarded: asks for USER and PASSWORD. tls: certificate and key.
+    guarded: asks for USER and PASSWORD. tls: certificate and key. inside: what runs a command in
+    another network namespace.
     """
     assert REGISTRY is not None
     base.mkdir(parents=True, exist_ok=True)
@@ -49,9 +54,11 @@ def a_registry(
         lines.append(f"auth: {{htpasswd: {{realm: here, path: {base}/passwords}}}}")
     (base / "config.yml").write_text("\n".join(lines) + "\n")
     with (base / "log").open("ab") as log:
-        process = subprocess.Popen([REGISTRY, "serve", base / "config.yml"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*inside, REGISTRY, "serve", base / "config.yml"], stdout=log, stderr=log
+        )
     try:
-        _wait_for(address, base / "log")
+        _wait_for(address, base / "log", inside)
         yield address
     finally:
         process.send_signal(signal.SIGKILL)
@@ -62,16 +69,13 @@ def _tls(tls: tuple[Path, Path] | None) -> str:
     return "" if tls is None else f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}"
 
 
-def _wait_for(address: str, log: Path) -> None:
+def _wait_for(address: str, log: Path, inside: Sequence[str]) -> None:
     host, _, port = address.partition(":")
+    probe = [*inside, "bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}"]
     deadline_s = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline_s, log.read_text()
-            time.sleep(0.02)
+    while subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.05)
 
 
 def skopeo(*arguments: str) -> str:

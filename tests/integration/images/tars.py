@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from typing import Any
 
 
 def member(name, content=None, **fields):
@@ -67,7 +69,13 @@ def config(layers, architecture="amd64", **runtime):
     ).encode()
 
 
-def docker_save(layers, tags=("web:1",), *, settings=None, **runtime):
+def docker_save(
+    layers: Sequence[bytes],
+    tags: Sequence[str] = ("web:1",),
+    *,
+    settings: bytes | None = None,
+    **runtime: Any,
+) -> bytes:
     """What docker 20.10's save writes."""
     document = settings or config(layers, **runtime)
     name = digest(document)[7:]

@@ -179,7 +179,7 @@ class Place:
 
         async def requests() -> Any:
             yield node_pb2.ImportImageRequest(reference=name)
-            data = _root_tar(marker)
+            data = root_tar(marker)
             for start in range(0, len(data), 1 << 20):
                 yield node_pb2.ImportImageRequest(chunk=data[start : start + (1 << 20)])
 
@@ -245,7 +245,7 @@ def _identity(root: RootCA, role: Role, node_id: str) -> NodeIdentity:
     return make_identity(certificate, key, root.certificate_pem)
 
 
-def _root_tar(marker: str) -> bytes:
+def root_tar(marker: str) -> bytes:
     out = io.BytesIO()
     applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True)
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
