@@ -7,7 +7,8 @@ hold `lock`, so that a start never meets a removal half-way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from engine.containers.health import Health
 from engine.containers.records import Record
@@ -40,6 +41,8 @@ class Container:
         self.exec_ids: tuple[str, ...] = ()
         self.ends = 0
         """How often it has come to an end it was not started again from."""
+        self.followers = 0
+        """Who follows its log: they get its last lines before it is removed."""
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
@@ -106,6 +109,16 @@ class Container:
         before = self.status
         after = self.status = newer(before, status)
         return before is None or before.state != after.state
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Somebody follows its log."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
+            self.wake()
 
     def wake(self) -> None:
         """Something has changed: those who wait look again."""

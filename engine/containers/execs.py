@@ -141,6 +141,10 @@ class Execs:
         await one.started.wait()
         return f"{_FAILED}{one.error}: unknown" if one.error else ""
 
+    def note_detached(self, one: Exec) -> None:
+        """Its client has typed the detach keys."""
+        self._publish(one, "exec_detach")
+
     async def resize(self, identifier: str, size: TerminalSize) -> None:
         """Change the size of its terminal. Raises: NotFound, Refused 500."""
         one = self.find(identifier)

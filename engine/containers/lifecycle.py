@@ -40,6 +40,8 @@ from worker.runtime.client import signal_number
 from worker.volumes.api import Volumes
 
 _log = structlog.get_logger()
+FOLLOWERS_S = 1.0
+"""Those who follow the log of what is removed have this long to get its last lines."""
 
 
 class Lifecycle:
@@ -416,6 +418,9 @@ class Lifecycle:
             await self._send(container, signals.SIGKILL)
             await container.until(lambda: not container.has_process)
         await self.settle_end(container)
+        with suppress(TimeoutError):  # of who does not read
+            async with asyncio.timeout(FOLLOWERS_S):
+                await container.until(lambda: not container.followers)
         with suppress(NotFound):  # never made, lost, or removed before a crash
             await self._runtime.remove(container.id, force=True)
         await self._grounds.take_up(container)

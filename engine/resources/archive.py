@@ -17,11 +17,13 @@ from engine.containers.inspect import time_text
 from engine.containers.requests import CreateRequest
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.routing import Route
+from shoal.clock import NS_PER_S
 from shoal.errors import InvalidArgument
 from worker.files.changes import ADDED, DELETED, MODIFIED
 from worker.files.jobs import Found
 from worker.files.service import Reading
 
+_LATEST_S = 60_000_000_000
 STAT_HEADER = "X-Docker-Container-Path-Stat"
 _KINDS = {MODIFIED: 0, ADDED: 1, DELETED: 2}
 _GO_KINDS = {
@@ -110,7 +112,7 @@ def encode_stat(found: Found) -> str:
         "name": found.name,
         "size": found.size,
         "mode": go_mode(found.mode),
-        "mtime": time_text(found.mtime_ns),
+        "mtime": _mtime_text(found.mtime_ns),
         "linkTarget": found.link,
     }
     return base64.b64encode(msgspec.json.encode(words)).decode()
@@ -120,6 +122,13 @@ def go_mode(mode: int) -> int:
     """A mode as Go's `os.FileMode` has it."""
     bits = sum(go for unix, go in _GO_BITS.items() if mode & unix)
     return _GO_KINDS.get(stat.S_IFMT(mode), 0) | bits | mode & 0o777
+
+
+def _mtime_text(moment_ns: int) -> str:
+    """Any time a file can have, within the years that have a text."""
+    latest_ns = _LATEST_S * NS_PER_S
+    moment_ns = max(-latest_ns, min(moment_ns, latest_ns))
+    return time_text(moment_ns) if moment_ns else "1970-01-01T00:00:00Z"
 
 
 def _path(call: Call) -> str:

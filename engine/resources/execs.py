@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 
 from engine.containers.attach import Manner, converse
 from engine.containers.execs import Exec, ExecRequest, Execs, terminal_size, worded
@@ -84,12 +85,13 @@ class _Resource:
             ends_stdin=not request.tty,
             detach_keys=one.keys if request.tty else b"",
         )
-        if await converse(wire, channel, manner, one.ended.wait) == "written":
-            try:
+        end = await converse(wire, channel, manner, one.ended.wait)
+        if end == "detached":
+            self._execs.note_detached(one)
+        elif end == "written":
+            with suppress(TimeoutError):
                 async with asyncio.timeout(EXIT_S):
                     await one.ended.wait()
-            except TimeoutError:
-                return
 
     async def resize(self, call: Call) -> Answer:
         await self._execs.resize(call.path["id"], size_of(call))

@@ -112,8 +112,9 @@ class _Resource:
             aclosing(self._logs.lines(container, wish)) as lines,
             call.output_stream(tty=tty) as out,
         ):
-            async for stream, text in lines:
-                await out.write(text if tty else stdcopy.frame(stream, text))
+            with container.followed():
+                async for stream, text in lines:
+                    await out.write(text if tty else stdcopy.frame(stream, text))
         return out.answer
 
     async def stats(self, call: Call) -> Answer:

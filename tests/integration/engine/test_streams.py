@@ -355,6 +355,20 @@ def test_logs_are_followed_to_the_end(node: EngineNode):
     assert docker(node, "logs", "-f", "--tail", "0", "ends") == (0, "", "")
 
 
+def test_followers_get_the_last_lines_of_what_is_removed(node: EngineNode):
+    """docker-py follows, waits, removes, and only then reads."""
+    ok(node, "run", "-d", "--name", "brief", *NONE, "busybox", "sh", "-c", "sleep 0.2; echo last")
+    connection = UnixConnection(str(node.socket))
+    try:
+        connection.request("GET", "/containers/brief/logs?follow=1&stdout=1")
+        answer = connection.getresponse()
+        ok(node, "wait", "brief")
+        ok(node, "rm", "brief")
+        assert answer.read() == b"\x01\0\0\0\0\0\0\5last\n"
+    finally:
+        connection.close()
+
+
 def test_logs_of_a_terminal_are_raw(node: EngineNode):
     ok(node, "run", "-t", "--name", "terminal", *NONE, "busybox", "echo", "raw")
     connection = UnixConnection(str(node.socket))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +15,12 @@ from engine.containers.container import Container
 from engine.containers.execs import ExecRequest, Execs, terminal_size, worded
 from engine.containers.logs import ContainerLogs, LogWish, parse_tail
 from engine.http.errors import Refused
-from engine.resources.archive import go_mode
+from engine.resources.archive import encode_stat, go_mode
 from shoal.clock import NS_PER_S, SystemClock
 from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, SwarmError
 from tests.unit.engine.containers.asking import record_of
 from tests.unit.engine.containers.doubles import World
+from worker.files.jobs import Found
 from worker.runtime.interactive import DetailedStats
 
 LINKS = """Inter-|   Receive                                                |  Transmit
@@ -173,6 +176,21 @@ def test_console_sizes():
     for bad in ([1], [-1, 5], [1, 1 << 16]):
         with pytest.raises(InvalidArgument, match="ConsoleSize"):
             terminal_size(bad)
+
+
+@pytest.mark.parametrize(
+    ("mtime_ns", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (5, "1970-01-01T00:00:00.000000005Z"),
+        (-NS_PER_S, "1969-12-31T23:59:59Z"),
+        (1 << 62, "2116-02-20T23:53:38.427387904Z"),
+        (1 << 80, "3871-04-29T10:40:00Z"),
+    ],
+)
+def test_times_of_files(mtime_ns: int, text: str):
+    found = Found(name="f", size=1, mode=0o100644, mtime_ns=mtime_ns)
+    assert json.loads(base64.b64decode(encode_stat(found)))["mtime"] == text
 
 
 def test_modes_in_go_s_words():
