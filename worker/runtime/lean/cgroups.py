@@ -442,7 +442,12 @@ def device_rule(rule: dict[str, Any]) -> str:
 
 def write(path: str, value: object) -> None:
     """Write one value into a kernel file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if os.path.isdir(os.path.dirname(path)):
+            raise OSError(95, "this kernel has no such limit", path) from None
+        raise
     try:
         os.write(fd, str(value).encode())
     except OSError as error:
