@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
@@ -13,7 +14,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, SwarmError
+from shoal.errors import (
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SwarmError,
+    Unauthenticated,
+)
 from tests.integration.images.conftest import SETTINGS, leftovers
 from tests.integration.images.tars import config, digest, member, tar
 from tests.integration.images.test_store import mounted
@@ -25,6 +32,7 @@ pytestmark = pytest.mark.root
 LAYER = tar(member("f", bytes(range(256)) * 4000))
 BLOB = gzip.compress(LAYER, 1)
 CONFIG = config([LAYER], Cmd=["x"])
+LOGIN = base64.b64encode(b"u:p").decode()
 FAST = RegistrySettings(retry_pause_s=0.01)
 TYPE = "application/vnd.oci.image.manifest.v1+json"
 
@@ -57,11 +65,18 @@ class Registry:
         self.guarded = False
         self.elsewhere = ""
         self.missing = False
+        self.realm = ""
+        self.uses = {}
+        self.token_requests = []
 
     async def __call__(self, request):
         path = request.path
         self.requests.append((request.method, path, dict(request.headers)))
         kind = "manifest" if "/manifests/" in path else "blob" if "/blobs/" in path else "base"
+        if self.realm:
+            refused = self.judge_token(request)
+            if refused is not None:
+                return refused
         if self.guarded and "Authorization" not in request.headers:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="r"'})
         if self.elsewhere and path.endswith(digest(BLOB)):
@@ -87,6 +102,24 @@ class Registry:
         if kind == "blob":
             return await self.send_blob(request, path.rpartition("/")[2])
         return web.Response()
+
+    def judge_token(self, request):
+        """Token authentication: each token is good for two uses, and tells its scope."""
+        path = request.path
+        if path == "/token":
+            self.token_requests.append((request.method, dict(request.query), dict(request.headers)))
+            if request.headers.get("Authorization") != f"Basic {LOGIN}":
+                return web.json_response({"errors": [{"code": "DENIED"}]}, status=401)
+            token = f"t{len(self.token_requests)}"
+            self.uses[token] = 2
+            return web.json_response({"token": token, "expires_in": 300})
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.uses.get(token, 0):
+            self.uses[token] -= 1
+            return None
+        scope = "" if path == "/v2/" else ',scope="repository:web:pull"'
+        challenge = f'Bearer realm="{self.realm}",service="here"{scope}'
+        return web.json_response({}, status=401, headers={"WWW-Authenticate": challenge})
 
     async def send_blob(self, request, wanted):
         if wanted == digest(CONFIG):
@@ -279,3 +312,17 @@ async def test_a_mirror_stands_in_for_docker_io(registry, tmp_path):
         assert await store.fetch("library/other:2") != image
         assert len(registry.requests) > asked
         await store.aclose()
+
+
+async def test_tokens_are_asked_for_by_scope_and_anew_when_they_end(registry, fast):
+    registry.realm = f"http://{registry.address}/token"
+    registry.cuts = 2
+    name = f"{registry.address}/web"
+    assert await fast.registry.pull(name, credentials=Credentials(username="u", password="p"))
+    asked = [query for _, query, _ in registry.token_requests]
+    assert len(asked) == 3  # manifest, configuration, and the layer in three parts: five uses
+    assert all(query["scope"] == "repository:web:pull" for query in asked)
+    assert all((query["service"], query["account"]) == ("here", "u") for query in asked)
+    await fast.remove(name, users={})
+    with pytest.raises(Unauthenticated, match="unauthorized: denied"):
+        await fast.registry.pull(name, credentials=Credentials(username="u", password="no"))
