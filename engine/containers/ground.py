@@ -127,6 +127,10 @@ class Grounds:
                     running[container.id] = wanted
         for lost in await self._networks.adopt(running):
             _log.error("container.sandbox_lost", id=lost)
+        for container in containers:
+            sandbox = self._networks.sandbox(container.id) if container.id in running else None
+            if sandbox is not None and sandbox != container.record.sandbox:
+                await self._containers.note(container, sandbox=sandbox)
 
     async def lay(self, container: Container) -> Laid:
         """Everything a start needs; all or nothing. Raises: SwarmError."""

@@ -80,8 +80,18 @@ class EngineNode:
             self.stop()
         for name in ("keeper", "supervisor", "logger", "resolver"):
             self._end(name)
+        self.uninstall()
         cgroups.remove_parent(self.cgroup_parent, Path("/proc/self/mountinfo").read_text())
         shutil.rmtree(self.base)
+
+    def uninstall(self) -> None:
+        """Take what containers stand on off the machine."""
+        if (self.run / "local").exists():
+            subprocess.run(
+                [*self.prefix, sys.executable, "-P", "-m", "worker.network.local",
+                 "--state-dir", str(self.state), "--run-dir", str(self.run)],
+                check=True, timeout=DEADLINE_S,
+            )  # fmt: skip
 
     def _end(self, name: str) -> None:
         try:

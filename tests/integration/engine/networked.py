@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class NetworkedNode(EngineNode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.node_ns, self.client_ns = self.base / "node.net", self.base / "client.net"
+        self._nets = Path(tempfile.mkdtemp(prefix="shoal-nets-"))
+        self.node_ns, self.client_ns = self._nets / "node", self._nets / "client"
         try:
             for path in (self.node_ns, self.client_ns):
                 with netns.fresh(path):
@@ -59,14 +61,12 @@ class NetworkedNode(EngineNode):
 
     def close(self) -> None:
         """As an `EngineNode`, and the namespaces with all that is in them."""
-        if self._process is not None:
-            self.stop()
-        for name in ("keeper", "supervisor", "logger", "resolver"):
-            self._end(name)
-        netns.unshare_directory(self.run / "local" / "netns")
-        for path in (self.node_ns, self.client_ns):
-            netns.drop(path)
-        super().close()
+        try:
+            super().close()
+        finally:
+            for path in (self.node_ns, self.client_ns):
+                netns.drop(path)
+            self._nets.rmdir()
 
     def leftovers(self) -> list[str]:
         """Devices and tables of ours in the node's namespace."""
@@ -75,6 +75,11 @@ class NetworkedNode(EngineNode):
             tables = _shell("nft list tables").splitlines()
         names = [line.split(":")[1].strip().split("@")[0] for line in links]
         return [one for one in names if one not in {"lo", "ext0"}] + tables
+
+    def shell(self, *lines: str) -> str:
+        """Run command lines in the node's network."""
+        with netns.entered(self.node_ns):
+            return _shell(*lines)
 
     def on_node(self, call: Callable[[], T]) -> T:
         """Run something in the node's network."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.integration.engine.networked import NODE, NetworkedNode, talk
-from tests.integration.engine.seeded import ask, ok, state_of, until
+from tests.integration.engine.seeded import ask, ok, refused, state_of, until
 from tests.integration.engine.test_containers_crash import kill_while
 
 pytestmark = pytest.mark.root
@@ -118,3 +118,44 @@ def put_back(node: NetworkedNode) -> None:
         disconnect(node)
         status, answer = ask(node, "DELETE", "/networks/n1")
         assert status == 204, answer
+
+
+def test_what_others_have_removed_is_made_again(node: NetworkedNode):
+    ok(node, "network", "create", "n1")
+    node.shell("nft delete table inet shoal_local", "ip link delete shbr0")
+    serve = ("nc", "-ll", "-p", "80", "-e", "hostname")
+    ok(node, "run", "-d", "--name", "web", "-h", "by", "-p", "80:80", "busybox", *serve)
+    until(lambda: node.outside(lambda: talk(NODE, 80)) == b"by\n")
+    ok(node, "rm", "-f", "web")
+    ok(node, "network", "rm", "n1")
+
+
+def test_one_process_has_the_networks_of_a_machine(node: NetworkedNode):
+    ok(node, "run", "-d", "--name", "web", "busybox", "sleep", "600")
+    second = NetworkedNode()
+    own = second.prefix
+    second.prefix = node.prefix
+    try:
+        second.start()
+        assert refused(second, "network", "create", "n2").startswith("another process of Shoal")
+        second.stop()
+    finally:
+        second.prefix = own
+        second.close()
+    assert "shbr0" in node.leftovers()
+    ok(node, "rm", "-f", "web")
+
+
+def test_a_node_that_is_removed_leaves_nothing():
+    node = NetworkedNode()
+    try:
+        node.start()
+        ok(node, "network", "create", "n1")
+        ok(node, "run", "-d", "--name", "web", "--network", "n1", "busybox", "sleep", "600")
+        assert "table inet shoal_local" in node.leftovers()
+        node.stop(9)
+        node.uninstall()
+        until(lambda: node.leftovers() == [])
+        until(lambda: not (node.run / "resolver.pid").exists())
+    finally:
+        node.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import socket
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, TypeAlias
 
@@ -81,7 +82,8 @@ def checked_pool(pool: IpamPool) -> IpamPool:
         source = parse_subnet(pool.ip_range, "ip-range")
         if source.version != subnet.version or not _holds(subnet, source):
             raise InvalidArgument(f"ip-range {source}: not within the subnet {subnet}")
-    gateway = pool.gateway or str(next(_hosts(subnet, source, frozenset(map(str, reserved)))))
+    gateway = pool.gateway and str(parse_address(pool.gateway, "gateway"))
+    gateway = gateway or str(next(_hosts(subnet, source, frozenset(map(str, reserved)))))
     return IpamPool(
         subnet=str(subnet), ip_range=pool.ip_range, gateway=gateway, reserved=pool.reserved
     )
@@ -148,10 +150,9 @@ def mac_of(address: str) -> str:
 def _hosts(subnet: Subnet, source: Subnet, taken: Collection[str]) -> Iterator[Address]:
     """Free addresses of `source`, lowest first, without the subnet's own two."""
     first, last = int(source.network_address), int(source.broadcast_address)
+    family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
+    same = (one for one in taken if one and (":" in one) == (subnet.version == 6))
+    skipped = {int.from_bytes(socket.inet_pton(family, one), "big") for one in same}
+    skipped |= {int(subnet.network_address), int(subnet.broadcast_address)}
     kind = type(source.network_address)
-    for number in range(first, last + 1):
-        address = kind(number)
-        if address in {subnet.network_address, subnet.broadcast_address}:
-            continue
-        if str(address) not in taken:
-            yield address
+    return (kind(number) for number in range(first, last + 1) if number not in skipped)

@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from shoal.errors import FailedPrecondition, NotFound, PermissionDenied
+from shoal.errors import NotFound, PermissionDenied, Unavailable
 from worker.network import netns, route, sysctl
 from worker.network.conntrack import ConntrackSocket, Match
 from worker.network.local import links, ruleset
@@ -26,7 +26,7 @@ from worker.network.local.addresses import Subnet, parse_subnet, pool_of
 from worker.network.local.api import Endpoint, LinkCounters, LocalNetwork
 from worker.network.local.files import Holding
 from worker.network.local.nftables import Nft, NftError
-from worker.network.local.options import bridge_options
+from worker.network.local.options import BridgeOptions, bridge_options
 from worker.network.local.ruleset import Bridge, Published
 from worker.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
 
@@ -82,7 +82,7 @@ class Kernel:
     def open(self, networks: Iterable[LocalNetwork], ports: Iterable[Published] = ()) -> None:
         """Take the networks over: lock, forwarding, bridges, rules. Idempotent.
 
-        Raises: FailedPrecondition when another process has them, Unimplemented, OSError.
+        Raises: Unavailable when another process has them, Unimplemented, OSError.
         """
         if self._opened:
             return
@@ -155,6 +155,18 @@ class Kernel:
         fresh = [links.put_address(link.index, *one) for one in wanted.items() - found.items()]
         self._route.transact([*stale, *fresh, route.set_up(link.index)])
 
+    def _bridge(self, network: LocalNetwork) -> route.Link:
+        """A network's bridge, made again if somebody has removed it. Raises: Unavailable."""
+        name = bridge_options(network).bridge
+        link = route.link_of(self._route, name)
+        if link is None:
+            _log.warning("network.bridge_was_gone", bridge=name)
+            self._ensure_bridge(network)
+            link = route.link_of(self._route, name)
+        if link is None:
+            raise Unavailable(f"bridge {name} of network {network.name} vanishes: who removes it?")
+        return link
+
     def _set_up_bridge(self, name: str, *, has_ipv6: bool) -> None:
         sysctl.ensure(f"ipv4/conf/{name}/route_localnet", "1")
         sysctl.try_write(f"ipv6/conf/{name}/accept_dad", "0")
@@ -183,21 +195,27 @@ class Kernel:
     def raise_up(self, holding: Holding, networks: Networks) -> None:
         """Make the namespace with all its interfaces. Raises: OSError, and nothing is left."""
         path = self.namespace(holding.wanted.container)
+        bridges = [self._bridge(networks[one.network_id]) for one in holding.endpoints]
         netns.drop(path)  # left by a crash
         with netns.fresh(path) as inside_fd, NetlinkSocket(NETLINK_ROUTE) as inside:
             sysctl.try_write("ipv6/conf/default/disable_ipv6", "1")
             inside.transact([route.set_up(socket.if_nametoindex("lo"))])
-            for endpoint, host in zip(holding.endpoints, holding.host_links, strict=True):
-                self._plug(inside_fd, endpoint, host, networks[endpoint.network_id])
+            for endpoint, host, bridge in zip(
+                holding.endpoints, holding.host_links, bridges, strict=True
+            ):
+                options = bridge_options(networks[endpoint.network_id])
+                self._plug(inside_fd, endpoint, host, bridge, options)
                 _configure(inside, endpoint)
             _route_outside(inside, holding.endpoints, networks)
 
     def connect(self, holding: Holding, endpoint: Endpoint, host: str, networks: Networks) -> None:
         """One more interface. holding: with it. Raises: OSError."""
         path = self.namespace(holding.wanted.container)
+        network = networks[endpoint.network_id]
+        bridge = self._bridge(network)
         inside_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._plug(inside_fd, endpoint, host, networks[endpoint.network_id])
+            self._plug(inside_fd, endpoint, host, bridge, bridge_options(network))
             with self._inside(path) as inside:
                 _configure(inside, endpoint)
                 _route_outside(inside, holding.endpoints, networks)
@@ -232,6 +250,11 @@ class Kernel:
         for endpoint in holding.endpoints:
             self._forget(endpoint)
 
+    def unplug(self, host_links: Iterable[str]) -> None:
+        """Delete links, though somebody may live behind them. Idempotent."""
+        for host in host_links:
+            self._unplug(host)
+
     def drop_strangers(self, known: Iterable[str]) -> None:
         """Drop the namespaces of containers nobody knows."""
         names = set(known)
@@ -262,6 +285,10 @@ class Kernel:
                 [Match(protocol=_UDP, port=one.host_port) for one in ports if one.protocol == "udp"]
             )
 
+    def reload(self, networks: Iterable[LocalNetwork], ports: Iterable[Published]) -> None:
+        """All rules anew, when somebody has removed them. Raises: NftError."""
+        self._nft.run(ruleset.whole(map(bridge_of, networks), ports))
+
     def unpublish(self, ports: Sequence[Published]) -> None:
         """Idempotent."""
         for port in ports:
@@ -270,11 +297,15 @@ class Kernel:
 
     # ------------------------------------------------------------------------------------------
 
-    def _plug(self, inside_fd: int, endpoint: Endpoint, host: str, network: LocalNetwork) -> None:
-        options = bridge_options(network)
-        bridge = route.link_of(self._route, options.bridge)
-        if bridge is None:
-            raise FailedPrecondition(f"bridge {options.bridge} of network {network.name} is gone")
+    def _plug(
+        self,
+        inside_fd: int,
+        endpoint: Endpoint,
+        host: str,
+        bridge: route.Link,
+        options: BridgeOptions,
+    ) -> None:
+        """The thread may be in the container's namespace: our socket is not."""
         port = links.add_port(
             host=host,
             inside=endpoint.interface,
@@ -317,7 +348,7 @@ def _lock() -> socket.socket:
         lock.close()
         if error.errno != errno.EADDRINUSE:
             raise
-        raise FailedPrecondition(
+        raise Unavailable(
             "another process of Shoal has the local networks of this machine: end it first"
         ) from None
     return lock

@@ -23,6 +23,7 @@ _START_DEADLINE_S: Final = 20.0
 _ANSWER_DEADLINE_S: Final = 20.0
 _POLL_S: Final = 0.01
 _POLLS: Final = 2000
+_LOG_BYTES_MAX: Final = 1 << 20
 _AGAIN_S: Final = 1.0
 
 _log = structlog.get_logger()
@@ -136,15 +137,19 @@ class Names:
         self._reader = self._writer = None
 
     async def _start(self) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "worker.resolver", str(self._path),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            start_new_session=True, env=dict(os.environ),
-        )  # fmt: skip
+        log = await asyncio.to_thread(_open_log, self._path.with_suffix(".log"))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "worker.resolver", str(self._path),
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env=dict(os.environ),
+            )  # fmt: skip
+        finally:
+            os.close(log)
         try:
             async with asyncio.timeout(_START_DEADLINE_S):
                 if await process.wait() != 0:
-                    raise Unavailable("name server: it does not start: the worker's log says why")
+                    raise Unavailable("name server: it does not start: resolver.log says why")
                 for _ in range(_POLLS):
                     if await self._connect():
                         return
@@ -152,6 +157,13 @@ class Names:
         except TimeoutError:
             pass
         raise Unavailable("the name server does not start in time: try again")
+
+
+def _open_log(path: Path) -> int:
+    """What it has to say is its own: nobody waits for its end by reading."""
+    if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
+        path.replace(path.with_suffix(".log.1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
 def _with_ports(client: Client, ports: tuple[int, int]) -> Client:

@@ -66,6 +66,10 @@ def _check_spec(network: LocalNetwork, spec: EndpointSpec) -> None:
     if spec.driver_options:
         name = next(iter(spec.driver_options))
         raise InvalidArgument(f"driver option {name}: endpoints of bridges have none here")
+    if network.name == BRIDGE and spec.aliases:
+        raise InvalidArgument(
+            "network-scoped alias is supported only for containers in user defined networks"
+        )
     if network.name == BRIDGE and (spec.ipv4_address or spec.ipv6_address):
         raise InvalidArgument(
             "user specified IP address is supported on user defined networks only"

@@ -52,6 +52,7 @@ from worker.network.local.holders import Holders
 from worker.network.local.kernel import Kernel, machine_subnets
 from worker.network.local.names import Names
 from worker.network.local.naming import Client
+from worker.network.local.nftables import NftError
 from worker.network.local.ruleset import NAMES_ADDRESS, Published
 
 _ID_BYTES = 32
@@ -95,6 +96,21 @@ class Networks:
         unused = not self._holdings and not self._own_networks()
         await self._names.close(end=not self._holdings)
         await self._run(partial(self._close_kernel, remove=unused))
+        self._thread.shutdown(wait=False)
+
+    async def uninstall(self) -> None:
+        """Take everything off the machine: namespaces, links, bridges, rules, the resolver.
+
+        `networks.json` stays. Raises: Unavailable while another process has the networks.
+        """
+        found = await self._run(self._files.load_holdings)
+        await self._ground()
+        await self._names.adopt([])
+        await self._names.close(end=True)
+        await self._run(partial(self._sort_out, found, {}))
+        links = [host for holding in found.values() for host in holding.host_links]
+        await self._run(partial(self._kernel.unplug, links))
+        await self._run(partial(self._close_kernel, remove=True))
         self._thread.shutdown(wait=False)
 
     # Networks ---------------------------------------------------------------------------------
@@ -344,11 +360,19 @@ class Networks:
         try:
             self._files.save_holding(holding)
             self._kernel.raise_up(holding, self._networks)
-            self._kernel.publish(plan.published(ports, way))
+            self._publish(plan.published(ports, way))
         except BaseException:
             self._take_down(holding)
             raise
         return holding
+
+    def _publish(self, ports: Sequence[Published]) -> None:
+        try:
+            self._kernel.publish(ports)
+        except NftError as error:
+            _log.warning("network.rules_were_gone", reason=str(error))
+            known = [one for holding in self._holdings.values() for one in self._published(holding)]
+            self._kernel.reload(self._bridges(), [*known, *ports])
 
     def _take_down(self, holding: Holding) -> None:
         self._kernel.unpublish(self._published(holding))
@@ -543,7 +567,7 @@ class Networks:
         await self._run(partial(self._unplug_now, after, gone, host))
         self._holdings[holding.wanted.container] = after
         if way_before == gone and way_after is not None:
-            await self._run(partial(self._kernel.publish, self._published(after)))
+            await self._run(partial(self._publish, self._published(after)))
 
 
 def _host_link(endpoint: Endpoint) -> str:

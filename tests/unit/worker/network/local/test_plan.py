@@ -72,6 +72,7 @@ def test_both_families():
 @pytest.mark.parametrize(
     ("net", "spec", "text"),
     [
+        (BRIDGE, {"aliases": ("al",)}, "alias is supported only"),
         (BRIDGE, {"ipv4_address": "172.17.0.9"}, "user defined networks only"),
         (N1, {"ipv6_address": "fd00::5"}, "no configured subnet contains"),
         (N1, {"mac_address": "02:42"}, "invalid MAC address"),
