@@ -25,6 +25,7 @@ from swarmd.app import Daemon
 from swarmd.prepare import require_root
 from swarmd.settings import VERSION, DaemonSettings, make_paths
 from worker.images.registry.places import check_registries
+from worker.images.water import check_marks
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -85,6 +86,22 @@ _log = structlog.get_logger()
     help="Asked before docker.io for its images; repeatable.",
 )
 @click.option(
+    "--image-high-water",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    metavar="PERCENT",
+    help="Above this, unused images that a registry has are removed. 100: never.",
+)
+@click.option(
+    "--image-low-water",
+    type=click.IntRange(1, 100),
+    default=80,
+    show_default=True,
+    metavar="PERCENT",
+    help="Down to this.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -115,6 +132,8 @@ def main(
     docker_tls: Path | None,
     insecure_registry: tuple[str, ...],
     registry_mirror: tuple[str, ...],
+    image_high_water: int,
+    image_low_water: int,
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -137,6 +156,7 @@ def main(
         raise click.UsageError("--docker-addr and --docker-tls need each other")
     try:
         check_registries(insecure_registry, registry_mirror)
+        check_marks(image_high_water, image_low_water)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from error
     logs.configure("swarmd", log_level)
@@ -149,6 +169,7 @@ def main(
         docker_tls=None if docker_tls is None else docker_tls.absolute(),
         insecure_registries=insecure_registry,
         registry_mirrors=registry_mirror,
+        image_water=(image_high_water, image_low_water),
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

@@ -45,6 +45,8 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
         if settings.docker_address:
             command += ["--docker-addr", settings.docker_address]
             command += ["--docker-tls", str(settings.docker_tls)]
+        high, low = settings.image_water
+        command += ["--image-high-water", str(high), "--image-low-water", str(low)]
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
     return command

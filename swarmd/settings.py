@@ -16,7 +16,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
 
     docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
-    insecure_registries, registry_mirrors: see `swarmd --help`.
+    insecure_registries, registry_mirrors, image_water (high, low): see `swarmd --help`.
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
 
@@ -28,6 +28,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     docker_tls: Path | None = None
     insecure_registries: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()
+    image_water: tuple[int, int] = (90, 80)
     log_level: str = "info"
     force_new_cluster: bool = False
     store: str = ""

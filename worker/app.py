@@ -43,9 +43,11 @@ from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
 from worker.images.model import User
+from worker.images.pruning import Collector
 from worker.images.registry.api import RegistrySettings
 from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
+from worker.images.water import Marks
 from worker.metrics import ContainerCollector
 from worker.runtime.client import NativeRuntime
 from worker.volumes.local import LocalVolumes
@@ -64,7 +66,7 @@ _log = structlog.get_logger()
 class WorkerSettings(msgspec.Struct, frozen=True):
     """What swarmd says when it starts the worker. lock_keys: what opens the identity.
 
-    registries: how they are spoken to.
+    registries: how they are spoken to. image_marks: how full images may make the disk.
     """
 
     paths: NodePaths
@@ -72,6 +74,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     cgroup_parent: str
     lock_keys: LockKeys = LockKeys()
     registries: RegistrySettings = RegistrySettings()
+    image_marks: Marks = Marks()
 
 
 class Membership:
@@ -387,7 +390,8 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         await membership.reload(settings.lock_keys)
         await _serve(stack, paths, membership, images)
         supervisor = await stack.enter_async_context(Supervisor())
-        supervisor.start("image collection", lambda: _collect_images(images))
+        collector = Collector(images, membership.image_users, settings.image_marks, SystemClock())
+        supervisor.start("image collection", lambda: _collect_images(images, collector))
         waits = [stop.wait(), membership.wait_broken()]
         if extension is not None:
             parts = Parts(settings, runtime, images, membership, volumes)
@@ -397,11 +401,15 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         _log.info("worker.stopping")
 
 
-async def _collect_images(images: ImageStore) -> None:
-    """Once, after the start has had its time: remove what a crash left in the image store."""
+async def _collect_images(images: ImageStore, collector: Collector) -> None:
+    """After the start has had its time: remove what a crash left, then keep the disk from filling.
+
+    Raises: OSError; begun again then.
+    """
     await asyncio.sleep(COLLECT_DELAY_S)
     report = await images.gc()
     _log.info("images.collected", blobs=report.blobs, snapshots=report.snapshots)
+    await collector.run()
 
 
 async def _close_images(images: ImageStore) -> None:

@@ -83,8 +83,15 @@ class Disk:
     def drop_partials(self, before_s: float) -> None:
         """Remove what nobody has gone on with since then, in seconds since 1970."""
         for path in list(self.partials.iterdir()):
-            if path.stat().st_mtime < before_s:
-                path.unlink(missing_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_mtime < before_s:
+                    path.unlink(missing_ok=True)
+            except BlockingIOError:
+                continue  # somebody downloads, however slowly
+            finally:
+                os.close(fd)
 
     def sync(self) -> None:
         """Make everything written so far durable: once per job instead of once per file."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from shoal.ids import new_id
 from shoal.model.reference import Reference
 from worker.images import disk, index
 from worker.images.keyed import uninterrupted
+from worker.images.leases import Leases
 from worker.images.model import GcReport, Layer, StoreSettings
 
 _log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Ledger:
         self._write = asyncio.Lock()
         self._jobs: dict[str, Job] = {}
         self._published: dict[str, Layer] = {}  # unpacked by running jobs, not in the index yet
-        self._leases: Counter[str] = Counter()
+        self._leases = Leases()
 
     @classmethod
     async def open(cls, root: Path, settings: StoreSettings) -> Ledger:
@@ -192,20 +192,17 @@ class Ledger:
     @asynccontextmanager
     async def lease(self, image_id: str) -> AsyncIterator[None]:
         """Keep an image from being removed while inside. Raises NotFound if it went away."""
-        async with self._write:
-            if image_id not in self.index.images:
-                raise NotFound(f"No such image: {image_id}")
-            self._leases[image_id] += 1
-        try:
+        async with AsyncExitStack() as stack:
+            async with self._write:
+                if image_id not in self.index.images:
+                    raise NotFound(f"No such image: {image_id}")
+                stack.enter_context(self._leases.hold(image_id))
             yield
-        finally:
-            self._leases[image_id] -= 1
-            self._leases += Counter()  # forgets those nobody holds
 
     @property
     def leased(self) -> frozenset[str]:
         """Ids of the images somebody holds a lease on."""
-        return frozenset(self._leases)
+        return self._leases.held
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:

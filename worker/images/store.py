@@ -257,6 +257,25 @@ class ImageStore:
             freed_bytes=sum(sizes[chain].unpacked_bytes for chain in chains if chain in sizes),
         )
 
+    @property
+    def root(self) -> Path:
+        """Where the store is."""
+        return self._ledger.disk.root
+
+    @property
+    def index(self) -> index.Index:
+        """What there is, now."""
+        return self._ledger.index
+
+    @property
+    def leased(self) -> frozenset[str]:
+        """Ids of the images somebody holds without a container of them."""
+        return self._ledger.leased
+
+    async def drop_partials(self, before_s: float) -> None:
+        """Remove downloads nobody has gone on with since then, in seconds since 1970."""
+        await asyncio.to_thread(self._ledger.disk.drop_partials, before_s)
+
     async def gc(self) -> GcReport:
         """Remove every blob, snapshot and leftover that no image and no running job refers to."""
         return await self._ledger.gc()

@@ -9,6 +9,7 @@ fails or is given up, but not when its content was wrong or the disk is full.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -37,6 +38,7 @@ class Partial:
         self._checked = 0
         self.size = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # it is not cleared away as forgotten
         while data := os.read(self._fd, PIECE_BYTES):
             self._hash.update(data)
             self.size += len(data)
