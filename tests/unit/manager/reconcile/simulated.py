@@ -353,7 +353,8 @@ class Simulation:
     def _check_slots(self) -> None:
         """At no moment two tasks of a slot are wanted, or at work where no node was lost.
 
-        Two with a start-first update, and one more that may come back with its node.
+        Two with a start-first update, and one more that may come back with its node. Start-first
+        does not wait for those that an update before it has told to stop: they are not counted.
         """
         wanted: Counter[tuple[str, int]] = Counter()
         at_work: Counter[tuple[str, int]] = Counter()
@@ -362,7 +363,8 @@ class Simulation:
                 continue
             key = (task.service_id, task.slot)
             wanted[key] += is_wanted(task)
-            if task.node_id not in self.has_been_down:
+            in_the_way = is_wanted(task) or task.service_id not in self.start_first
+            if task.node_id not in self.has_been_down and in_the_way:
                 at_work[key] += task.status.state >= TaskState.STARTING
         for count_by_slot in (wanted, at_work):
             for key, count in count_by_slot.items():
