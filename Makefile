@@ -1,6 +1,11 @@
 # `make` lists the targets. Those marked (root) need `sudo make ...`; `setup` only if it installs.
 PYTHON := .venv/bin/python
 SOURCES := shoal manager worker engine swarmd swarmctl
+# The tests start thousands of processes; each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+# Most tests outside tests/unit wait more than they compute. They run by files, see tests/conftest.py.
+JOBS ?= $(shell expr $$(nproc) + 1)
+BY_FILE := --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-powercut bench bench-peers clean help
 
@@ -46,7 +51,9 @@ sim: ## A million steps of the Raft cores in trouble; SEED=n repeats a run
 	@$(PYTHON) -m tests.simulation --runs 20 --steps 50000 $(if $(SEED),--seed $(SEED))
 
 test: setup ## All tests (root: without it those that need a kernel are skipped)
-	@$(PYTHON) -m pytest -q -n auto --maxprocesses 8 tests/unit && $(PYTHON) -m pytest --durations 30 tests --ignore tests/unit
+	@$(PYTHON) -m pytest -q -n auto --maxprocesses 8 tests/unit
+	@$(PYTHON) -m pytest -n $(JOBS) $(BY_FILE) --durations 30 -m 'not alone' tests --ignore tests/unit
+	@$(PYTHON) -m pytest --durations 5 -m alone tests --ignore tests/unit
 
 test-linearizability: setup ## Clients against managers in trouble, checked for linearizability; ARGS=... (root)
 	@$(PYTHON) -m tests.linearizability --managers 1 --seconds 60 $(ARGS) && $(PYTHON) -m tests.linearizability --managers 3 --seconds 60 --runs 5 $(ARGS)

@@ -31,6 +31,7 @@ def replicas(lab: Lab, service: str) -> list[dict]:
     return eventually("3 tasks run", lambda: len(r := lab.running(service)) == 3 and r)
 
 
+@pytest.mark.alone
 def test_a_busy_machine_raises_no_alarm(lab: Lab, service: str, replicas: list[dict]) -> None:
     before = downs(lab)
     with spinning():
