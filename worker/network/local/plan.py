@@ -5,7 +5,7 @@ Invariant: no address is in two endpoints of a network; what is asked for is giv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 import msgspec
 
@@ -18,13 +18,15 @@ from worker.network.local.api import (
     EndpointSpec,
     LocalNetwork,
     PortBinding,
+    Sandbox,
 )
 from worker.network.local.files import Holding
+from worker.network.local.hostdns import HostDns, seen_from_containers
 from worker.network.local.naming import Client, Place
 from worker.network.local.options import bridge_options
-from worker.network.local.ruleset import Published
+from worker.network.local.ruleset import NAMES_ADDRESS, Published
 
-INTERFACE_MAX = 15
+_LINK_CHARS = 11
 _HEX = set("0123456789abcdefABCDEF")
 
 
@@ -227,4 +229,71 @@ def _place(one: Endpoint, wanted: ContainerNetworking) -> Place:
         ipv4=one.ipv4_address,
         ipv6=one.ipv6_address,
         links=tuple((alias, container) for container, alias in one.spec.links),
+    )
+
+
+def sandbox(
+    holding: Holding,
+    networks: Mapping[str, LocalNetwork],
+    netns_path: str,
+    others: Mapping[str, Holding],
+    node: HostDns,
+) -> Sandbox:
+    """What a starting container is told."""
+    wanted = holding.wanted
+    named = any(one.network_name != BRIDGE for one in holding.endpoints)
+    servers = (NAMES_ADDRESS,) if named else wanted.dns_servers
+    return Sandbox(
+        netns_path=netns_path,
+        endpoints=holding.endpoints,
+        ports=shown_ports(holding.ports, leading(holding.endpoints, networks)),
+        hosts=hosts(wanted, holding.endpoints, others),
+        dns_servers=servers or seen_from_containers(node.servers),
+        dns_search=node.search,
+        dns_options=_named_options(node.options) if named else node.options,
+    )
+
+
+def host_link(endpoint: Endpoint) -> str:
+    """Name of the host's end: random, as the kernel ends links in its own time."""
+    return f"shv{endpoint.id[:_LINK_CHARS]}"
+
+
+def _named_options(given: tuple[str, ...]) -> tuple[str, ...]:
+    return (*(one for one in given if not one.startswith("ndots:")), "ndots:0")
+
+
+def with_endpoint(holding: Holding, made: Endpoint, spec: EndpointSpec) -> Holding:
+    """A container with one more network."""
+    wanted = msgspec.structs.replace(
+        holding.wanted, networks=(*holding.wanted.networks, (made.network_id, spec))
+    )
+    return msgspec.structs.replace(
+        holding,
+        wanted=wanted,
+        endpoints=(*holding.endpoints, made),
+        host_links=(*holding.host_links, host_link(made)),
+    )
+
+
+def without_links(holding: Holding, gone: Set[str]) -> Holding:
+    """A container without the networks whose links are gone."""
+    for place in reversed(range(len(holding.host_links))):
+        if holding.host_links[place] in gone:
+            holding = without_endpoint(holding, place)
+    return holding
+
+
+def without_endpoint(holding: Holding, place: int) -> Holding:
+    """A container with one network less."""
+    gone = holding.endpoints[place].network_id
+    wanted = msgspec.structs.replace(
+        holding.wanted,
+        networks=tuple(one for one in holding.wanted.networks if one[0] != gone),
+    )
+    return msgspec.structs.replace(
+        holding,
+        wanted=wanted,
+        endpoints=(*holding.endpoints[:place], *holding.endpoints[place + 1 :]),
+        host_links=(*holding.host_links[:place], *holding.host_links[place + 1 :]),
     )

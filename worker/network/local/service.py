@@ -14,7 +14,7 @@ import contextlib
 import errno
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -53,10 +53,9 @@ from worker.network.local.kernel import Kernel, machine_subnets
 from worker.network.local.names import Names
 from worker.network.local.naming import Client
 from worker.network.local.nftables import NftError
-from worker.network.local.ruleset import NAMES_ADDRESS, Published
+from worker.network.local.ruleset import Published
 
 _ID_BYTES = 32
-_LINK_CHARS = 11
 Result = TypeVar("Result")
 
 _log = structlog.get_logger()
@@ -233,7 +232,7 @@ class Networks:
                 )
             made = self._endpoint(target, container, spec, holding.endpoints)
             try:
-                after = _with_endpoint(holding, made, spec)
+                after = plan.with_endpoint(holding, made, spec)
                 await self._run(partial(self._plug, holding, after, made))
                 self._holdings[container] = after
                 try:
@@ -403,7 +402,7 @@ class Networks:
                 _log.info("network.remains_removed", container=container)
                 self._take_down(holding)
                 continue
-            whole[container] = _without_links(holding, lacking)
+            whole[container] = plan.without_links(holding, lacking)
             for problem in self._holders.hold_again(holding.ports):
                 _log.warning("network.port_not_held", container=container, reason=problem)
         self._kernel.drop_strangers(whole)
@@ -479,7 +478,7 @@ class Networks:
                 del self._reserved[one.id]
             raise
         return Holding(
-            wanted=wanted, endpoints=tuple(made), host_links=tuple(map(_host_link, made))
+            wanted=wanted, endpoints=tuple(made), host_links=tuple(map(plan.host_link, made))
         )
 
     def _endpoint(
@@ -507,19 +506,8 @@ class Networks:
         return plan.published(holding.ports, way)
 
     def _sandbox(self, holding: Holding) -> Sandbox:
-        way = plan.leading(holding.endpoints, self._networks)
-        node, wanted = hostdns.read(), holding.wanted
-        named = any(one.network_name != BRIDGE for one in holding.endpoints)
-        servers = (NAMES_ADDRESS,) if named else wanted.dns_servers
-        return Sandbox(
-            netns_path=str(self._kernel.namespace(wanted.container)),
-            endpoints=holding.endpoints,
-            ports=plan.shown_ports(holding.ports, way),
-            hosts=plan.hosts(wanted, holding.endpoints, self._holdings),
-            dns_servers=servers or hostdns.seen_from_containers(node.servers),
-            dns_search=node.search,
-            dns_options=_named_options(node.options) if named else node.options,
-        )
+        path = str(self._kernel.namespace(holding.wanted.container))
+        return plan.sandbox(holding, self._networks, path, self._holdings, hostdns.read())
 
     def _client(self, holding: Holding) -> Client | None:
         path = str(self._kernel.namespace(holding.wanted.container))
@@ -558,7 +546,7 @@ class Networks:
 
     async def _unplug(self, holding: Holding, gone: Endpoint) -> None:
         place = holding.endpoints.index(gone)
-        after = _without_endpoint(holding, place)
+        after = plan.without_endpoint(holding, place)
         way_before = plan.leading(holding.endpoints, self._networks)
         way_after = plan.leading(after.endpoints, self._networks)
         if way_before == gone:
@@ -568,45 +556,3 @@ class Networks:
         self._holdings[holding.wanted.container] = after
         if way_before == gone and way_after is not None:
             await self._run(partial(self._publish, self._published(after)))
-
-
-def _host_link(endpoint: Endpoint) -> str:
-    """Name of the host's end: random, as the kernel ends links in its own time."""
-    return f"shv{endpoint.id[:_LINK_CHARS]}"
-
-
-def _named_options(given: tuple[str, ...]) -> tuple[str, ...]:
-    return (*(one for one in given if not one.startswith("ndots:")), "ndots:0")
-
-
-def _with_endpoint(holding: Holding, made: Endpoint, spec: EndpointSpec) -> Holding:
-    wanted = msgspec.structs.replace(
-        holding.wanted, networks=(*holding.wanted.networks, (made.network_id, spec))
-    )
-    return msgspec.structs.replace(
-        holding,
-        wanted=wanted,
-        endpoints=(*holding.endpoints, made),
-        host_links=(*holding.host_links, _host_link(made)),
-    )
-
-
-def _without_links(holding: Holding, gone: Set[str]) -> Holding:
-    for place in reversed(range(len(holding.host_links))):
-        if holding.host_links[place] in gone:
-            holding = _without_endpoint(holding, place)
-    return holding
-
-
-def _without_endpoint(holding: Holding, place: int) -> Holding:
-    gone = holding.endpoints[place].network_id
-    wanted = msgspec.structs.replace(
-        holding.wanted,
-        networks=tuple(one for one in holding.wanted.networks if one[0] != gone),
-    )
-    return msgspec.structs.replace(
-        holding,
-        wanted=wanted,
-        endpoints=(*holding.endpoints[:place], *holding.endpoints[place + 1 :]),
-        host_links=(*holding.host_links[:place], *holding.host_links[place + 1 :]),
-    )
