@@ -1,4 +1,4 @@
-"""One node for the tests that only read."""
+"""Nodes that several tests share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.engine.daemon import EngineNode
+from tests.integration.engine.seeded import seeded_node
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[EngineNode]:
+    """For tests that only read."""
     made = EngineNode()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def seeded() -> Iterator[EngineNode]:
+    """Has `busybox`; who uses it removes what it has made."""
+    made = seeded_node()
     try:
         made.start()
         yield made

