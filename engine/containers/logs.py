@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from engine.containers.container import Container
 from engine.containers.defaults import LOG_DRIVER
 from engine.containers.parts import Needs
+from engine.containers.records import Record
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
 from shoal.model.row import Row
 from worker.logs import reader
-from worker.logs.api import LogDriver, LogQuery, Logs
+from worker.logs.api import LogDriver, LogQuery, Logs, LogSubject
 from worker.logs.model import LogLine
 
 STREAMS: Mapping[str, int] = {"stdout": 1, "stderr": 2}
@@ -69,8 +70,20 @@ class ContainerLogs:
     def _attributes(self, container: Container, driver: LogDriver) -> str:
         if self._logs is None:
             return ""
-        config = container.record.config
-        return self._logs.attributes(config.labels or {}, tuple(config.env or ()), driver)
+        return self._logs.attributes(driver, log_subject(container.record))
+
+
+def log_subject(record: Record) -> LogSubject:
+    """The container, as log drivers name it."""
+    config = record.config
+    return LogSubject(
+        id=record.id,
+        name=record.name,
+        image=record.image,
+        image_id=record.image_id,
+        labels=config.labels or {},
+        env=tuple(config.env or ()),
+    )
 
 
 def _driver(container: Container) -> LogDriver:

@@ -1,7 +1,7 @@
 """Reading logs of any driver: data and one Protocol.
 
-`worker.logs.reader.read` is the reader of json-file; others arrive beside it. A driver that cannot
-be read says so (`none`, `syslog`).
+What a driver is and which options it takes is decided in `worker.logs.drivers`. One that keeps
+nothing on this node (`none`, `cache-disabled`) cannot be read and says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import msgspec
 
 from worker.logs.model import LogLine
 from worker.logs.reader import STREAMS_ALL
-
-READABLE_DRIVERS = ("json-file", "local", "journald")
 
 
 class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +32,22 @@ class LogDriver(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
+class LogSubject(msgspec.Struct, frozen=True, kw_only=True):
+    """The container whose log it is. env: `name=value` each."""
+
+    id: str
+    name: str = ""
+    image: str = ""
+    image_id: str = ""
+    labels: Mapping[str, str] = {}
+    env: tuple[str, ...] = ()
+
+
 class Logs(Protocol):
     """Logs of the node's containers. Every method raises `shoal.errors.SwarmError`s."""
 
-    def check(self, driver: LogDriver) -> LogDriver:
-        """Fill in defaults.
+    def check(self, driver: LogDriver) -> None:
+        """Refuse what is not possible.
 
         Raises: InvalidArgument `logger: no log driver named 'x' is registered`, `unknown log opt
         'x' for json-file log driver`; Unimplemented: what the machine lacks.
@@ -53,6 +62,6 @@ class Logs(Protocol):
         """Lines, oldest first. Raises: NotFound, Unimplemented (a driver that cannot be read)."""
         ...
 
-    def attributes(self, labels: Mapping[str, str], env: tuple[str, ...], driver: LogDriver) -> str:
-        """The `k=v,k2=v2` of `details=1`, from the labels and env the driver's options name."""
+    def attributes(self, driver: LogDriver, subject: LogSubject) -> str:
+        """The `k=v,k2=v2` of `details=1`: what the driver's options name."""
         ...

@@ -13,6 +13,7 @@ drops the chunk and says so, rather than stop the program that wrote it.
 from __future__ import annotations
 
 import _json
+import _signal  # type: ignore[import-not-found]
 import _socket
 import binascii
 import ctypes
@@ -23,7 +24,9 @@ import select
 import struct
 import time
 
+from worker.logs import files
 from worker.logs.copies import RESUME, Copies, received
+from worker.logs.sinks import Sink
 
 CHUNK_BYTES = 65536
 PIECE_BYTES = 16384  # a longer line is written in pieces, all but the last without newline
@@ -61,7 +64,7 @@ class Stream:
         self.fd = fd
         self.ended = False  # nobody has the pipe open for writing any more
         self.taken = 0  # bytes, since the container was made
-        self.prefix = f'","stream":"{name}","time":"'
+        self.prefix = f'","stream":"{name}",{log.attributes}"time":"'
 
     def held(self) -> int:
         """How many bytes wait in the pipe."""
@@ -71,8 +74,8 @@ class Stream:
 class ContainerLog:
     """The log files of one container and the position record beside them."""
 
-    def __init__(self, directory: str, run_ns: int = 0) -> None:
-        """run_ns: when the run began whose output this is."""
+    def __init__(self, directory: str, run_ns: int = 0, epoll: select.epoll | None = None) -> None:
+        """run_ns: when the run began whose output this is. epoll: for the way to a server."""
         self.directory = directory
         self.name = os.path.basename(directory)
         self.run_ns = run_ns
@@ -80,8 +83,12 @@ class ContainerLog:
         conf = _read_json(f"{directory}/log.conf") or {}
         self.bytes_max: int = conf.get("max_size_bytes", 10 << 20)
         self.files_max: int = conf.get("max_files", 3)
+        self.keeps_files: bool = conf.get("files", True)
+        self.compresses: bool = conf.get("compress", False)
+        self.attributes = _attributes(conf.get("attrs", {}))
+        self.sink = Sink(self.name, conf["sink"], epoll) if epoll and "sink" in conf else None
         self.last_ns = 0
-        self.sequence = max(self._sequences(), default=1)
+        self.sequence = max(files.sequences(directory), default=1)
         self._file = self._open()
         self._size = os.fstat(self._file).st_size
         self._position = os.open(
@@ -90,25 +97,25 @@ class ContainerLog:
         self.streams: list[Stream] = []
         self._complained_at_s = -_COMPLAINT_PERIOD_S
 
-    def _sequences(self) -> list[int]:
-        names = os.listdir(f"{self.directory}/logs")
-        return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
-
-    def _path(self, sequence: int) -> str:
-        return f"{self.directory}/logs/{sequence:06d}.json"
-
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self._path(self.sequence), flags, 0o640)
+        return os.open(files.path_of(self.directory, self.sequence), flags, 0o640)
 
     def close(self) -> None:
         """Let go of every descriptor."""
         for fd in (self._file, self._position, *(s.fd for s in self.streams if s.fd >= 0)):
             os.close(fd)
         self.streams = []
+        if self.sink is not None:
+            self.sink.close()
 
     def append(self, stream: Stream, data: bytes) -> None:
         """Write lines as far as the file has room, then take just these from the pipe."""
+        if not self.keeps_files:
+            self._send(stream, data)
+            _take(stream.fd, len(data))
+            stream.taken += len(data)
+            return
         entries, taken = self._entries(stream, data, self.bytes_max - self._size)
         if not taken:
             self._rotate()
@@ -122,9 +129,14 @@ class ContainerLog:
             self._complain(error)
         else:
             self._size += len(entries)
+        self._send(stream, data[:taken])
         _take(stream.fd, taken)
         self._note(stream, 0, checksum, len(entries), taken)
         stream.taken += taken
+
+    def _send(self, stream: Stream, data: bytes) -> None:
+        if self.sink is not None:
+            self.sink.put(stream.number, _pieces(data))
 
     def _entries(self, stream: Stream, data: bytes, room: int) -> tuple[bytes, int]:
         """Entries of at most `room` bytes, or one where a whole file is too small for it."""
@@ -158,9 +170,11 @@ class ContainerLog:
         self.sequence += 1
         self._file = self._open()
         self._size = 0
-        for sequence in self._sequences():
+        for sequence in files.sequences(self.directory):
             if sequence <= self.sequence - self.files_max:
-                os.unlink(self._path(sequence))
+                files.discard(self.directory, sequence)
+        if self.compresses:
+            files.compress_apart(self.directory, _LINK_FD)
 
     def _note(self, stream: Stream, pending: int, checksum: int, length: int, taken: int) -> None:
         record = _POSITION.pack(
@@ -251,7 +265,7 @@ class Logger:
             self._ready[stream.fd] = stream
 
     def _add(self, name: str, directory: str, run_ns: int) -> None:
-        log = self._logs[name] = ContainerLog(directory, run_ns)
+        log = self._logs[name] = ContainerLog(directory, run_ns, self._epoll)
         for stream_name in STREAMS:
             path = f"{directory}/{stream_name}"
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -280,16 +294,30 @@ class Logger:
         """Serve until the keeper is gone."""
         self._epoll.register(_LINK_FD, select.EPOLLIN)
         while True:
-            timeout_s = 0 if self._ready else self._copies.timeout_s()
-            for fd, events in self._epoll.poll(timeout_s):
+            for fd, events in self._epoll.poll(self._timeout_s()):
                 if fd == _LINK_FD:
                     return
                 self._on_event(fd, events)
             for name in self._copies.cut_slow():
                 self._resume(name)
+            self._cut_sinks()
             for fd, stream in list(self._ready.items()):
                 if not self._guarded_turn(stream):
                     self._ready.pop(fd, None)
+
+    def _timeout_s(self) -> float:
+        if self._ready:
+            return 0
+        waits = [self._copies.timeout_s(), *(sink.timeout_s() for sink in self._sinks())]
+        return min((wait for wait in waits if wait >= 0), default=-1)
+
+    def _sinks(self) -> list[Sink]:
+        return [log.sink for log in self._logs.values() if log.sink is not None]
+
+    def _cut_sinks(self) -> None:
+        for sink in self._sinks():
+            if sink.cut():
+                self._resume(sink.container)
 
     def _on_event(self, fd: int, events: int) -> None:
         stream = self._by_fd.get(fd)
@@ -300,6 +328,11 @@ class Logger:
             self._ready[fd] = stream
         elif name := self._copies.on_event(fd, events):
             self._resume(name)
+        else:
+            for sink in self._sinks():
+                if sink.fd == fd:
+                    sink.flush()
+                    self._resume(sink.container)
 
     def _resume(self, name: str) -> None:
         """Nobody needs to be waited for any more."""
@@ -358,7 +391,10 @@ class Logger:
     def _turn(self, stream: Stream) -> bool:
         """Copy one chunk; True when there may be more to do now."""
         name = stream.log.name
+        sink = stream.log.sink
         if stream.fd not in self._by_fd or self._copies.holds(name):
+            return False
+        if sink is not None and sink.holds():
             return False
         data = peek(stream.fd)
         if data is None:
@@ -424,6 +460,15 @@ def _lines(data: bytes) -> list[bytes]:
     return [*lines, parts[-1]] if parts[-1] else lines
 
 
+def _attributes(attributes: dict[str, str]) -> str:
+    """What every entry of a log says besides its line; nothing, mostly."""
+    if not attributes:
+        return ""
+    quote = _json.encode_basestring
+    pairs = [f"{quote(key)}:{quote(text)}" for key, text in attributes.items()]
+    return f'"attrs":{{{",".join(pairs)}}},'
+
+
 def _read_json(path: str) -> Any:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -465,6 +510,7 @@ def main(run_dir: str, state_dir: str) -> None:
     os.set_inheritable(_LINK_FD, False)
     logger = Logger(run_dir, state_dir)
     logger.scan()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # nobody waits for those that compress
     gc.collect()
     gc.freeze()
     logger.run()

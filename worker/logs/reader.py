@@ -9,12 +9,16 @@ oldest file left.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
+import time
 from collections.abc import AsyncIterator, Collection
+from typing import NamedTuple
 
 import msgspec
 
 from shoal.errors import NotFound
+from worker.logs import files
 from worker.logs.model import LogLine, parse_entry
 
 STREAMS_ALL = frozenset(("stdout", "stderr"))
@@ -29,22 +33,33 @@ class _Record(msgspec.Struct):
 
 
 class _Place:
-    """Where a reader stands: file number, offset, and the entry it has read half of."""
+    """Where a reader stands: file number, offset, and the entry it has read half of.
+
+    An old file may become compressed under us; offsets are those of its content.
+    """
 
     def __init__(self, container_dir: str) -> None:
         self.container_dir = container_dir
         self.sequence = 0
         self.offset = 0
+        self._packed: gzip.GzipFile | None = None  # of `sequence`: it cannot be sought cheaply
 
     def sequences(self) -> list[int]:
         try:
-            names = os.listdir(f"{self.container_dir}/logs")
+            return files.sequences(self.container_dir)
         except FileNotFoundError:
             return []
-        return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
-    def path(self, sequence: int) -> str:
-        return f"{self.container_dir}/logs/{sequence:06d}.json"
+    def move(self, sequence: int) -> None:
+        """Go to the beginning of a file."""
+        self.close()
+        self.sequence, self.offset = sequence, 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._packed is not None:
+            self._packed.close()
+            self._packed = None
 
     def ended(self) -> bool:
         """True when the logger has written all there will ever be."""
@@ -55,23 +70,38 @@ class _Place:
     def next_entries(self) -> list[LogLine]:
         """The next complete entries, moving on to the next file at the end of one."""
         while True:
-            files = self.sequences()
-            later = [s for s in files if s > self.sequence]
-            entries = self._read()
+            later = [s for s in self.sequences() if s > self.sequence]
+            entries = self.read()
             if entries or not later:
                 return entries
-            self.sequence, self.offset = later[0], 0
+            self.move(later[0])
 
-    def _read(self) -> list[LogLine]:
-        try:
-            with open(self.path(self.sequence), "rb") as file:
-                file.seek(self.offset)
-                data = file.read(_CHUNK_BYTES)
-        except FileNotFoundError:
-            return []
+    def read(self) -> list[LogLine]:
+        """The next complete entries of this file."""
+        data = self._read_plain()
+        if data is None:
+            data = self._read_packed()
         end = data.rfind(b"\n") + 1
         self.offset += end
         return [entry for line in data[:end].splitlines() if (entry := parse_entry(line))]
+
+    def _read_plain(self) -> bytes | None:
+        try:
+            with open(files.path_of(self.container_dir, self.sequence), "rb") as file:
+                file.seek(self.offset)
+                return file.read(_CHUNK_BYTES)
+        except FileNotFoundError:
+            return None
+
+    def _read_packed(self) -> bytes:
+        path = files.path_of(self.container_dir, self.sequence, files.COMPRESSED)
+        try:
+            if self._packed is None:
+                self._packed = gzip.open(path)  # noqa: SIM115 - closed by `close`
+            self._packed.seek(self.offset)
+            return self._packed.read(_CHUNK_BYTES)
+        except FileNotFoundError:
+            return b""
 
 
 async def read(
@@ -80,32 +110,55 @@ async def read(
     follow: bool = False,
     tail: int | None = None,
     since_ns: int = 0,
+    until_ns: int = 0,
     streams: Collection[str] = STREAMS_ALL,
 ) -> AsyncIterator[LogLine]:
     """Lines of a container, oldest first.
 
     tail: only the last so many (after the other filters); None is all. since_ns: only lines after
-    this time, exclusive, so the time of the last line read is a cursor. follow: go on until the
-    container has ended and everything it wrote was given. Raises: NotFound.
+    this time, exclusive, so the time of the last line read is a cursor. until_ns: none later, and
+    nobody follows longer. follow: go on until the container has ended and everything it wrote was
+    given. Raises: NotFound.
     """
     if not await asyncio.to_thread(os.path.isdir, container_dir):
         raise NotFound(f"logs: no container directory {os.path.basename(container_dir)}")
     place = _Place(container_dir)
+    wished = _Wished(since_ns, until_ns, frozenset(streams))
     await _wait_until_drained(place)
-    if tail is not None:
-        for line in await asyncio.to_thread(_last, place, tail, since_ns, frozenset(streams)):
-            yield line
-    while True:
-        complete = place.ended()
-        entries = await asyncio.to_thread(place.next_entries)
-        for line in entries:
-            if line.time_ns > since_ns and line.stream in streams:
+    try:
+        if tail is not None:
+            for line in await asyncio.to_thread(_last, place, tail, wished):
                 yield line
-        if entries:
-            continue
-        if complete or not follow:
-            return
-        await asyncio.sleep(_POLL_S)
+        while True:
+            complete = place.ended() or wished.is_over(time.time_ns())
+            entries = await asyncio.to_thread(place.next_entries)
+            for line in entries:
+                if wished(line):
+                    yield line
+            if entries and not wished.is_over(entries[-1].time_ns):
+                continue
+            if complete or not follow or entries:
+                return
+            await asyncio.sleep(_POLL_S)
+    finally:
+        place.close()
+
+
+class _Wished(NamedTuple):
+    since_ns: int
+    until_ns: int
+    streams: frozenset[str]
+
+    def __call__(self, line: LogLine) -> bool:
+        return (
+            line.time_ns > self.since_ns
+            and not self.is_over(line.time_ns)
+            and line.stream in self.streams
+        )
+
+    def is_over(self, time_ns: int) -> bool:
+        """Whether nothing of this time or later is wished."""
+        return 0 < self.until_ns < time_ns
 
 
 async def _wait_until_drained(place: _Place) -> None:
@@ -126,19 +179,20 @@ def _state(container_dir: str) -> str:
         return ""
 
 
-def _last(place: _Place, count: int, since_ns: int, streams: frozenset[str]) -> list[LogLine]:
+def _last(place: _Place, count: int, wished: _Wished) -> list[LogLine]:
     """The last `count` lines, read from the newest file backwards; leaves `place` after them."""
     found: list[LogLine] = []
-    files = place.sequences()
-    for sequence in reversed(files):
+    numbers = place.sequences()
+    for sequence in reversed(numbers):
         part = _Place(place.container_dir)
-        part.sequence = sequence
+        part.move(sequence)
         lines: list[LogLine] = []
-        while entries := part._read():
-            lines += [e for e in entries if e.time_ns > since_ns and e.stream in streams]
+        while entries := part.read():
+            lines += [entry for entry in entries if wished(entry)]
             if len(lines) > 2 * count + _ENTRIES_PER_BATCH:
                 lines = lines[len(lines) - count :] if count else []
-        if sequence == files[-1]:
+        part.close()
+        if sequence == numbers[-1]:
             place.sequence, place.offset = part.sequence, part.offset
         found = lines + found
         if len(found) >= count:

@@ -62,12 +62,15 @@ async def test_copy_of_a_running_container_begins_now_or_after_its_log(site: Sit
 
     await until(logged, DEADLINE_S)
     async with AsyncExitStack() as stack:
-        now = await stack.enter_async_context(follow(run_dir, container))
         after = await stack.enter_async_context(follow(run_dir, container, after_log=True))
+        assert after.log_time_ns > 0
+        async with asyncio.timeout(DEADLINE_S):
+            assert await anext(after.chunks()) == (1, b"half")
+        now = await stack.enter_async_context(follow(run_dir, container))
+        again = await stack.enter_async_context(follow(run_dir, container, after_log=True))
         await site.runtime.stop(container, 0)
         assert (await _all(now))[1] == b""
-        assert (await _all(after))[1] == b"half"
-        assert after.log_time_ns > 0
+        assert (await _all(again))[1] == b"half"
 
 
 async def test_slow_client_holds_the_container_and_nobody_else(site: Site):
