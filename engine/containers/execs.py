@@ -3,7 +3,7 @@
 An instance is made, started at most once, and known until EXECS_MAX newer ones have ended or its
 container is gone. Instances are memory only: with the worker process they are forgotten, as with
 dockerd; what they run goes on. Why a program could not be run is no error of the call but is
-written to the client, and the exit code is 126 or 127.
+written to the client, and the exit code is 127 when it is not there, else 126.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ class Execs:
         one.exit_code = 255 if status.exit_code is None else status.exit_code
         if not one.started.is_set() and one.exit_code in COULD_NOT_RUN:
             one.error = status.error
+            one.exit_code = failure_code(status.error, one.request)
         one.started.set()
         one.ended.set()
         container = one.container
@@ -220,6 +221,13 @@ def _config(one: Exec, size: TerminalSize | None, *, attached: bool) -> ExecConf
         privileged=request.privileged,
         size=size or terminal_size(request.console_size),
     )
+
+
+def failure_code(error: str, request: ExecRequest) -> int:
+    """127 when it is the program that is not there, else 126. Source: moby daemon/errors.go."""
+    text, program = error.lower(), (request.cmd or [""])[0].lower()
+    missing = "executable file not found" in text or "no such file or directory" in text
+    return 127 if missing and program in text else 126
 
 
 def terminal_size(given: list[int] | None) -> TerminalSize | None:

@@ -12,7 +12,7 @@ import pytest
 from engine.containers import execs as execs_module
 from engine.containers import logs, stats, top
 from engine.containers.container import Container
-from engine.containers.execs import ExecRequest, Execs, terminal_size, worded
+from engine.containers.execs import ExecRequest, Execs, failure_code, terminal_size, worded
 from engine.containers.logs import ContainerLogs, LogWish, parse_tail
 from engine.http.errors import Refused
 from engine.resources.archive import encode_stat, go_mode
@@ -166,6 +166,20 @@ async def test_instances_of_exec_are_bounded_and_started_once(monkeypatch: pytes
             assert words["ProcessConfig"]["arguments"] == ["x"]
     finally:
         world.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ('exec: "true": executable file not found in $PATH', 127),
+        ('exec: "true": stat true: no such file or directory', 127),
+        ('exec: "true": permission denied', 126),
+        ('chdir to cwd ("/nodir") set in config.json failed: no such file or directory', 126),
+        ("", 126),
+    ],
+)
+def test_exit_code_of_a_program_that_cannot_run(error: str, code: int):
+    assert failure_code(error, ExecRequest(cmd=["true"])) == code
 
 
 def test_console_sizes():
