@@ -47,6 +47,7 @@ from engine.resources import (
     streams,
     swarm,
     system,
+    usage,
     volumes,
 )
 from shoal.clock import NS_PER_S, SystemClock
@@ -146,6 +147,7 @@ class Engine:
         yield from archive.routes(ContainerFiles(self.containers, self._files), self.commits)
         yield from images.routes(self.images)
         yield from distribution.routes(self.images, self._parts.images.registry)
+        yield from usage.routes(self.containers, self.images, self._volumes)
         yield from build.routes(self.builder, self._parts.images.registry)
         yield from volumes.routes(self._volumes, self.containers.directory, self._events)
         yield from networks.routes(self.containers, self.networks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -132,6 +133,31 @@ def test_save_and_load(node: EngineNode) -> None:
         1, "Error processing tar file(exit status 1): unexpected EOF",
     )  # fmt: skip
     ok(node, "rmi", "saved/x:1", "saved/x:2")
+
+
+def test_what_is_used_of_the_disk(node: EngineNode) -> None:
+    ok(node, "create", "--network", "none", "--name", "df", "-v", "dfvol:/v", "busybox")
+    ok(node, "tag", "busybox", "busybox:df")
+    try:
+        status, words = ask(node, "GET", "/system/df")
+        assert status == 200
+        assert words["LayersSize"] >= inspected(node, "busybox")["Size"]
+        (image,) = (one for one in words["Images"] if "busybox:df" in one["RepoTags"])
+        assert (image["Containers"], image["SharedSize"]) == (1, 0)
+        (container,) = words["Containers"]
+        assert (container["Names"], container["SizeRootFs"] > 0) == (["/df"], True)
+        (volume,) = words["Volumes"]
+        assert (volume["Name"], volume["UsageData"]["RefCount"]) == ("dfvol", 1)
+        assert words["BuildCache"] == []
+        shown = ok(node, "system", "df")
+        assert re.search(r"Images +\d+ +1 ", shown), shown
+        assert "dfvol" in ok(node, "system", "df", "-v")
+        assert ask(node, "GET", "/system/df?type=volume")[1]["Images"] is None
+        assert ask(node, "GET", "/system/df?type=x")[0] == 400
+    finally:
+        ok(node, "rm", "-fv", "df")
+        ok(node, "volume", "rm", "dfvol")
+        ok(node, "rmi", "busybox:df")
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
