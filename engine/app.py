@@ -54,6 +54,7 @@ from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
 from worker.network.local.service import Networks as LocalNetworks
+from worker.runtime import hosting
 from worker.volumes.local import DRIVER
 
 VERSION = version_of("shoal")
@@ -96,7 +97,7 @@ class Engine:
         self._volumes = ToldVolumes(parts.volumes, self._events)
         self.networks: AnnouncedNetworks
         self._offer = words.Offer(
-            runtimes={"native": ""},
+            runtimes={"native": "", **hosting.runtimes()},
             volume_drivers=(DRIVER,),
             network_drivers=("bridge", "host", "null"),
             registries=parts.settings.registries,

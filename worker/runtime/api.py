@@ -66,6 +66,8 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[str, ...] = ()
     hostname: str = ""
     domainname: str = ""
+    runtime: str = "native"
+    """"native", or an installed one, "crun" or "runc", over the same bundle."""
     annotations: dict[str, str] = {}
     """Kept in the bundle for who reads it; they change nothing."""
     network: Literal["path", "none", "host"] = "path"

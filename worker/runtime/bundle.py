@@ -80,6 +80,10 @@ class Surroundings(msgspec.Struct, frozen=True):
     """Those a process of this node can have."""
     init_path: str = ""
     """The init of the node, if the configuration wants one."""
+    runtime_path: str = ""
+    """The program of the runtime, if it is not the native one."""
+    seccomp: dict[str, Any] = {}
+    """The profile in OCI's words, for such a runtime."""
 
 
 def capabilities_of(config: ContainerConfig, possible: int = EVERY_CAPABILITY) -> tuple[str, ...]:
@@ -126,6 +130,9 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
         annotations["dev.shoal.ipc"] = "shareable"
     if config.cgroup_parent:
         annotations["dev.shoal.cgroup-parent"] = "/" + config.cgroup_parent.strip("/")
+    if around.runtime_path:
+        annotations["dev.shoal.runtime"] = config.runtime
+        annotations["dev.shoal.runtime-path"] = around.runtime_path
     if not unconfined(config):
         annotations["dev.shoal.seccomp"] = around.seccomp_program
     return {
@@ -180,6 +187,7 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
         "resources": resources_of(config, around.devices, around.throttled),
         "sysctl": sysctls | dict(config.sysctls),
         "devices": _devices(around.devices),
+        **({"seccomp": around.seccomp} if around.seccomp else {}),
         "maskedPaths": masked if config.masked_paths is None else list(config.masked_paths),
         "readonlyPaths": (
             read_only if config.read_only_paths is None else list(config.read_only_paths)

@@ -50,6 +50,8 @@ def check(config: ContainerConfig) -> None:
         raise InvalidArgument(f"cwd {config.cwd!r} must be an absolute path")
     if any("\0" in text for text in (*config.args, *config.env)):
         raise InvalidArgument("args and env must not contain a zero byte")
+    if config.runtime != "native":
+        _check_foreign(config)
     _check_limits(config)
     _check_modes(config)
     _check_sysctls(config)
@@ -58,6 +60,15 @@ def check(config: ContainerConfig) -> None:
     for rule in config.device_rules:
         device_rule_of(rule)
     capabilities_of(config)
+
+
+def _check_foreign(config: ContainerConfig) -> None:
+    """What installed runtimes of an age worth supporting do not all know."""
+    if config.domainname:
+        raise Unimplemented(f"domainname: not possible with the runtime {config.runtime}")
+    if config.ipc_mode.startswith("container:"):
+        raise Unimplemented(f"ipc_mode: {config.ipc_mode}: not possible with the runtime "
+                            f"{config.runtime}")  # fmt: skip
 
 
 def _check_limits(config: ContainerConfig) -> None:

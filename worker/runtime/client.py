@@ -95,6 +95,7 @@ class NativeRuntime(Talking, Runtime):
         signal_number(config.stop_signal)
         _warn_clamped(config)
         possible = await asyncio.to_thread(own_capabilities)
+        runtime_path = await asyncio.to_thread(hosting.find_runtime, config.runtime)
         around = bundle.Surroundings(
             container_dir=self.container_dir(config.id),
             cgroup_path=f"{self.cgroup_parent}/{config.id}",
@@ -103,6 +104,12 @@ class NativeRuntime(Talking, Runtime):
             devices=await asyncio.to_thread(hosting.find_devices, config),
             throttled=await asyncio.to_thread(hosting.block_numbers, config.throttled_devices),
             capabilities=possible,
+            runtime_path=runtime_path,
+            seccomp=await launch.oci_profile(
+                bundle.capabilities_of(config, possible), config.seccomp_profile
+            )
+            if runtime_path and not bundle.unconfined(config)
+            else {},
             init_path=await asyncio.to_thread(hosting.find_init, config) if config.init else "",
         )
         await asyncio.to_thread(hosting.check, config)

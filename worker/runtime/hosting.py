@@ -17,7 +17,26 @@ _NOT_SHOWN = frozenset(("pts", "ptmx", "shm", "fd", "mqueue", "console", ".lxc",
 _DEVICES_MAX = 4096
 _INITS = ("docker-init", "tini-static", "catatonit")
 _PT_INTERP = 3
+_PROGRAMS = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/usr/libexec/docker"
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"
+
+
+def runtimes() -> dict[str, str]:
+    """Programs of the OCI runtimes that are installed, by name."""
+    found = {name: shutil.which(name, path=_PROGRAMS) for name in ("crun", "runc")}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def find_runtime(name: str) -> str:
+    """The program of a runtime; "" for the native one. Raises: InvalidArgument, Unimplemented."""
+    if name == "native":
+        return ""
+    if name not in ("crun", "runc"):
+        raise InvalidArgument(f"runtime: unknown or invalid runtime name: {name}")
+    path = runtimes().get(name)
+    if path is None:
+        raise Unimplemented(f"runtime: {name} is not installed on this node")
+    return path
 
 
 def find_init(config: ContainerConfig) -> str:
@@ -27,7 +46,7 @@ def find_init(config: ContainerConfig) -> str:
             raise InvalidArgument(f"init_path: {config.init_path} is not a static program")
         return config.init_path
     for name in _INITS:
-        path = shutil.which(name, path="/usr/local/bin:/usr/bin:/usr/sbin:/usr/libexec/docker")
+        path = shutil.which(name, path=_PROGRAMS)
         if path is not None and _is_static(path):
             return os.path.realpath(path)
     raise Unimplemented(

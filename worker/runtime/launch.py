@@ -10,13 +10,16 @@ import asyncio
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import py_compile
 import sys
 from pathlib import Path
+from typing import Any
 
 import worker
 from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
+from worker.runtime import profiles
 from worker.runtime.lean import files, seccomp_build
 
 BOOT = "import sys;sys.path.insert(0,sys.argv[1]);from worker.runtime.lean.{} import main;main()"
@@ -131,3 +134,17 @@ async def seccomp_program(
         words = complaint.decode(errors="replace").strip()
         raise (InvalidArgument if profile else FailedPrecondition)(f"seccomp_profile: {words}")
     return path
+
+
+async def oci_profile(capabilities: tuple[str, ...], profile: str = "") -> dict[str, Any]:
+    """The profile for a runtime that compiles its own. Raises: InvalidArgument."""
+    text = profile.encode() or await asyncio.to_thread(_PROFILE.read_bytes)
+    major, minor = os.uname().release.split(".")[:2]
+    try:
+        return profiles.resolved(
+            json.loads(text), capabilities, os.uname().machine, (int(major), int(minor))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgument(
+            f"seccomp_profile: Decoding seccomp profile failed: {error}"
+        ) from None

@@ -326,9 +326,13 @@ def _account(annotations: dict[str, str]) -> accounts.Account:
 
 def _text(path: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return read_some(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError:
         return ""
+
+
+def read_some(fd: int) -> str:
+    """The text behind a descriptor, as far as it is of a sensible size; closes it."""
     pieces: list[bytes] = []
     while len(pieces) < 64 and (piece := os.read(fd, 65536)):
         pieces.append(piece)

@@ -49,6 +49,7 @@ class Container:
         self.pidfd = -1
         self.status_fd = -1
         self.is_child = False
+        self.is_made = False  # by a runtime of others: there, and not yet started or more
         self.failure: dict[str, Any] | None = None
         self.starting: Callable[[str], None] | None = None
         self.waiters: list[tuple[Client, dict[str, Any]]] = []

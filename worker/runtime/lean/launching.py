@@ -91,6 +91,10 @@ class Launch:
         finally:
             self._close_go()
 
+    def give_up(self) -> None:
+        """Nobody waits for `go` any more."""
+        self._close_go()
+
     def _close_go(self) -> None:
         if self._go_fd >= 0:
             os.close(self._go_fd)

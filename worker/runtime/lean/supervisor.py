@@ -22,10 +22,12 @@ import time
 from worker.runtime.lean import cgroups, child, consoles, files, linux, loop, terminals, tinyjson
 from worker.runtime.lean.container import EXIT_LOST, EXITED, RUNNING, Container
 from worker.runtime.lean.execs import Execs
+from worker.runtime.lean.foreign import Foreign
 from worker.runtime.lean.holds import Holds
 from worker.runtime.lean.interaction import Interaction
 from worker.runtime.lean.launching import Launch
 from worker.runtime.lean.neighbours import Neighbours
+from worker.runtime.lean.remains import Remains
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Supervisor:
         self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.execs = Execs(self)
         self.interaction = Interaction(self)
+        self.foreign = Foreign(self)
+        self.remains = Remains(self)
         self._subscribers: list[loop.Client] = []
         self._seccomp: dict[str, bytes] = {}
 
@@ -98,40 +102,24 @@ class Supervisor:
             elif container.state == EXITED:
                 self._let_go(name)
             if container.state != RUNNING:
-                self._drop_cgroup(name)
+                self.foreign.clean_up(name)
+                self.remains.drop_group(name)
         for name, ends in inherited.items():  # of containers that are not there any more
             for fd in ends:
                 os.close(fd)
             self._drop_terminal(name)
-        self._drop_stale()
+        self.remains.drop_stale()
         self._sweep_holds()
 
     def _adopt_running(self, container: Container) -> None:
         if container.boot_id != self.boot_id:
             container.error = REBOOT_ERROR
-            self._finish(container, EXIT_LOST)
+            self.finish(container, EXIT_LOST)
         elif container.alive():
-            self._watch_exit(container)
-            self._announce(container.id)
+            self.watch_exit(container)
+            self.announce(container.id)
         else:
             self._finish_inherited(container)
-
-    def _drop_stale(self) -> None:
-        found: set[str] = set()
-        for path in self.driver.paths(""):
-            # Who still has processes is not a container's remains, or will be tried when it ends.
-            found |= {n for n in os.listdir(path) if cgroups.is_empty(path + n)}
-        for name in found:
-            self._drop_cgroup(name)  # does nothing for a container that runs
-        self._drop_exits()
-
-    def _drop_exits(self) -> None:
-        """Remove exit records nobody will ask for."""
-        expected = {f"{c.pid}.{c.start_ticks}" for c in self.containers.values() if c.pidfd >= 0}
-        expected |= self.execs.expected_exits()
-        for name in os.listdir(f"{self.state_dir}/exits"):
-            if name not in expected and not name.endswith(".new"):
-                os.unlink(f"{self.state_dir}/exits/{name}")
 
     # Create, start ----------------------------------------------------------------------------
 
@@ -174,13 +162,16 @@ class Supervisor:
     def start(self, client: loop.Client, request: Request) -> None:
         """Clone the child; the reply is sent when its program runs or has failed to."""
         container = self.find(request)
-        if container.state == RUNNING:
+        if container.state == RUNNING or container.starting is not None:
             raise Refused("failed_precondition", f"container {container.id} is already running")
         bundle = tinyjson.loads(files.read_text(f"{container.directory}/{files.BUNDLE_FILE}"))
         container.cgroup_parent = bundle["annotations"].get("dev.shoal.cgroup-parent", "")
         launch = Launch(container, bundle, self.driver, self.own_pids, self.containers)
         try:
-            self._launch(container, launch, bundle["annotations"].get("dev.shoal.seccomp", ""))
+            if "dev.shoal.runtime" in bundle["annotations"]:
+                self.foreign.start(container, bundle)
+            else:
+                self._launch(container, launch, bundle["annotations"].get("dev.shoal.seccomp", ""))
         except (OSError, KeyError, ValueError) as error:
             raise self._failed_launch(container, launch, error) from None
         finally:
@@ -195,16 +186,16 @@ class Supervisor:
         container.starting = answer
 
     def _launch(self, container: Container, launch: Launch, seccomp: str) -> None:
-        self._reset_stdio(container.id)
+        self.reset_stdio(container.id)
         self.driver.place(container.id, container.cgroup_parent)
         pid = launch.clone(self.seccomp_program(seccomp))
-        self._record_start(container, pid)
+        self.record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
-        self._watch_exit(container)
+        self.watch_exit(container)
         if launch.console is not None:
             self.loop.watch(launch.console.fileno(), lambda _: self._on_console(container, launch))
             return
-        self._announce(container.id)  # first: from `go` on there may be output to keep
+        self.announce(container.id)  # first: from `go` on there may be output to keep
         launch.go()
 
     def _on_console(self, container: Container, launch: Launch) -> None:
@@ -215,7 +206,7 @@ class Supervisor:
         launch.console.close()
         if master >= 0 and container.state == RUNNING:
             self.terminals.add(container.id, terminals.open_ends(master, container.directory))
-            self._announce(container.id)
+            self.announce(container.id)
         elif master >= 0:
             os.close(master)
         launch.go()
@@ -228,24 +219,26 @@ class Supervisor:
         if launch.cloned:
             self.loop.forget(container.pidfd)
             container.close()
-            self._close_status(container)
+            self.close_status(container)
         container.started_at_ns = container.finished_at_ns = time.time_ns()
         container.state, container.exit_code = EXITED, child.SETUP_FAILED
         container.error = message
         container.save()
-        self._drop_cgroup(container.id)
+        self.remains.drop_group(container.id)
         self._let_go(container.id)
         self.neighbours.tell_logger(container.id)
         self._publish(container)
         return Refused("failed_precondition", message)
 
-    def _reset_stdio(self, name: str) -> None:
+    def reset_stdio(self, name: str) -> None:
+        """Fresh pipes for another run."""
         self.holds.release(name)
         for mark in (files.LOG_END_FILE, files.INPUT_END_FILE):
             files.discard(f"{self.containers_dir}/{name}/{mark}")
         self.holds.take(name)
 
-    def _record_start(self, container: Container, pid: int) -> None:
+    def record_start(self, container: Container, pid: int, *, is_child: bool = True) -> None:
+        """Its first process is there: from now on it counts as running."""
         container.pid = pid
         container.start_ticks = files.start_ticks(pid)
         container.boot_id = self.boot_id
@@ -253,7 +246,7 @@ class Supervisor:
         container.finished_at_ns = container.exit_code = 0
         container.error, container.failure = "", None
         container.oom_killed = container.paused = False
-        container.is_child = True
+        container.is_child = is_child
         container.state = RUNNING
         container.save()
 
@@ -272,15 +265,20 @@ class Supervisor:
             text = os.read(container.status_fd, 4096)
         except BlockingIOError:
             return
-        self._close_status(container)
+        self.close_status(container)
         if text:
             container.failure = tinyjson.loads(text.decode())
             return  # answered when the child has been reaped
+        self.program_runs(container)
+
+    def program_runs(self, container: Container) -> None:
+        """Its start has succeeded."""
         self._answer_start(container, "")
         self.interaction.started(container)
         self._publish(container)
 
-    def _close_status(self, container: Container) -> None:
+    def close_status(self, container: Container) -> None:
+        """Nothing more is heard of its start."""
         self.loop.forget(container.status_fd)
         os.close(container.status_fd)
         container.status_fd = -1
@@ -292,7 +290,8 @@ class Supervisor:
 
     # The end of a container -------------------------------------------------------------------
 
-    def _watch_exit(self, container: Container) -> None:
+    def watch_exit(self, container: Container) -> None:
+        """Hear of the end of its first process."""
         self.loop.watch(container.pidfd, lambda _: self._on_exit(container))
 
     def _on_exit(self, container: Container) -> None:
@@ -301,7 +300,9 @@ class Supervisor:
             if container.status_fd >= 0:
                 self._on_status(container)  # the reason of a failed start, if it is one
             _, wait_status = os.waitpid(container.pid, os.WNOHANG)
-            self._finish(container, files.code_of(wait_status))
+            self.finish(container, files.code_of(wait_status))
+        elif container.status_fd >= 0:  # its start first, which is somebody else's to tell
+            self.loop.after(_RETRY_S / 4, lambda: self._on_exit(container))
         else:
             self.await_exit(container, lambda: self._finish_inherited(container))
 
@@ -333,13 +334,14 @@ class Supervisor:
         if wait_status is None:
             container.error = ORPHAN_ERROR
         code = EXIT_LOST if wait_status is None else files.code_of(wait_status)
-        if code == child.SETUP_FAILED:
+        if code == child.SETUP_FAILED and not container.is_made:
             container.error = INTERRUPTED_ERROR
-        self._finish(container, code, (record or {}).get("at_ns", 0))
+        self.finish(container, code, (record or {}).get("at_ns", 0))
         files.discard(path)
         self.loop.after(_RECORD_WAIT_S, lambda: files.discard(path))  # the keeper may be slower
 
-    def _finish(self, container: Container, code: int, at_ns: int = 0) -> None:
+    def finish(self, container: Container, code: int, at_ns: int = 0) -> None:
+        """It has ended, or has failed to start: on disk first, then to everybody."""
         failure = container.failure
         container.close()
         container.exit_code = code
@@ -349,8 +351,9 @@ class Supervisor:
         container.finished_at_ns = at_ns or time.time_ns()
         container.state, container.paused, container.is_child = EXITED, False, False
         self._save_end(container)
-        self._end_leftovers(container.id)
-        self._drop_cgroup(container.id)
+        self.remains.end_processes(container.id)
+        self.foreign.clean_up(container.id)
+        self.remains.drop_group(container.id)
         self._let_go(container.id)
         self.neighbours.tell_logger(container.id)
         self._answer_start(container, container.error or f"exited at once with code {code}")
@@ -358,17 +361,6 @@ class Supervisor:
         for client, request in waiters:
             self.reply(client, request, container)
         self._publish(container)
-
-    def _end_leftovers(self, name: str) -> None:
-        """Processes that did not end with the first one, as it was not alone in its namespace."""
-        try:
-            left = self.driver.processes(name)
-            for pid in left:
-                os.kill(pid, _signal.SIGKILL)
-            if left:
-                self.loop.after(_RECORD_WAIT_S, self._drop_exits)  # those the keeper has reaped
-        except OSError:
-            return  # no group, or a process that has just ended
 
     def _save_end(self, container: Container) -> None:
         if container.state != EXITED or self.containers.get(container.id) is not container:
@@ -379,19 +371,6 @@ class Supervisor:
             files.complain(f"{container.id}: cannot record the exit: {error}")
             self.loop.after(1.0, lambda: self._save_end(container))
 
-    def _drop_cgroup(self, name: str, attempts: int = 250) -> None:
-        owner = self.containers.get(name)
-        if owner is not None and owner.state == RUNNING:
-            return
-        if self.driver.remove(name):
-            if owner is None:
-                self.driver.forget(name)
-            return
-        if attempts:
-            self.loop.after(_RETRY_S, lambda: self._drop_cgroup(name, attempts - 1))
-        else:
-            files.complain(f"cgroup of {name} stays busy")
-
     def _sweep_holds(self) -> None:
         self.holds.sweep()
         self.neighbours.tell_logger_again()
@@ -400,7 +379,7 @@ class Supervisor:
 
     # Neighbours -------------------------------------------------------------------------------
 
-    def _announce(self, name: str) -> None:
+    def announce(self, name: str) -> None:
         """Tell keeper and logger that the container has live stdio."""
         self.neighbours.tell_logger(name)
         # With the descriptors themselves: in flight they keep the pipes alive even if we die now.
@@ -532,13 +511,14 @@ class Supervisor:
         container = self.find(request)
         if container.state == RUNNING:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
+        self.foreign.clean_up(container.id)
         trash = self._discard(container.id)
         self.holds.release(container.id)
         self.terminals.release(container.id)
         self.execs.forget(container.id)
         self.neighbours.tell_logger(container.id)
         del self.containers[container.id]
-        self._drop_cgroup(container.id)
+        self.remains.drop_group(container.id)
         client.send({"seq": request["seq"], "result": {"trash": trash}})
         for subscriber in list(self._subscribers):
             subscriber.send({"removed": container.id})
