@@ -1,9 +1,11 @@
 """One Ready at a time: what `manager.raft.ready.Ready` asks for, in the order it asks for it.
 
-The batch is written by the log's thread while what was committed earlier is applied here. Most
-rounds wait for nothing else, so they are no task: the answer of the disk goes on with what is
-left. A full disk holds the round until there is space again; nothing was acknowledged, and nothing
-is lost. After `stop` nothing is said any more.
+A leader applies what was committed earlier while the log's thread writes the batch: proposers wait
+for it. Anybody else first passes the disk's answer on: the leader waits for that, and applying
+meanwhile would keep the log's thread from the interpreter. Most rounds wait for nothing else, so
+they are no task: the answer of the disk goes on with what is left. A full disk holds the round
+until there is space again; nothing was acknowledged, and nothing is lost. After `stop` nothing is
+said any more.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import structlog
 from manager.consensus.replica import Replica
 from manager.consensus.snapshots import Snapshots, hard_to_disk, to_disk
 from manager.consensus.waiting import Reads
-from manager.raft.entries import Entry, HardState
+from manager.raft.entries import Entry, HardState, Role
 from manager.raft.messages import Message
 from manager.raft.node import Raft
 from manager.raft.ready import Ready
@@ -63,6 +65,7 @@ class Rounds:
         self._fail = fail
         self._ready: Ready | None = None
         self._parts = 0
+        self._deferred: tuple[Entry, ...] | None = None
         self._hard_state: HardState | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -99,6 +102,9 @@ class Rounds:
         if ready.must_sync:
             batch = self._wal.put(to_disk(ready), hard_to_disk(self._hard_state))
             batch.add_done_callback(self._written)
+            if self._raft.role is not Role.LEADER:
+                self._deferred = ready.committed_entries
+                return
         else:  # a commit index alone is written with what is written next
             self._kept(ready)
         self._apply(ready.committed_entries)
@@ -125,6 +131,18 @@ class Rounds:
         """What the round had to keep is durable."""
         self._send(ready.messages_after_sync)
         self._done()
+        if self._deferred is not None:
+            asyncio.get_running_loop().call_soon(self._apply_deferred)  # behind what sends
+
+    def _apply_deferred(self) -> None:
+        entries, self._deferred = self._deferred or (), None
+        if self._stopped:
+            return
+        try:
+            self._apply(entries)
+            self._turn()
+        except Exception as failure:  # noqa: BLE001 - told to the driver, which ends this member
+            self._fail(failure)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         left = self._replica.apply(entries)
