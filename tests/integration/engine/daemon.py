@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker.network import netns
 from worker.runtime.lean import cgroups
 
 DEADLINE_S = 60.0
@@ -42,12 +43,22 @@ class EngineNode:
         self._more = more
         self.prefix: tuple[str, ...] = ()
         """What the process is started through, for a node that is not in the machine's network."""
+        self._node_ns: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def socket(self) -> Path:
         """The Docker API."""
         return self.run / "docker.sock"
+
+    def isolate(self) -> Path:
+        """Give the node a network of its own, so that its bridges meet nobody else's."""
+        path = Path(tempfile.mkdtemp(prefix="shoal-net-")) / "net"
+        with netns.fresh(path):
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=DEADLINE_S)
+        self._node_ns = path
+        self.prefix = ("nsenter", f"--net={path}")
+        return path
 
     def start(self) -> None:
         """Start the process; returns once the API answers."""
@@ -83,10 +94,13 @@ class EngineNode:
         self.uninstall()
         cgroups.remove_parent(self.cgroup_parent, Path("/proc/self/mountinfo").read_text())
         shutil.rmtree(self.base)
+        if self._node_ns is not None:
+            netns.drop(self._node_ns)
+            self._node_ns.parent.rmdir()
 
     def uninstall(self) -> None:
         """Take what containers stand on off the machine."""
-        if (self.run / "local").exists():
+        if (self.run / "local" / "netns").exists():
             subprocess.run(
                 [*self.prefix, sys.executable, "-P", "-m", "worker.network.local",
                  "--state-dir", str(self.state), "--run-dir", str(self.run)],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,18 +35,16 @@ class NetworkedNode(EngineNode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._nets = Path(tempfile.mkdtemp(prefix="shoal-nets-"))
-        self.node_ns, self.client_ns = self._nets / "node", self._nets / "client"
+        self.node_ns = self.isolate()
+        self.client_ns = self.node_ns.with_name("client")
         try:
-            for path in (self.node_ns, self.client_ns):
-                with netns.fresh(path):
-                    _shell("ip link set lo up")
+            with netns.fresh(self.client_ns):
+                _shell("ip link set lo up")
             self._join()
             seed(self)
         except BaseException:
             self.close()
             raise
-        self.prefix = ("nsenter", f"--net={self.node_ns}")
 
     def _join(self) -> None:
         with netns.entered(self.node_ns):
@@ -61,12 +58,8 @@ class NetworkedNode(EngineNode):
 
     def close(self) -> None:
         """As an `EngineNode`, and the namespaces with all that is in them."""
-        try:
-            super().close()
-        finally:
-            for path in (self.node_ns, self.client_ns):
-                netns.drop(path)
-            self._nets.rmdir()
+        netns.drop(self.client_ns)
+        super().close()
 
     def leftovers(self) -> list[str]:
         """Devices and tables of ours in the node's namespace."""

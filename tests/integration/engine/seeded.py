@@ -21,10 +21,12 @@ BUSYBOX = "/bin/busybox"
 _DIRECTORIES = ("bin", "etc", "tmp", "root", "proc", "sys", "dev", "var")
 
 
-def seeded_node(*more: str) -> EngineNode:
-    """A node that has `busybox`, not started yet."""
+def seeded_node(*more: str, isolated: bool = True) -> EngineNode:
+    """A node that has `busybox`, not started yet. isolated: in a network of its own."""
     node = EngineNode(*more)
     try:
+        if isolated:
+            node.isolate()
         seed(node)
     except BaseException:
         node.close()

@@ -23,7 +23,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[EngineNode]:
-    made = seeded_node()
+    made = seeded_node(isolated=False)
     try:
         made.start()
         yield made
