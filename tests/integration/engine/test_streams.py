@@ -364,6 +364,20 @@ def test_followers_get_the_last_lines_of_what_is_removed(node: EngineNode):
         connection.close()
 
 
+def test_clients_that_leave_are_no_errors(node: EngineNode):
+    talking(node)
+    before = len(node.log.read_bytes())
+    for path in ("logs?stdout=1&follow=1", "stats", "export"):
+        connection = UnixConnection(str(node.socket))
+        connection.request("GET", f"/containers/talker/{path}")
+        assert connection.getresponse().read(10)
+        connection.close()
+    hijack(node, "/containers/talker/attach?stream=1&stdout=1").close()
+    time.sleep(0.5)  # some more is written to each
+    assert ok(node, "exec", "talker", "echo", "well") == "well"
+    assert node.log.read_bytes()[before:] == b""
+
+
 def test_logs_of_a_terminal_are_raw(node: EngineNode):
     ok(node, "run", "-t", "--name", "terminal", *NONE, "busybox", "echo", "raw")
     connection = UnixConnection(str(node.socket))
