@@ -7,7 +7,7 @@ digests of registries nor parents, is read and written anew as 2. Bounded by ima
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -131,25 +131,41 @@ class Index(msgspec.Struct, frozen=True):
     def image(self, image_id: str) -> Image:
         """The image as callers see it."""
         record = self.images[image_id]
-        names = self.names_of(image_id)
-        return Image(
-            id=record.id,
-            digest=record.digest,
-            names=names,
-            repo_tags=tuple(parse_reference(name).familiar() for name in names),
-            created=record.created,
-            size_bytes=sum(layer.unpacked_bytes for layer in record.layers),
-            architecture=record.architecture,
-            os=record.os,
-            variant=record.variant,
-            layers=record.layers,
-            config=record.config,
-            repo_digests=tuple(
-                parse_reference(one).familiar() for one in self.digests_of(record.id)
-            ),
-            parent=record.parent,
-            tagged_at_ns=record.tagged_at_ns,
-        )
+        return _seen(record, self.names_of(image_id), self.digests_of(image_id))
+
+    def all(self) -> list[Image]:
+        """Every image, in no order."""
+        names, digests = _by_image(self.names), _by_image(self.digests)
+        return [
+            _seen(record, names.get(image_id, ()), digests.get(image_id, ()))
+            for image_id, record in self.images.items()
+        ]
+
+
+def _by_image(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for name, image_id in sorted(names.items()):
+        found.setdefault(image_id, []).append(name)
+    return {image_id: tuple(those) for image_id, those in found.items()}
+
+
+def _seen(record: ImageRecord, names: tuple[str, ...], digests: tuple[str, ...]) -> Image:
+    return Image(
+        id=record.id,
+        digest=record.digest,
+        names=names,
+        repo_tags=tuple(parse_reference(name).familiar() for name in names),
+        created=record.created,
+        size_bytes=sum(layer.unpacked_bytes for layer in record.layers),
+        architecture=record.architecture,
+        os=record.os,
+        variant=record.variant,
+        layers=record.layers,
+        config=record.config,
+        repo_digests=tuple(parse_reference(one).familiar() for one in digests),
+        parent=record.parent,
+        tagged_at_ns=record.tagged_at_ns,
+    )
 
 
 def resolve(index: Index, text: str) -> tuple[str, Reference | None]:

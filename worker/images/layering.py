@@ -112,6 +112,7 @@ class Layering:
             only_verify=known is not None,
             reads=lambda count: told.reads(at, count),
         )
+        told.reads(at, unpacked.blob_bytes)
         if unpacked.diff_id != wanted.diff_id:
             raise InvalidArgument(
                 f"layer {wanted.name!r} has diffID {unpacked.diff_id}, its configuration says"

@@ -88,7 +88,7 @@ class ImageStore:
 
     def list(self) -> builtins.list[Image]:
         """Every image, newest first."""
-        images = [self._ledger.index.image(image_id) for image_id in self._ledger.index.images]
+        images = self._ledger.index.all()
         return sorted(images, key=lambda image: (image.created, image.id), reverse=True)
 
     def resolve(self, ref: str) -> Image:

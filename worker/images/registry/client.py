@@ -23,7 +23,7 @@ from worker.images.registry import challenges
 from worker.images.registry.api import Credentials, RegistrySettings
 from worker.images.registry.places import base_urls
 from worker.images.registry.refusals import ATTEMPTS_MAX, Refusal, pause_s, read_refusal
-from worker.images.registry.transport import CLIENT_NAME, open_session
+from worker.images.registry.transport import CLIENT_NAME, failure_text, open_session
 
 ERROR_BYTES_MAX = 64 << 10
 REDIRECTS_MAX = 5
@@ -293,5 +293,4 @@ async def _bounded(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
 
 def _unreachable(method: str, url: str, error: BaseException) -> Unavailable:
     what = "Get" if method == "GET" else method.capitalize()
-    reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
-    return Unavailable(f'{what} "{url}": {reason}')
+    return Unavailable(f'{what} "{url}": {failure_text(error)}')

@@ -13,7 +13,7 @@ from shoal.errors import DeadlineExceeded, SwarmError, Unauthenticated, Unavaila
 from worker.images.registry import challenges
 from worker.images.registry.api import Credentials, RegistrySettings
 from worker.images.registry.places import base_urls, registry_name
-from worker.images.registry.transport import CLIENT_NAME, open_session
+from worker.images.registry.transport import CLIENT_NAME, failure_text, open_session
 
 EXCHANGE_S = 20.0
 ANSWER_BYTES_MAX = 64 << 10
@@ -53,7 +53,7 @@ class RegistryLogin:
                     return await self._login(session, f"{url}/v2/", credentials)
                 except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError) as error:
                     if url == urls[-1]:
-                        raise Unavailable(f'Get "{url}/v2/": {error}') from error
+                        raise Unavailable(f'Get "{url}/v2/": {failure_text(error)}') from error
                 except TimeoutError:
                     raise DeadlineExceeded(
                         f'Get "{url}/v2/": no answer within {EXCHANGE_S:.0f} s'

@@ -115,8 +115,7 @@ class NodeRegistry:
         wanted = bare if all_tags else name.with_default_tag()
         tell = progress or _nobody
         tell(Step(status=f"The push refers to repository [{bare}]"))
-        images = [self._ledger.index.image(image_id) for image_id in self._ledger.index.images]
-        chosen = tags_of(images, wanted)
+        chosen = tags_of(self._ledger.index.all(), wanted)
         if not chosen:
             raise NotFound(f"An image does not exist locally with the tag: {bare.familiar()}")
         async with self._client(name, credentials) as client:

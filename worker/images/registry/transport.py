@@ -8,6 +8,7 @@ what was sent.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from pathlib import Path
 
@@ -35,6 +36,24 @@ async def open_session(
         auto_decompress=False,
         trust_env=True,
     )
+
+
+def failure_text(error: BaseException) -> str:
+    """Why there was no answer, in the words people know from Docker."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"dial tcp: lookup {error.host}: no such host"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"tls: failed to verify certificate: {error.certificate_error}"
+        case aiohttp.ClientSSLError():
+            return f"tls: {error.os_error}"
+        case aiohttp.ClientConnectorError():
+            reason = os.strerror(error.os_error.errno or 0).lower()
+            return f"dial tcp {error.host}:{error.port}: connect: {reason}"
+        case TimeoutError():
+            return "no answer in time"
+        case _:
+            return str(error) or repr(error)
 
 
 def _context(name: str, settings: RegistrySettings) -> ssl.SSLContext:
