@@ -53,6 +53,7 @@ from engine.resources import (
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
+from worker.logs.service import NodeLogs
 from worker.network.local.service import Networks as LocalNetworks
 from worker.runtime import hosting
 from worker.volumes.local import DRIVER
@@ -96,9 +97,11 @@ class Engine:
         self._events = EventBus(self._clock)
         self._volumes = ToldVolumes(parts.volumes, self._events)
         self.networks: AnnouncedNetworks
+        self._logs = NodeLogs(parts.runtime.container_dir)
         self._offer = words.Offer(
             runtimes={"native": "", **hosting.runtimes()},
             volume_drivers=(DRIVER,),
+            log_drivers=self._logs.drivers(),
             network_drivers=("bridge", "host", "null"),
             registries=parts.settings.registries,
         )
@@ -182,6 +185,7 @@ class Engine:
             hostname=node.hostname,
             clock=self._clock,
             volumes=self._volumes,
+            logs=self._logs,
             networks=self.networks,
         )
 

@@ -16,7 +16,8 @@ from engine.containers.requests import HostConfig, ThrottleDevice, UlimitRequest
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.row import Row
 from worker.agent.container import IMAGE_ID_LABEL
-from worker.logs.api import LogDriver
+from worker.logs import drivers
+from worker.logs.api import LogDriver, LogSubject
 from worker.runtime.api import ContainerConfig, Device, Mount, Ulimit
 from worker.runtime.interactive import ThrottledDevice
 
@@ -108,9 +109,28 @@ def container_config(record: Record, ground: Ground) -> ContainerConfig:
         "stop_signal": config.stop_signal or defaults.STOP_SIGNAL,
         "stop_grace_s": float(stop_timeout_s(record)),
         "oom_score_adj": host.oom_score_adj,
-        "log": LogDriver(name=host.log_config.type, options=dict(host.log_config.config or {})),
+        "log": drivers.conf(log_driver(host), log_subject(record)),
     }
     return _supported(fields | _limits(host) | _surroundings(host, ground))
+
+
+def log_driver(host: HostConfig) -> LogDriver:
+    """The driver that was asked for, and its options."""
+    asked = host.log_config
+    return LogDriver(name=asked.type or defaults.LOG_DRIVER, options=dict(asked.config or {}))
+
+
+def log_subject(record: Record) -> LogSubject:
+    """The container, as log drivers name it."""
+    config = record.config
+    return LogSubject(
+        id=record.id,
+        name=record.name,
+        image=record.image,
+        image_id=record.image_id,
+        labels=config.labels or {},
+        env=tuple(config.env or ()),
+    )
 
 
 def stop_timeout_s(record: Record) -> int:
@@ -282,7 +302,7 @@ _NOTHING_ASKED: Mapping[str, Any] = {
     "cgroup_parent": "", "device_rules": (), "cpu_period_us": 0, "cpu_quota_us": 0,
     "cpu_rt_period_us": 0, "cpu_rt_runtime_us": 0, "cpuset_cpus": "", "cpuset_mems": "",
     "memory_swappiness": None, "oom_kill_disable": False, "blkio_weight": 0,
-    "throttled_devices": (), "log": LogDriver(),
+    "throttled_devices": (),
 }  # fmt: skip
 
 

@@ -107,6 +107,7 @@ class _Resource:
         )
         if not wish.streams:
             raise InvalidArgument("Bad parameters: you must choose at least one stream")
+        self._logs.check_readable(container)  # before the head of the answer
         tty = container.record.config.tty
         async with (
             aclosing(self._logs.lines(container, wish)) as lines,

@@ -54,6 +54,10 @@ class Logs(Protocol):
         """
         ...
 
+    def check_readable(self, driver: LogDriver) -> None:
+        """Raises: Unimplemented: what it was given is nowhere on this node."""
+        ...
+
     def drivers(self) -> tuple[str, ...]:
         """Names this machine offers, sorted, for `/info`."""
         ...

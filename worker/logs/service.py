@@ -23,6 +23,11 @@ class NodeLogs:
         """Raises: InvalidArgument; Unimplemented: what the machine lacks."""
         drivers.check(driver, _sockets())
 
+    def check_readable(self, driver: LogDriver) -> None:
+        """Raises: Unimplemented."""
+        if not drivers.readable(driver):
+            raise Unimplemented("configured logging driver does not support reading")
+
     def drivers(self) -> tuple[str, ...]:
         """Names this machine offers, sorted."""
         lacks = set() if drivers.JOURNAL_SOCKET in _sockets() else {"journald"}
@@ -32,8 +37,7 @@ class NodeLogs:
         self, container: str, driver: LogDriver, query: LogQuery
     ) -> AsyncIterator[LogLine]:
         """Lines, oldest first. Raises: NotFound, Unimplemented (a driver that cannot be read)."""
-        if not drivers.readable(driver):
-            raise Unimplemented("configured logging driver does not support reading")
+        self.check_readable(driver)
         lines = reader.read(
             self._container_dir(container),
             follow=query.follow,

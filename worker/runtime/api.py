@@ -8,7 +8,7 @@ limit.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -138,6 +138,8 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     log_max_size_bytes: int = LOG_SIZE_BYTES_DEFAULT
     log_max_files: int = LOG_FILES_DEFAULT
+    log: dict[str, Any] = {}
+    """What the logger is told besides, or instead: its `log.conf`, which the runtime only keeps."""
 
 
 class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,6 +130,7 @@ class NativeRuntime(Talking, Runtime):
             "log": {
                 "max_size_bytes": config.log_max_size_bytes,
                 "max_files": config.log_max_files,
+                **config.log,
             },
         }
 
