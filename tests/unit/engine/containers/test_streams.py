@@ -16,7 +16,7 @@ from engine.containers.execs import ExecRequest, Execs, failure_code, terminal_s
 from engine.containers.logs import ContainerLogs, LogWish, parse_tail
 from engine.http.errors import Refused
 from engine.resources.archive import encode_stat, go_mode
-from shoal.clock import NS_PER_S, SystemClock
+from shoal.clock import NS_PER_S
 from shoal.errors import InvalidArgument, NotFound, ResourceExhausted, SwarmError
 from tests.unit.engine.containers.asking import record_of
 from tests.unit.engine.containers.doubles import World
@@ -37,7 +37,6 @@ web         9001    8984  0 02:33 ?        00:00:00 sh -c  a   b
 
 class Reads(NamedTuple):
     container_dir: Any
-    clock: Any
     logs: Any = None
 
 
@@ -123,7 +122,7 @@ async def test_lines_as_they_are_shown(tmp_path: Path):
             for second, stream, text in ((1, "stdout", "a"), (2, "stderr", "b"), (3, "stdout", "c"))
         )
     )
-    reader = ContainerLogs(Reads(lambda _: str(tmp_path), SystemClock()))  # type: ignore[arg-type]
+    reader = ContainerLogs(Reads(lambda _: str(tmp_path)))  # type: ignore[arg-type]
 
     async def shown(**wish: Any) -> list[tuple[int, bytes]]:
         wish.setdefault("streams", frozenset(logs.STREAMS))
