@@ -10,7 +10,6 @@ Started by `bench.raft_cluster`; ends with it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from manager.storage.member import Opening
 from manager.store.store import Store
 from manager.transport.server import RaftServer
 from manager.transport.transport import GrpcTransport
+from shoal import heap
 from shoal.api.v1 import raft_pb2_grpc
 from shoal.clock import SystemClock
 from shoal.errors import SwarmError, violated
@@ -244,7 +244,7 @@ async def main(plan: MemberPlan) -> None:
     address = f"127.0.0.1:{plan.port}"
     place = Place(Path(plan.directory), Opening(plan.cluster_id), plan.node_id, address)
     recovery = recover(place, StoreEntry() if plan.first else None)
-    gc.freeze()
+    heap.settle()
     store = Store(recovery.tables, SystemClock())
     credentials = channel_credentials(identity.root_pem, identity.certificate_pem, identity.key_pem)
     transport = GrpcTransport(recovery.me, lambda target: secure_channel(target, credentials))

@@ -7,7 +7,6 @@ business (`manager.backends`). Everything stops in the reverse order. No logic l
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -43,6 +42,7 @@ from manager.metrics import StoreCollector
 from manager.permissions import API, permissions
 from manager.reconcile.loop import ReconcileLoop
 from manager.store.store import Store
+from shoal import heap
 from shoal.aio.supervise import Supervisor
 from shoal.api.v1 import (
     ca_pb2_grpc,
@@ -119,8 +119,7 @@ async def _run(paths: NodePaths, lock_keys: LockKeys) -> None:
     site = Site(paths, config, clock, live, Signer(ExternalAuthorities(live, clock)))
     open_backend: Callable[[Site], Backend] = open_etcd if config.store else open_raft
     backend = await asyncio.to_thread(open_backend, site)
-    # The recovered rows live as long as the process: keep them out of every collection.
-    gc.freeze()
+    heap.settle()  # the recovered rows are kept out of every collection
     manager = _assemble(site, backend)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(backend)

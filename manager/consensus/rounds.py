@@ -11,7 +11,6 @@ said any more.
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from manager.raft.node import Raft
 from manager.raft.ready import Ready
 from manager.storage.driver import AsyncWal
 from manager.storage.errors import StorageFailed
+from shoal import heap
 from shoal.errors import InvariantViolation, ResourceExhausted
 
 DISK_FULL_PAUSE_S = 0.5
@@ -204,7 +204,7 @@ class Rounds:
         self._hard_state = None
         index = ready.snapshot.index if ready.snapshot is not None else 0
         self._replica.replace(tables, roster, index)
-        gc.freeze()  # as after the first load: rows that live long are kept out of collections
+        heap.settle()  # as after the first load
         self._kept(ready)
 
     def _start(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
