@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import urllib.request
 from pathlib import Path
 
@@ -104,16 +103,19 @@ def test_containers_outlive_every_daemon(lab: Lab, service: str) -> None:
     short = f"{service}-short"
     lab.swarmctl(
         "service", "create", "--detach", "--name", short, "--restart-condition", "none",
-        "web:1", "sh", "-c", "sleep 6; exit 7",
+        "web:1", "sh", "-c", "until [ -e /end ]; do sleep 0.1; done; exit 7",
     )  # fmt: skip
     try:
         before = eventually("3 run", lambda: len(r := lab.running(service)) == 3 and r)
-        eventually("the short one runs", lambda: lab.running(short))
+        (ending,) = eventually("the short one runs", lambda: lab.running(short))
         pids = {task["ID"]: task["Status"]["ContainerStatus"]["PID"] for task in before}
 
         for node in lab.addresses:
             lab.lab("kill", node)
-        time.sleep(6.5)  # the short one ends while no daemon is there to see it
+        # The short one ends while no daemon is there to see it.
+        process = Path(f"/proc/{ending['Status']['ContainerStatus']['PID']}")
+        (process / "root/end").touch()
+        eventually("it has ended", lambda: not process.exists())
         for pid in pids.values():
             assert Path(f"/proc/{pid}").exists()
         for node in lab.addresses:

@@ -23,6 +23,7 @@ from shoal.errors import FailedPrecondition, SwarmError
 from shoal.model.types import NodeDescription
 from shoal.security.grpc_tls import channel_credentials, secure_channel
 from shoal.security.identity import read_identity
+from shoal.security.lock import LockKeys, decode_lock_keys
 from shoal.settings.node import read_node_config
 from shoal.settings.process import die_with_parent
 from shoal.wire.errors import ErrorInterceptor
@@ -31,6 +32,7 @@ from shoal.wire.errors import ErrorInterceptor
 class Script:
     def __init__(self, name: str, state: Path) -> None:
         self.name, self.state = name, state
+        self.keys = LockKeys()
         self.stop = asyncio.Event()
 
     def record(self, line: str) -> None:
@@ -59,17 +61,19 @@ class WorkerControl(node_pb2_grpc.WorkerControlServicer):
         self.script = script
 
     async def Reload(self, request, context):
+        self.script.keys = decode_lock_keys(request.lock_keys)
         member = (self.script.state / "identity").is_dir()
         self.script.record(f"reload {'member' if member else 'nobody'}")
         return node_pb2.ReloadResponse()
 
     async def ReloadIdentity(self, request, context):
+        self.script.keys = decode_lock_keys(request.lock_keys)
         self.script.record("reload identity")
         return node_pb2.ReloadIdentityResponse()
 
     async def WatchMembership(self, request, context):
         if (self.script.state / "follow").exists():
-            async with aclosing(session_news(self.script.state)) as all_news:
+            async with aclosing(session_news(self.script)) as all_news:
                 async for news in all_news:
                     yield news
             return
@@ -89,14 +93,18 @@ class WorkerControl(node_pb2_grpc.WorkerControlServicer):
         return node_pb2.RemoveTasksResponse()
 
 
-async def session_news(state: Path) -> AsyncGenerator[node_pb2.MembershipNews, None]:
+async def session_news(script: Script) -> AsyncGenerator[node_pb2.MembershipNews, None]:
     """What managers say in a session of this node, with whatever identity is on disk."""
+    state = script.state
     from worker.agent.client import ManagerClient  # only here: children start often
 
     turn = 0
     while True:
         try:
-            identity, config = read_identity(state), read_node_config(state / "node.json")
+            identity, config = (
+                read_identity(state, script.keys),
+                read_node_config(state / "node.json"),
+            )
             credentials = channel_credentials(
                 identity.root_pem, identity.certificate_pem, identity.key_pem
             )
