@@ -11,9 +11,10 @@ import subprocess
 
 import pytest
 
-from shoal.errors import InvalidArgument, NotFound
-from tests.integration.images.conftest import leftovers
+from shoal.errors import InvalidArgument, NotFound, ResourceExhausted
+from tests.integration.images.conftest import SETTINGS, leftovers
 from tests.integration.images.tars import directory, member, tar
+from tests.integration.images.test_store import mounted
 from worker.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -139,6 +140,20 @@ async def test_what_cannot_be_committed_leaves_nothing(store, root, tmp_path):
     with pytest.raises((NotFound, FileNotFoundError)):
         await store.commit("", base, b"{}")
     assert leftovers(root) == ["images.json"]
+
+
+async def test_a_commit_on_a_full_disk_leaves_nothing(tmp_path):
+    upper = tmp_path / "u"
+    upper.mkdir()
+    for name, content in (("dense", os.urandom(3_000_000)), ("light", bytes(9_000_000))):
+        (upper / name).write_bytes(content)
+        with mounted("tmpfs", tmp_path / "small", "size=2m"):
+            store = await ImageStore.open(tmp_path / "small/s", settings=SETTINGS)
+            with pytest.raises(ResourceExhausted, match="remove images or enlarge the disk"):
+                await store.commit(str(upper), None, b"{}", name="a")
+            assert leftovers(tmp_path / "small/s") == []
+            await store.aclose()
+        (upper / name).unlink()
 
 
 async def test_a_commit_that_is_given_up(store, root, tmp_path):

@@ -66,6 +66,7 @@ class Registry:
         self.elsewhere = ""
         self.missing = False
         self.realm = ""
+        self.index = b""
         self.uses = {}
         self.token_requests = []
 
@@ -91,6 +92,8 @@ class Registry:
         if kind == "manifest" and self.missing:
             error = {"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}
             return web.json_response({"errors": [error]}, status=404)
+        if kind == "manifest" and self.index and not path.endswith(digest(self.manifest)):
+            return web.Response(body=self.index, headers={"Content-Type": "text/plain"})
         if kind == "manifest":
             return web.Response(
                 body=self.manifest,
@@ -252,6 +255,43 @@ async def test_an_image_of_no_platform_of_ours(registry, fast):
         NotFound, match=r"no matching manifest for linux/\w+ in .* it has linux/s390x"
     ):
         await fast.registry.pull(f"{registry.address}/web")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    ],
+)
+async def test_the_image_for_a_platform(registry, fast, kind):
+    """Of an index or a manifest list; the name is known by the index's digest from then on."""
+
+    def entry(architecture, system="linux", named=None, **more):
+        return {
+            "mediaType": TYPE, "digest": named or "sha256:" + "0" * 64, "size": 1,
+            "platform": {"os": system, "architecture": architecture, **more},
+        }  # fmt: skip
+
+    ours = digest(registry.manifest)
+    registry.index = json.dumps({
+        "schemaVersion": 2, "mediaType": kind,
+        "manifests": [
+            entry("unknown", "unknown"), entry("s390x"), entry("amd64", "windows"),
+            entry("amd64", variant="v3"), entry("amd64", named=ours), entry("arm64", variant="v8"),
+        ],
+    }).encode()  # fmt: skip
+    name = f"{registry.address}/web"
+    (image,) = await fast.registry.pull(name, platform="linux/amd64")
+    assert image.digest == ours
+    assert image.repo_digests == (f"{name}@{digest(registry.index)}",)
+    assert fast.resolve(f"{name}@{digest(registry.index)}").id == image.id
+    described = await fast.registry.describe(name)
+    assert (described.media_type, described.digest) == (kind, digest(registry.index))
+    assert ("linux", "arm64", "v8") in described.platforms
+    assert len(described.platforms) == 5
+    with pytest.raises(InvalidArgument, match="manifest verification failed"):
+        await fast.registry.pull(name, platform="linux/arm64")  # its digest is another's
 
 
 async def test_nobody_there(fast):

@@ -20,6 +20,8 @@ from worker.images.registry.places import is_insecure
 
 CLIENT_NAME = "shoal"
 CONNECT_S = 15.0
+FIND_S = 30.0
+"""With looking its name up and the TLS handshake."""
 SILENCE_S = 60.0
 """A connection over which nothing comes for so long is given up."""
 
@@ -31,7 +33,9 @@ async def open_session(
     context = await asyncio.to_thread(_context, name, settings)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=context, limit=0, limit_per_host=0),
-        timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+        timeout=aiohttp.ClientTimeout(
+            total=total_s, connect=FIND_S, sock_connect=CONNECT_S, sock_read=SILENCE_S
+        ),
         headers={"User-Agent": CLIENT_NAME},
         auto_decompress=False,
         trust_env=True,
