@@ -6,14 +6,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 
+from engine.containers.config import log_driver, log_subject
 from engine.containers.container import Container
-from engine.containers.defaults import LOG_DRIVER
 from engine.containers.parts import Needs
-from engine.containers.records import Record
 from shoal.clock import NS_PER_S
 from shoal.errors import InvalidArgument
 from shoal.model.row import Row
-from worker.logs.api import LogDriver, LogQuery, Logs, LogSubject
+from worker.logs.api import LogQuery, Logs
 from worker.logs.service import NodeLogs
 
 STREAMS: Mapping[str, int] = {"stdout": 1, "stderr": 2}
@@ -42,13 +41,17 @@ class ContainerLogs:
     def __init__(self, needs: Needs) -> None:
         self._logs: Logs = needs.logs or NodeLogs(needs.container_dir)
 
+    def check_readable(self, container: Container) -> None:
+        """Raises: Unimplemented: its driver keeps nothing on this node."""
+        self._logs.check_readable(log_driver(container.record.host))
+
     async def lines(
         self, container: Container, wish: LogWish
     ) -> AsyncGenerator[tuple[int, bytes], None]:
         """Stream and text of each line, newline included. Raises: SwarmError."""
         if not wish.streams:
             raise InvalidArgument("Bad parameters: you must choose at least one stream")
-        driver = _driver(container)
+        driver = log_driver(container.record.host)
         query = LogQuery(
             follow=wish.follow,
             tail=wish.tail,
@@ -56,32 +59,13 @@ class ContainerLogs:
             until_ns=wish.until_ns,
             streams=wish.streams,
         )
-        details = f"{self._attributes(container, driver)} " if wish.details else ""
+        details = ""
+        if wish.details:
+            details = f"{self._logs.attributes(driver, log_subject(container.record))} "
         async with aclosing(self._logs.read(container.id, driver, query)) as lines:  # type: ignore[type-var]
             async for line in lines:
                 time = f"{_time_text(line.time_ns)} " if wish.timestamps else ""
                 yield STREAMS[line.stream], f"{time}{details}{line.text}".encode()
-
-    def _attributes(self, container: Container, driver: LogDriver) -> str:
-        return self._logs.attributes(driver, log_subject(container.record))
-
-
-def log_subject(record: Record) -> LogSubject:
-    """The container, as log drivers name it."""
-    config = record.config
-    return LogSubject(
-        id=record.id,
-        name=record.name,
-        image=record.image,
-        image_id=record.image_id,
-        labels=config.labels or {},
-        env=tuple(config.env or ()),
-    )
-
-
-def _driver(container: Container) -> LogDriver:
-    asked = container.record.host.log_config
-    return LogDriver(name=asked.type or LOG_DRIVER, options=asked.config or {})
 
 
 def _time_text(moment_ns: int) -> str:
