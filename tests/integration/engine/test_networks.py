@@ -299,6 +299,9 @@ def test_connecting_and_taking_apart(node: NetworkedNode):
     assert refused(node, "network", "disconnect", "n1", "nc1") == (
         f"container {container} is not connected to network n1"
     )
+    run(node, "both", "--network", "n1", "--network", "n2")
+    assert [place["Gateway"] for place in places(node, "both")][1] == "10.123.0.1"
+    assert pings(node, "both", second)
     ok(node, "create", "--name", "idle", "--network", "n1", "busybox", *SLEEP)
     ok(node, "network", "connect", "n2", "idle")
     ok(node, "network", "disconnect", "n1", "idle")

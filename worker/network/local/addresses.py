@@ -58,11 +58,13 @@ def parse_subnet(text: str, field: str = "subnet") -> Subnet:
 
 
 def parse_address(text: str, field: str) -> Address:
-    """Raises: InvalidArgument."""
+    """Without a zone, as none of them means one. Raises: InvalidArgument."""
     try:
-        return ipaddress.ip_address(text[:_TEXT_MAX])
+        if "%" not in text:
+            return ipaddress.ip_address(text[:_TEXT_MAX])
     except ValueError:
-        raise InvalidArgument(f"{field}: invalid IP address: {text!r}") from None
+        pass
+    raise InvalidArgument(f"{field}: invalid IP address: {text!r}")
 
 
 def checked_pool(pool: IpamPool) -> IpamPool:

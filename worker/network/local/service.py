@@ -56,6 +56,7 @@ from worker.network.local.nftables import NftError
 from worker.network.local.ruleset import Published
 
 _ID_BYTES = 32
+_OPEN_TRIES, _OPEN_PAUSE_S = 50, 0.2
 Result = TypeVar("Result")
 
 _log = structlog.get_logger()
@@ -75,6 +76,8 @@ class Networks:
         self._holdings: dict[str, Holding] = {}
         self._reserved: dict[str, Endpoint] = {}
         """Endpoints that are being made, by id."""
+        self._half_gone: set[str] = set()
+        """Containers whose end could not be dealt with to its end."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changing = asyncio.Lock()
         """Held while the list of networks changes."""
@@ -195,8 +198,10 @@ class Networks:
         """
         async with self._locks[wanted.container]:
             known = self._holdings.get(wanted.container)
-            if known is not None:
+            if known is not None and wanted.container not in self._half_gone:
                 return self._sandbox(known)
+            if known is not None:
+                await self._give_up(wanted.container, known)
             holding = self._plan(wanted)
             try:
                 await self._ground()
@@ -216,6 +221,7 @@ class Networks:
         async with self._locks[container]:
             holding = self._holdings.get(container)
             if holding is not None:
+                self._half_gone.add(container)
                 await self._give_up(container, holding)
         if not self._locks[container].locked():
             self._locks.pop(container, None)
@@ -301,7 +307,7 @@ class Networks:
             and known.issuperset(one.network_id for one in holding.endpoints)
         }
         ports = [port for holding in kept.values() for port in self._published(holding)]
-        await self._run(partial(self._kernel.open, self._bridges(), ports))
+        await self._open_when_free(ports)
         self._holdings = await self._run(partial(self._sort_out, found, kept))
         clients = [self._client(holding) for holding in self._holdings.values()]
         try:
@@ -311,6 +317,18 @@ class Networks:
         for wanted in running.values():
             if wanted.container in self._holdings:
                 await self._finish(wanted)
+
+    async def _open_when_free(self, ports: Sequence[Published]) -> None:
+        """The process before this one may need a moment to end. Raises: Unavailable."""
+        for left in reversed(range(_OPEN_TRIES)):
+            try:
+                await self._run(partial(self._kernel.open, self._bridges(), ports))
+            except Unavailable:
+                if not left:
+                    raise
+                await asyncio.sleep(_OPEN_PAUSE_S)
+            else:
+                return
 
     async def _finish(self, wanted: ContainerNetworking) -> None:
         """Carry out what was interrupted: the container's own record says what holds."""
@@ -543,6 +561,7 @@ class Networks:
         if self._kernel.is_open:
             await self._run(partial(self._take_down, self._holdings.get(container, holding)))
         self._holdings.pop(container, None)
+        self._half_gone.discard(container)
 
     async def _unplug(self, holding: Holding, gone: Endpoint) -> None:
         place = holding.endpoints.index(gone)

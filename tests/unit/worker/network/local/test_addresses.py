@@ -104,8 +104,9 @@ def test_addresses_somebody_asks_for():
             addresses.fixed_address(pools, wanted, ("10.1.0.8",), "ip")
     with pytest.raises(InvalidArgument, match="no configured subnet contains"):
         addresses.fixed_address(pools, "10.2.0.1", (), "ip")
-    with pytest.raises(InvalidArgument, match="invalid IP address"):
-        addresses.fixed_address(pools, "ten", (), "ip")
+    for wanted in ("ten", "fe80::1%eth0", "10.1.0.9 } flush ruleset"):
+        with pytest.raises(InvalidArgument, match="invalid IP address"):
+            addresses.fixed_address(pools, wanted, (), "ip")
 
 
 def test_a_mac_follows_from_the_address():

@@ -1,0 +1,85 @@
+"""Port numbers held on loopback by real sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from shoal.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from worker.network.local.api import PortBinding
+from worker.network.local.holders import Holders
+
+LOOPBACK = "127.0.0.1"
+
+
+@pytest.fixture
+def holders() -> Iterator[Holders]:
+    made = Holders()
+    yield made
+    made.close()
+
+
+def asked(port: int = 0, end: int = 0, protocol: str = "tcp", address: str = LOOPBACK):
+    return PortBinding(
+        container_port=80, protocol=protocol, host_address=address, host_port=port,
+        host_port_end=end,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_number_is_held_once_and_given_back(holders: Holders, protocol: str):
+    (held,) = holders.hold_all([asked(protocol=protocol)])
+    assert held.host_port
+    again = asked(held.host_port, protocol=protocol)
+    text = f"Bind for {LOOPBACK}:{held.host_port} failed: port is already allocated"
+    with pytest.raises(FailedPrecondition, match=text):
+        holders.hold_all([again])
+    holders.release_all([held])
+    assert holders.hold_all([again]) == (held,)
+
+
+def test_protocols_and_addresses_are_apart(holders: Holders):
+    (first,) = holders.hold_all([asked()])
+    number = first.host_port
+    holders.hold_all([asked(number, protocol="udp"), asked(number, address="127.0.0.2")])
+    with pytest.raises(FailedPrecondition, match=r"Bind for 0\.0\.0\.0"):
+        holders.hold_all([asked(number, address="")])
+
+
+def test_all_or_none(holders: Holders):
+    (first,) = holders.hold_all([asked()])
+    holders.release_all([first])
+    with pytest.raises(FailedPrecondition):
+        holders.hold_all([asked(first.host_port), asked(first.host_port)])
+    assert holders.hold_all([asked(first.host_port)]) == (first,)
+
+
+def test_the_first_of_a_range_that_is_free(holders: Holders):
+    (first,) = holders.hold_all([asked()])
+    number = first.host_port
+    if number == 65535:
+        pytest.skip("the range would end behind the last port")
+    with socket.socket() as stranger:
+        try:
+            stranger.bind((LOOPBACK, number + 1))
+        except OSError:
+            pytest.skip("somebody has the next number")
+        stranger.listen()
+        with pytest.raises(FailedPrecondition, match="all ports are allocated"):
+            holders.hold_all([asked(number, number + 1)])
+    (second,) = holders.hold_all([asked(number, number + 1)])
+    assert second.host_port == number + 1
+
+
+def test_what_cannot_be_held(holders: Holders):
+    with socket.create_server((LOOPBACK, 0)) as stranger:
+        number = stranger.getsockname()[1]
+        with pytest.raises(FailedPrecondition, match="address already in use"):
+            holders.hold_all([asked(number)])
+        assert holders.hold_again([asked(number)]) == ["address already in use"]
+    with pytest.raises(Unimplemented, match="80/sctp"):
+        holders.hold_all([asked(protocol="sctp")])
+    with pytest.raises(InvalidArgument, match="no interface of this node has"):
+        holders.hold_all([asked(address="192.0.2.77")])
