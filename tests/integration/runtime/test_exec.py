@@ -243,7 +243,8 @@ async def test_many_leave_nothing_behind(site: Site):
         status, out, _ = await run(site, container, "echo", "x", tty=number % 2 == 1)
         assert status.exit_code == 0
         assert out.strip() == "x"
-    await until(lambda: _resources(site) == before)
+    # Not more: what the first one held for a moment may have been counted.
+    await until(lambda: all(n <= before[name] for name, n in _resources(site).items()))
     assert await site.runtime.processes(container) == ((await site.runtime.status(container)).pid,)
     records = os.listdir(f"{site.runtime.container_dir(container)}/execs")
     assert len(records) <= 256
