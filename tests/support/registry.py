@@ -15,6 +15,7 @@ REGISTRY = shutil.which("docker-registry")
 SKOPEO = shutil.which("skopeo")
 MISSING = "not installed: apt-get install docker-registry skopeo"
 DEADLINE_S = 60.0
+PORTS_TRIED = 5
 USER, PASSWORD = "somebody", "secret"
 # bcrypt of PASSWORD, cost 4
 _PASSWORDS = f"{USER}:$2y$04$2WMjfxpO4lo1x1lQ8o5TbuYshUGHqq6fMxD0EBofYkmsRFIT4fMGW\n"
@@ -41,41 +42,60 @@ def a_registry(
     guarded: asks for USER and PASSWORD. tls: certificate and key. inside: what runs a command in
     another network namespace.
     """
-    assert REGISTRY is not None
     base.mkdir(parents=True, exist_ok=True)
-    address = f"127.0.0.1:{free_port()}"
+    if guarded:
+        (base / "passwords").write_text(_PASSWORDS)
+    for _ in range(PORTS_TRIED):
+        address = f"127.0.0.1:{free_port()}"
+        process = _started(base, address, guarded, tls, inside)
+        try:
+            if _answers(address, process, inside):
+                yield address
+                return
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    raise AssertionError((base / "log").read_text())
+
+
+def _started(
+    base: Path,
+    address: str,
+    guarded: bool,
+    tls: tuple[Path, Path] | None,
+    inside: Sequence[str],
+) -> subprocess.Popen[bytes]:
+    assert REGISTRY is not None
     lines = [
         "version: 0.1", "log: {level: error, accesslog: {disabled: true}}",
         f"storage: {{filesystem: {{rootdirectory: {base}/data}}}}",
         f"http: {{addr: '{address}'{_tls(tls)}}}",
     ]  # fmt: skip
     if guarded:
-        (base / "passwords").write_text(_PASSWORDS)
         lines.append(f"auth: {{htpasswd: {{realm: here, path: {base}/passwords}}}}")
     (base / "config.yml").write_text("\n".join(lines) + "\n")
     with (base / "log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*inside, REGISTRY, "serve", base / "config.yml"], stdout=log, stderr=log
         )
-    try:
-        _wait_for(address, base / "log", inside)
-        yield address
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def _tls(tls: tuple[Path, Path] | None) -> str:
     return "" if tls is None else f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}"
 
 
-def _wait_for(address: str, log: Path, inside: Sequence[str]) -> None:
+def _answers(address: str, process: subprocess.Popen[bytes], inside: Sequence[str]) -> bool:
+    """Whether it listens; False when somebody else has taken the port meanwhile."""
     host, _, port = address.partition(":")
     probe = [*inside, "bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}"]
     deadline_s = time.monotonic() + DEADLINE_S
-    while subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        assert time.monotonic() < deadline_s, log.read_text()
+    while process.poll() is None:
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            time.sleep(0.1)  # one that could not listen ends by itself
+            return process.poll() is None
+        assert time.monotonic() < deadline_s, "the registry does not listen"
         time.sleep(0.05)
+    return False
 
 
 def skopeo(*arguments: str) -> str:
