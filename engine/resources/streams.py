@@ -52,6 +52,8 @@ class _Resource:
             ends_stdin=config.stdin_once and not config.tty,
             detach_keys=wish.keys if config.tty else b"",
         )
+        if wish.logs:
+            self._logs.check_readable(container)
         channel = None
         if wish.stream:
             channel = await self._runtime.attach(

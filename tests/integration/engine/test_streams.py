@@ -343,6 +343,14 @@ def test_logs(node: EngineNode):
     assert words["message"] == "Bad parameters: you must choose at least one stream"
 
 
+def test_logs_nobody_keeps(node: EngineNode):
+    ok(node, "run", "--name", "silent", *NONE, "--log-driver", "none", "busybox", "true")
+    expected = "configured logging driver does not support reading"
+    assert refused(node, "logs", "silent") == expected
+    status, words = ask(node, "POST", "/containers/silent/attach?logs=1&stdout=1")
+    assert (status, words["message"]) == (501, expected)
+
+
 def test_logs_are_followed_to_the_end(node: EngineNode):
     ok(node, "run", "-d", "--name", "ends", *NONE, "busybox", "sh", "-c",
        "for i in 1 2 3; do echo $i; sleep 0.2; done")  # fmt: skip
