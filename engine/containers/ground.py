@@ -194,6 +194,7 @@ class Grounds:
             container=record.id,
             name=record.name,
             hostname=record.config.hostname,
+            domainname=record.config.domainname,
             networks=tuple(wished),
             ports=networking.port_bindings(record.config, record.host),
             dns_servers=tuple(record.host.dns or ()),

@@ -113,6 +113,7 @@ class ContainerNetworking(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str
     networks: tuple[tuple[str, EndpointSpec], ...]
     """Network id and how; the first is the one the default route goes through."""
+    domainname: str = ""
     ports: tuple[PortBinding, ...] = ()
     dns_servers: tuple[str, ...] = ()
     """What the resolver forwards to; empty: the node's own servers."""

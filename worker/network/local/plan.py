@@ -184,9 +184,12 @@ def hosts(
     for one in endpoints:
         if one.network_name == BRIDGE:
             lines += list(_linked(one, others))
+    name = wanted.hostname
+    if wanted.domainname:
+        name = f"{name}.{wanted.domainname} {name}"
     for one in endpoints:
         for address in filter(None, (one.ipv4_address, one.ipv6_address)):
-            lines.append((address, wanted.hostname))
+            lines.append((address, name))
     return tuple(lines)
 
 
