@@ -73,27 +73,23 @@ async def test_block_devices_are_throttled(site: Site):
 
 
 @pytest.mark.skipif(not V1, reason="file names of cgroup v1")
-@pytest.mark.parametrize(
-    ("fields", "file", "value"),
-    [
+async def test_what_a_kernel_may_lack_is_honoured_or_refused(site: Site):
+    for fields, file, value in (
         ({"blkio_weight": 300}, "blkio/blkio.weight", "300"),
         ({"cpu_rt_runtime_us": 1000}, "cpu/cpu.rt_runtime_us", "1000"),
         ({"cpu_rt_period_us": 500_000}, "cpu/cpu.rt_period_us", "500000"),
-    ],
-)
-async def test_what_a_kernel_may_lack_is_honoured_or_refused(site: Site, fields, file, value):
-    config = site.config("cat", f"/sys/fs/cgroup/{file}", **fields)
-    await site.runtime.create(config)
-    reason = ""
-    try:
-        await site.runtime.start(config.id)
-    except FailedPrecondition as error:
-        reason = str(error)
-    if reason:
-        await until(lambda: not site.cgroups_left())
-    else:
-        await site.runtime.wait(config.id)
-    assert file.split("/")[1] in reason or await site.output(config.id) == f"{value}\n"
+    ):
+        config = site.config("cat", f"/sys/fs/cgroup/{file}", **fields)
+        await site.runtime.create(config)
+        reason = ""
+        try:
+            await site.runtime.start(config.id)
+        except FailedPrecondition as error:
+            reason = str(error)
+        if not reason:
+            await site.runtime.wait(config.id)
+        assert file.split("/")[1] in reason or await site.output(config.id) == f"{value}\n"
+    await until(lambda: not site.cgroups_left())
 
 
 async def test_a_group_elsewhere(site: Site):
@@ -115,8 +111,6 @@ async def test_a_group_elsewhere(site: Site):
                 with contextlib.suppress(OSError):
                     os.rmdir(group)
     assert not _groups(os.path.dirname(parent))
-    with pytest.raises(InvalidArgument, match="cgroup_parent"):
-        await site.runtime.create(site.config("true", cgroup_parent="/a/../b"))
 
 
 def _groups(path: str) -> list[str]:

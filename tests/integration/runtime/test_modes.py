@@ -8,7 +8,6 @@ import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from tests.integration.runtime.site import Site, until
-from worker.runtime.api import Mount
 from worker.runtime.interactive import ExecConfig
 from worker.runtime.lean.cgroups import read
 
@@ -134,20 +133,3 @@ async def test_names(site: Site):
         "hostname; cat /proc/sys/kernel/domainname", hostname="web", domainname="example.com"
     )
     assert output.split() == ["web", "example.com"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"pid_mode": "private"}, "pid_mode"),
-        ({"ipc_mode": "container:"}, "ipc_mode"),
-        ({"uts_mode": "container:x"}, "uts_mode"),
-        ({"cgroup_mode": "x"}, "cgroup_mode"),
-        ({"network": "host", "sysctls": (("net.core.somaxconn", "1"),)}, "network mode host"),
-        ({"ipc_mode": "host", "sysctls": (("kernel.shmmax", "1"),)}, "IPC mode host"),
-        ({"mounts": (Mount(target="/proc/sys", source="/tmp"),)}, "inside /proc"),
-    ],
-)
-async def test_modes_that_make_no_sense(site: Site, fields, message):
-    with pytest.raises(InvalidArgument, match=message):
-        await site.runtime.create(site.config("true", **fields))

@@ -53,18 +53,15 @@ async def test_unconfined(site: Site):
     assert output.split() == ["0"]
 
 
-@pytest.mark.parametrize(
-    ("profile", "message"),
-    [
+async def test_profiles_that_are_none(site: Site):
+    for profile, message in (
         ("no JSON", "Decoding seccomp profile failed"),
         ('{"syscalls": []}', "defaultAction"),
         ('{"defaultAction": "SCMP_ACT_SING"}', "unknown action 'SCMP_ACT_SING'"),
         ('{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}', "flags"),
-    ],
-)
-async def test_profiles_that_are_none(site: Site, profile, message):
-    with pytest.raises(InvalidArgument, match=message):
-        await site.runtime.create(site.config("true", seccomp_profile=profile))
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            await site.runtime.create(site.config("true", seccomp_profile=profile))
 
 
 async def test_every_capability_there_is(site: Site):
@@ -103,8 +100,6 @@ async def test_device_rules_and_directories(site: Site, tmp_path):
         "/dev/mine", "/dev/mine/below", "/dev/mine/below/two", "/dev/mine/one",
         "c 10:200 rwm", "c 9:* rwm", "b 9:7 r", "1",
     ]  # fmt: skip
-    with pytest.raises(InvalidArgument, match="device cgroup rule"):
-        await site.runtime.create(site.config("true", device_rules=("c 9 rwm",)))
 
 
 async def test_what_the_kernel_has_not(site: Site):
@@ -135,9 +130,6 @@ async def test_tmpfs_options(site: Site):
     assert {"rw", "nosuid", "nodev", "size=2048k", "mode=700", "uid=1000", "nr_inodes=50"} <= words
     assert "noexec" not in words
     assert status == "700 1000"
-    bad = Mount(target="/t", kind="tmpfs", tmpfs_options=("lowerdir=/",))
-    with pytest.raises(InvalidArgument, match="lowerdir"):
-        await site.runtime.create(site.config("true", mounts=(bad,)))
 
 
 async def test_shared_memory_has_its_size_and_may_be_replaced(site: Site, tmp_path):

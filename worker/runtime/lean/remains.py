@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _RETRY_S = 0.02
 _ATTEMPTS = 250
-_REAPED_S = 3.0  # by when the keeper has recorded what became its child
+_REAPED_S = 1.0  # by when the keeper has recorded what became its child
 
 
 class Remains:

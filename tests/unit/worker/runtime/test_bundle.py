@@ -44,6 +44,18 @@ def _config(**fields) -> ContainerConfig:
         ({"ulimits": (Ulimit("nofile", 5, 1),)}, "soft must not exceed hard"),
         ({"sysctls": (("kernel.panic", "1"),)}, "kernel.panic"),
         ({"cap_add": ("FLY",)}, "unknown capability"),
+        ({"pid_mode": "private"}, "pid_mode"),
+        ({"ipc_mode": "container:"}, "ipc_mode"),
+        ({"uts_mode": "container:x"}, "uts_mode"),
+        ({"cgroup_mode": "x"}, "cgroup_mode"),
+        ({"cgroup_parent": "/a/../b"}, "cgroup_parent"),
+        ({"device_rules": ("c 9 rwm",)}, "device cgroup rule"),
+        ({"cpuset_cpus": "1-"}, "cpuset_cpus"),
+        ({"memory_bytes": 64 << 20, "memory_swap_bytes": 32 << 20}, "memory_swap_bytes"),
+        ({"network": "host", "sysctls": (("net.core.somaxconn", "1"),)}, "network mode host"),
+        ({"ipc_mode": "host", "sysctls": (("kernel.shmmax", "1"),)}, "IPC mode host"),
+        ({"mounts": (Mount(target="/proc/sys", source="/s"),)}, "inside /proc"),
+        ({"mounts": (Mount(target="/t", kind="tmpfs", tmpfs_options=("x=1",)),)}, "x=1"),
     ],
 )
 def test_refused(fields, message):
