@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,14 +33,21 @@ def node() -> Iterator[EngineNode]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with a_registry(tmp_path_factory.mktemp("registry")) as address:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the registry keeps its images."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def place(node: EngineNode, kept: Path) -> Iterator[str]:
+    with a_registry(kept, inside=node.prefix) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with a_registry(tmp_path_factory.mktemp("guarded"), guarded=True) as address:
+def guarded(node: EngineNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    base = tmp_path_factory.mktemp("guarded")
+    with a_registry(base, guarded=True, inside=node.prefix) as address:
         yield address
 
 
@@ -73,19 +81,22 @@ def test_push_and_pull_as_the_client_prints_them(node: EngineNode, place: str) -
     ok(node, "rmi", name)
 
 
-def test_a_fresh_pull_tells_each_layer(node: EngineNode, place: str) -> None:
+def test_a_fresh_pull_tells_each_layer(node: EngineNode, place: str, kept: Path) -> None:
     name = f"{place}/lib/fresh:1"
     ok(node, "tag", "busybox", name)
     ok(node, "push", name)
     other = EngineNode()
     try:
+        other.isolate()
         other.start()
-        lines = ok(other, "pull", name).splitlines()
+        with a_registry(kept, inside=other.prefix) as there:
+            lines = ok(other, "pull", f"{there}/lib/fresh:1").splitlines()
         states = [line.partition(": ")[2] for line in lines[1:-3]]
         assert states[0] == "Pulling fs layer"
         assert states[-1] == "Pull complete"
         assert {"Verifying Checksum", "Download complete"} <= set(states)
-        ran = other.docker("run", "--rm", "--network", "none", name, "echo", "it runs")
+        command = ("--network", "none", f"{there}/lib/fresh:1", "echo", "it runs")
+        ran = other.docker("run", "--rm", *command)
         assert ran.out == "it runs\n", ran
     finally:
         other.close()
