@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -281,3 +282,20 @@ async def test_joins_a_given_network_namespace(site: Site):
     finally:
         holder.kill()
         holder.wait()
+
+
+async def test_no_signal_is_ignored_though_the_daemon_ignores_some(site: Site):
+    await site.runtime.shutdown()
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        await site.runtime.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    config = site.config("grep", "SigIgn", "/proc/self/status")  # shells ignore some of their own
+    await site.runtime.create(config)
+    await site.runtime.start(config.id)
+    await site.runtime.wait(config.id)
+    ignored = int((await site.output(config.id)).split()[1], 16)
+    assert not any(ignored & 1 << number - 1 for number in (*numbers, signal.SIGPIPE)), hex(ignored)

@@ -190,8 +190,13 @@ def _enter_network(start: Start) -> None:
 
 
 def reset_signals() -> None:
-    """Python ignores two of them, and an ignored signal stays ignored across execve."""
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+    """Let the container ignore none: what is ignored stays so across execve.
+
+    Python ignores the first two, a daemon begun by nohup or in a shell's background the others.
+    """
+    for number in (
+        _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT,
+    ):  # fmt: skip
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
