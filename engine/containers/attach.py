@@ -69,7 +69,7 @@ async def converse(
     progress = _Progress()
     work: list[Coroutine[Any, Any, End]] = [
         _pass_output(line, channel, manner, progress),
-        _end_after(ended, progress),
+        _end_after(ended, progress if manner.sees_output else None),
         _wait_gone(line),
     ]
     if manner.stdin:
@@ -103,7 +103,7 @@ async def _pass_output(line: Line, channel: Channel, manner: Manner, progress: _
                 progress.waiting = True
     except ConnectionResetError:
         return "gone"
-    return "written"
+    return "written" if manner.sees_output else await _never()
 
 
 async def _pass_input(line: Line, channel: Channel, manner: Manner) -> End:
@@ -123,14 +123,18 @@ async def _pass_input(line: Line, channel: Channel, manner: Manner) -> End:
     return await _never()
 
 
-async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress) -> End:
-    """Over when the process has ended and nothing more comes; a slow client is waited for."""
+async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress | None) -> End:
+    """Over when the process has ended and nothing more comes; a slow client is waited for.
+
+    progress: of the output; None when nobody sees any.
+    """
     await ended()
-    while True:
+    while progress is not None:
         before = progress.pieces
         await asyncio.sleep(LAST_WORDS_S)
         if progress.waiting and progress.pieces == before:
-            return "written"
+            break
+    return "written"
 
 
 async def _wait_gone(line: Line) -> End:

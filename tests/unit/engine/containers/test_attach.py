@@ -161,6 +161,14 @@ async def test_input_alone_ends_with_the_process():
     assert not client.seen
 
 
+async def test_nothing_attached_waits_for_the_end():
+    client, process = Client(), Process()
+    process.heard.put_nowait(b"")  # it has nothing to write to
+    asyncio.get_running_loop().call_later(0.2, process.ended.set)
+    assert await session(client, process, Manner(stdout=False, stderr=False)) == "written"
+    assert process.ended.is_set()
+
+
 async def test_input_alone_is_over_with_the_client_s():
     client, process = Client(b"x", ends=True), GoesOn((1, b"o"))
     manner = Manner(stdin=True, stdout=False, stderr=False, ends_stdin=True)
