@@ -341,9 +341,10 @@ def _mounts(config: ContainerConfig, around: Surroundings) -> list[dict[str, Any
         _entry("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", *read_only]),
         *_ipc_mounts(config),
     ]
+    written = ["ro"] if config.read_only else []
     for name in ("resolv.conf", "hostname", "hosts"):
         source = f"{around.container_dir}/{name}"
-        mounts.append(_entry(f"/etc/{name}", "bind", source, ["rbind", "rprivate"]))
+        mounts.append(_entry(f"/etc/{name}", "bind", source, ["rbind", "rprivate", *written]))
     if config.init:
         mounts.append(_entry(INIT_TARGET, "bind", around.init_path, ["bind", "ro"]))
     ordered = sorted(config.mounts, key=lambda m: m.target.rstrip("/").count("/"))

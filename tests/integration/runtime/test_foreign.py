@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ async def test_a_life(site: Site, runtime):
     assert output.endswith("err\n")
     await until(lambda: not _remains(site))
     await site.runtime.remove(status.id)
+    assert site.cgroup_parent.strip("/") not in _below_the_unified_hierarchy()
+
+
+def _below_the_unified_hierarchy() -> list[str]:
+    """What lies in the directory that hierarchy is mounted on, where a runtime may not see it."""
+    if not os.path.ismount("/sys/fs/cgroup/unified"):
+        return []
+    script = "umount -l /sys/fs/cgroup/unified && ls /sys/fs/cgroup/unified"
+    seen = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], check=True, capture_output=True, text=True
+    )
+    return seen.stdout.split()
 
 
 async def _life(site: Site, runtime: str) -> tuple[Any, str]:

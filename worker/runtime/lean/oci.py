@@ -94,11 +94,12 @@ def _place(drive: Drive) -> str:
 
 
 def _hide_unified() -> None:
-    """Hide the mix of versions, which crun refuses while a controller is left to version 2."""
-    try:
-        linux.umount("/sys/fs/cgroup/unified")
-    except OSError:
-        return  # a machine without the mix
+    """Hide the mix of versions, which crun refuses while a controller is left to version 2.
+
+    Behind something of our own: what crun makes there must not stay below the hierarchy.
+    """
+    if os.path.exists("/sys/fs/cgroup/unified/cgroup.procs"):
+        linux.mount("tmpfs", "/sys/fs/cgroup/unified", "tmpfs", 0)
 
 
 def _create(drive: Drive) -> None:
