@@ -25,6 +25,8 @@ from shoal.model.plan import CHANGES_MAX
 
 LOOK_PERIOD_S = 0.5
 REMOVE_RETRY_MAX_S = 5.0
+FAREWELL_S = 0.25
+"""A leader that is to go leads on for so long: whoever demoted it is told that it is done."""
 
 _log = structlog.get_logger()
 
@@ -65,6 +67,7 @@ class RoleLoop:
         self._short_since_ns: int | None = None
         self._backoff = Backoff(min_s=LOOK_PERIOD_S, max_s=REMOVE_RETRY_MAX_S)
         self._remove_at_s = 0.0
+        self._taking_leave = 0
 
     async def run(self) -> None:
         """Keep roles for ever. Raises FailedPrecondition when the watch fell behind: start anew."""
@@ -113,6 +116,10 @@ class RoleLoop:
 
     async def _remove(self, status: MemberStatus) -> None:
         raft_id, node_id = status.member.raft_id, status.member.node_id
+        if status.is_leader and self._taking_leave != raft_id:
+            self._taking_leave = raft_id
+            await asyncio.sleep(FAREWELL_S)
+            return  # planned anew: the wish may be another one by now
         try:
             await self._membership.remove(raft_id)
         except NotLeader:

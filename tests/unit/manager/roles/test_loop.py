@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from manager.roles.loop import RoleLoop
+import asyncio
+
+from manager.roles.loop import FAREWELL_S, RoleLoop
 from shoal.errors import FailedPrecondition, NotLeader
 from shoal.model.enums import NodeRole
 from shoal.model.specs import NodeSpec
@@ -68,3 +70,19 @@ async def test_a_wish_is_seen_at_once_and_a_new_voter_too():
         group.now.append(a_member("n1"))
         await until(lambda: store.view.nodes.get("n1").role is NodeRole.MANAGER)
     assert group.asked == []
+
+
+async def test_a_leader_that_is_to_go_first_answers_whoever_demoted_it():
+    clock, store, proposer = site(a_manager("n1"), a_manager("n2"))
+    group = Group(a_member("n1", is_leader=True), a_member("n2"))
+    async with running(RoleLoop(store, group, clock).run):
+        wish = store.view.nodes.get("n1")
+        put_now(store, proposer, wish.replaced(spec=NodeSpec(desired_role=NodeRole.WORKER)))
+        for _ in range(20):  # turns of the loop, in which an answer goes out
+            await asyncio.sleep(0)
+        assert group.asked == []
+        put_now(store, proposer, wish)
+        await asyncio.sleep(2 * FAREWELL_S)
+        assert group.asked == [], "the wish was withdrawn"
+        put_now(store, proposer, wish.replaced(spec=NodeSpec(desired_role=NodeRole.WORKER)))
+        await until(lambda: group.asked == [1])
