@@ -74,6 +74,7 @@ class Docker:
     name = "docker swarm"
 
     def __init__(self, path: str, pid: int) -> None:
+        self.path = path
         self.pid = pid
         self._http = _UnixConnection(path)
 

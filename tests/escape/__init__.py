@@ -1,0 +1,1 @@
+"""Ways out of a container that once worked somewhere, tried here: each must be refused."""

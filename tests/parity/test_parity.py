@@ -1,0 +1,46 @@
+"""What a container is given here against what dockerd gave: equal, or listed with its reason.
+
+dockerd's side is recorded, so what depends on the machine is left to `python -m tests.parity`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parity.__main__ import RECORD
+from tests.parity.differences import DIFFERENCES
+from tests.parity.looking import WAYS, comparable, differences, look
+from tests.parity.site import DOCKER, a_node
+
+pytestmark = pytest.mark.root
+
+_OF_THE_MACHINE = (
+    "calls: ", "limits: ", "control groups: ", "proc", "sys", "status: Cpus_", "status: Mems_",
+    "status: Speculation", "status: THP", "identity: environment",
+)  # fmt: skip
+_REFUSED = {"EPERM", "ENOSYS"}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    with a_node() as host:
+        yield host
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_seen_is_what_docker_shows(host, way):
+    theirs = json.loads(RECORD.read_text())[way]
+    ours = comparable(look(host, way, DOCKER))
+    unexplained = {
+        name: both
+        for name, both in differences(ours, theirs).items()
+        if name not in DIFFERENCES and not name.startswith(_OF_THE_MACHINE)
+    }
+    assert unexplained == {}
+    refused = {name for name, text in theirs.items() if name[:7] == "calls: " and text == "EPERM"}
+    assert len(refused) > 10
+    allowed = {name: ours[name] for name in refused if ours[name] not in _REFUSED}
+    assert allowed == {}, "calls that Docker refuses"
