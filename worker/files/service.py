@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import structlog
@@ -240,7 +240,8 @@ class _Child:
             async with asyncio.timeout(END_S if self._is_ending else 0):
                 await self._process.wait()
         except (TimeoutError, asyncio.CancelledError) as error:
-            self._process.kill()
+            with suppress(ProcessLookupError):  # it ends at this very moment
+                self._process.kill()
             await self._process.wait()
             if isinstance(error, asyncio.CancelledError):
                 raise
