@@ -54,7 +54,8 @@ class Adopter:
         statuses = {status.id: status for status in await self._runtime.list()}
         for record in records:
             self._containers.add(Container(record, statuses.get(record.id)))
-        await self._remove_strangers(statuses, damaged)
+        self._containers.unreadable = damaged
+        await self._remove_strangers(statuses, frozenset(damaged))
         for container in self._containers.all():
             await self._correct(container)
         await self._grounds.adopt(self._containers.all())

@@ -64,7 +64,11 @@ class Directory:
 
     async def volume_users(self) -> Mapping[str, frozenset[str]]:
         """Container ids by volume name: `worker.volumes.api.VolumeUsers`."""
-        return self._users(lambda view: view.volumes)
+        users = dict(self._users(lambda view: view.volumes))
+        for container, names in self._containers.unreadable.items():
+            for name in names:
+                users[name] = users.get(name, frozenset()) | {container}
+        return users
 
     async def running_volume_users(self) -> Mapping[str, frozenset[str]]:
         """The same, of containers that have a process."""

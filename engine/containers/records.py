@@ -9,6 +9,7 @@ alone, as somebody's data is in it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from shoal.model.row import Row
 from worker.network.local.api import Sandbox
 
 FORMAT = 1
+_NAME = re.compile(rb'"name"\s*:\s*"([a-zA-Z0-9_.-]+)"')
 
 _log = structlog.get_logger()
 
@@ -121,16 +123,19 @@ class RecordFiles:
         """Forget a record. Raises: OSError."""
         self._path(container).unlink(missing_ok=True)
 
-    def load(self) -> tuple[list[Record], frozenset[str]]:
-        """Every record, and the ids of those that cannot be read."""
-        found, damaged = [], set()
+    def load(self) -> tuple[list[Record], dict[str, frozenset[str]]]:
+        """Every record; and by id those that cannot be read, with the names that stand in them.
+
+        Among the names are those of its volumes: they must be kept for whoever mends the record.
+        """
+        found, damaged = [], {}
         for path in sorted(self._directory.glob("*.json")):
             try:
                 found.append(_decode(path))
             except (OSError, msgspec.MsgspecError, ValueError) as error:
                 _log.error("container.record_damaged", path=str(path), reason=str(error))
-                damaged.add(path.stem)
-        return found, frozenset(damaged)
+                damaged[path.stem] = _names_in(path)
+        return found, damaged
 
     def _path(self, container: str) -> Path:
         return self._directory / f"{container}.json"
@@ -145,6 +150,13 @@ def _decode(path: Path) -> Record:
     if record.id != path.stem:
         raise ValueError("it holds another container's record")
     return record
+
+
+def _names_in(path: Path) -> frozenset[str]:
+    try:
+        return frozenset(name.decode() for name in _NAME.findall(path.read_bytes()))
+    except OSError:
+        return frozenset()
 
 
 class _Head(Row, frozen=True):

@@ -78,6 +78,8 @@ class Containers:
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
         self._ended: Callable[[Container], None] = _nothing
+        self.unreadable: Mapping[str, frozenset[str]] = {}
+        """Containers whose record cannot be read, with the names that stand in it."""
 
     # For everybody ----------------------------------------------------------------------------
 
