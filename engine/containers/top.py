@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from shoal.errors import DeadlineExceeded, InvalidArgument, SwarmError, Unimplemented
 from shoal.model.row import Row
@@ -84,7 +85,8 @@ async def _ps(*words: str) -> tuple[int, str, str]:
         raise DeadlineExceeded(f"ps: no answer after {DEADLINE_S:.0f} s") from None
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):  # it ends at this very moment
+                process.kill()
             await process.wait()
     return process.returncode or 0, output.decode(errors="replace"), complaint.decode()
 
