@@ -69,6 +69,7 @@ def _compress(directory: str, sequence: int) -> None:
         while chunk := os.read(source, _CHUNK_BYTES):
             _write(target, packer.compress(chunk))
         _write(target, packer.flush())
+        os.fsync(target)
         os.rename(fresh, path_of(directory, sequence, COMPRESSED))
         os.unlink(plain)
     except OSError:  # removed meanwhile, or the disk is full: it stays as it is

@@ -12,6 +12,7 @@ import asyncio
 import gzip
 import os
 import time
+import zlib
 from collections.abc import AsyncIterator, Collection
 from typing import NamedTuple
 
@@ -100,7 +101,7 @@ class _Place:
                 self._packed = gzip.open(path)  # noqa: SIM115 - closed by `close`
             self._packed.seek(self.offset)
             return self._packed.read(_CHUNK_BYTES)
-        except FileNotFoundError:
+        except (OSError, EOFError, zlib.error):  # removed meanwhile, or damaged: it ends here
             return b""
 
 

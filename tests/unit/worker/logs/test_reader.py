@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -58,6 +59,36 @@ async def test_damaged_and_unfinished_lines_are_left_out(directory):
         file.write("{broken}\n" + _entry(9) + '{"log":"half')
     assert await _numbers(directory, tail=2) == [8, 9]
     assert await _numbers(directory) == list(range(1, 10))
+
+
+async def test_compressed_files_are_read_alike_and_damage_ends_one(directory):
+    plain = directory / "logs/000003.json"
+    packed = directory / "logs/000003.json.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert await _numbers(directory) == list(range(1, 9))
+    assert await _numbers(directory, tail=6) == [3, 4, 5, 6, 7, 8]
+    whole = packed.read_bytes()
+    for damaged in (b"", b"nonsense", whole[: len(whole) // 2]):
+        packed.write_bytes(damaged)
+        assert (await _numbers(directory))[-4:] == [5, 6, 7, 8]
+
+
+async def test_a_file_may_be_compressed_while_it_is_read(directory, monkeypatch):
+    monkeypatch.setattr(reader, "_CHUNK_BYTES", 100)
+    lines = reader.read(str(directory))
+    assert (await anext(lines)).text == "1\n"
+    plain = directory / "logs/000003.json"
+    (directory / "logs/000003.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert [int(line.text) async for line in lines] == list(range(2, 9))
+
+
+async def test_until(directory):
+    time = parse_time("2026-01-01T00:00:00.000000006Z")
+    assert await _numbers(directory, until_ns=time) == [1, 2, 3, 4, 5, 6]
+    assert await _numbers(directory, until_ns=time, tail=2) == [5, 6]
+    assert await _numbers(directory, until_ns=time, follow=True, streams=("stderr",)) == [2, 4, 6]
 
 
 async def test_slow_follower_goes_on_with_the_oldest_file_left(directory):
