@@ -47,6 +47,8 @@ class Ground(Row, frozen=True):
     sources: Mapping[str, str] = {}
     pid_mode: str = ""
     ipc_mode: str = "private"
+    link_env: tuple[str, ...] = ()
+    """Variables about those it is linked to."""
     etc_from: str = ""
     """Directory of the container whose network it shares: its hosts and resolv.conf are its own."""
 
@@ -80,7 +82,7 @@ def container_config(record: Record, ground: Ground) -> ContainerConfig:
         "id": record.id,
         "layers": ground.layers,
         "args": (record.path, *record.args),
-        "env": _environment(config.env or (), tty=config.tty),
+        "env": _environment((*ground.link_env, *(config.env or ())), tty=config.tty),
         "cwd": config.working_dir or "/",
         "user": config.user,
         "groups": tuple(host.group_add or ()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -250,8 +250,22 @@ class Grounds:
             netns_path=sandbox.netns_path, gateway=gateway, hosts=sandbox.hosts,
             dns_servers=sandbox.dns_servers, dns_search=sandbox.dns_search,
             dns_options=sandbox.dns_options, sysctls=sandbox.sysctls,
+            link_env=tuple(self._link_env(record, sandbox)),
         )  # fmt: skip
         return Laid(ground, sandbox)
+
+    def _link_env(self, record: Record, sandbox: Sandbox) -> Iterator[str]:
+        """Variables of links on the default bridge; elsewhere links are names alone."""
+        bridge = next((one for one in sandbox.endpoints if one.network_name == BRIDGE), None)
+        for container, alias in bridge.spec.links if bridge is not None else ():
+            other = self._containers.find(container).record
+            places = other.sandbox.endpoints if other.sandbox is not None else ()
+            address = next((one.ipv4_address for one in places if one.network_name == BRIDGE), "")
+            if address:
+                config = other.config
+                yield from networking.link_environment(
+                    record.name, alias, address, config.exposed_ports or (), config.env or ()
+                )
 
     def _shared(self, mode: str, namespace: str) -> str:
         """A PID or IPC mode with the id of the container it names. Raises: SwarmError."""

@@ -12,6 +12,7 @@ from worker.network.local.api import BRIDGE, HOST, NONE, EndpointSpec, PortBindi
 _PORT = re.compile(r"([0-9]{1,5})(?:/(tcp|udp|sctp))?")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _PORT_MAX = 65535
+_IMAGE_VARIABLES = frozenset(("HOME", "PATH"))
 
 
 def network_of(mode: str) -> str:
@@ -63,6 +64,35 @@ def split_link(text: str) -> tuple[str, str]:
     if not ref or (separator and not alias):
         raise InvalidArgument(f"bad format for links: {text}")
     return ref.removeprefix("/"), alias.rpartition("/")[2] or ref.removeprefix("/")
+
+
+def link_environment(
+    parent: str, alias: str, address: str, ports: Iterable[str], env: Iterable[str]
+) -> tuple[str, ...]:
+    """What a container is told of one it is linked to on the default bridge.
+
+    ports, env: the other's exposed ports and variables. Source: moby daemon/links/links.go.
+    """
+    prefix = alias.upper().replace("-", "_")
+    exposed = sorted(map(parse_port, ports), key=lambda one: (one[0], one[1] != "tcp"))
+    lines = []
+    if exposed:
+        port, protocol = exposed[0]
+        lines.append(f"{prefix}_PORT={protocol}://{address}:{port}")
+    for port, protocol in exposed:
+        name = f"{prefix}_PORT_{port}_{protocol.upper()}"
+        lines += [
+            f"{name}={protocol}://{address}:{port}",
+            f"{name}_ADDR={address}",
+            f"{name}_PORT={port}",
+            f"{name}_PROTO={protocol}",
+        ]
+    lines.append(f"{prefix}_NAME=/{parent}/{alias}")
+    for entry in env:
+        name, separator, value = entry.partition("=")
+        if separator and name not in _IMAGE_VARIABLES:
+            lines.append(f"{prefix}_ENV_{name}={value}")
+    return tuple(lines)
 
 
 def port_bindings(config: Config, host: HostConfig) -> tuple[PortBinding, ...]:

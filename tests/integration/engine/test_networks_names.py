@@ -123,13 +123,16 @@ def test_the_servers_end_is_made_good(node: NetworkedNode):
 
 
 def test_files_of_the_default_bridge(node: NetworkedNode):
-    run(node, "db", "-h", "dbhost")
+    run(node, "db", "-h", "dbhost", "--expose", "5432", "-e", "USER=me")
     address = ask(node, "GET", "/containers/db/json")[1]["NetworkSettings"]["IPAddress"]
     run(node, "web", "--link", "db:data", "--dns", "192.0.2.53", "--dns-search", "example.org",
         "--dns-opt", "timeout:3", "--add-host", "gate:host-gateway")  # fmt: skip
     hosts = inside(node, "web", "cat", "/etc/hosts")
     assert f"{address}\tdata dbhost db" in hosts
     assert "172.17.0.1\tgate" in hosts
+    env = inside(node, "web", "env").splitlines()
+    assert f"DATA_PORT=tcp://{address}:5432" in env
+    assert {"DATA_NAME=/web/data", "DATA_ENV_USER=me", "DATA_PORT_5432_TCP_PORT=5432"} <= {*env}
     assert inside(node, "web", "cat", "/etc/resolv.conf").splitlines() == [
         "search example.org", "nameserver 192.0.2.53", "options timeout:3",
     ]  # fmt: skip
