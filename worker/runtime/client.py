@@ -53,6 +53,10 @@ class NativeRuntime(Talking, Runtime):
         """Where a container keeps its record, bundle and logs."""
         return f"{self.state_dir}/containers/{container}"
 
+    def upper_dir(self, container: str) -> str:
+        """What a container has changed of its image: the upper directory of its overlay."""
+        return f"{self.container_dir(container)}/upper"
+
     @override
     async def ensure_running(self) -> None:
         if len(os.fsencode(self.run_dir)) > _RUN_DIR_BYTES_MAX:

@@ -130,6 +130,8 @@ async def test_a_terminal_that_is_interrupted(site: Site):
     async with asyncio.timeout(2 * DEADLINE_S):
         await until(lambda: _has(site, container, "ready"))
         channel = await site.runtime.attach(container, **ALL)
+        await channel.write(b"hello\n")
+        await _said(channel, "hello\r\nhello")  # typed, and said again: `cat` is there
         await channel.write(b"\x03")
         assert (await site.runtime.wait(container)).exit_code == 8
         await channel.close()

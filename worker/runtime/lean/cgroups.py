@@ -280,7 +280,7 @@ class V2(_Placed):
         missing = _V2_NEEDED - offered
         if missing:
             raise OSError(f"cgroup v2 controllers not available: {', '.join(sorted(missing))}")
-        self._wanted = " ".join(f"+{c}" for c in _V2_WANTED if c in offered)
+        self._wanted = _delegation(offered)
         self._programs: dict[str, int] = {}
         self._make_parent(parent)
 
@@ -289,7 +289,10 @@ class V2(_Placed):
         os.makedirs(path + parent, exist_ok=True)
         for part in ["", *parent.strip("/").split("/")]:
             path = f"{path}/{part}".rstrip("/")
-            write(f"{path}/cgroup.subtree_control", self._wanted)
+            try:
+                write(f"{path}/cgroup.subtree_control", self._wanted)
+            except OSError:  # one we can do without cannot be given away here
+                write(f"{path}/cgroup.subtree_control", _delegation(_V2_NEEDED))
 
     def _path(self, container: str) -> str:
         return self._mountpoint + self.group(container)
@@ -408,6 +411,10 @@ class V2(_Placed):
     def remove(self, container: str) -> bool:
         """Remove what exists; False when the directory is still busy (call again later)."""
         return _remove_all(self.paths(container))
+
+
+def _delegation(controllers: set[str]) -> str:
+    return " ".join(f"+{name}" for name in _V2_WANTED if name in controllers)
 
 
 def is_empty(path: str) -> bool:

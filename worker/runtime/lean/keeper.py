@@ -25,6 +25,7 @@ _PARTS = ("supervisor", "logger")
 _RESTART_DELAY_MAX_S = 1.0
 _SWEEP_MS = 500
 _ANCILLARY_BYTES = 4096
+_PASSED = len(files.STREAMS)  # as many as a terminal has ends
 
 
 class Part:
@@ -135,8 +136,9 @@ class Keeper:
         return bool(text)
 
     def _obey(self, part: Part, line: str) -> None:
-        name, _, count = line[1:].partition(" ")
-        fds, part.fds = part.fds[: int(count or 0)], part.fds[int(count or 0) :]
+        name, fds = line[1:], []
+        if line[0] in (files.HOLD, files.HOLD_TERMINAL):
+            fds, part.fds = part.fds[:_PASSED], part.fds[_PASSED:]
         for fd in fds:
             os.set_inheritable(fd, False)
         if line[0] == files.HOLD:
@@ -145,7 +147,7 @@ class Keeper:
             self.holds.drain(name)
         elif line[0] == files.END_INPUT:
             self.holds.end_input(name)
-        elif line[0] == files.HOLD_TERMINAL and len(fds) == 2:
+        elif line[0] == files.HOLD_TERMINAL and len(fds) == _PASSED:
             self._drop_terminal(name)
             self.terminals[name] = fds[0], fds[1]
         elif line[0] == files.DROP_TERMINAL:

@@ -29,7 +29,7 @@ class Neighbours:
         rights = struct.pack(f"{len(fds)}i", *fds)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         try:
-            self.keeper.sendmsg([f"{letter}{name} {len(fds)}\n".encode()], ancillary)
+            self.keeper.sendmsg([f"{letter}{name}\n".encode()], ancillary)
         except OSError:
             return  # a dead keeper is noticed by its hang-up; the next one scans
 
