@@ -93,7 +93,7 @@ async def test_killed_in_a_pull_or_a_commit(tmp_path):
         await store.registry.push(f"{address}/web:1")
         await store.aclose()
         await killed_often(
-            PULLING, tmp_path / "images", [f"{address}/web:1", str(upper)], times=5, longest_s=1.5
+            PULLING, tmp_path / "images", [f"{address}/web:1", str(upper)], times=3, longest_s=1.5
         )
 
 

@@ -25,6 +25,7 @@ from tests.integration.images.conftest import SETTINGS, leftovers
 from tests.integration.images.tars import config, digest, member, tar
 from tests.integration.images.test_store import mounted
 from worker.images.registry.api import Credentials, RegistrySettings
+from worker.images.registry.metrics import EXCHANGES, RECEIVED
 from worker.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -177,12 +178,15 @@ async def fast(tmp_path):
 
 async def test_a_download_is_taken_up_where_it_broke(registry, fast):
     registry.cuts = 3
+    before, received = transfers("done"), RECEIVED._value.get()
     (image,) = await fast.registry.pull(f"{registry.address}/web")
     assert image.config.cmd == ("x",)
     ranges = [headers.get("Range") for _, _, headers in registry.blob_requests()]
     assert ranges[0] is None
     assert ranges[1:] == sorted(ranges[1:], key=lambda text: int(text[6:-1]))
     assert len(ranges) == 4
+    assert transfers("done") == before + 1
+    assert RECEIVED._value.get() == received + len(BLOB)
 
 
 async def test_a_pull_goes_on_where_another_was_given_up(registry, fast, tmp_path):
@@ -325,7 +329,12 @@ async def test_a_full_disk(registry, tmp_path, blob):
         await store.aclose()
 
 
+def transfers(outcome):
+    return EXCHANGES.labels("pull", outcome)._value.get()
+
+
 async def test_a_pull_that_is_given_up(registry, fast, tmp_path):
+    before = transfers("given_up")
     held = asyncio.Event()
 
     async def never(request, wanted):
@@ -338,6 +347,7 @@ async def test_a_pull_that_is_given_up(registry, fast, tmp_path):
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
+    assert transfers("given_up") == before + 1
     assert leftovers(tmp_path / "images") == []
 
 

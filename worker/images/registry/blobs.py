@@ -19,6 +19,7 @@ from shoal.errors import InvalidArgument, ResourceExhausted, SwarmError, Unavail
 from worker.images.keyed import uninterrupted
 from worker.images.oci import Descriptor
 from worker.images.registry.client import RegistryClient
+from worker.images.registry.metrics import RECEIVED
 from worker.images.registry.refusals import ATTEMPTS_MAX, Refusal
 
 PIECE_BYTES = 1 << 20
@@ -174,6 +175,7 @@ class Download:
             async for data in source:
                 held.append(data)
                 size += len(data)
+                RECEIVED.inc(len(data))
                 if partial.size + size > self._blob.size:
                     raise InvalidArgument(
                         f"blob {self._blob.digest}: the registry sends more than the"

@@ -37,6 +37,7 @@ from worker.images.registry.api import (
 )
 from worker.images.registry.client import RegistryClient
 from worker.images.registry.login import RegistryLogin
+from worker.images.registry.metrics import counted
 from worker.images.registry.places import registry_name
 from worker.images.registry.pulling import Puller
 from worker.images.registry.pushing import Pusher, tags_of
@@ -146,6 +147,7 @@ class NodeRegistry:
         tell: Progress,
     ) -> Image:
         async with AsyncExitStack() as stack:
+            stack.enter_context(counted("pull"))
             for url in self.settings.mirrors if name.registry == DEFAULT_REGISTRY else ():
                 mirror = RegistryClient(
                     urlsplit(url).netloc, self.settings, urls=(url.rstrip("/"),)
@@ -164,7 +166,8 @@ class NodeRegistry:
         self, client: RegistryClient, name: Reference, image: Image, tell: Progress
     ) -> Pushed:
         try:
-            return await self._pusher.push(client, name, image, tell)
+            with counted("push"):
+                return await self._pusher.push(client, name, image, tell)
         except ExceptionGroup as failures:
             raise _first(failures) from None
 
