@@ -186,7 +186,7 @@ def networks(record: Record, network_ids: Mapping[str, str], version: ApiVersion
         addresses = _addresses(endpoint)
         addresses["NetworkID"] = addresses["NetworkID"] or network_ids.get(name, "")
         found[name] = _endpoint_words(record, name, wish, version) | addresses
-        found[name]["DriverOpts"] = wish.driver_opts or None
+        found[name]["DriverOpts"] = wish.driver_opts
         if version >= _DNS_NAMES_SINCE:
             found[name]["DNSNames"] = _dns_names(record, name, wish)
     return found

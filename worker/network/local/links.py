@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import sys
 from typing import Final
 
 from worker.network.local.addresses import Address, Subnet
@@ -138,7 +139,7 @@ def found_routes(netlink: NetlinkSocket) -> list[tuple[Subnet, int]]:
             attrs = attributes(payload[12:])
             if not prefix or _RTA_DST not in attrs:
                 continue
-            device = int.from_bytes(attrs.get(_RTA_OIF, b""), "little")
+            device = int.from_bytes(attrs.get(_RTA_OIF, b""), sys.byteorder)
             address = ipaddress.ip_address(attrs[_RTA_DST])
             found.append((ipaddress.ip_network(f"{address}/{prefix}", strict=False), device))
     return found
