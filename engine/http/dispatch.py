@@ -16,7 +16,7 @@ from aiohttp import web
 from engine.http.call import Answer, Call
 from engine.http.errors import INTERNAL_TEXT, body_of, status_of
 from engine.http.routing import Route, Table, clean
-from engine.http.streams import Taken
+from engine.http.streams import Taken, skip_rest
 from engine.http.versions import NEWEST, TooOld, split_version, strip_version
 from shoal.aio.supervise import find_violation
 from shoal.errors import SwarmError
@@ -71,6 +71,7 @@ class Dispatcher:
         except TooOld as error:
             return self._plain(error.message)
         except SwarmError as error:
+            await skip_rest(request)
             return self._error(status_of(error), error.message)
         except ConnectionError:
             if request.transport is not None and not request.transport.is_closing():

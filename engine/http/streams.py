@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,9 @@ from shoal.aio.supervise import find_violation
 from shoal.errors import SwarmError
 
 _log = structlog.get_logger()
+
+SKIPPED_BYTES_MAX = 1 << 20
+SKIPPED_FOR_S = 1.0
 
 
 class Stream:
@@ -131,3 +135,15 @@ async def drain_body(request: web.BaseRequest, deadline_s: float) -> None:
     async with asyncio.timeout(deadline_s):
         while not request.content.at_eof():
             await request.content.readany()
+
+
+async def skip_rest(request: web.BaseRequest) -> None:
+    """Pass over a refused request's body if it is short and comes at once.
+
+    A client that is answered while it still writes may report that instead of the answer.
+    """
+    skipped = 0
+    with suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(SKIPPED_FOR_S):
+            while not request.content.at_eof() and skipped < SKIPPED_BYTES_MAX:
+                skipped += len(await request.content.readany())

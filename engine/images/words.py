@@ -58,30 +58,27 @@ def inspected(
     image: Image, found: Configuration, layers: Sequence[str], version: ApiVersion
 ) -> dict[str, Any]:
     """Everything about one image. layers: directories, topmost first."""
-    words: dict[str, Any] = {
+    made_from = {"Container": "", "ContainerConfig": _EMPTY_CONFIG}
+    return {
         "Id": image.id,
         "RepoTags": list(image.repo_tags),
         "RepoDigests": list(image.repo_digests),
         "Parent": image.parent,
         "Comment": _comment(found),
         "Created": found.created or _NO_TIME,
+        **(made_from if version < _NO_CONTAINER_SINCE else {}),
         "DockerVersion": found.docker_version,
         "Author": found.author,
         "Config": {**_EMPTY_CONFIG, **(found.config or {})},
         "Architecture": image.architecture,
+        **({"Variant": image.variant} if image.variant else {}),
         "Os": image.os,
         "Size": image.size_bytes,
+        **({"VirtualSize": image.size_bytes} if version < _ONE_SIZE_SINCE else {}),
         "GraphDriver": {"Data": _directories(layers), "Name": "overlay2"},
         "RootFS": {"Type": "layers", "Layers": [layer.diff_id for layer in image.layers]},
         "Metadata": {"LastTagTime": _time(image.tagged_at_ns)},
     }
-    if image.variant:
-        words["Variant"] = image.variant
-    if version < _ONE_SIZE_SINCE:
-        words["VirtualSize"] = image.size_bytes
-    if version < _NO_CONTAINER_SINCE:
-        words |= {"Container": "", "ContainerConfig": _EMPTY_CONFIG}
-    return words
 
 
 def _comment(found: Configuration) -> str:
