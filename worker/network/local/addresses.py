@@ -95,12 +95,20 @@ def _holds(outer: Subnet, inner: Subnet) -> bool:
     return inner.network_address in outer and inner.broadcast_address in outer
 
 
+def overlap(ones: Iterable[Subnet], others: Iterable[Subnet]) -> bool:
+    """Whether any of the first shares an address with any of the second."""
+    known = list(others)
+    return any(
+        one.version == other.version and one.overlaps(other) for one in ones for other in known
+    )
+
+
 def check_overlaps(pools: Iterable[IpamPool], taken: Iterable[Subnet]) -> None:
     """Raises: PermissionDenied in Docker's words."""
     known = list(taken)
     for pool in pools:
         subnet = parse_subnet(pool.subnet)
-        if any(subnet.version == one.version and subnet.overlaps(one) for one in known):
+        if overlap((subnet,), known):
             raise PermissionDenied("Pool overlaps with other one on this address space")
         known.append(subnet)
 

@@ -50,6 +50,12 @@ def machine_subnets(ignored: Iterable[str] = ()) -> list[Subnet]:
     return found
 
 
+def has_device(name: str) -> bool:
+    """Whether the namespace has a device of that name."""
+    with NetlinkSocket(NETLINK_ROUTE) as netlink:
+        return route.link_of(netlink, name) is not None
+
+
 def bridge_of(network: LocalNetwork) -> Bridge:
     """What the rules know of a network."""
     options = bridge_options(network)

@@ -35,7 +35,7 @@ from shoal.errors import (
     Unavailable,
 )
 from worker.network.local import hostdns, options, plan
-from worker.network.local.addresses import default_subnet
+from worker.network.local.addresses import default_subnet, overlap
 from worker.network.local.api import (
     BRIDGE,
     HOST,
@@ -49,7 +49,7 @@ from worker.network.local.api import (
 )
 from worker.network.local.files import Files, Holding
 from worker.network.local.holders import Holders
-from worker.network.local.kernel import Kernel, machine_subnets
+from worker.network.local.kernel import Kernel, has_device, machine_subnets
 from worker.network.local.names import Names
 from worker.network.local.naming import Client
 from worker.network.local.nftables import NftError
@@ -347,8 +347,9 @@ class Networks:
     # In the thread ----------------------------------------------------------------------------
 
     def _load(self) -> None:
-        networks = {one.id: one for one in self._files.load_networks()}
-        names = {one.name for one in networks.values()}
+        stored = self._files.load_networks()
+        networks = {one.id: one for one in stored}
+        names = {one.name for one in stored}
         now_ns = self._clock.now_ns()
         for name, driver in ((NONE, options.NULL_DRIVER), (HOST, HOST)):
             if name not in names:
@@ -356,18 +357,24 @@ class Networks:
                     id=secrets.token_hex(_ID_BYTES), name=name, created_at_ns=now_ns, driver=driver
                 )
                 networks[fresh.id] = fresh
-        if BRIDGE not in names:
-            taken = [
-                *machine_subnets((options.DEFAULT_BRIDGE,)),
-                *options.subnets([*networks.values()]),
-            ]
-            bridge = options.default_bridge(
-                secrets.token_hex(_ID_BYTES), now_ns, str(default_subnet(taken))
-            )
-            networks[bridge.id] = bridge
-        if len(networks) != len(names):
+        bridge = self._default_bridge(networks, now_ns)
+        networks[bridge.id] = bridge
+        if tuple(networks.values()) != stored:
             self._files.save_networks(tuple(networks.values()))
         self._networks = networks
+
+    def _default_bridge(self, networks: Mapping[str, LocalNetwork], now_ns: int) -> LocalNetwork:
+        """As it was, unless its device is gone and its subnet is somebody else's by now."""
+        stored = next((one for one in networks.values() if one.name == BRIDGE), None)
+        others = [one for one in networks.values() if one.name != BRIDGE]
+        taken = [*machine_subnets((options.DEFAULT_BRIDGE,)), *options.subnets(others)]
+        if stored is None:
+            identifier = secrets.token_hex(_ID_BYTES)
+            return options.default_bridge(identifier, now_ns, str(default_subnet(taken)))
+        mine = options.subnets([stored])
+        if has_device(options.DEFAULT_BRIDGE) or not overlap(mine, taken):
+            return stored
+        return options.default_bridge(stored.id, stored.created_at_ns, str(default_subnet(taken)))
 
     def _raise_up(self, holding: Holding) -> Holding:
         """Ports, record, namespace, rules; what fails leaves the rest to `_take_down`."""
