@@ -59,10 +59,11 @@ class _Resource:
             channel = await self._runtime.attach(
                 container.id, stdin=manner.stdin, stdout=manner.stdout, stderr=manner.stderr
             )
+        joined_ns = self._clock.now_ns()
         try:
             async with call.hijack(tty=config.tty) as wire:
                 if wish.logs:
-                    await self._replay(container, wire, manner)
+                    await self._replay(container, wire, manner, joined_ns)
                 if channel is not None:
                     await self._converse(container, wire, channel, manner)
         finally:
@@ -70,10 +71,12 @@ class _Resource:
                 await channel.close()
         return taken()
 
-    async def _replay(self, container: Container, wire: Wire, manner: Manner) -> None:
-        """What was written before: up to now, as from now on it comes through the channel."""
+    async def _replay(
+        self, container: Container, wire: Wire, manner: Manner, until_ns: int
+    ) -> None:
+        """What was written before; from then on it comes through the channel."""
         streams = _streams(stdout=manner.stdout, stderr=manner.stderr)
-        wish = LogWish(streams, until_ns=self._clock.now_ns())
+        wish = LogWish(streams, until_ns=until_ns)
         async with aclosing(self._logs.lines(container, wish)) as lines:
             async for stream, text in lines:
                 await wire.output(stream, text)
