@@ -129,8 +129,10 @@ class Index(msgspec.Struct, frozen=True):
         return {layer.chain_id: layer for record in self.images.values() for layer in record.layers}
 
     def image(self, image_id: str) -> Image:
-        """The image as callers see it."""
-        record = self.images[image_id]
+        """The image as callers see it. Raises NotFound when it went away."""
+        record = self.images.get(image_id)
+        if record is None:
+            raise NotFound(f"No such image: {image_id}")
         return _seen(record, self.names_of(image_id), self.digests_of(image_id))
 
     def all(self) -> list[Image]:

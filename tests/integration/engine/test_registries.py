@@ -71,9 +71,10 @@ def test_push_and_pull_as_the_client_prints_them(node: EngineNode, place: str) -
     news = [f"Digest: {digest[0]}", f"Status: Downloaded newer image for {name}", name]
     assert ok(node, "pull", name).splitlines() == ["v1: Pulling from lib/bb", *news]
     assert ok(node, "pull", "-q", name) == name
-    assert f"Status: Image is up to date for {place}/lib/bb" in ok(
-        node, "pull", "-a", f"{place}/lib/bb"
-    )
+    assert ok(node, "pull", "-a", f"{place}/lib/bb").splitlines() == [
+        "v1: Pulling from lib/bb", f"Digest: {digest[0]}",
+        f"Status: Image is up to date for {place}/lib/bb", f"{place}/lib/bb",
+    ]  # fmt: skip
     assert f"Status: Image is up to date for {by_digest}" in ok(node, "pull", by_digest)
     status, found = ask(node, "GET", f"/distribution/{name}/json")
     assert (status, found["Descriptor"]["digest"]) == (200, digest[0])

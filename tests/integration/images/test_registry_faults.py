@@ -298,6 +298,12 @@ async def test_the_image_for_a_platform(registry, fast, kind):
         await fast.registry.pull(name, platform="linux/arm64")  # its digest is another's
 
 
+async def test_a_digest_that_cannot_be_verified_is_not_asked_for(registry, fast):
+    with pytest.raises(InvalidArgument, match="is not sha256:"):
+        await fast.registry.pull(f"{registry.address}/web@sha512:{'0' * 128}")
+    assert not [path for _, path, _ in registry.requests if "/manifests/" in path]
+
+
 async def test_nobody_there(fast):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

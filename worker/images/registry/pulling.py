@@ -21,7 +21,7 @@ from worker.images.intake import Intake
 from worker.images.keyed import KeyedLocks
 from worker.images.layering import Layering, Told, Wanted
 from worker.images.ledger import Job, Ledger
-from worker.images.model import Image, StoreSettings
+from worker.images.model import Image, StoreSettings, digest_hex
 from worker.images.registry import manifests
 from worker.images.registry.api import Progress, RegistrySettings, Step
 from worker.images.registry.blobs import Download
@@ -37,6 +37,13 @@ class Found(NamedTuple):
     digest: str
     manifest: oci.Manifest
     content: bytes
+
+
+class Pulled(NamedTuple):
+    """fresh: the name stood for another image before, or for none."""
+
+    image: Image
+    fresh: bool
 
 
 class Puller:
@@ -59,7 +66,7 @@ class Puller:
 
     async def pull(
         self, client: RegistryClient, name: Reference, platform: oci.Platform, tell: Progress
-    ) -> Image:
+    ) -> Pulled:
         """Bring one image here. Raises as `worker.images.registry.api.Registry.pull`."""
         try:
             found = await self.find(client, name, platform)
@@ -80,10 +87,8 @@ class Puller:
         else:
             await self._bring(client, name, found, tell)
         tell(Step(status=f"Digest: {found.digest}"))
-        words = "Downloaded newer image for" if fresh else "Image is up to date for"
-        tell(Step(status=f"Status: {words} {name.familiar()}"))
         _log.info("image.pulled", image=image_id, name=str(name), fresh=fresh)
-        return self._ledger.index.image(image_id)
+        return Pulled(self._ledger.index.image(image_id), fresh)
 
     async def find(self, client: RegistryClient, name: Reference, platform: oci.Platform) -> Found:
         """The manifest of the image for a platform. Raises Refusal, NotFound, InvalidArgument."""
@@ -102,6 +107,8 @@ class Puller:
         self, client: RegistryClient, name: Reference
     ) -> tuple[bytes, oci.Manifest | oci.ImageIndex, str]:
         """What the name itself stands for, and its digest, which was verified."""
+        if name.digest is not None:
+            digest_hex(name.digest, "digest")  # what cannot be verified is not asked for
         content, headers = await client.read(
             f"v2/{name.repository}/manifests/{name.digest or name.tag}",
             scope=f"repository:{name.repository}:pull",

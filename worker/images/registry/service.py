@@ -7,6 +7,7 @@ docker.io, are asked anonymously, and are passed over when they fail.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
@@ -39,7 +40,7 @@ from worker.images.registry.client import RegistryClient
 from worker.images.registry.login import RegistryLogin
 from worker.images.registry.metrics import counted
 from worker.images.registry.places import registry_name
-from worker.images.registry.pulling import Puller
+from worker.images.registry.pulling import Pulled, Puller
 from worker.images.registry.pushing import Pusher, tags_of
 from worker.images.registry.refusals import Refusal, of_pull
 
@@ -91,14 +92,18 @@ class NodeRegistry:
         wished = manifests.parse_platform(platform, self._host)
         tell = progress or _nobody
         if not all_tags:
-            return (await self._pull(name.with_default_tag(), credentials, wished, tell),)
+            tagged = name.with_default_tag()
+            pulled = [await self._pull(tagged, credentials, wished, tell)]
+            tell(_status(tagged, pulled))
+            return (pulled[0].image,)
         async with self._client(name, credentials) as client:
             tags = await self._tags(client, name)
         pulled = []
         for tag in tags:
             tagged = Reference(registry=name.registry, repository=name.repository, tag=tag)
             pulled.append(await self._pull(tagged, credentials, wished, tell))
-        return tuple(pulled)
+        tell(_status(name, pulled))
+        return tuple(one.image for one in pulled)
 
     async def push(
         self,
@@ -145,7 +150,7 @@ class NodeRegistry:
         credentials: Credentials | None,
         platform: oci.Platform,
         tell: Progress,
-    ) -> Image:
+    ) -> Pulled:
         async with AsyncExitStack() as stack:
             stack.enter_context(counted("pull"))
             for url in self.settings.mirrors if name.registry == DEFAULT_REGISTRY else ():
@@ -218,6 +223,12 @@ class NodeRegistry:
 
 class _Kind(msgspec.Struct):
     media_type: str = msgspec.field(name="mediaType", default="")
+
+
+def _status(name: Reference, pulled: Sequence[Pulled]) -> Step:
+    fresh = any(one.fresh for one in pulled)
+    words = "Downloaded newer image for" if fresh else "Image is up to date for"
+    return Step(status=f"Status: {words} {name.familiar()}")
 
 
 def _nobody(step: Step) -> None:
