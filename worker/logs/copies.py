@@ -85,19 +85,21 @@ class Copies:
         """
         sock = _socket.socket(fileno=fd)
         sock.setblocking(False)
-        mode, places = how[0], [int(place) for place in how[1:]]
-        if mode not in {NOW, AFTER_LOG, RESUME} or len(places) != 2 * (mode == RESUME):
-            raise ValueError("not a mode")
-        copy = Copy(container, sock, mode, places)
+        try:
+            copy = Copy(container, sock, *_mode(how))
+        except ValueError:
+            sock.close()
+            raise
         if len(self._by_fd) >= COPIES_MAX:
             copy.put(CONTROL, b'{"refused":"too many live copies on this node"}')
+            sock.close()
             return
         self._by_fd[fd] = copy
         self._epoll.register(fd, _EVENTS)
         if sources:
             self._joined.setdefault(container, []).append(copy)
             self._guarded(copy, self._begin, copy, sources, last_ns)
-        elif mode == RESUME:
+        elif copy.mode == RESUME:
             self._finish(copy)
         else:
             self._waiting.setdefault(container, []).append(copy)
@@ -207,6 +209,13 @@ class Copies:
             _remove(table, copy)
         self._epoll.unregister(fd)
         copy.sock.close()
+
+
+def _mode(how: list[str]) -> tuple[str, list[int]]:
+    mode, places = how[0] if how else "", [int(place) for place in how[1:]]
+    if mode not in {NOW, AFTER_LOG, RESUME} or len(places) != 2 * (mode == RESUME):
+        raise ValueError("not a mode")
+    return mode, places
 
 
 def received(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:

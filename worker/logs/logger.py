@@ -346,7 +346,7 @@ class Logger:
             while True:
                 text, ancillary, _, _ = self._inbox.recvmsg(256, _ANCILLARY_BYTES)
                 fds = received(ancillary)
-                request = text.decode()
+                request = text.decode("utf-8", "replace")
                 self._guarded_notice(request.partition(" ")[0])
                 if fds:
                     self._begin_copy(request, fds)
