@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from shoal.errors import FailedPrecondition
 from worker.runtime.interactive import Channel, StreamNumber
-from worker.runtime.link import Passed, readable, writable
+from worker.runtime.link import Passed, Wakers, readable, wake, writable
 
 _READ_BYTES = 65536
 
@@ -31,6 +31,8 @@ class PipeChannel(Channel):
         self._stdin = stdin
         self._outputs = dict(outputs)
         self._tty = tty
+        self._readers: Wakers = set()
+        self._writers: Wakers = set()
         for fd in passed.fds:
             os.set_blocking(fd, False)
 
@@ -41,26 +43,29 @@ class PipeChannel(Channel):
 
     @override
     async def output(self) -> AsyncIterator[tuple[StreamNumber, bytes]]:
-        open_fds = dict(self._outputs)
-        while open_fds:
-            await readable(*open_fds)
-            for fd in list(open_fds):
+        while self._outputs:
+            await readable(*self._outputs, wakers=self._readers)
+            for fd in list(self._outputs):
+                stream = self._outputs.get(fd)
+                if stream is None:  # closed meanwhile
+                    return
                 data = _read(fd)
                 if data:
-                    yield open_fds[fd], data
+                    yield stream, data
                 elif data is not None:
-                    del open_fds[fd]
+                    self._outputs.pop(fd, None)
 
     @override
     async def write(self, data: bytes) -> None:
         if self._stdin < 0:
             raise FailedPrecondition("standard input is not open")
-        await write_all(self._stdin, data)
+        await write_all(self._stdin, data, self._writers, lambda: self._stdin >= 0)
 
     @override
     async def close_stdin(self) -> None:
         stdin, self._stdin = self._stdin, -1
-        if stdin >= 0 and stdin not in self._outputs:
+        if stdin >= 0 and not self._tty:
+            await wake(self._writers)
             self._passed.fds.remove(stdin)
             os.close(stdin)
 
@@ -68,6 +73,7 @@ class PipeChannel(Channel):
     async def close(self) -> None:
         self._stdin = -1
         self._outputs.clear()
+        await wake(self._readers | self._writers)
         self._passed.close()
 
     async def __aenter__(self) -> Self:
@@ -120,7 +126,7 @@ class AttachedChannel(Channel):
     async def close(self) -> None:
         stdin, self._input = self._input, None
         if stdin is not None:
-            stdin.close()
+            await stdin.close()
         await self._output.close()
 
     async def __aenter__(self) -> Self:
@@ -158,7 +164,7 @@ class Input(Protocol):
         """End of input, as far as the container has such a thing; let go."""
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go. Idempotent."""
         ...
 
@@ -173,19 +179,21 @@ class PipeInput(Input):
         """on_end: makes it the end for the container, once we have let go. Raises: OSError."""
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._on_end = on_end
+        self._wakers: Wakers = set()
 
     @override
     async def write(self, data: bytes) -> None:
-        await write_all(self._fd, data)
+        await write_all(self._fd, data, self._wakers, lambda: self._fd >= 0)
 
     @override
     async def end(self) -> None:
-        self.close()
+        await self.close()
         await self._on_end()
 
     @override
-    def close(self) -> None:
+    async def close(self) -> None:
         fd, self._fd = self._fd, -1
+        await wake(self._wakers)
         if fd >= 0:
             os.close(fd)
 
@@ -196,32 +204,38 @@ class TerminalInput(Input):
     def __init__(self, ask: Callable[[], Awaitable[Passed]]) -> None:
         """ask: returns once the container runs."""
         self._ask = ask
+        self._closed = False
         self._passed: Passed | None = None
+        self._wakers: Wakers = set()
 
     @override
     async def write(self, data: bytes) -> None:
         if self._passed is None:
             self._passed = await self._ask()
-        await write_all(self._passed.fds[0], data)
+        passed = self._passed
+        if passed.fds:
+            await write_all(passed.fds[0], data, self._wakers, lambda: not self._closed)
 
     @override
     async def end(self) -> None:
-        self.close()
+        await self.close()
 
     @override
-    def close(self) -> None:
+    async def close(self) -> None:
+        self._closed = True
+        await wake(self._wakers)
         if self._passed is not None:
             self._passed.close()
 
 
-async def write_all(fd: int, data: bytes) -> None:
+async def write_all(fd: int, data: bytes, wakers: Wakers, is_open: Callable[[], bool]) -> None:
     """Write to a non-blocking descriptor; what nobody reads any more is dropped."""
     rest = memoryview(data)
-    while rest:
+    while rest and is_open():
         try:
             rest = rest[os.write(fd, rest) :]
         except BlockingIOError:
-            await writable(fd)
+            await writable(fd, wakers=wakers)
         except OSError:
             return  # the process has closed its end, or is gone: its exit tells the rest
 

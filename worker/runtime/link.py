@@ -196,22 +196,39 @@ async def _receive(connection: socket.socket, fds: list[int]) -> bytes:
     return received
 
 
-async def readable(*fds: int) -> None:
+Wakers = set[asyncio.Future[None]]
+"""Who waits for descriptors now: woken before they are closed."""
+
+
+async def readable(*fds: int, wakers: Wakers | None = None) -> None:
     """Return once one of `fds` can be read, or is at its end."""
     loop = asyncio.get_running_loop()
-    await _ready(loop.add_reader, loop.remove_reader, fds)
+    await _ready(loop.add_reader, loop.remove_reader, fds, wakers)
 
 
-async def writable(fd: int) -> None:
+async def writable(fd: int, *, wakers: Wakers | None = None) -> None:
     """Return once `fd` can be written to, or nobody reads it any more."""
     loop = asyncio.get_running_loop()
-    await _ready(loop.add_writer, loop.remove_writer, (fd,))
+    await _ready(loop.add_writer, loop.remove_writer, (fd,), wakers)
+
+
+async def wake(wakers: Wakers) -> None:
+    """Let everybody who waits go on; returns when none of them has a descriptor watched."""
+    for ready in wakers:
+        if not ready.done():
+            ready.set_result(None)
+    await asyncio.sleep(0)  # one turn: they were woken before us
 
 
 async def _ready(
-    add: Callable[..., None], remove: Callable[[int], bool], fds: tuple[int, ...]
+    add: Callable[..., None],
+    remove: Callable[[int], bool],
+    fds: tuple[int, ...],
+    wakers: Wakers | None,
 ) -> None:
-    ready = asyncio.get_running_loop().create_future()
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    wakers = set() if wakers is None else wakers
+    wakers.add(ready)
 
     def tell() -> None:
         if not ready.done():
@@ -222,6 +239,7 @@ async def _ready(
     try:
         await ready
     finally:
+        wakers.discard(ready)
         for fd in fds:
             remove(fd)
 

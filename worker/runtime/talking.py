@@ -71,7 +71,7 @@ class Talking(InteractiveRuntime):
             await copy.connect()
         except BaseException:
             if source is not None:
-                source.close()
+                await source.close()
             raise
         output = _Wanted(copy, {number for number, wish in wanted.items() if wish})
         return AttachedChannel(output, source, tty=tty)

@@ -177,6 +177,22 @@ async def test_letting_go_does_not_end_it(site: Site):
             assert (await site.runtime.exec_wait(f"left{tty}")).exit_code == 5
 
 
+async def test_closing_ends_what_waits_for_it(site: Site):
+    container = await site.start("sleep 1000")
+    config = ExecConfig(args=("sleep", "1000"), stdin=True)
+    channel = await site.runtime.exec_start(container, "waiting", config)
+    reading = asyncio.create_task(collect(channel))
+    writing = asyncio.create_task(channel.write(b"x" * 200_000))  # more than the pipe takes
+    await asyncio.sleep(0.05)
+    assert not reading.done()
+    assert not writing.done()
+    await channel.close()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await reading == ("", "")
+        await writing
+    assert (await site.runtime.exec_status("waiting")).exit_code is None
+
+
 async def test_requests_that_make_no_sense(site: Site):
     container = await site.start("sleep 1000")
     true = ExecConfig(args=("true",))
