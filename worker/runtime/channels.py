@@ -20,7 +20,22 @@ from worker.runtime.link import Passed, Wakers, readable, wake, writable
 _READ_BYTES = 65536
 
 
-class PipeChannel(Channel):
+class _Managed(Channel):
+    """A channel as an async context manager."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class PipeChannel(_Managed):
     """Streams held as descriptors: those of an `exec`, or of one whose program could not run."""
 
     def __init__(
@@ -76,19 +91,8 @@ class PipeChannel(Channel):
         await wake(self._readers | self._writers)
         self._passed.close()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-class AttachedChannel(Channel):
+class AttachedChannel(_Managed):
     """A container's own streams: what it writes comes from the logger, what it reads goes to it.
 
     Input is opened when there is something to write: a terminal is there only while it runs.
@@ -128,17 +132,6 @@ class AttachedChannel(Channel):
         if stdin is not None:
             await stdin.close()
         await self._output.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 class Output(Protocol):
