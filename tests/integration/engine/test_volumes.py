@@ -275,7 +275,7 @@ def kill_while(node: EngineNode, method: str, path: str, body: object, pause_s: 
     client.join()
 
 
-@pytest.mark.parametrize("pause_s", PAUSES_S)
+@pytest.mark.parametrize("pause_s", PAUSES_S[1:])  # the next test makes and removes volumes, too
 def test_killed_while_a_volume_is_made_or_removed(node: EngineNode, pause_s: float):
     kill_while(node, "POST", "/volumes/create", {"Name": "v1", "Labels": {"a": "b"}}, pause_s)
     there = ok(node, "volume", "ls", "-q")
