@@ -138,7 +138,7 @@ def _write(job: jobs.WriteJob) -> None:
     unpacker = Unpacker(lambda count: os.read(0, count))
     tar = TarBytes(unpacker.read, bytes_max=limits.unpacked_bytes_max, hashed=False)
     placer = Placer(root, path.clean, keep_kinds=job.keep_kinds, owner=_owner(root, job.owner))
-    for entry in entries(tar, limits):
+    for entry in entries(tar, limits, open_end=True):
         try:
             placer.place(entry, tar)
         except OSError as error:

@@ -118,7 +118,7 @@ class Copier:
     def _place(self, read: Callable[[], bytes], directory: str, owner: Owner | None) -> None:
         tar = TarBytes(read, bytes_max=self._limits.unpacked_bytes_max, hashed=False)
         placer = self._placer(directory, owner)
-        for entry in entries(tar, self._limits):
+        for entry in entries(tar, self._limits, open_end=True):
             placer.place(entry, tar)
         placer.finish()
         tar.drain()

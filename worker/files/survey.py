@@ -145,7 +145,7 @@ def _is_archive(fd: int) -> bool:
         limits = UnpackLimits()
         unpacker = Unpacker(lambda count: os.read(content, count))
         tar = TarBytes(unpacker.read, bytes_max=limits.unpacked_bytes_max, hashed=False)
-        return next(entries(tar, limits), None) is not None
+        return next(entries(tar, limits, open_end=True), None) is not None
     except SwarmError:
         return False
     finally:

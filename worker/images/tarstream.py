@@ -111,6 +111,10 @@ class TarBytes:
         for _ in self.views(count):
             pass
 
+    def at_end(self) -> bool:
+        """Whether nothing more comes."""
+        return self._at == len(self._piece) and not self._fill()
+
     def drain(self) -> None:
         """Read to the end: padding behind the end marker belongs to the digest."""
         while self._fill():
@@ -135,21 +139,24 @@ class TarBytes:
         return True
 
 
-def entries(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
+def entries(source: TarBytes, limits: UnpackLimits, *, open_end: bool = False) -> Iterator[Entry]:
     """Every entry in order. The caller reads or skips exactly `entry.size` bytes in between.
 
-    Padding is passed over here. Raises InvalidArgument for anything malformed, truncated or beyond
-    `limits.entries_max` and `limits.header_bytes_max`.
+    Padding is passed over here. open_end: the archive may stop after the last entry's content, as
+    the docker command line writes one whose Dockerfile it put in. Raises InvalidArgument for
+    anything malformed, truncated or beyond `limits.entries_max` and `limits.header_bytes_max`.
     """
-    for count, entry in enumerate(_headers(source, limits), start=1):
+    for count, entry in enumerate(_headers(source, limits, open_end=open_end), start=1):
         if count > limits.entries_max:
             raise InvalidArgument(f"archive has more than {limits.entries_max} entries, the limit")
         yield entry
-        if entry.size % BLOCK:
-            source.skip(BLOCK - entry.size % BLOCK)
+        padding = -entry.size % BLOCK
+        if padding and open_end and source.at_end():
+            return
+        source.skip(padding)
 
 
-def _headers(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
+def _headers(source: TarBytes, limits: UnpackLimits, *, open_end: bool) -> Iterator[Entry]:
     shared: dict[bytes, bytes] = {}
     records: dict[bytes, bytes] = {}
     long_name: bytes | None = None
@@ -157,7 +164,7 @@ def _headers(source: TarBytes, limits: UnpackLimits) -> Iterator[Entry]:
     held = {b"g": 0}  # bytes of extended headers waiting for their entry; global ones for good
     while True:
         block = source.read(BLOCK)
-        if block == _ZEROS:
+        if block == _ZEROS or (open_end and not block and source.total):
             return
         _check_block(block, first=source.total <= len(block))
         flag = block[156:157]

@@ -194,6 +194,17 @@ def test_a_missing_dockerfile_and_a_broken_context(node, context):
     assert (status, "classic builder" in words["message"]) == (501, True)
 
 
+def test_a_dockerfile_from_standard_input_is_put_into_the_context(node, context):
+    """The command line writes such an archive without its end."""
+    done = subprocess.run(
+        ["docker", "-H", f"unix://{node.socket}", "build", "--network", "none", "-q", "-f", "-",
+         str(context)],
+        input=b"FROM busybox\nCOPY f1 /f1\n", capture_output=True, check=False,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+    )  # fmt: skip
+    assert done.stdout.startswith(b"sha256:"), done
+
+
 def start_long_build(node: EngineNode, context: Path) -> subprocess.Popen[bytes]:
     """A build in the midst of a command."""
     (context / "Dockerfile").write_text("FROM busybox\nRUN echo go > /f && sleep 1000\n")

@@ -159,3 +159,22 @@ def test_flipped_bytes_never_crash(at, junk):
     plain[at : at + len(junk)] = junk
     with contextlib.suppress(InvalidArgument):
         read(bytes(plain))
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
+def test_an_end_without_marker_is_accepted_where_that_is_said(size):
+    whole = made([("a", b"x" * size, 0)], tarfile.USTAR_FORMAT)
+    for cut in {512 + size, 512 + size + -size % 512}:
+        source = TarBytes(io.BytesIO(whole[:cut]).read, bytes_max=1 << 20)
+        names = []
+        for entry in entries(source, LIMITS, open_end=True):
+            source.skip(entry.size)
+            names.append(entry.name)
+        assert names == ["a"]
+        with pytest.raises(InvalidArgument, match="truncated"):
+            read(whole[:cut])
+    if size:
+        source = TarBytes(io.BytesIO(whole[: 512 + size - 1]).read, bytes_max=1 << 20)
+        with pytest.raises(InvalidArgument, match="inside an entry's content"):
+            for entry in entries(source, LIMITS, open_end=True):
+                source.skip(entry.size)
