@@ -252,7 +252,12 @@ async def _answers(site: Site) -> bool:
 
 async def test_many_leave_nothing_behind(site: Site):
     rounds = int(os.environ.get("SHOAL_EXEC_ROUNDS", "60"))
-    container = await site.start("sleep 1000")
+    container = await site.start("echo up; sleep 1000")
+
+    async def up() -> bool:
+        return await site.output(container) == "up\n"
+
+    await until(up)  # the logger has opened all it needs
     await run(site, container, "true")
     before = _resources(site)
     for number in range(rounds):
@@ -260,7 +265,10 @@ async def test_many_leave_nothing_behind(site: Site):
         assert status.exit_code == 0
         assert out.strip() == "x"
     # Not more: what the first one held for a moment may have been counted.
-    await until(lambda: all(n <= before[name] for name, n in _resources(site).items()))
+    try:
+        await until(lambda: all(n <= before[name] for name, n in _resources(site).items()), 10)
+    except TimeoutError:
+        raise AssertionError(f"{before} have become {_resources(site)}") from None
     assert await site.runtime.processes(container) == ((await site.runtime.status(container)).pid,)
     records = os.listdir(f"{site.runtime.container_dir(container)}/execs")
     assert len(records) <= 256
