@@ -1,0 +1,1 @@
+"""The docker command line, as it behaves against dockerd and as it does here."""
