@@ -106,6 +106,9 @@ async def test_a_group_elsewhere(site: Site):
         await site.runtime.stop(container, 0)
         await until(lambda: not _groups(f"{parent}/{container}"))
     finally:
+        for status in await site.runtime.list():
+            await site.runtime.remove(status.id, force=True)
+        await until(lambda: not _groups(f"{parent}/c1"))
         for path in (parent, os.path.dirname(parent)):
             for group in _groups(path):
                 with contextlib.suppress(OSError):
