@@ -42,6 +42,7 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
+from worker.files.layers import Layers
 from worker.images.model import User
 from worker.images.pruning import Collector
 from worker.images.registry.api import RegistrySettings
@@ -383,6 +384,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         )
         volumes = await LocalVolumes.open(paths.volumes, paths.run / "volumes", SystemClock())
         stack.callback(volumes.close)
+        await asyncio.to_thread(Layers(runtime.container_dir).open)
         await runtime.ensure_running()
         stack.push_async_callback(runtime.close)
         membership = Membership(settings, runtime, images)

@@ -8,13 +8,13 @@ from typing import Any
 
 from engine.containers.creating import Creator
 from engine.containers.ground import Grounds
-from engine.containers.layers import Layers
 from engine.containers.lifecycle import Lifecycle
 from engine.containers.requests import CreateRequest, HostConfig, UlimitRequest
 from engine.containers.service import Containers, NodeRuntime
 from engine.containers.updates import CHANGEABLE
 from engine.ports import BuildStep, StepContainer
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
+from worker.files.layers import Layers
 
 _LIMITS: Mapping[str, str] = {name: field for field, name in CHANGEABLE.items()} | {
     "pids_max": "pids_limit",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from engine.containers.container import Container
 from engine.containers.ground import Grounds
-from engine.containers.layers import Layers
 from engine.containers.service import Containers
+from worker.files.layers import Layers
 from worker.volumes.api import Volumes
 
 

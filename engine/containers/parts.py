@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from engine.containers.creating import Creator
 from engine.containers.directory import Directory
 from engine.containers.filling import Filler
 from engine.containers.ground import Grounds, ImageSource
-from engine.containers.layers import Layers
 from engine.containers.lifecycle import Lifecycle
 from engine.containers.probing import Prober
 from engine.containers.prune import Pruner
@@ -26,6 +24,7 @@ from engine.containers.service import Containers, NodeRuntime
 from engine.ports import Events
 from shoal.aio.supervise import Supervisor
 from shoal.clock import Clock
+from worker.files.layers import Layers
 from worker.logs.api import Logs
 from worker.network.local.api import LocalNetworks
 from worker.volumes.api import Volumes
@@ -125,7 +124,6 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     )
     pruner = Pruner(containers, lifecycle, directory, needs.events, needs.clock)
     try:
-        await asyncio.to_thread(layers.open)
         await adopter.adopt()
         async with Supervisor() as supervisor:
             supervisor.start("containers", containers.follow)

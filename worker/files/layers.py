@@ -30,7 +30,10 @@ class Layers:
         return self._container_dir(container)
 
     def open(self) -> None:
-        """Unmount what a crash between the two steps has left. Blocking. Raises: OSError."""
+        """Unmount what a crash between the two steps has left. Blocking. Raises: OSError.
+
+        To be called before anybody of this process makes such a mount.
+        """
         root = os.path.realpath(self._container_dir("."))
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             points = [line.split()[4] for line in file]
@@ -48,7 +51,7 @@ class Layers:
         place = f"{self._container_dir(container)}/rootfs"
         root = await _opened(lambda: _open_image(layers, place))
         try:
-            fd = await asyncio.to_thread(_open_directory, root, path)
+            fd = await _descriptor(lambda: _open_directory(root, path))
         finally:
             os.close(root)
         if fd < 0:
@@ -75,9 +78,21 @@ class Layers:
 
 async def _opened(open_it: Callable[[], int]) -> int:
     try:
-        return await asyncio.to_thread(open_it)
+        return await _descriptor(open_it)
     except OSError as error:
         raise FailedPrecondition(f"mount {error.filename}: {error.strerror}") from None
+
+
+async def _descriptor(open_it: Callable[[], int]) -> int:
+    """What a thread opens; closed again when nobody waits for it any more."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_it))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait({opening})
+        if not opening.cancelled() and opening.exception() is None and opening.result() >= 0:
+            os.close(opening.result())
+        raise
 
 
 def _way_to(fd: int) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.containers.layers import Layers
 from shoal.errors import FailedPrecondition
+from worker.files.layers import Layers
 from worker.runtime.lean import linux
 
 pytestmark = pytest.mark.root
