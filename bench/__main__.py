@@ -20,6 +20,7 @@ from bench import figures, priority
 
 PROGRAMS = {
     "start": "bare container start against crun and runc; memory against containerd-shims",
+    "engine": "docker run, exec, pull and build against dockerd",
     "create_to_running": "one replica, created until RUNNING, against Docker Swarm",
     "scale_up": "0 to 100 replicas with a published port, against Docker Swarm",
     "failover_worker": "a worker's power is cut: time until its task runs elsewhere",
@@ -36,6 +37,7 @@ PROGRAMS = {
 LONG = {
     "raft": ("--rounds", "7", "--seconds", "3", "--kills", "30"),
     "store": ("--rounds", "7"),
+    "engine": ("--rounds", "31", "--idle", "1000"),
     "failover_leader": ("--rounds", "30"),
 }
 """What `--long` adds: more samples where the figures are a tail or a ratio of small numbers."""
