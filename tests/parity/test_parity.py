@@ -20,6 +20,7 @@ pytestmark = pytest.mark.root
 _OF_THE_MACHINE = (
     "calls: ", "limits: ", "control groups: ", "proc", "sys", "status: Cpus_", "status: Mems_",
     "status: Speculation", "status: THP", "identity: environment",
+    "identity: nice",
 )  # fmt: skip
 _REFUSED = {"EPERM", "ENOSYS"}
 

@@ -28,41 +28,65 @@ def sequences(directory: str) -> list[int]:
 def discard(directory: str, sequence: int) -> None:
     """Remove a log file in either form."""
     for suffix in (PLAIN, COMPRESSED):
-        try:
-            os.unlink(path_of(directory, sequence, suffix))
-        except FileNotFoundError:
-            continue
+        _unlink(path_of(directory, sequence, suffix))
+
+
+def _unlink(path: str) -> bool:
+    """Whether it was there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def compress_apart(directory: str, link_fd: int) -> None:
     """Compress every file but the newest, in a process of its own that nobody waits for.
 
-    Each becomes compressed by one rename; two processes at the same file do no harm.
+    One process works at a time and one more waits, which looks again when its turn comes: so no
+    file is missed, and a file that is gone at the end was removed, never compressed by another.
     """
-    todo = [
-        sequence
-        for sequence in sequences(directory)[:-1]
-        if os.path.exists(path_of(directory, sequence))
-    ]
-    if not todo or os.fork():
+    if not _plain(directory) or os.fork():
         return
     code = 1
     try:
         os.close(link_fd)  # whose end tells the keeper that the logger has gone
         os.nice(10)
-        for sequence in todo:
-            _compress(directory, sequence)
+        _compress_all(directory)
         code = 0
     finally:
         os._exit(code)
 
 
+def _plain(directory: str) -> list[int]:
+    found = sequences(directory)[:-1]
+    return [sequence for sequence in found if os.path.exists(path_of(directory, sequence))]
+
+
+def _compress_all(directory: str) -> None:
+    import fcntl
+
+    waiting = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    working = os.open(f"{directory}/logs", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # whoever waits will see what there is to do
+        return
+    fcntl.flock(working, fcntl.LOCK_EX)
+    os.close(waiting)
+    for sequence in _plain(directory):
+        _compress(directory, sequence)
+
+
 def _compress(directory: str, sequence: int) -> None:
     import zlib  # here, not in the logger: it costs memory there for good
 
-    plain = path_of(directory, sequence)
+    plain, packed = path_of(directory, sequence), path_of(directory, sequence, COMPRESSED)
     fresh = f"{directory}/logs/.{sequence}.{os.getpid()}.new"
-    source = os.open(plain, os.O_RDONLY)
+    try:
+        source = os.open(plain, os.O_RDONLY)
+    except FileNotFoundError:
+        return
     target = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
     try:
         packer = zlib.compressobj(wbits=_GZIP)
@@ -70,10 +94,14 @@ def _compress(directory: str, sequence: int) -> None:
             _write(target, packer.compress(chunk))
         _write(target, packer.flush())
         os.fsync(target)
-        os.rename(fresh, path_of(directory, sequence, COMPRESSED))
-        os.unlink(plain)
-    except OSError:  # removed meanwhile, or the disk is full: it stays as it is
-        os.unlink(fresh)
+        os.rename(fresh, packed)
+        if not _unlink(plain):  # it was removed meanwhile
+            _unlink(packed)
+    except OSError:  # the disk is full: it stays as it is
+        _unlink(fresh)
+    finally:
+        os.close(source)
+        os.close(target)
 
 
 def _write(fd: int, data: bytes) -> None:
