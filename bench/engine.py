@@ -31,7 +31,7 @@ from bench import figures
 from bench.docker import docker as a_dockerd
 from bench.docker import why_not
 from bench.figures import Figure
-from bench.lab import IMAGE, require_root
+from bench.lab import require_root
 from tests.integration.engine.daemon import EngineNode
 from tests.integration.engine.seeded import UnixConnection, seeded_node
 from tests.support.registry import REGISTRY, SKOPEO, a_registry
@@ -289,7 +289,7 @@ def our_node() -> Iterator[EngineNode]:
         node.close()
 
 
-async def against_dockerd(options: argparse.Namespace) -> list[Figure]:
+def against_dockerd(options: argparse.Namespace) -> list[Figure]:
     """Both sides side by side."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
@@ -305,11 +305,11 @@ async def against_dockerd(options: argparse.Namespace) -> list[Figure]:
         mine.command("push", f"{ours}/{NAME}")
         mine.command("rmi", f"{ours}/{NAME}")
         mine.command("image", "prune", "-f")
-        return await _beside(options, stack, mine, scratch)
+        return asyncio.run(_beside(options, stack, mine, scratch, node.base / "busybox.tar"))
 
 
 async def _beside(
-    options: argparse.Namespace, stack: ExitStack, mine: Side, scratch: Path
+    options: argparse.Namespace, stack: ExitStack, mine: Side, scratch: Path, rootfs: Path
 ) -> list[Figure]:
     async with a_dockerd(swarm=False) as daemon:
         there = scratch / "theirs"
@@ -317,7 +317,8 @@ async def _beside(
         (there / "data").symlink_to(scratch / "registry" / "data")
         inside = ("nsenter", f"--net=/proc/{daemon.pid}/ns/net")
         registry = stack.enter_context(a_registry(there, inside=inside))
-        theirs = Side("dockerd", daemon.path, IMAGE, registry)
+        daemon.call("POST", "/images/create?fromSrc=-&repo=busybox", rootfs.read_bytes())
+        theirs = Side("dockerd", daemon.path, mine.image, registry)
         return await asyncio.to_thread(compare, options, [mine, theirs], scratch)
 
 
@@ -334,7 +335,7 @@ def main() -> None:
     if missing:
         print(f"  dockerd: {missing}")
     else:
-        figures.report(*asyncio.run(against_dockerd(options)))
+        figures.report(*against_dockerd(options))
     if options.idle:
         with our_node() as node:
             side = Side("shoal", str(node.socket), "busybox", "")
