@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
+from worker.agent.volumes import TaskVolumes, remove_of_tasks, users_of
 from worker.files.layers import Layers
 from worker.images.model import User
 from worker.images.pruning import Collector
@@ -82,11 +83,17 @@ class Membership:
     """The agent and what belongs to it, while the node is in a cluster."""
 
     def __init__(
-        self, settings: WorkerSettings, runtime: NativeRuntime, images: ImageStore
+        self,
+        settings: WorkerSettings,
+        runtime: NativeRuntime,
+        images: ImageStore,
+        volumes: LocalVolumes,
     ) -> None:
         self._settings = settings
         self._runtime = runtime
         self._images = images
+        self._volumes = volumes
+        self.volume_users_known = asyncio.Event()
         self._clock = SystemClock()
         self._agent: Agent | None = None
         self._broken: asyncio.Future[None]
@@ -123,6 +130,14 @@ class Membership:
                 user = User(status.id, running=status.state == "running")
                 users.setdefault(image_id, []).append(user)
         return users
+
+    async def volume_users(self) -> Mapping[str, frozenset[str]]:
+        """The containers of tasks by volume: `worker.volumes.api.VolumeUsers`."""
+        return users_of(await self._runtime.list())
+
+    async def running_volume_users(self) -> Mapping[str, frozenset[str]]:
+        """The same, of containers that run."""
+        return users_of(await self._runtime.list(), running=True)
 
     async def wait_broken(self) -> None:
         """Wait until the agent broke an invariant, and raise that."""
@@ -172,6 +187,8 @@ class Membership:
             for status in await self._runtime.list():
                 if TASK_ID_LABEL in status.labels:
                     await self._remove_container(status.id)
+            await self.volume_users_known.wait()
+            await remove_of_tasks(self._volumes)
             if data_plane is not None:
                 await data_plane.close(remove=True)
             if records is not None:
@@ -224,6 +241,9 @@ class Membership:
             runtime=self._runtime,
             images=self._images,
             networks=self.data_plane,
+            volumes=TaskVolumes(
+                self._volumes, Layers(self._runtime.container_dir), facts, self.volume_users_known
+            ),
             records=self.records,
             reporter=reporter,
             facts=facts,
@@ -387,7 +407,8 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         await asyncio.to_thread(Layers(runtime.container_dir).open)
         await runtime.ensure_running()
         stack.push_async_callback(runtime.close)
-        membership = Membership(settings, runtime, images)
+        membership = Membership(settings, runtime, images, volumes)
+        volumes.add_users(membership.volume_users, membership.running_volume_users)
         stack.push_async_callback(membership.close)
         await membership.reload(settings.lock_keys)
         await _serve(stack, paths, membership, images)
@@ -398,6 +419,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
         if extension is not None:
             parts = Parts(settings, runtime, images, membership, volumes)
             waits.append((await stack.enter_async_context(extension(parts)))())
+        membership.volume_users_known.set()
         _log.info("worker.started", hostname=settings.hostname)
         await _first_of(*waits)
         _log.info("worker.stopping")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import defaults
@@ -22,10 +22,13 @@ from worker.runtime.api import (
     Mount,
     Ulimit,
 )
+from worker.volumes.api import Volume
 
 IMAGE_ID_LABEL = "dev.shoal.image-id"
 """The image a container was made from, whatever its name stands for later."""
 TASK_ID_LABEL = "com.docker.swarm.task.id"
+VOLUMES_LABEL = "dev.shoal.volumes"
+"""Names of the volumes that a task's container uses, between blanks."""
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -49,12 +52,14 @@ def container_config(
     layers: Sequence[str],
     attachment: Attachment | None,
     node: NodeFacts,
+    *,
+    volumes: Mapping[str, Volume],
 ) -> ContainerConfig:
     """The container of a task.
 
     layers: lower directories of the image, topmost first. attachment: None for a namespace of its
-    own without a link. Raises InvalidArgument for what only shows here: no command, bad template;
-    Unimplemented for a wish that would be ignored.
+    own without a link. volumes: the task's, by their mounts' targets. Raises InvalidArgument for
+    what only shows here: no command, bad template; Unimplemented for a wish that would be ignored.
     """
     spec, base = task.container, image.config
     _check_supported(spec)
@@ -78,7 +83,7 @@ def container_config(
         dns_servers=spec.dns.nameservers,
         dns_search=spec.dns.search,
         dns_options=spec.dns.options,
-        mounts=tuple(_mount(mount, task, node) for mount in spec.mounts),
+        mounts=tuple(_mount(mount, task, node, volumes) for mount in spec.mounts),
         nano_cpus=limits.nano_cpus,
         memory_bytes=limits.memory_bytes,
         memory_reservation_bytes=task.spec.resources.reservations.memory_bytes,
@@ -92,7 +97,7 @@ def container_config(
         stop_grace_s=defaults.stop_grace_period_ns(spec) / 1e9,
         sysctls=tuple(sorted(spec.sysctls.items())),
         oom_score_adj=spec.oom_score_adj,
-        labels=_labels(task, image, node),
+        labels=_labels(task, image, node, volumes.values()),
         log_max_size_bytes=size_bytes,
         log_max_files=files,
     )
@@ -117,11 +122,14 @@ def _hosts(
     return tuple(hosts)
 
 
-def _mount(mount: SpecMount, task: Task, node: NodeFacts) -> Mount:
+def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, Volume]) -> Mount:
+    source = expand(mount.source, task, node)
+    if mount.type is MountType.VOLUME:
+        source = volumes[mount.target].mountpoint
     return Mount(
         target=expand(mount.target, task, node),
         kind="tmpfs" if mount.type is MountType.TMPFS else "bind",
-        source=expand(mount.source, task, node),
+        source=source,
         read_only=mount.read_only,
         propagation=_PROPAGATION[mount.propagation],  # type: ignore[arg-type]  # literals
         recursive=mount.recursive is not MountRecursive.DISABLED,
@@ -147,7 +155,7 @@ def _check_supported(spec: ContainerSpec) -> None:
     for mount in spec.mounts:
         wishes |= {
             f"mount type {mount.type.name.lower()}": mount.type
-            not in {MountType.BIND, MountType.TMPFS},
+            not in {MountType.BIND, MountType.VOLUME, MountType.TMPFS},
             f"mount {mount.target}: bind-recursive=readonly": mount.recursive
             is MountRecursive.READONLY,
             f"mount {mount.target}: subpath": mount.subpath,
@@ -188,7 +196,7 @@ def _size_bytes(text: str) -> int:
     return size_bytes
 
 
-def _labels(task: Task, image: Image, node: NodeFacts) -> dict[str, str]:
+def _labels(task: Task, image: Image, node: NodeFacts, volumes: Iterable[Volume]) -> dict[str, str]:
     name = task.service_annotations.name
     return {
         **task.container.labels,
@@ -199,4 +207,5 @@ def _labels(task: Task, image: Image, node: NodeFacts) -> dict[str, str]:
         "com.docker.swarm.node.id": node.id,
         "dev.shoal.image": task.container.image,
         IMAGE_ID_LABEL: image.id,
+        VOLUMES_LABEL: " ".join(sorted({volume.name for volume in volumes})),
     }

@@ -1,7 +1,8 @@
 """One task on this node: walks it up the ladder, one step at a time.
 
-The runner owns the task's container and network. A step that fails before the start rejects the
-task, after it fails it; what may pass (a process of the runtime being restarted) is tried again.
+The runner owns the task's container and network, and holds its volumes. A step that fails before
+the start rejects the task, after it fails it; what may pass (a process of the runtime being
+restarted) is tried again.
 When the manager wants the task gone, whatever is under way is given up and undone. A task that
 has ended has no running container: the runner does not finish before that is so.
 """
@@ -57,6 +58,22 @@ class Networks(Protocol):
         ...
 
 
+class Volumes(Protocol):
+    """What the tasks need of the node's volumes."""
+
+    async def hold(self, task: Task) -> None:
+        """Have them mounted: the container is about to start. Raises: SwarmError."""
+        ...
+
+    async def release(self, task: Task) -> None:
+        """The container has ended. Idempotent."""
+        ...
+
+    async def remove(self, task_id: str) -> None:
+        """The container is gone: so are its volumes without a name. Idempotent."""
+        ...
+
+
 class Surroundings(Protocol):
     """What a runner needs of the node."""
 
@@ -68,6 +85,11 @@ class Surroundings(Protocol):
     @property
     def networks(self) -> Networks:
         """The data plane."""
+        ...
+
+    @property
+    def volumes(self) -> Volumes:
+        """The volumes."""
         ...
 
     @property
@@ -86,6 +108,10 @@ class Surroundings(Protocol):
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
         """The container's configuration. Raises NotFound when the image is not there."""
+        ...
+
+    async def fill_volumes(self, task: Task) -> None:
+        """Fill and hold the volumes of a container that is made. Raises: SwarmError."""
         ...
 
     async def recorded(self, task: Task) -> None:
@@ -148,6 +174,8 @@ class TaskRunner:
         await self._halt(grace_s if grace_max_s is None else min(grace_s, grace_max_s))
         await self._remove_container()
         await self._node.networks.detach(self.task.id)
+        await self._node.volumes.release(self.task)
+        await self._node.volumes.remove(self.task.id)
 
     async def _advance(self, step: Step) -> None:
         try:
@@ -202,10 +230,11 @@ class TaskRunner:
             attachment = await self._node.networks.attach(self.task.id)
             status = self.task.status.replaced(address=attachment.address)
             self.task = self.task.with_status(status)
-            config = await self._node.container_config(self.task, attachment)
             await self._node.recorded(self.task)  # before: what is unknown after a crash is removed
+            config = await self._node.container_config(self.task, attachment)
             self._container, self._removed = None, False
             self.observe(await self._create(config))
+            await self._node.fill_volumes(self.task)
         self._enter(TaskState.READY, "prepared")
 
     async def _create(self, config: ContainerConfig) -> ContainerStatus:
@@ -226,6 +255,7 @@ class TaskRunner:
             if self._settle():
                 return
         try:
+            await self._node.volumes.hold(self.task)
             self.observe(await runtime.start(self.task.id))
         except SwarmError as error:
             if error.retryable:
@@ -351,6 +381,7 @@ class TaskRunner:
             await self._node.networks.detach(self.task.id)
         except (SwarmError, OSError) as error:  # tried again when the task is disposed of
             _log.warning("task.detach_failed", task_id=self.task.id, reason=str(error))
+        await self._node.volumes.release(self.task)
 
     async def _is_released(self) -> bool:
         try:

@@ -25,6 +25,7 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.runner import Networks, TaskRunner, reported
 from worker.agent.templates import NodeFacts
+from worker.agent.volumes import TaskVolumes
 from worker.agent.writer import RecordWriter
 from worker.images.model import Image
 from worker.network.api import Attachment
@@ -69,6 +70,7 @@ class NodeTasks:
         runtime: Runtime,
         images: Images,
         networks: Networks,
+        volumes: TaskVolumes,
         records: Records,
         reporter: Reporter,
         facts: NodeFacts,
@@ -76,6 +78,7 @@ class NodeTasks:
     ) -> None:
         self.runtime = runtime
         self.networks = networks
+        self.volumes = volumes
         self.clock = clock
         self.starts = asyncio.Semaphore(STARTS_MAX)
         self._images = images
@@ -216,10 +219,19 @@ class NodeTasks:
         await self._images.fetch(task.container.image, auth)
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
-        """The container's configuration. Raises NotFound when the image is not on this node."""
+        """The container's configuration; volumes that are missing are made.
+
+        Raises NotFound when the image is not on this node, or as `TaskVolumes.make`.
+        """
         image = self._images.resolve(task.container.image)
         layers = self._images.layers(image)
-        return container_config(task, image, layers, attachment, self._facts)
+        volumes = await self.volumes.make(task)
+        return container_config(task, image, layers, attachment, self._facts, volumes=volumes)
+
+    async def fill_volumes(self, task: Task) -> None:
+        """Fill and hold the volumes of a container that is made. Raises as `TaskVolumes.fill`."""
+        image = self._images.resolve(task.container.image)
+        await self.volumes.fill(task, self._images.layers(image))
 
     def changed(self, task: Task) -> None:
         """Keep and report a task's new status. Never raises."""
@@ -271,6 +283,7 @@ class NodeTasks:
             _log.info("container.unknown", container_id=status.id, state=status.state)
             try:
                 await self.runtime.remove(status.id, force=True)
+                await self.volumes.remove(status.id)
             except SwarmError as error:
                 _log.warning("container.not_removed", container_id=status.id, reason=error.message)
 

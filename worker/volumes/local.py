@@ -268,7 +268,7 @@ class LocalVolumes:
 
     async def _on_disk(self, what: str, act: Callable[[], _T]) -> _T:
         try:
-            return await asyncio.to_thread(act)
+            return await _finished(act)
         except OSError as error:
             text = f"{what}: {error.filename or ''}: {error.strerror}"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -277,6 +277,21 @@ class LocalVolumes:
     def _gate(self, name: str) -> asyncio.Lock:
         """One change of a volume at a time."""
         return self._gates.setdefault(name, asyncio.Lock())
+
+
+async def _finished(act: Callable[[], _T]) -> _T:
+    """In a thread; who gives up waits for its end: the next change of the volume must not meet it.
+
+    Raises: as the act.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(act))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # nobody is there to hear of it
+        raise
 
 
 def _place(volume: Volume) -> str:

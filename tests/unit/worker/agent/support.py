@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shoal.ids import base36
@@ -16,6 +17,10 @@ from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.agent.templates import NodeFacts
+from worker.agent.volumes import TaskVolumes, users_of
+from worker.volumes.local import LocalVolumes
+from worker.volumes.records import VolumeFiles
+from worker.volumes.ways import Ways
 
 FACTS = NodeFacts(id="node1", hostname="alpha", os="linux", architecture="amd64")
 
@@ -70,6 +75,17 @@ class NoteReporter(Reporter):
         super().report(task_id, status)
 
 
+class FakeContents:
+    """Directories of an image by their paths."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, str] = {}
+
+    @asynccontextmanager
+    async def content(self, container: str, layers: Sequence[str], path: str) -> AsyncIterator[str]:
+        yield self.places.get(path, "")
+
+
 class FakeNode:
     """NodeTasks over fakes, with its events followed."""
 
@@ -81,10 +97,19 @@ class FakeNode:
         self.clock = FakeClock()
         self.reporter = NoteReporter()
         self.records = Records(directory)
+        self.contents = FakeContents()
+        files = VolumeFiles(directory / "volumes")
+        known, _ = files.open()
+        self.volumes = LocalVolumes(files, Ways(directory / "ways"), self.clock)
+        self.volumes._volumes = known
+        self.volumes.add_users(self._volume_users, self._volume_users)
+        self.users_known = asyncio.Event()
+        self.users_known.set()
         self.tasks = NodeTasks(
             runtime=self.runtime,
             images=self.images,
             networks=self.networks,
+            volumes=TaskVolumes(self.volumes, self.contents, FACTS, self.users_known),
             records=self.records,
             reporter=self.reporter,
             facts=FACTS,
@@ -102,6 +127,10 @@ class FakeNode:
         self._events.cancel()
         await asyncio.gather(self._events, return_exceptions=True)
         await self.tasks.stop()
+        self.volumes.close()
+
+    async def _volume_users(self) -> Mapping[str, frozenset[str]]:
+        return users_of(await self.runtime.list())
 
     def states(self, number: int = 1) -> list[str]:
         """States reported of a task, in order, without repetition."""

@@ -25,12 +25,14 @@ from worker.runtime.bundle import environment_of
 LINK = Attachment("t", "/run/netns/t", "10.1.0.7", "10.1.0.1", "eth0")
 
 
-def config(image=None, *, attachment=None, log_driver=None, **spec):
+def config(image=None, *, attachment=None, log_driver=None, volumes=None, **spec):
     task = a_task(**spec)
     if log_driver is not None:
         task = task.replaced(log_driver=log_driver)
     image = an_image(image or ImageConfig(cmd=("serve",)), image_id="sha256:abc")
-    return container_config(task, image, ("/top", "/bottom"), attachment, FACTS)
+    return container_config(
+        task, image, ("/top", "/bottom"), attachment, FACTS, volumes=volumes or {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,8 @@ def test_another_log_driver_is_refused():
         ("isolation", {"isolation": "hyperv"}),
         ("seccomp", {"privileges": Privileges(seccomp_mode="unconfined")}),
         ("apparmor", {"privileges": Privileges(apparmor_mode="disabled")}),
-        ("mount type volume", {"mounts": (Mount(type=MountType.VOLUME, target="/v"),)}),
+        ("mount type cluster", {"mounts": (Mount(type=MountType.CLUSTER, target="/v"),)}),
+        ("mount type image", {"mounts": (Mount(type=MountType.IMAGE, target="/v"),)}),
         ("bind-recursive", {"mounts": (Mount(target="/v", recursive=MountRecursive.READONLY),)}),
         ("subpath", {"mounts": (Mount(target="/v", subpath="x"),)}),
         ("tmpfs options", {"mounts": (Mount(target="/v", tmpfs_options="x"),)}),

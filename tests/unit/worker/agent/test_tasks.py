@@ -146,7 +146,7 @@ async def test_restoring_twice_changes_nothing(tmp_path):
 async def test_containers_of_nobody_are_removed_if_they_are_tasks(tmp_path):
     runtime = FakeRuntime()
     labelled = container_config(
-        a_task(1), FakeNode(tmp_path).images.resolve("web"), (), None, FACTS
+        a_task(1), FakeNode(tmp_path).images.resolve("web"), (), None, FACTS, volumes={}
     )
     await runtime.create(labelled)
     await runtime.create(ContainerConfig(id="standalone", layers=("/",), args=("sh",)))
