@@ -54,6 +54,7 @@ REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
 _NAME = re.compile(r"[A-Za-z0-9](?:[-_A-Za-z0-9]*[A-Za-z0-9])?")
 
 
@@ -261,8 +262,22 @@ def _mount(mount: Mount) -> None:
     elif mount.type is MountType.TMPFS:
         if mount.source:
             raise InvalidArgument("mount: a tmpfs has no source")
+    elif mount.type is MountType.VOLUME:
+        _volume(mount)
     else:
         raise Unimplemented(f"mount: type {mount.type.name.lower()} is not possible yet")
+
+
+def _volume(mount: Mount) -> None:
+    """Which drivers there are only the node knows, and what a template makes of a name."""
+    named = mount.source and "{{" not in mount.source
+    if named and not _VOLUME_NAME.fullmatch(mount.source):
+        raise InvalidArgument(
+            f"mount: the source {mount.source!r} must be the name of a volume: letters, digits,"
+            " '_', '.' and '-', two or more; for a directory of the node use type bind"
+        )
+    if mount.subpath:
+        raise Unimplemented("mount: volume-subpath is not possible for services in this version")
 
 
 def _resources(field: str, resources: Resources) -> None:

@@ -1,4 +1,4 @@
-"""`--mount`: binds and tmpfs. Other types are refused, as the daemons cannot mount them yet."""
+"""`--mount`: volumes, binds and tmpfs. Other types are refused: no daemon can mount them yet."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from shoal.errors import InvalidArgument
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
-from shoal.model.types import Mount
+from shoal.model.types import Driver, Mount
 from swarmctl.parsing.fields import parse_bool, required, split_fields
 from swarmctl.parsing.units import parse_bytes
 
-_TYPES = {"bind": MountType.BIND, "tmpfs": MountType.TMPFS}
-_LATER_TYPES = ("volume", "npipe", "cluster", "image")
+_TYPES = {"bind": MountType.BIND, "tmpfs": MountType.TMPFS, "volume": MountType.VOLUME}
+_LATER_TYPES = ("npipe", "cluster", "image")
 _PROPAGATIONS = {item.name.lower(): item for item in MountPropagation}
 _RECURSION = {"enabled": MountRecursive.ENABLED, "disabled": MountRecursive.DISABLED}
 _ALIASES = {
@@ -20,14 +20,16 @@ _ALIASES = {
     "destination": "target",
     "ro": "readonly",
 }
-_BIND_KEYS = ("bind-propagation", "bind-nonrecursive", "bind-recursive")
-_TMPFS_KEYS = ("tmpfs-size", "tmpfs-mode")
+_LATER_KEYS = ("volume-subpath",)
 
 _Setter = Callable[[Mount, str | None], Mount]
 
 
 def parse_mount(text: str) -> Mount:
-    """The mount of one `--mount` value, such as `type=bind,source=/srv,target=/srv,readonly`."""
+    """The mount of one `--mount` value, such as `source=data,target=/srv,readonly`.
+
+    Without a type it is a volume, without a source one of the task's own.
+    """
     fields = [(_ALIASES.get(key, key), value) for key, value in split_fields(text)]
     mount = Mount(type=_mount_type(text, dict(fields).get("type")))
     for key, value in fields:
@@ -37,24 +39,27 @@ def parse_mount(text: str) -> Mount:
 
 
 def _mount_type(text: str, name: str | None) -> MountType:
+    if name is None:
+        return MountType.VOLUME
     if name in _TYPES:
         return _TYPES[name]
-    if name is None or name in _LATER_TYPES:
-        kind = "volume (the default)" if name is None else name
+    if name in _LATER_TYPES:
         raise InvalidArgument(
-            f"{text!r}: mounts of type {kind} are not supported by this version: "
-            "use type=bind or type=tmpfs"
+            f"{text!r}: mounts of type {name} are not supported by this version: "
+            "use type=volume, type=bind or type=tmpfs"
         )
-    raise InvalidArgument(f"{text!r}: unknown type {name!r}: use bind or tmpfs")
+    raise InvalidArgument(f"{text!r}: unknown type {name!r}: use volume, bind or tmpfs")
 
 
 def _setter(key: str, mount_type: MountType, text: str) -> _Setter:
     setter = _SETTERS.get(key)
+    if key in _LATER_KEYS:
+        raise InvalidArgument(f"{text!r}: {key} is not supported for services by this version")
     if setter is None:
         raise InvalidArgument(f"{text!r}: unknown key {key!r}")
-    wrong = _TMPFS_KEYS if mount_type is MountType.BIND else (*_BIND_KEYS, "source")
-    if key in wrong:
-        raise InvalidArgument(f"{text!r}: {key} has no meaning for type={mount_type.name.lower()}")
+    kind, prefix = mount_type.name.lower(), key.partition("-")[0]
+    if (prefix in _TYPES and prefix != kind) or (key == "source" and kind == "tmpfs"):
+        raise InvalidArgument(f"{text!r}: {key} has no meaning for type={kind}")
     return setter
 
 
@@ -63,6 +68,13 @@ def _checked(mount: Mount, text: str) -> Mount:
         raise InvalidArgument(f"{text!r}: target must be an absolute path")
     if mount.type is MountType.BIND and not mount.source.startswith("/"):
         raise InvalidArgument(f"{text!r}: source must be an absolute path on the node")
+    if mount.type is MountType.VOLUME and mount.source.startswith("/"):
+        raise InvalidArgument(
+            f"{text!r}: source must be the name of a volume: use type=bind for a path on the node"
+        )
+    if mount.volume_driver is not None and not mount.volume_driver.name:
+        driver = Driver(name="local", options=mount.volume_driver.options)
+        return mount.replaced(volume_driver=driver)
     return mount
 
 
@@ -99,6 +111,34 @@ def _recursive(mount: Mount, value: str | None) -> Mount:
     return mount.replaced(recursive=_RECURSION[value])
 
 
+def _volume_driver(mount: Mount, value: str | None) -> Mount:
+    name = required(value, key="volume-driver")
+    return mount.replaced(volume_driver=_driver(mount).replaced(name=name))
+
+
+def _volume_option(mount: Mount, value: str | None) -> Mount:
+    driver = _driver(mount)
+    options = {**driver.options, **_pair(value, key="volume-opt")}
+    return mount.replaced(volume_driver=driver.replaced(options=options))
+
+
+def _volume_label(mount: Mount, value: str | None) -> Mount:
+    return mount.replaced(volume_labels={**mount.volume_labels, **_pair(value, key="volume-label")})
+
+
+def _volume_nocopy(mount: Mount, value: str | None) -> Mount:
+    return mount.replaced(volume_nocopy=parse_bool(value, key="volume-nocopy"))
+
+
+def _driver(mount: Mount) -> Driver:
+    return mount.volume_driver or Driver()
+
+
+def _pair(text: str | None, *, key: str) -> dict[str, str]:
+    name, _, value = required(text, key=key).partition("=")
+    return {name: value}
+
+
 def _tmpfs_size(mount: Mount, value: str | None) -> Mount:
     size = parse_bytes(required(value, key="tmpfs-size"))
     return mount.replaced(tmpfs_size_bytes=size)
@@ -122,6 +162,10 @@ _SETTERS: dict[str, _Setter] = {
     "bind-propagation": _propagation,
     "bind-nonrecursive": _non_recursive,
     "bind-recursive": _recursive,
+    "volume-driver": _volume_driver,
+    "volume-opt": _volume_option,
+    "volume-label": _volume_label,
+    "volume-nocopy": _volume_nocopy,
     "tmpfs-size": _tmpfs_size,
     "tmpfs-mode": _tmpfs_mode,
 }

@@ -400,12 +400,21 @@ def _mount(mount: Mount) -> Record:
         ReadOnlyForceRecursive=recursive is MountRecursive.READONLY,
         CreateMountpoint=mount.create_source,
     )
+    driver = mount.volume_driver
+    volume = record(
+        {},
+        NoCopy=mount.volume_nocopy,
+        Labels=dict(mount.volume_labels),
+        Subpath=mount.subpath,
+        DriverConfig=driver and record({}, Name=driver.name, Options=dict(driver.options)),
+    )
     return record(
         {"Type": spell(mount.type), "Target": mount.target},
         Source=mount.source,
         ReadOnly=mount.read_only,
         Consistency=mount.consistency,
         BindOptions=bind if mount.type is MountType.BIND else None,
+        VolumeOptions=volume if mount.type is MountType.VOLUME else None,
         TmpfsOptions=record({}, SizeBytes=mount.tmpfs_size_bytes, Mode=mount.tmpfs_mode)
         if mount.type is MountType.TMPFS
         else None,

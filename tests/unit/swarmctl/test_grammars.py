@@ -14,7 +14,7 @@ from shoal.model.enums import (
     PortProtocol,
     PublishMode,
 )
-from shoal.model.types import GenericResource, Mount, PortConfig, Ulimit
+from shoal.model.types import Driver, GenericResource, Mount, PortConfig, Ulimit
 from swarmctl.parsing import values
 from swarmctl.parsing.fields import split_fields
 from swarmctl.parsing.mounts import parse_mount
@@ -149,6 +149,36 @@ def test_what_publish_rm_takes():
             "type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=1777",
             Mount(type=MountType.TMPFS, target="/t", tmpfs_size_bytes=64 << 20, tmpfs_mode=0o1777),
         ),
+        ("target=/t", Mount(type=MountType.VOLUME, target="/t")),
+        (
+            "type=volume,src=v,dst=/t,ro,volume-nocopy,volume-label=a=b,volume-label=c",
+            Mount(
+                type=MountType.VOLUME,
+                source="v",
+                target="/t",
+                read_only=True,
+                volume_nocopy=True,
+                volume_labels={"a": "b", "c": ""},
+            ),
+        ),
+        (
+            'src=v,dst=/t,volume-opt=type=nfs,"volume-opt=o=ro,addr=a",volume-driver=local',
+            Mount(
+                type=MountType.VOLUME,
+                source="v",
+                target="/t",
+                volume_driver=Driver(name="local", options={"type": "nfs", "o": "ro,addr=a"}),
+            ),
+        ),
+        (
+            "src=v,dst=/t,volume-opt=type=tmpfs",
+            Mount(
+                type=MountType.VOLUME,
+                source="v",
+                target="/t",
+                volume_driver=Driver(name="local", options={"type": "tmpfs"}),
+            ),
+        ),
     ],
 )
 def test_mounts(text, expected):
@@ -159,8 +189,13 @@ def test_mounts(text, expected):
     ("text", "why"),
     [
         ("", "empty"),
-        ("target=/x", "not supported"),
-        ("type=volume,source=v,target=/x", "not supported"),
+        ("type=cluster,source=v,target=/x", "not supported"),
+        ("source=v,target=/x,volume-subpath=a", "not supported"),
+        ("type=volume,source=/v,target=/x", "name of a volume"),
+        ("type=volume,source=v,target=/x,tmpfs-size=1m", "no meaning for type=volume"),
+        ("type=bind,source=/v,target=/x,volume-nocopy", "no meaning for type=bind"),
+        ("source=v,target=/x,volume-driver=", "needs a value"),
+        ("source=v", "target must be"),
         ("type=what,target=/x", "unknown type"),
         ("type=bind,source=a,target=/x", "absolute path on the node"),
         ("type=bind,source=/a,target=x", "target must be"),

@@ -158,7 +158,22 @@ SERVICE_RULES = [
     (mounts(Mount(source="/a", target="b")), BAD, "mount: the target 'b' must be an absolute"),
     (mounts(Mount(source="a", target="/b")), BAD, "mount: the source 'a' must be an absolute"),
     (mounts(Mount(type=MountType.TMPFS, source="/a", target="/b")), BAD, "mount: a tmpfs has no"),
-    (mounts(Mount(type=MountType.VOLUME, target="/b")), LATER, "mount: type volume"),
+    (mounts(Mount(type=MountType.CLUSTER, target="/b")), LATER, "mount: type cluster"),
+    (
+        mounts(Mount(type=MountType.VOLUME, source="/a", target="/b")),
+        BAD,
+        "mount: the source '/a' must be the name of",
+    ),
+    (
+        mounts(Mount(type=MountType.VOLUME, source="a", target="/b")),
+        BAD,
+        "mount: the source 'a' must be the name of",
+    ),
+    (
+        mounts(Mount(type=MountType.VOLUME, target="/b", subpath="c")),
+        LATER,
+        "mount: volume-subpath",
+    ),
     (mounts(Mount(source="/a\0", target="/b")), BAD, "mount: must not hold NUL"),
     (mounts(*[Mount(source="/a", target="/b")] * 2), BAD, "mount: two mounts have the same"),
     (limits(nano_cpus=999_999), BAD, "limit-cpu: must be at least 0.001 CPUs"),
@@ -216,6 +231,9 @@ def test_a_service_is_refused_with_the_field_and_the_rule(bad, error, text):
         mounts(
             Mount(source="/a", target="/b"),
             Mount(type=MountType.TMPFS, target="/c", read_only=True),
+            Mount(type=MountType.VOLUME, target="/d"),
+            Mount(type=MountType.VOLUME, source="v_1", target="/e", volume_driver=Driver("nfs")),
+            Mount(type=MountType.VOLUME, source="v-{{.Task.Slot}}", target="/f"),
         ),
         limits(nano_cpus=1_000_000, memory_bytes=4 << 20, pids=1),
         reservations(generic=(GenericResource("gpu", 1), GenericResource("ssd", 0, "a"))),
