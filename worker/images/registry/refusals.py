@@ -87,6 +87,6 @@ def pause_s(attempt: int, first_s: float, retry_after: str, spread: float) -> fl
     retry_after: the registry's wish in seconds, if any. spread: 0 to 1, so that many nodes do not
     come back at once.
     """
-    wished = min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else 0.0
+    wished = min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else 0.0
     growing = first_s * min(2.0 ** (attempt - 1), _GROWTH_MAX)
     return max(wished, growing) * (1.0 + spread * 0.25)

@@ -44,7 +44,7 @@ def _records(text: str, width: int) -> list[list[str]]:
     records = []
     for line in text.splitlines():
         fields = line.strip().split(":")
-        if not line.startswith("#") and len(fields) >= width and fields[2].isdigit():
+        if not line.startswith("#") and len(fields) >= width and fields[2].isdecimal():
             records.append(fields)
     return records
 
@@ -53,7 +53,7 @@ def _find_user(wanted: str, users: list[list[str]]) -> tuple[str, int, int, str]
     for record in users:
         if record[0] == wanted or record[2] == wanted:
             return record[0], _number(record[2]), _number(record[3]), record[5] or "/"
-    if not wanted.isdigit():
+    if not wanted.isdecimal():
         raise ValueError(f"unable to find user {wanted}: no matching entries in passwd file")
     return "", _number(wanted), 0, "/"
 
@@ -62,13 +62,13 @@ def _find_group(wanted: str, groups: list[list[str]]) -> int:
     for record in groups:
         if wanted in (record[0], record[2]):
             return _number(record[2])
-    if not wanted.isdigit():
+    if not wanted.isdecimal():
         raise ValueError(f"unable to find group {wanted}: no matching entries in group file")
     return _number(wanted)
 
 
 def _number(text: str) -> int:
-    number = int(text) if text.isdigit() else -1
+    number = int(text) if text.isdecimal() else -1
     if not 0 <= number <= ID_MAX:
         raise ValueError(f"uids and gids must be in range 0-{ID_MAX}, got {text}")
     return number
