@@ -98,7 +98,8 @@ async def test_init_with_an_external_authority(node: Node, other: Node, cfssl: C
         assert cluster.root_ca.rotation.ca_certificate == root_pem
         cfssl.believe(cluster.root_ca.certificate)
         cluster = await rotated(node, root_pem)
-        assert read_identity(node.paths.identity).root_pem == merge_roots(root_pem)
+        # The node is told after the cluster has done with it.
+        await until(lambda: read_identity(node.paths.identity).root_pem == merge_roots(root_pem))
         async with other.running(command=with_real_manager):
             joined = await join(other, node, port)
             assert joined.root_pem == merge_roots(root_pem)
