@@ -348,6 +348,153 @@ class PublishedPort(_message.Message):
 Global___PublishedPort: _TypeAlias = PublishedPort  # noqa: Y015
 
 @_typing.final
+class OverlayNetwork(_message.Message):
+    """An overlay network as a node that has tasks on it builds it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    SUBNETS_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    INTERNAL_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    name: _builtins.str
+    vni: _builtins.int
+    mtu: _builtins.int
+    """Bytes of a packet inside the network; 0: what the underlay leaves."""
+    internal: _builtins.bool
+    """Without a way out of the network."""
+    @_builtins.property
+    def subnets(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverlaySubnet]:
+        """One per address family: CIDR, and the address that the network keeps for its gateway."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        vni: _builtins.int = ...,
+        subnets: _abc.Iterable[Global___OverlaySubnet] | None = ...,
+        mtu: _builtins.int = ...,
+        internal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["internal", b"internal", "mtu", b"mtu", "name", b"name", "network_id", b"network_id", "subnets", b"subnets", "vni", b"vni"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverlayNetwork: _TypeAlias = OverlayNetwork  # noqa: Y015
+
+@_typing.final
+class OverlaySubnet(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBNET_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    subnet: _builtins.str
+    gateway: _builtins.str
+    def __init__(
+        self,
+        *,
+        subnet: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "subnet", b"subnet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverlaySubnet: _TypeAlias = OverlaySubnet  # noqa: Y015
+
+@_typing.final
+class OverlayService(_message.Message):
+    """A service as the tasks of one network find it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VIRTUAL_IPS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    service_id: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def virtual_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Virtual addresses, without mask; none: names answer with the tasks' addresses (DNSRR)."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        virtual_ips: _abc.Iterable[_builtins.str] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "name", b"name", "network_id", b"network_id", "service_id", b"service_id", "virtual_ips", b"virtual_ips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverlayService: _TypeAlias = OverlayService  # noqa: Y015
+
+@_typing.final
+class OverlayEndpoint(_message.Message):
+    """A task's place in one network, from the moment it has a node until it has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    task_id: _builtins.str
+    service_id: _builtins.str
+    """Empty: a container that was attached by hand."""
+    node_id: _builtins.str
+    ready: _builtins.bool
+    """Takes new connections: in the balancing of its service, and in its names."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most one per address family, without mask. The hardware address follows from the first."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of this task alone."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        ready: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "names", b"names", "network_id", b"network_id", "node_id", b"node_id", "ready", b"ready", "service_id", b"service_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverlayEndpoint: _TypeAlias = OverlayEndpoint  # noqa: Y015
+
+@_typing.final
 class Assignment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -356,6 +503,9 @@ class Assignment(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    OVERLAY_SERVICE_FIELD_NUMBER: _builtins.int
+    OVERLAY_ENDPOINT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _objects_pb2.Task: ...
     @_builtins.property
@@ -366,6 +516,12 @@ class Assignment(_message.Message):
     def peer(self) -> Global___PeerNode: ...
     @_builtins.property
     def port(self) -> Global___PublishedPort: ...
+    @_builtins.property
+    def network(self) -> Global___OverlayNetwork: ...
+    @_builtins.property
+    def overlay_service(self) -> Global___OverlayService: ...
+    @_builtins.property
+    def overlay_endpoint(self) -> Global___OverlayEndpoint: ...
     def __init__(
         self,
         *,
@@ -374,12 +530,15 @@ class Assignment(_message.Message):
         config: _objects_pb2.Config | None = ...,
         peer: Global___PeerNode | None = ...,
         port: Global___PublishedPort | None = ...,
+        network: Global___OverlayNetwork | None = ...,
+        overlay_service: Global___OverlayService | None = ...,
+        overlay_endpoint: Global___OverlayEndpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item", "peer", b"peer", "port", b"port", "secret", b"secret", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item", "network", b"network", "overlay_endpoint", b"overlay_endpoint", "overlay_service", b"overlay_service", "peer", b"peer", "port", b"port", "secret", b"secret", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item", "peer", b"peer", "port", b"port", "secret", b"secret", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item", "network", b"network", "overlay_endpoint", b"overlay_endpoint", "overlay_service", b"overlay_service", "peer", b"peer", "port", b"port", "secret", b"secret", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["task", "secret", "config", "peer", "port"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["task", "secret", "config", "peer", "port", "network", "overlay_service", "overlay_endpoint"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
