@@ -53,6 +53,7 @@ from engine.resources import (
 from shoal.clock import NS_PER_S, SystemClock
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
+from worker.images.oci import host_platform
 from worker.logs.service import NodeLogs
 from worker.network.local.service import Networks as LocalNetworks
 from worker.runtime import hosting
@@ -178,6 +179,7 @@ class Engine:
             facts=NodeFacts(
                 cpus=node.machine.cpus,
                 cgroup_version=node.machine.cgroups.version,
+                platform=host_platform(node.machine.architecture),
                 runtimes=frozenset(self._offer.runtimes),
                 swap_limit=node.machine.cgroups.swap_limit,
                 can_exec=hasattr(runtime, "exec_start"),

@@ -17,6 +17,7 @@ from engine.containers.requests import (
 )
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.row import Row
+from worker.images.oci import Platform
 
 MEMORY_BYTES_MIN = 6 << 20
 _CPUS = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
@@ -29,6 +30,7 @@ class NodeFacts(Row, frozen=True):
 
     cpus: int
     cgroup_version: int
+    platform: Platform
     runtimes: frozenset[str] = frozenset({"native"})
     swap_limit: bool = True
     can_exec: bool = True

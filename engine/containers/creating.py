@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
-from engine.containers import checks, config, defaults, mounts, names, networking
+from engine.containers import checks, config, defaults, mounts, names, networking, platforms
 from engine.containers.container import Container
 from engine.containers.filling import Filler
 from engine.containers.ground import Grounds, ImageSource, check_sources
@@ -54,14 +54,19 @@ class Creator:
         self._hostname = hostname
         self._clock = clock
 
-    async def create(self, request: CreateRequest, name: str = "") -> tuple[str, list[str]]:
-        """Make it. Result: its id, and warnings.
+    async def create(
+        self, request: CreateRequest, name: str = "", platform: str = ""
+    ) -> tuple[str, list[str]]:
+        """Make it. Result: its id, and warnings. platform: what the image must be for; "": any.
 
         Raises: NotFound `No such image: x`, Refused 409 (the name), InvalidArgument, Unimplemented.
         """
         image = self._images.resolve(request.image)
+        platforms.check(image, request.image, platform, self._facts.platform)
         container = await self.create_from(request, image, name)
-        return container.id, self._warnings(container.record.host)
+        warning = "" if platform else platforms.warning(image, self._facts.platform)
+        warnings = [warning] if warning else []
+        return container.id, warnings + self._warnings(container.record.host)
 
     async def create_from(
         self, request: CreateRequest, image: Image | None, name: str = ""

@@ -55,6 +55,7 @@ def endpoint_spec(
         link_local_addresses=tuple((addresses and addresses.link_local_ips) or ()),
         mac_address=wish.mac_address,
         driver_options=dict(wish.driver_opts or {}),
+        gateway_priority=wish.gw_priority,
     )
 
 

@@ -285,6 +285,7 @@ class EndpointConfig(Docker, frozen=True, kw_only=True):
     aliases: list[str] | None = None
     mac_address: str = ""
     driver_opts: dict[str, str] | None = None
+    gw_priority: int = 0
 
 
 class NetworkingConfig(Docker, frozen=True, kw_only=True):

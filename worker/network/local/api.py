@@ -58,6 +58,8 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
     link_local_addresses: tuple[str, ...] = ()
     mac_address: str = ""
     driver_options: dict[str, str] = {}
+    gateway_priority: int = 0
+    """The network of the highest leads outside; of equal ones the first."""
 
 
 class PortBinding(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ import structlog
 from shoal.errors import NotFound, PermissionDenied, Unavailable
 from worker.network import netns, route, sysctl
 from worker.network.conntrack import ConntrackSocket, Match
-from worker.network.local import links, ruleset
+from worker.network.local import links, plan, ruleset
 from worker.network.local.addresses import Subnet, parse_subnet, pool_of
 from worker.network.local.api import Endpoint, LinkCounters, LocalNetwork
 from worker.network.local.files import Holding
@@ -391,8 +391,8 @@ def _configure(inside: NetlinkSocket, endpoint: Endpoint) -> None:
 def _route_outside(
     inside: NetlinkSocket, endpoints: Sequence[Endpoint], networks: Networks
 ) -> None:
-    """Default routes through the first network that leads outside."""
-    leading = [one for one in endpoints if not networks[one.network_id].internal]
+    """Default routes through the preferred network that leads outside, of each family."""
+    leading = plan.outward(endpoints, networks)
     for field in ("gateway", "ipv6_gateway"):
         endpoint = next((one for one in leading if getattr(one, field)), None)
         if endpoint is not None:

@@ -120,9 +120,15 @@ def _interface(prefix: str, siblings: Sequence[Endpoint]) -> str:
     return f"{prefix}{number}"
 
 
+def outward(endpoints: Iterable[Endpoint], networks: Mapping[str, LocalNetwork]) -> list[Endpoint]:
+    """The endpoints that lead outside, the one of the highest gateway priority first."""
+    found = [one for one in endpoints if not networks[one.network_id].internal]
+    return sorted(found, key=lambda one: -one.spec.gateway_priority)
+
+
 def leading(endpoints: Iterable[Endpoint], networks: Mapping[str, LocalNetwork]) -> Endpoint | None:
     """The endpoint that leads outside: published ports come in through it."""
-    return next((one for one in endpoints if not networks[one.network_id].internal), None)
+    return next(iter(outward(endpoints, networks)), None)
 
 
 def bindings(

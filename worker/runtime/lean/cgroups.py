@@ -156,7 +156,7 @@ class V1(_Placed):
         writes = limits.v1_writes(resources)
         if any(write.controller == "cpuset" for write in writes):
             self._enter_cpuset(container)
-        before = [(w, read(self._path(container, w)).strip()) for w in writes if self._has(w)]
+        before = [(w, _in_force(self._path(container, w))) for w in writes if self._has(w)]
         try:
             self._write(container, writes)
         except OSError:
@@ -337,7 +337,7 @@ class V2(_Placed):
         """Change limits of a group that is in use: all of them or none."""
         path = self._path(container)
         writes = self._possible(container, limits.v2_writes(resources))
-        before = [(w.file, read(f"{path}/{w.file}").strip()) for w in writes]
+        before = [(w.file, _in_force(f"{path}/{w.file}")) for w in writes]
         try:
             for change in writes:
                 write(f"{path}/{change.file}", change.value)
@@ -452,15 +452,38 @@ def write(path: str, value: object) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        if os.path.isdir(os.path.dirname(path)):
-            raise OSError(95, "this kernel has no such limit", path) from None
+        _refuse_unknown(path)
         raise
     try:
         os.write(fd, str(value).encode())
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} (writing {value})", path) from None
+        reason = f"{error.strerror} (writing {value}){_hint(path)}"
+        raise OSError(error.errno, reason, path) from None
     finally:
         os.close(fd)
+
+
+def _in_force(path: str) -> str:
+    """The value of a limit, to set it back to. Raises: OSError, naming a limit there is not."""
+    try:
+        return read(path).strip()
+    except FileNotFoundError:
+        _refuse_unknown(path)
+        raise
+
+
+def _refuse_unknown(path: str) -> None:
+    if os.path.isdir(os.path.dirname(path)):
+        raise OSError(95, "this kernel has no such limit", path) from None
+
+
+def _hint(path: str) -> str:
+    """What the kernel's number does not say."""
+    above, _, name = path.rpartition("/")
+    if name != "cpu.rt_runtime_us":
+        return ""
+    shared = read(f"{above.rpartition('/')[0]}/{name}").strip()
+    return f": the groups of a group share its real time, and the one above has {shared} us"
 
 
 def read(path: str) -> str:

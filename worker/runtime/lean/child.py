@@ -123,7 +123,6 @@ def _become(start: Start) -> NoReturn:
     os.umask(0)
     _build_root(start)
     os.umask(process["user"].get("umask", 0o022))
-    set_limits(process)
     take_stdio(start.stdio_fds)
     start.status_fd = close_all_but(start.status_fd)
     drop_privileges(bundle, start.seccomp)
@@ -222,16 +221,12 @@ def _build_root(start: Start) -> None:
     rootfs.enter(root_fd)
 
 
-def set_limits(process: dict[str, Any]) -> None:
-    """Resource limits, as high as we may set them, and the adjustment of the OOM score."""
-    for limit in process.get("rlimits", ()):
-        number = getattr(resource, limit["type"])
-        soft, hard = limit["soft"], limit["hard"]
-        try:
-            resource.setrlimit(number, (soft, hard))
-        except (ValueError, OSError):  # no CAP_SYS_RESOURCE: as high as we may
-            ceiling = resource.getrlimit(number)[1]
-            resource.setrlimit(number, (_clamp(soft, ceiling), _clamp(hard, ceiling)))
+def _set_limits(process: dict[str, Any]) -> None:
+    """The adjustment of the OOM score, and resource limits, as high as we may set them.
+
+    Late, when nothing of ours is open any more and little is opened: the limit of descriptors is
+    the program's, not ours.
+    """
     adjustment = process.get("oomScoreAdj")
     if adjustment:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -244,6 +239,14 @@ def set_limits(process: dict[str, Any]) -> None:
             ) from None
         finally:
             os.close(fd)
+    for limit in process.get("rlimits", ()):
+        number = getattr(resource, limit["type"])
+        soft, hard = limit["soft"], limit["hard"]
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, OSError):  # no CAP_SYS_RESOURCE: as high as we may
+            ceiling = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (_clamp(soft, ceiling), _clamp(hard, ceiling)))
 
 
 def _clamp(value: int, ceiling: int) -> int:
@@ -264,6 +267,7 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
         _make_cwd(process["cwd"])
     if bundle["root"].get("readonly"):
         rootfs.make_read_only()
+    _set_limits(process)
     bounding = capabilities.mask_of(process["capabilities"]["bounding"])
     _drop_bounding(bounding)
     no_new_privileges = process.get("noNewPrivileges", False)

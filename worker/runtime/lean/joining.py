@@ -61,7 +61,6 @@ def _become(join: Join) -> NoReturn:
     os.umask(process["user"].get("umask", 0o022))
     if join.console_fd >= 0:
         _open_terminal(join)
-    child.set_limits(process)
     child.take_stdio(join.stdio_fds)
     join.status_fd = child.close_all_but(join.status_fd)
     child.drop_privileges(join.bundle, join.seccomp, make_cwd=False)

@@ -9,9 +9,12 @@ from engine.containers.container import Container
 from engine.containers.records import Record
 from engine.containers.requests import CreateRequest, HostConfig
 from worker.images.model import ImageConfig
+from worker.images.oci import Platform
 from worker.runtime.api import ContainerStatus
 
-FACTS = checks.NodeFacts(cpus=4, cgroup_version=1)
+FACTS = checks.NodeFacts(
+    cpus=4, cgroup_version=1, platform=Platform(os="linux", architecture="amd64")
+)
 ID = "ab" * 32
 
 
