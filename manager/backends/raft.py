@@ -98,7 +98,7 @@ class RaftBackend:
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """`Backend.add_to_server`."""
-        standing = MemberStanding(self.store, self.driver.leading)
+        standing = MemberStanding(self.store, self.driver.leading, self.driver.is_reachable)
         raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport, standing), server)
 
     def start(self, supervisor: Supervisor) -> None:

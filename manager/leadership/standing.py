@@ -5,11 +5,13 @@ manager that was demoted is a worker from that commit on, and one that was remov
 
 Only a state that is known to be recent may say so. The leader's is, for every call that it serves;
 the others pass those calls on to it. Raft is spoken between managers that may lag behind, and one
-that lags must listen to members of which it has not heard yet: there, a row counts only while
-another manager is known to lead.
+that lags must listen to members of which it has not heard yet, or it lags for ever: there, what is
+known of a node counts only while another manager leads and is heard of.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -50,18 +52,26 @@ class Standing:
 class MemberStanding:
     """What the ear of Raft asks, on every manager."""
 
-    def __init__(self, store: Store, leading: Observed[Leading]) -> None:
+    def __init__(
+        self, store: Store, leading: Observed[Leading], is_heard_of: Callable[[int], bool]
+    ) -> None:
+        """is_heard_of: whether a raft id said something a moment ago."""
         self._store = store
         self._leading = leading
+        self._is_heard_of = is_heard_of
 
     def check(self, raft_id: int, node_id: str, roster: Roster) -> None:
-        """Refuse a demoted manager that speaks under an id of which nobody has heard.
+        """Refuse a demoted manager, or a second log, under an id of which nobody has heard.
 
         Members are believed: their rows say manager until they were taken out. Removed ids were
         refused before. Raises: PermissionDenied.
         """
-        if raft_id in roster.members or self._leading.value.leader in (0, raft_id):
+        leader = self._leading.value.leader
+        if raft_id in roster.members or leader in (0, raft_id) or not self._is_heard_of(leader):
             return
+        member = roster.of_node(node_id)
+        if member is not None:
+            raise PermissionDenied(f"node {node_id} is manager {member.raft_id:x}, not {raft_id:x}")
         node = self._store.view.nodes.get(node_id)
         if node is not None and node.certified_role is not NodeRole.MANAGER:
             raise PermissionDenied(

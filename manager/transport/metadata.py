@@ -75,8 +75,3 @@ def check(opening: Opening, peer: PeerIdentity, roster: Roster, own: int) -> Non
         raise PermissionDenied(
             f"raft id {opening.sender:x} belongs to node {known.node_id}, not to {peer.node_id}"
         )
-    same_node = roster.of_node(peer.node_id)
-    if same_node is not None and same_node.raft_id != opening.sender:
-        raise PermissionDenied(
-            f"node {peer.node_id} is manager {same_node.raft_id:x}, not {opening.sender:x}"
-        )

@@ -72,6 +72,7 @@ class Peer:
         self._writing_since_s: float | None = None
         self._change_index = 0
         self._told_commit = 0
+        self._refusal = ""
 
     def move(self, member: Member) -> None:
         """The member is at another address: leave the old one."""
@@ -217,6 +218,11 @@ class Peer:
         trailing = error.trailing_metadata()
         if trailing is not None and trailing.get(REMOVED_KEY):
             self._receiver.report_removed(self.member.raft_id, error.details() or "")
+        refused = error.code() is grpc.StatusCode.PERMISSION_DENIED
+        reason = error.details() or "" if refused else ""
+        if reason and reason != self._refusal:
+            _log.warning("peer.refuses", peer=self._name, reason=reason)
+        self._refusal = reason
         _log.debug(
             "peer.disconnected", peer=self._name, code=error.code().name, reason=error.details()
         )

@@ -95,7 +95,7 @@ class GrpcRig:
             options=server_options(),
         )
         self.transport.attach(self.driver)
-        standing = MemberStanding(self.store, self.driver.leading)
+        standing = MemberStanding(self.store, self.driver.leading, self.driver.is_reachable)
         raft_pb2_grpc.add_RaftServicer_to_server(RaftServer(self.transport, standing), self.server)
         tls = server_credentials(
             ROOT.certificate_pem, self.identity.certificate_pem, self.identity.key_pem

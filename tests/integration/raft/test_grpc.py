@@ -167,6 +167,26 @@ async def test_a_demoted_manager_is_not_heard_under_another_raft_id(tmp_path):
             await again.close()
 
 
+async def test_a_newcomer_listens_to_a_leader_that_left_and_came_back(tmp_path):
+    """In the snapshot it begins with, the leader's node is a member under the id of that time."""
+    async with a_cluster(tmp_path) as members:
+        first, second, third = members
+        assert first.leads
+        await first.changes.transfer_leader(second.me.raft_id)
+        await until(lambda: second.leads)
+        await second.changes.remove(first.me.raft_id)
+        await first.stop()
+        again = members[0] = GrpcRig(tmp_path / "again", first.name)
+        again.identity = first.identity
+        await join([second, third], again)
+        await second.changes.transfer_leader(again.me.raft_id)
+        await until(lambda: again.leads)
+        newcomer = GrpcRig(tmp_path / "newcomer", "newcomer")
+        members.append(newcomer)
+        await join(members, newcomer)
+        await same_state(members)
+
+
 async def read_all(call):
     while await call.read() is not grpc.aio.EOF:
         pass
