@@ -14,8 +14,9 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf import descriptor_pool
 
-from shoal.errors import Unavailable
+from shoal.errors import InvalidArgument, Unavailable
 from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE, from_rpc_error, is_lost
 
 Pairs = tuple[tuple[str, str | bytes], ...]
@@ -72,17 +73,15 @@ class Attempt:
         """The answers. Raises: AioRpcError as the call ended; Unavailable without a connection."""
         context = self._context
         channel = await self._upstream.channel()
-        call: Any = channel.stream_stream(self._method)(
-            metadata=(*own_metadata(context.invocation_metadata()), *self._extra),
-            timeout=context.time_remaining(),
-            wait_for_ready=True,
-        )
+        single = not streams_requests(self._method)
+        call = await self._call(channel, requests, single=single)
         # gRPC does not close our generator when the client goes away between two messages.
         context.add_done_callback(lambda _: call.cancel())
         pump: asyncio.Task[None] | None = None
         try:
-            await self._upstream.connected(call)
-            pump = asyncio.create_task(self._pump(requests, call), name=f"relay {self._method}")
+            await self._connected(call, single=single)
+            if not single:
+                pump = asyncio.create_task(self._pump(requests, call), name=f"relay {self._method}")
             given = own_metadata(await call.initial_metadata())
             if given:
                 self.answered = True
@@ -123,6 +122,43 @@ class Attempt:
             return "went away during the call, which may or may not have been carried out"
         return "went away before the call was sent"
 
+    async def _call(
+        self, channel: grpc.aio.Channel, requests: AsyncIterator[bytes], *, single: bool
+    ) -> Any:
+        """The call at the upstream.
+
+        A single request leaves together with the end of the requests. Sent one after the other,
+        the answer could come between the two: then gRPC says that the second broke off, and what
+        was answered is lost.
+        """
+        given: list[bytes] = []
+        if single:
+            async for request in requests:
+                given.append(request)
+                if len(given) > 1:
+                    break
+            if len(given) != 1:
+                raise InvalidArgument(f"{self._method}: takes one request, no more and no less")
+        options: Any = {
+            "metadata": (*own_metadata(self._context.invocation_metadata()), *self._extra),
+            "timeout": self._context.time_remaining(),
+            "wait_for_ready": True,
+        }
+        if single:
+            opened: Any = channel.unary_stream(self._method)
+            return opened(given[0], **options)
+        return channel.stream_stream(self._method)(**options)
+
+    async def _connected(self, call: Any, *, single: bool) -> None:
+        try:
+            await self._upstream.connected(call)
+        except Unavailable:
+            raise  # it never was under way
+        except BaseException:
+            self.sent = single
+            raise
+        self.sent = single
+
     async def _pump(self, requests: AsyncIterator[bytes], call: Any) -> None:
         """Client to process, one message at a time. How the call ended is the reader's to tell."""
         try:
@@ -136,6 +172,16 @@ class Attempt:
         except Exception:
             call.cancel()
             raise
+
+
+def streams_requests(method: str) -> bool:
+    """Whether a call may have more than one request; also true of what is no method of ours."""
+    service, _, name = method.removeprefix("/").rpartition("/")
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+    except KeyError:
+        return True
+    return bool(found.client_streaming)
 
 
 async def relay(

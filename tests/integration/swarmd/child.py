@@ -177,7 +177,8 @@ class Raw(grpc.GenericRpcHandler):
         finally:
             self.script.record("hang ends")
 
-    async def left(self, requests, context):
+    async def listimages(self, requests, context):
+        """How much time is left, without a look at the request."""
         remaining = context.time_remaining()
         yield b"none" if remaining is None else str(remaining).encode()
 
