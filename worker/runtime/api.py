@@ -36,6 +36,8 @@ class Mount(msgspec.Struct, frozen=True):
     no_exec: bool = False
     recursive_read_only: bool = False
     """Refuse to leave a mount below it writable; `read_only` means as much in this runtime."""
+    own_ids: bool = False
+    """The files are stored with the ids containers see: with `userns` they are shown so there."""
 
 
 class Ulimit(msgspec.Struct, frozen=True):
@@ -52,6 +54,21 @@ class Device(msgspec.Struct, frozen=True):
     host_path: str
     container_path: str
     permissions: str = "rwm"
+
+
+class IdRange(msgspec.Struct, frozen=True):
+    """`size` ids from `inside` on are those of the node from `outside` on."""
+
+    inside: int
+    outside: int
+    size: int
+
+
+class IdMap(msgspec.Struct, frozen=True):
+    """What the users and groups of a container are outside of it."""
+
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
 
 
 class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +98,8 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """"private" or "host"."""
     cgroup_mode: str = "private"
     """"private" or "host"."""
+    userns: IdMap | None = None
+    """A user namespace of its own with these ids; None: the node's."""
     hosts: tuple[tuple[str, str], ...] = ()
     dns_servers: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()

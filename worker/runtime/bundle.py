@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from shoal.errors import InvalidArgument
-from worker.runtime.api import ContainerConfig, Mount
+from worker.runtime.api import ContainerConfig, IdRange, Mount
 from worker.runtime.lean.capabilities import BITS, NAMES
+from worker.runtime.lean.rootfs import IDMAP
 from worker.runtime.resources import CPU_PERIOD_US, quota_of, swap_of
 
 PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -176,7 +177,7 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
     if network_of(config) != "host":
         sysctls = {
             "net.ipv4.ip_unprivileged_port_start": "0",
-            "net.ipv4.ping_group_range": "0 2147483647",
+            "net.ipv4.ping_group_range": f"0 {_group_max(config)}",
         }
     masked, read_only = MASKED_PATHS, READONLY_PATHS
     if config.privileged:
@@ -187,6 +188,7 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
         "resources": resources_of(config, around.devices, around.throttled),
         "sysctl": sysctls | dict(config.sysctls),
         "devices": _devices(around.devices),
+        **_id_mappings(config),
         **({"seccomp": around.seccomp} if around.seccomp else {}),
         "maskedPaths": masked if config.masked_paths is None else list(config.masked_paths),
         "readonlyPaths": (
@@ -195,9 +197,32 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
     }
 
 
+def _id_mappings(config: ContainerConfig) -> dict[str, Any]:
+    if config.userns is None:
+        return {}
+    return {
+        "uidMappings": [_mapping(part) for part in config.userns.uids],
+        "gidMappings": [_mapping(part) for part in config.userns.gids],
+    }
+
+
+def _mapping(part: IdRange) -> dict[str, int]:
+    return {"containerID": part.inside, "hostID": part.outside, "size": part.size}
+
+
+def _group_max(config: ContainerConfig) -> int:
+    """The highest group there is: the kernel takes none that is not mapped."""
+    if config.userns is None:
+        return 2147483647
+    first = next(part for part in config.userns.gids if part.inside == 0)
+    return first.size - 1
+
+
 def _namespaces(config: ContainerConfig) -> list[dict[str, str]]:
     """Those the container has apart from the node; one of another container by its id."""
     namespaces = [{"type": "mount"}]
+    if config.userns is not None:
+        namespaces.append({"type": "user"})
     for kind, mode in (
         ("pid", config.pid_mode), ("ipc", config.ipc_mode), ("uts", config.uts_mode),
         ("cgroup", config.cgroup_mode),
@@ -349,7 +374,9 @@ def _mounts(config: ContainerConfig, around: Surroundings) -> list[dict[str, Any
         mounts.append(_entry(INIT_TARGET, "bind", around.init_path, ["bind", "ro"]))
     ordered = sorted(config.mounts, key=lambda m: m.target.rstrip("/").count("/"))
     taken = {mount.target.rstrip("/") for mount in ordered}
-    return [m for m in mounts if m["destination"] not in taken] + [_user_mount(m) for m in ordered]
+    return [m for m in mounts if m["destination"] not in taken] + [
+        _user_mount(m, mapped=config.userns is not None) for m in ordered
+    ]
 
 
 def _ipc_mounts(config: ContainerConfig) -> list[dict[str, Any]]:
@@ -367,8 +394,10 @@ def _ipc_mounts(config: ContainerConfig) -> list[dict[str, Any]]:
     return [queue, _entry("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", size])]  # noqa: S108
 
 
-def _user_mount(mount: Mount) -> dict[str, Any]:
+def _user_mount(mount: Mount, *, mapped: bool) -> dict[str, Any]:
     mode = ["ro"] if mount.read_only else []
+    if mapped and mount.own_ids:
+        mode.append(IDMAP)
     if mount.no_exec:
         mode.append("noexec")
     if mount.kind == "bind":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from shoal.errors import InvalidArgument, Unimplemented
-from worker.runtime.api import ContainerConfig, Mount, Ulimit
+from worker.runtime.api import ContainerConfig, IdRange, Mount, Ulimit
 from worker.runtime.bundle import capabilities_of, device_rule_of, network_of, unconfined
 from worker.runtime.resources import MEMORY_BYTES_MIN
 
@@ -54,6 +54,8 @@ def check(config: ContainerConfig) -> None:
         _check_foreign(config)
     _check_limits(config)
     _check_modes(config)
+    if config.userns is not None:
+        _check_userns(config)
     _check_sysctls(config)
     for mount in config.mounts:
         _check_mount(mount)
@@ -104,6 +106,45 @@ def _check_modes(config: ContainerConfig) -> None:
         raise Unimplemented("selinux_labels: this version of the runtime sets no SELinux labels")
     if not config.seccomp and not unconfined(config):
         raise InvalidArgument("seccomp_profile: a profile is given, and seccomp is switched off")
+
+
+def _check_userns(config: ContainerConfig) -> None:
+    """What needs the node's own ids. Source: moby daemon/daemon_unix.go for the first three."""
+    assert config.userns is not None
+    if config.privileged:
+        raise InvalidArgument(
+            "privileged mode is incompatible with user namespaces.  You must run the container in "
+            "the host namespace when running privileged mode"
+        )
+    if network_of(config) == "host":
+        raise InvalidArgument(
+            "cannot share the host's network namespace when user namespaces are enabled"
+        )
+    if config.pid_mode == "host":
+        raise InvalidArgument(
+            "cannot share the host PID namespace when user namespaces are enabled"
+        )
+    if config.ipc_mode == "host":
+        raise InvalidArgument(
+            "cannot share the host IPC namespace when user namespaces are enabled"
+        )
+    if config.runtime != "native":
+        raise Unimplemented(
+            f"userns: not possible with the runtime {config.runtime}: use the native one, or "
+            "--userns host"
+        )
+    _check_ids("uids", config.userns.uids)
+    _check_ids("gids", config.userns.gids)
+
+
+def _check_ids(name: str, ranges: tuple[IdRange, ...]) -> None:
+    if not any(one.inside == 0 for one in ranges):
+        raise InvalidArgument(f"userns: {name}: 0 must be mapped")
+    for one in ranges:
+        if one.size < 1 or min(one.inside, one.outside) < 0:
+            raise InvalidArgument(f"userns: {name}: not a range: {one.inside} {one.outside}")
+        if one.outside == 0:
+            raise InvalidArgument(f"userns: {name}: 0 of the node must not be mapped")
 
 
 def _check_sysctls(config: ContainerConfig) -> None:

@@ -43,8 +43,10 @@ class Start:
         "directory",
         "donor_fd",
         "go_fd",
+        "group_fds",
         "layers",
         "netns_fd",
+        "root_fd",
         "seccomp",
         "status_fd",
         "stdio_fds",
@@ -58,8 +60,10 @@ class Start:
     directory: str
     donor_fd: int  # a process whose IPC namespace and shared memory are joined; -1: none
     go_fd: int
+    group_fds: list[int]  # `tasks` of cgroup v1 directories, opened by who may write them
     layers: list[str]
     netns_fd: int
+    root_fd: int  # the detached root of a container with a user namespace; -1: mounted here
     seccomp: bytes
     status_fd: int
     stdio_fds: tuple[int, int, int]
@@ -110,6 +114,8 @@ def _report(fd: int, code: int, message: str) -> None:
 def _become(start: Start) -> NoReturn:
     bundle = start.bundle
     process = bundle["process"]
+    if start.root_fd >= 0:
+        become_root()
     _enter_network(start)
     if start.donor_fd >= 0:
         linux.setns(start.donor_fd, linux.CLONE_NEWIPC)
@@ -127,6 +133,16 @@ def _become(start: Start) -> NoReturn:
     start.status_fd = close_all_but(start.status_fd)
     drop_privileges(bundle, start.seccomp)
     execute(process["args"], process["env"])
+
+
+def become_root() -> None:
+    """Be the root of the user namespace we are in: until then our ids have no meaning there.
+
+    Makes the process undumpable, too, so nobody who shares the namespace reads what it holds.
+    """
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
 
 
 def take_stdio(fds: tuple[int, int, int]) -> None:
@@ -162,15 +178,20 @@ def join_groups(paths: list[str]) -> None:
     for path in paths:
         # `tasks` with 0, not `cgroup.procs`: a thread that moves itself takes no lock, and so waits
         # for no RCU grace period (5-15 ms on a busy machine).
-        fd = os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0")
-        os.close(fd)
+        _join_group(os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _join_group(tasks_fd: int) -> None:
+    os.write(tasks_fd, b"0")
+    os.close(tasks_fd)
 
 
 def _await_go(start: Start) -> None:
     if not os.read(start.go_fd, 1):
         raise StartFailure(SETUP_FAILED, "the supervisor died while it started the container")
     join_groups(start.cgroup_paths)
+    for fd in start.group_fds:
+        _join_group(fd)
     if any(entry["type"] == "cgroup" for entry in start.bundle["linux"]["namespaces"]):
         linux.unshare(linux.CLONE_NEWCGROUP)
 
@@ -204,7 +225,10 @@ def _build_root(start: Start) -> None:
     bundle = start.bundle
     settings = bundle["linux"]
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
-    root_fd = rootfs.mount_overlay(start.layers, start.directory)
+    if start.root_fd >= 0:
+        root_fd = rootfs.put_root(start.root_fd)
+    else:
+        root_fd = rootfs.mount_overlay(start.layers, start.directory)
     mounts = bundle["mounts"]
     groups_at = next((i for i, m in enumerate(mounts) if m["type"] == "cgroup"), len(mounts))
     rootfs.apply_mounts(root_fd, mounts[:groups_at], start.cgroup_views, start.donor_fd)
@@ -229,16 +253,7 @@ def _set_limits(process: dict[str, Any]) -> None:
     """
     adjustment = process.get("oomScoreAdj")
     if adjustment:
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, str(adjustment).encode())
-        except PermissionError as error:
-            raise StartFailure(
-                SETUP_FAILED,
-                f"oom_score_adj {adjustment}: lowering it needs CAP_SYS_RESOURCE ({error})",
-            ) from None
-        finally:
-            os.close(fd)
+        adjust_oom_score(adjustment)
     for limit in process.get("rlimits", ()):
         number = getattr(resource, limit["type"])
         soft, hard = limit["soft"], limit["hard"]
@@ -247,6 +262,20 @@ def _set_limits(process: dict[str, Any]) -> None:
         except (ValueError, OSError):  # no CAP_SYS_RESOURCE: as high as we may
             ceiling = resource.getrlimit(number)[1]
             resource.setrlimit(number, (_clamp(soft, ceiling), _clamp(hard, ceiling)))
+
+
+def adjust_oom_score(adjustment: int) -> None:
+    """Of this process and its children. Raises: StartFailure."""
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(adjustment).encode())
+    except PermissionError as error:
+        raise StartFailure(
+            SETUP_FAILED,
+            f"oom_score_adj {adjustment}: lowering it needs CAP_SYS_RESOURCE ({error})",
+        ) from None
+    finally:
+        os.close(fd)
 
 
 def _clamp(value: int, ceiling: int) -> int:
@@ -277,9 +306,7 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: before it is given up.
         linux.install_seccomp(seccomp)
     _confine(process.get("apparmorProfile", ""))
-    os.setgroups(account.groups)
-    os.setresgid(account.gid, account.gid, account.gid)
-    os.setresuid(account.uid, account.uid, account.uid)
+    _take_ids(account)
     linux.set_capabilities(bounding if account.uid == 0 else 0)
     try:
         os.chdir(process["cwd"])
@@ -292,6 +319,24 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
         ) from None
     if no_new_privileges and seccomp:
         linux.install_seccomp(seccomp)
+
+
+def _take_ids(account: accounts.Account) -> None:
+    try:
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+    except OSError as error:
+        raise _unmapped(account) if error.errno == errno.EINVAL else error from None
+
+
+def _unmapped(account: accounts.Account) -> StartFailure:
+    numbers = ", ".join(str(one) for one in (account.uid, account.gid, *account.groups))
+    return StartFailure(
+        SETUP_FAILED,
+        f"user: one of the ids {numbers} is not mapped in the container's user namespace: use "
+        "lower ones, enlarge the ranges in /etc/subuid and /etc/subgid, or use --userns host",
+    )
 
 
 def _confine(profile: str) -> None:
@@ -317,7 +362,10 @@ def _own_stdio(account: accounts.Account) -> None:
     for fd in (0, 1, 2):
         status = os.fstat(fd)
         if stat.S_ISFIFO(status.st_mode) or os.isatty(fd):
-            os.fchown(fd, account.uid, -1 if os.isatty(fd) else account.gid)
+            try:
+                os.fchown(fd, account.uid, -1 if os.isatty(fd) else account.gid)
+            except OSError as error:
+                raise _unmapped(account) if error.errno == errno.EINVAL else error from None
 
 
 def _account(annotations: dict[str, str]) -> accounts.Account:

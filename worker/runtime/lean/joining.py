@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from worker.runtime.lean import child, consoles, linux
+from worker.runtime.lean import child, consoles, linux, preparing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def _become(join: Join) -> NoReturn:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     process = join.bundle["process"]
     child.join_groups(join.cgroup_paths)
+    if join.namespaces & linux.CLONE_NEWUSER:
+        preparing.raise_limits(process)
     linux.setns(join.pidfd, join.namespaces)
+    if join.namespaces & linux.CLONE_NEWUSER:
+        child.become_root()
     os.setsid()
     linux.join_session_keyring()
     child.reset_signals()

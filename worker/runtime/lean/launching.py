@@ -55,20 +55,7 @@ class Launch:
 
     def clone(self, seccomp: bytes) -> int:
         """Make the child and its groups; returns its pid. It waits for `go`."""
-        start = child.Start()
-        start.bundle, start.directory = self._bundle, self._container.directory
-        start.layers = self._bundle["annotations"]["dev.shoal.layers"].split("\n")
-        start.seccomp = seccomp
-        flags = self._namespaces(start)
-        start.stdio_fds, start.console_fd = self._streams()
-        group_fd = self._enter_group()
-        resources = self._bundle["linux"]["resources"]
-        start.cgroup_paths = self._driver.to_join(self._container.id, resources)
-        start.cgroup_views = self._driver.views(self._container.id, resources)
-        start.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
-        status_read, start.status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._opened += [start.go_fd, start.status_fd]
-        start.close_fds = [self._go_fd, status_read]
+        start, flags, group_fd, status_read = self._gather(seccomp)
         try:
             pid, pidfd = self._clone(flags, group_fd)
         except OSError:
@@ -81,6 +68,24 @@ class Launch:
         if group_fd < 0:
             self._make_group()
         return pid
+
+    def _gather(self, seccomp: bytes) -> tuple[child.Start, int, int, int]:
+        """What the child needs, its namespaces, its cgroup on v2 or -1, our end of its status."""
+        start = child.Start()
+        start.bundle, start.directory = self._bundle, self._container.directory
+        start.layers = self._bundle["annotations"]["dev.shoal.layers"].split("\n")
+        start.seccomp, start.root_fd, start.group_fds = seccomp, -1, []
+        flags = self._namespaces(start)
+        start.stdio_fds, start.console_fd = self._streams()
+        group_fd = self._enter_group()
+        resources = self._bundle["linux"]["resources"]
+        start.cgroup_paths = self._driver.to_join(self._container.id, resources)
+        start.cgroup_views = self._driver.views(self._container.id, resources)
+        start.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
+        status_read, start.status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._opened += [start.go_fd, start.status_fd]
+        start.close_fds = [self._go_fd, status_read]
+        return start, flags, group_fd, status_read
 
     def go(self) -> None:
         """Let the child join its groups and run the program."""

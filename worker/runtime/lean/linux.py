@@ -23,6 +23,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY = 1
@@ -47,6 +48,7 @@ MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_IDMAP = 0x00100000
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -61,10 +63,13 @@ RESOLVE_IN_ROOT = 0x10
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECBIT_NO_SETUID_FIXUP = 4
+NS_GET_USERNS = 0xB701
 
 O_PATH = os.O_PATH
 SIGCHLD = 17
@@ -116,6 +121,8 @@ _setns = _call("setns", _INT, _INT)
 _sethostname = _call("sethostname", _STR, _SIZE)
 _setdomainname = _call("setdomainname", _STR, _SIZE)
 _prctl = _call("prctl", _INT, _ULONG, _ULONG, _ULONG, _ULONG)
+_setfsuid = _call("setfsuid", _INT)
+_setfsgid = _call("setfsgid", _INT)
 _clone3 = _syscall(_PTR, _SIZE)
 _openat2 = _syscall(_INT, _STR, _PTR, _SIZE)
 _open_tree = _syscall(_INT, _STR, _INT)
@@ -178,7 +185,8 @@ def clone(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
     of a later move. Only for single-threaded processes: no at-fork hook runs.
     """
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArgs(flags=flags | CLONE_PIDFD, exit_signal=SIGCHLD)
+    exit_signal = 0 if flags & CLONE_PARENT else SIGCHLD  # a sibling tells what its parent told
+    arguments = _CloneArgs(flags=flags | CLONE_PIDFD, exit_signal=exit_signal)
     arguments.pidfd = ctypes.addressof(pidfd)
     if cgroup_fd >= 0:
         arguments.flags |= CLONE_INTO_CGROUP
@@ -286,6 +294,30 @@ def set_mount_attributes(
         ),
         "mount_setattr",
     )
+
+
+def map_ids(tree_fd: int, userns_fd: int, *, recursive: bool = False) -> None:
+    """Show the files of a detached mount with the ids of a user namespace: 0 is its root's."""
+    attr = _MountAttr(attr_set=MOUNT_ATTR_IDMAP, userns_fd=userns_fd)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _checked(
+        _mount_setattr(
+            _NR["mount_setattr"], tree_fd, b"", flags, ctypes.addressof(attr), ctypes.sizeof(attr)
+        ),
+        "mount_setattr idmap",
+    )
+
+
+def user_namespace_of(namespace_fd: int) -> int:
+    """A descriptor of the user namespace that owns a namespace."""
+    result = _ioctl(ctypes.c_int(namespace_fd), ctypes.c_ulong(NS_GET_USERNS))
+    return _checked(int(result), "owner of a namespace")
+
+
+def set_file_ids(uid: int, gid: int) -> None:
+    """Whose files we make from now on. Capabilities follow unless securebits say otherwise."""
+    _setfsgid(gid)
+    _setfsuid(uid)
 
 
 def attach_mount(tree_fd: int, target_fd: int, what: str) -> None:

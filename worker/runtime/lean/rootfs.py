@@ -42,9 +42,11 @@ _PROPAGATION = {
     "shared": linux.MS_SHARED,
     "rshared": linux.MS_SHARED,
 }
+IDMAP = "idmap"
+"""Option of a bind whose files are stored with the ids of the container; `preparing` maps them."""
 _NEUTRAL = frozenset((
     "rw", "suid", "dev", "exec", "bind", "rbind", "defaults", "async", "atime", "diratime",
-    "norelatime", "nostrictatime", "remount", *_PROPAGATION,
+    "norelatime", "nostrictatime", "remount", IDMAP, *_PROPAGATION,
 ))  # fmt: skip
 
 
@@ -68,6 +70,14 @@ def mount_overlay(layers: list[str], directory: str) -> int:
         os.close(below)
         os.close(tree)
     return os.open(target, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def put_root(tree: int) -> int:
+    """Mount a detached root on the working directory; returns a descriptor of it."""
+    below = os.open(".", linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    linux.attach_mount(tree, below, "the root")
+    os.close(below)
+    return tree
 
 
 def _escape(path: str) -> str:
@@ -113,12 +123,14 @@ def apply_mounts(
     """Carry out an OCI `mounts` list in order.
 
     Type `cgroup` shows `cgroup_views`; `shared-memory` is that of another container, by its process
-    `donor`.
+    `donor`; one with a `tree` was opened before, by who had the right to.
     """
     for entry in mounts:
         kind = entry["type"]
-        if kind == "bind":
-            _bind(root_fd, entry)
+        if "tree" in entry:
+            _attach(root_fd, entry["destination"], entry["tree"])
+        elif kind == "bind":
+            _attach(root_fd, entry["destination"], open_bind(entry))
         elif kind == "shared-memory":
             _attach(root_fd, entry["destination"], _take_mount(donor, entry["destination"]))
         elif kind == "cgroup":
@@ -127,7 +139,17 @@ def apply_mounts(
             _mount(root_fd, entry)
 
 
-def _bind(root_fd: int, entry: dict[str, Any]) -> None:
+def open_outside(entry: dict[str, Any], donor: int) -> int:
+    """The detached mount of an entry that shows what is outside; -1: it is made inside."""
+    if entry["type"] == "bind":
+        return open_bind(entry)
+    if entry["type"] == "shared-memory":
+        return _take_mount(donor, entry["destination"])
+    return -1
+
+
+def open_bind(entry: dict[str, Any]) -> int:
+    """The detached mount of an OCI bind. Raises: OSError, ValueError."""
     options = entry.get("options", ())
     recursive = "bind" not in options
     tree = linux.open_tree(linux.AT_FDCWD, entry["source"], recursive=recursive)
@@ -140,7 +162,7 @@ def _bind(root_fd: int, entry: dict[str, Any]) -> None:
         elif option not in _NEUTRAL:
             raise ValueError(f"mount {entry['destination']}: unknown bind option {option}")
     linux.set_mount_attributes(tree, attributes, propagation=propagation, recursive=recursive)
-    _attach(root_fd, entry["destination"], tree)
+    return tree
 
 
 def _attach(root_fd: int, destination: str, tree: int) -> None:
@@ -184,8 +206,9 @@ def _mount(root_fd: int, entry: dict[str, Any]) -> None:
 def _show_cgroups(root_fd: int, entry: dict[str, Any], views: list[tuple[str, str]]) -> None:
     destination, mode = entry["destination"], [o for o in entry["options"] if o in _ATTRIBUTES]
     if len(views) == 1 and not views[0][0]:
-        view = {"source": views[0][1], "destination": destination}
-        _bind(root_fd, view | {"options": ["rbind", *mode]})
+        view: dict[str, Any] = {"source": views[0][1], "destination": destination}
+        view |= {"options": ["rbind", *mode]}
+        _attach(root_fd, destination, open_bind(view))
         return
     options = ["nosuid", "nodev", "noexec", "mode=755"]
     tmpfs = {"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options}
@@ -193,21 +216,25 @@ def _show_cgroups(root_fd: int, entry: dict[str, Any], views: list[tuple[str, st
     top = linux.open_in_root(root_fd, destination, linux.O_PATH)
     for name, source in views:
         os.mkdir(name, 0o555, dir_fd=top)
-        _bind(top, {"source": source, "destination": f"/{name}", "options": ["bind", *mode]})
+        view = {"source": source, "destination": f"/{name}", "options": ["bind", *mode]}
+        _attach(top, view["destination"], open_bind(view))
     if "ro" in mode:
         linux.set_mount_attributes(top, linux.MOUNT_ATTR_RDONLY)
     os.close(top)
 
 
 def make_devices(root_fd: int, devices: list[dict[str, Any]]) -> None:
-    """The device nodes of an OCI `linux.devices`, and the usual links. Needs umask 0."""
+    """The device nodes of an OCI `linux.devices`, and the usual links. Needs umask 0.
+
+    One with a `tree` was made before, where it is allowed to.
+    """
     for device in devices:
+        if "tree" in device:
+            _attach(root_fd, device["path"], device["tree"])
+            continue
         parent, _, name = device["path"].rpartition("/")
         directory = open_target(root_fd, parent or "/", directory=True)
-        kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
-        number = os.makedev(device["major"], device["minor"])
-        os.mknod(name, kind | device.get("fileMode", 0o666), number, dir_fd=directory)
-        os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=directory)
+        make_device(device, name, directory)
         os.close(directory)
     directory = linux.open_in_root(root_fd, "/dev", linux.O_PATH)
     for name, destination in (
@@ -219,6 +246,14 @@ def make_devices(root_fd: int, devices: list[dict[str, Any]]) -> None:
     ):
         os.symlink(destination, name, dir_fd=directory)
     os.close(directory)
+
+
+def make_device(device: dict[str, Any], name: str, directory: int) -> None:
+    """One node of an OCI `linux.devices` as `name` in a directory."""
+    kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
+    number = os.makedev(device["major"], device["minor"])
+    os.mknod(name, kind | device.get("fileMode", 0o666), number, dir_fd=directory)
+    os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=directory)
 
 
 def mask(root_fd: int, paths: list[str]) -> None:

@@ -28,6 +28,7 @@ from worker.runtime.lean.interaction import Interaction
 from worker.runtime.lean.launching import Launch
 from worker.runtime.lean.neighbours import Neighbours
 from worker.runtime.lean.remains import Remains
+from worker.runtime.lean.remapped import Remapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Supervisor:
         self.execs = Execs(self)
         self.interaction = Interaction(self)
         self.foreign = Foreign(self)
+        self.remapped = Remapped(self)
         self.remains = Remains(self)
         self._subscribers: list[loop.Client] = []
         self._seccomp: dict[str, bytes] = {}
@@ -170,6 +172,8 @@ class Supervisor:
         try:
             if "dev.shoal.runtime" in bundle["annotations"]:
                 self.foreign.start(container, bundle)
+            elif "uidMappings" in bundle["linux"]:
+                self.remapped.start(container, bundle)
             else:
                 self._launch(container, launch, bundle["annotations"].get("dev.shoal.seccomp", ""))
         except (OSError, KeyError, ValueError) as error:
@@ -189,6 +193,10 @@ class Supervisor:
         self.reset_stdio(container.id)
         self.driver.place(container.id, container.cgroup_parent)
         pid = launch.clone(self.seccomp_program(seccomp))
+        self.follow_start(container, launch, pid)
+
+    def follow_start(self, container: Container, launch: Launch, pid: int) -> None:
+        """Its first process is there, and waits for `go`: record it, then let it run."""
         self.record_start(container, pid)
         self.loop.watch(container.status_fd, lambda _: self._on_status(container))
         self.watch_exit(container)
@@ -509,7 +517,7 @@ class Supervisor:
     def remove(self, client: loop.Client, request: Request) -> None:
         """Forget an ended container; its directory goes to the trash, for the caller to empty."""
         container = self.find(request)
-        if container.state == RUNNING:
+        if container.state == RUNNING or container.starting is not None:
             raise Refused("failed_precondition", f"container {container.id} is running; stop it")
         self.foreign.clean_up(container.id)
         trash = self._discard(container.id)
