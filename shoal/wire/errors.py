@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -160,4 +161,9 @@ async def _end(context: Any, error: Exception, method: str) -> NoReturn:
     if isinstance(error, SwarmError):
         await abort(context, error)
     _log.error("rpc.failed", method=method, exc_info=error)
-    await abort(context, Internal(f"{method} failed: {type(error).__name__}: {error}"))
+    try:
+        await abort(context, Internal(f"{method} failed: {type(error).__name__}: {error}"))
+    except grpc.aio.UsageError:
+        # It was ended before, and what went wrong is that its client had gone by then. Of all
+        # that can be raised here, gRPC takes this alone for the end of a call nobody waits for.
+        raise asyncio.CancelledError from error

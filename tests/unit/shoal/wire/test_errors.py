@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -27,41 +28,42 @@ SHAPES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 
 
 class Service:
-    """Four methods that do what `act` says."""
+    """Four methods that do what `act`, or `act_on` with the call's context, says."""
 
     def __init__(self):
         self.act = lambda: None
+        self.act_on = None
         self.entered = asyncio.Event()
         self.left = []
 
-    async def _play(self):
+    async def _play(self, context):
         self.entered.set()
         try:
-            result = self.act()
+            result = self.act() if self.act_on is None else self.act_on(context)
             if asyncio.iscoroutine(result):
                 await result
         finally:
             self.left.append("left")
 
     async def unary_unary(self, request, context):
-        await self._play()
+        await self._play(context)
         return request
 
     async def unary_stream(self, request, context):
         yield request
-        await self._play()
+        await self._play(context)
         yield request
 
     async def stream_unary(self, requests, context):
         async for _ in requests:
             pass
-        await self._play()
+        await self._play(context)
         return b"end"
 
     async def stream_stream(self, requests, context):
         async for request in requests:
             yield request
-        await self._play()
+        await self._play(context)
 
     def handlers(self):
         factory = {
@@ -145,6 +147,20 @@ async def test_a_bug_ends_its_call_and_not_the_server(caller, shape):
         await caller.call(shape)
     caller.service.act = lambda: None
     assert await caller.call(shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_call_that_was_ended_is_not_ended_again(caller, shape, caplog):
+    async def end_twice(context):
+        with contextlib.suppress(grpc.aio.AbortError):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "gone", (("shoal-code", "not_found"),))
+        raise OSError("nobody was there any more")
+
+    caller.service.act_on = end_twice
+    with pytest.raises(NotFound, match="gone"):
+        await caller.call(shape)
+    await asyncio.sleep(0.1)
+    assert not [record for record in caplog.records if record.name.startswith("grpc")]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
