@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from worker.network.owners import Owner
+
 INDEX_MAX = 4095
 
 
@@ -30,6 +32,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """MTU of vxi and the task links: underlay MTU minus 50 bytes of VXLAN."""
     mark_shift: int = 20
     """Lowest of the 12 mark bits that carry a node index; other software may own the rest."""
+    owner: Owner | None = None
+    """Who owns the tasks' network namespaces; None: the node's root."""
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):

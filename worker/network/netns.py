@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.errors import violated
+from worker.network.owners import Owner, make
 
 CLONE_NEWNET = 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -26,12 +27,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
-def fresh(path: Path) -> Iterator[int]:
+def fresh(path: Path, owner: Owner | None = None) -> Iterator[int]:
     """Make a namespace, mount it at `path`, and run the body inside it; yields its descriptor.
 
     The descriptor is closed when the body ends. On an error in the body the namespace is dropped.
-    Raises: OSError.
+    owner: who owns it, if it is not the node's root. Raises: OSError.
     """
+    if owner is not None:
+        with _fresh_of(path, owner) as inside:
+            yield inside
+        return
     home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.unshare(CLONE_NEWNET), "unshare")
@@ -51,6 +56,22 @@ def fresh(path: Path) -> Iterator[int]:
                 violated("a thread is stuck in a task's namespace", errno=ctypes.get_errno())
     finally:
         os.close(home)
+
+
+@contextlib.contextmanager
+def _fresh_of(path: Path, owner: Owner) -> Iterator[int]:
+    try:
+        path.touch(mode=0o444)
+        make(owner, lambda place: _mount(place, str(path), _MS_BIND))
+        with entered(path):
+            inside = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield inside
+            finally:
+                os.close(inside)
+    except BaseException:
+        drop(path)
+        raise
 
 
 @contextlib.contextmanager

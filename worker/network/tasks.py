@@ -156,7 +156,7 @@ class TaskLinks:
         return Grant(address)
 
     def _plumb_inside(self, path: Path, attachment: Attachment) -> None:
-        with netns.fresh(path) as inside_fd:
+        with netns.fresh(path, self._settings.owner) as inside_fd:
             host = (_host_name(attachment.task_id), HOST_MAC)
             task = (attachment.interface, task_mac(attachment.address))
             # The default, so that the link is born with it: changing it later waits for the

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from worker.network.owners import Owner
 from worker.runtime.interactive import ThrottledDevice
 
 State = Literal["created", "running", "exited"]
@@ -63,12 +64,22 @@ class IdRange(msgspec.Struct, frozen=True):
     outside: int
     size: int
 
+    @property
+    def line(self) -> str:
+        """As the kernel reads and shows it."""
+        return f"{self.inside} {self.outside} {self.size}\n"
+
 
 class IdMap(msgspec.Struct, frozen=True):
     """What the users and groups of a container are outside of it."""
 
     uids: tuple[IdRange, ...]
     gids: tuple[IdRange, ...]
+
+    @property
+    def owner(self) -> Owner:
+        """The owner of a network namespace for such a container."""
+        return Owner("".join(one.line for one in self.uids), "".join(one.line for one in self.gids))
 
 
 class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import msgspec
 
+from worker.network.owners import Owner
+
 BRIDGE = "bridge"
 HOST = "host"
 NONE = "none"
@@ -119,6 +121,8 @@ class ContainerNetworking(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortBinding, ...] = ()
     dns_servers: tuple[str, ...] = ()
     """What the resolver forwards to; empty: the node's own servers."""
+    owner: Owner | None = None
+    """Who owns its network namespace; None: the node's root."""
 
 
 class LinkCounters(msgspec.Struct, frozen=True, kw_only=True):

@@ -203,7 +203,10 @@ class Kernel:
         path = self.namespace(holding.wanted.container)
         bridges = [self._bridge(networks[one.network_id]) for one in holding.endpoints]
         netns.drop(path)  # left by a crash
-        with netns.fresh(path) as inside_fd, NetlinkSocket(NETLINK_ROUTE) as inside:
+        with (
+            netns.fresh(path, holding.wanted.owner) as inside_fd,
+            NetlinkSocket(NETLINK_ROUTE) as inside,
+        ):
             sysctl.try_write("ipv6/conf/default/disable_ipv6", "1")
             inside.transact([route.set_up(socket.if_nametoindex("lo"))])
             for endpoint, host, bridge in zip(
