@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -32,7 +32,9 @@ _SUBSYSTEM = 1 << 8
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
-_IP_SOURCE = 1
+_IP_SOURCE = {4: 1, 16: 3}
+"""Attribute of a source address, by its length in bytes."""
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PROTO_NUMBER, _PROTO_SOURCE_PORT = 1, 2
 _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _MATCH_SOURCE, _MATCH_PROTOCOL, _MATCH_SOURCE_PORT = 1 << 0, 1 << 3, 1 << 4
@@ -80,14 +82,20 @@ class ConntrackSocket:
         """Delete the entries answered from an address in `subnet`; returns how many."""
         network = ipaddress.IPv4Network(subnet)
         low, high = network.network_address.packed, network.broadcast_address.packed
-        return self._delete_where(lambda _orig, reply: low <= reply[0] <= high)
+        return self._delete_where(
+            lambda _orig, reply: len(reply[0]) == len(low) and low <= reply[0] <= high
+        )
+
+    def _dump(self) -> Iterator[bytes]:
+        for family in _FAMILIES:
+            yield from self._netlink.dump(Message(_GET, 0, _nfgen(family)))
 
     def _delete_where(self, wanted: Callable[[_Tuple, _Tuple], bool]) -> int:
         deletes: list[Message] = []
-        for payload in self._netlink.dump(Message(_GET, 0, _nfgen())):
+        for payload in self._dump():
             found = attributes(payload[4:])
             if wanted(_tuple(found.get(_TUPLE_ORIG)), _tuple(found.get(_TUPLE_REPLY))):
-                body = _nfgen() + nested(_TUPLE_ORIG, found[_TUPLE_ORIG])
+                body = _nfgen(payload[0]) + nested(_TUPLE_ORIG, found[_TUPLE_ORIG])
                 body += b"".join(attr(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
                 deletes.append(Message(_DELETE, 0, body))
         for start in range(0, len(deletes), _DELETES_PER_CALL):
@@ -105,11 +113,14 @@ _Tuple = tuple[bytes, int, int]
 
 def _delete_by_filter(match: Match) -> Message:
     flags = 0
+    family = socket.AF_INET
     parts: list[bytes] = []
     proto: list[bytes] = []
     if match.address:
         flags |= _MATCH_SOURCE
-        parts.append(nested(_TUPLE_IP, attr(_IP_SOURCE, socket.inet_aton(match.address))))
+        packed = _packed(match.address)
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        parts.append(nested(_TUPLE_IP, attr(_IP_SOURCE[len(packed)], packed)))
     if match.protocol:
         flags |= _MATCH_PROTOCOL
         proto.append(attr(_PROTO_NUMBER, bytes([match.protocol])))
@@ -122,13 +133,13 @@ def _delete_by_filter(match: Match) -> Message:
     which = _FILTER_ORIG if match.original else _FILTER_REPLY
     other = _FILTER_REPLY if match.original else _FILTER_ORIG
     selector = nested(_FILTER, u32(which, flags), u32(other, 0))
-    return Message(_DELETE, 0, _nfgen() + nested(direction, *parts) + selector)
+    return Message(_DELETE, 0, _nfgen(family) + nested(direction, *parts) + selector)
 
 
 def _fits(match: Match, orig: _Tuple, reply: _Tuple) -> bool:
     address, protocol, port = orig if match.original else reply
     return (
-        (not match.address or address == socket.inet_aton(match.address))
+        (not match.address or address == _packed(match.address))
         and match.protocol in (0, protocol)
         and match.port in (0, port)
     )
@@ -136,13 +147,18 @@ def _fits(match: Match, orig: _Tuple, reply: _Tuple) -> bool:
 
 def _tuple(payload: bytes | None) -> _Tuple:
     outer = attributes(payload or b"")
-    source = attributes(outer.get(_TUPLE_IP, b"")).get(_IP_SOURCE, b"")
+    addresses = attributes(outer.get(_TUPLE_IP, b""))
+    source = next((addresses[kind] for kind in _IP_SOURCE.values() if kind in addresses), b"")
     proto = attributes(outer.get(_TUPLE_PROTO, b""))
     number = proto.get(_PROTO_NUMBER, b"\0")[0]
     port = int.from_bytes(proto.get(_PROTO_SOURCE_PORT, b"\0\0"), "big")
     return source, number, port
 
 
-def _nfgen() -> bytes:
+def _packed(address: str) -> bytes:
+    return ipaddress.ip_address(address).packed
+
+
+def _nfgen(family: int) -> bytes:
     # Version 1 makes the kernel honour the family on deletes; without it a filter is refused.
-    return struct.pack("!BBH", socket.AF_INET, 1, 0)
+    return struct.pack("!BBH", family, 1, 0)

@@ -39,7 +39,9 @@ _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _GETTABLE, _DELTABLE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = _SUBSYSTEM | 12, _SUBSYSTEM | 13, _SUBSYSTEM | 14
-_NFPROTO_INET = 1
+NFPROTO_INET: Final = 1
+NFPROTO_IPV4: Final = 2
+NFPROTO_IPV6: Final = 10
 _TABLE_NAME, _TABLE_USERDATA = 1, 6
 _USERDATA_COMMENT = 0
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -60,10 +62,12 @@ class Element(msgspec.Struct, frozen=True, gc=False):
 
 
 class NftSocket:
-    """The elements of table `inet shoal` in the calling thread's network namespace."""
+    """The elements of our table of one family in the calling thread's network namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: int = NFPROTO_INET) -> None:
+        """family: of the table `shoal`; a namespace may have one of each."""
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        self._family = family
 
     def close(self) -> None:
         """Close the socket."""
@@ -76,8 +80,8 @@ class NftSocket:
         added key has another value. Nothing is changed then.
         """
         messages = [
-            *(_elements_message(_DELSETELEM, 0, *group) for group in _groups(deletes)),
-            *(_elements_message(_NEWSETELEM, NLM_F_CREATE, *group) for group in _groups(adds)),
+            *(self._elements(_DELSETELEM, 0, *group) for group in _groups(deletes)),
+            *(self._elements(_NEWSETELEM, NLM_F_CREATE, *group) for group in _groups(adds)),
         ]
         if messages:
             self._batch(messages)
@@ -92,7 +96,7 @@ class NftSocket:
 
     def version(self) -> str | None:
         """The comment of the table, which is the version of the skeleton; None without a table."""
-        request = Message(_GETTABLE, 0, _nfgen() + text(_TABLE_NAME, TABLE))
+        request = Message(_GETTABLE, 0, self._nfgen() + text(_TABLE_NAME, TABLE))
         try:
             payload = self._netlink.get(request)
         except NetlinkError as error:
@@ -105,10 +109,10 @@ class NftSocket:
     def delete_table(self) -> None:
         """Remove the table with everything in it, if it is there."""
         if self.version() is not None:
-            self._batch([Message(_DELTABLE, 0, _nfgen() + text(_TABLE_NAME, TABLE))])
+            self._batch([Message(_DELTABLE, 0, self._nfgen() + text(_TABLE_NAME, TABLE))])
 
     def _dump(self, set_name: str) -> Iterator[tuple[bytes, bytes, int]]:
-        body = _nfgen() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
+        body = self._nfgen() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
         for payload in self._netlink.dump(Message(_GETSETELEM, 0, body)):
             elements = attributes(payload[4:]).get(_LIST_ELEMENTS, b"")
             for _kind, element in iterate(elements):
@@ -116,6 +120,17 @@ class NftSocket:
                 expiration = found.get(_ELEM_EXPIRATION)
                 rest_ms = int.from_bytes(expiration, "big") if expiration else 0
                 yield _value(found.get(_ELEM_KEY)), _value(found.get(_ELEM_DATA)), rest_ms
+
+    def _elements(
+        self, kind: int, flags: int, set_name: str, elements: Sequence[Element]
+    ) -> Message:
+        deleting = kind == _DELSETELEM
+        members = [_element(index, e, deleting) for index, e in enumerate(elements, start=1)]
+        body = self._nfgen() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
+        return Message(kind, flags, body + nested(_LIST_ELEMENTS, *members))
+
+    def _nfgen(self) -> bytes:
+        return struct.pack("!BBH", self._family, 0, 0)
 
     def _batch(self, messages: Sequence[Message]) -> None:
         # Only the last message asks for an ack; an error comes back for whichever it concerns,
@@ -157,10 +172,6 @@ def parse_port_key(key: bytes) -> tuple[int, int]:
     return key[0], int.from_bytes(key[4:6], "big")
 
 
-def _nfgen() -> bytes:
-    return struct.pack("!BBH", _NFPROTO_INET, 0, 0)
-
-
 def _groups(elements: Sequence[Element]) -> Iterator[tuple[str, list[Element]]]:
     by_set: dict[str, list[Element]] = {}
     for element in elements:
@@ -168,13 +179,6 @@ def _groups(elements: Sequence[Element]) -> Iterator[tuple[str, list[Element]]]:
     for set_name, members in by_set.items():
         for start in range(0, len(members), _ELEMENTS_PER_MESSAGE):
             yield set_name, members[start : start + _ELEMENTS_PER_MESSAGE]
-
-
-def _elements_message(kind: int, flags: int, set_name: str, elements: Sequence[Element]) -> Message:
-    deleting = kind == _DELSETELEM
-    members = [_element(index, e, deleting) for index, e in enumerate(elements, start=1)]
-    body = _nfgen() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
-    return Message(kind, flags, body + nested(_LIST_ELEMENTS, *members))
 
 
 def _element(index: int, element: Element, deleting: bool) -> bytes:

@@ -12,15 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self
 
 import structlog
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import Internal, PermissionDenied, Unavailable, Unimplemented
+from shoal.errors import Internal, Unavailable, Unimplemented
 from worker.network.api import (
     Attachment,
     LinkStats,
@@ -35,11 +34,11 @@ from worker.network.fabric import Fabric
 from worker.network.mesh import Mesh
 from worker.network.nft import NftSocket
 from worker.network.tasks import TASK_INTERFACE, TaskLinks
+from worker.network.threads import KernelThread
 
 _LINGER_S = 5.0
 _LINGER_POLL_S = 0.005
 _log = structlog.get_logger()
-Result = TypeVar("Result")
 
 
 class NodeNetwork:
@@ -48,8 +47,8 @@ class NodeNetwork:
     def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._kernel = _Thread("network")
-        self._tracker = _Thread("conntrack")
+        self._kernel = KernelThread("network")
+        self._tracker = KernelThread("conntrack")
         self._parts: _Parts | None = None
         self._conntrack: ConntrackSocket | None = None
         self._closed = False
@@ -231,28 +230,6 @@ class _Parts:
             if remove:
                 for part in (self.fabric, self.mesh, self.tasks):
                     steps.callback(part.remove)
-
-
-class _Thread:
-    """One thread for blocking calls, in order; the kernel's refusals become our errors."""
-
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-
-    async def run(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the thread. A cancelled caller does not stop it half-way."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-        except OSError as error:  # NetlinkError is one
-            if error.errno in (errno.EPERM, errno.EACCES):
-                raise PermissionDenied(
-                    f"the node's network needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN): {error}"
-                ) from error
-            raise Internal(f"the kernel refused a change to the node's network: {error}") from error
-
-    def stop(self) -> None:
-        """End the thread after what is queued."""
-        self._executor.shutdown(wait=False)
 
 
 def _open_nft() -> NftSocket:

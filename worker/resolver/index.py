@@ -1,5 +1,8 @@
 """Who is called what, as each container sees it. Pure.
 
+Names belong to containers that ask here and to others that do not: services of overlay networks,
+and their tasks, wherever they run.
+
 A container sees the names of its own networks only; what it calls others by itself (`--link`) comes
 first. Names compare without regard to case, as in DNS.
 """
@@ -7,7 +10,7 @@ first. Names compare without regard to case, as in DNS.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -26,8 +29,9 @@ class Index:
 
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
+        self._others: dict[str, Place] = {}
         self._by_name: dict[tuple[str, str], dict[str, Place]] = {}
-        """Places by network and name, then by container."""
+        """Places by network and name, then by container or key of another."""
         self._by_address: dict[tuple[str, str], str] = {}
 
     def __len__(self) -> int:
@@ -47,25 +51,23 @@ class Index:
         self.drop(client.container)
         self._clients[client.container] = client
         for place in client.places:
-            for name in place.names:
-                places = self._by_name.setdefault((place.network, name.lower()), {})
-                places[client.container] = place
-            for address in filter(None, (place.ipv4, place.ipv6)):
-                called = f"{place.names[0]}.{place.network_name}"
-                self._by_address[place.network, _plain(address)] = called
+            self._enter(client.container, place)
 
     def drop(self, container: str) -> None:
         """It is gone. Idempotent."""
         client = self._clients.pop(container, None)
         for place in client.places if client is not None else ():
-            for name in place.names:
-                key = (place.network, name.lower())
-                places = self._by_name.get(key, {})
-                places.pop(container, None)
-                if not places:
-                    self._by_name.pop(key, None)
-            for address in filter(None, (place.ipv4, place.ipv6)):
-                self._by_address.pop((place.network, _plain(address)), None)
+            self._strike(container, place)
+
+    def change_others(self, new: Mapping[str, Place], gone: Iterable[str], *, whole: bool) -> None:
+        """Whoever has names without asking here, by key. whole: `new` are all there are."""
+        for key in (*(set(self._others) - set(new) if whole else ()), *gone, *new):
+            place = self._others.pop(key, None)
+            if place is not None:
+                self._strike(key, place)
+        for key, place in new.items():
+            self._others[key] = place
+            self._enter(key, place)
 
     def find(self, container: str, name: str) -> Found | None:
         """Addresses of a name as the container sees it; None: nobody is called that."""
@@ -90,6 +92,24 @@ class Index:
             if name:
                 return name
         return ""
+
+    def _enter(self, owner: str, place: Place) -> None:
+        for name in place.names:
+            self._by_name.setdefault((place.network, name.lower()), {})[owner] = place
+        if place.names:
+            called = f"{place.names[0]}.{place.network_name}"
+            for address in filter(None, (place.ipv4, place.ipv6)):
+                self._by_address[place.network, _plain(address)] = called
+
+    def _strike(self, owner: str, place: Place) -> None:
+        for name in place.names:
+            key = (place.network, name.lower())
+            places = self._by_name.get(key, {})
+            places.pop(owner, None)
+            if not places:
+                self._by_name.pop(key, None)
+        for address in filter(None, (place.ipv4, place.ipv6)):
+            self._by_address.pop((place.network, _plain(address)), None)
 
     def _linked(self, client: Client, wanted: str) -> Iterator[Place]:
         for place in client.places:

@@ -106,6 +106,7 @@ class Resolver:
             gone |= set(self._index.containers) - {one.container for one in request.clients}
         for container in gone:
             self._drop(container)
+        self._index.change_others(request.others, request.others_gone, whole=request.whole)
         ports, errors = {}, {}
         for client in request.clients:
             try:

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from shoal.errors import Unavailable
-from worker.network.local.naming import Client, Reply, Request, read_message, write_message
+from worker.network.local.naming import Client, Place, Reply, Request, read_message, write_message
 
 _START_DEADLINE_S: Final = 20.0
 _ANSWER_DEADLINE_S: Final = 20.0
@@ -36,6 +36,7 @@ class Names:
         self._path = socket_path
         self._moved = moved
         self._clients: dict[str, Client] = {}
+        self._others: dict[str, Place] = {}
         self._lock = asyncio.Lock()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -61,6 +62,20 @@ class Names:
                 await self._ask(Request(gone=(container,)))
             except Unavailable as error:
                 _log.warning("resolver.lost", reason=str(error))
+
+    async def tell(self, others: Mapping[str, Place]) -> None:
+        """Whoever has names without asking here, all of them. Raises: Unavailable."""
+        async with self._lock:
+            before, self._others = self._others, dict(others)
+            if not self._clients:
+                return  # nobody asks; whoever comes first has everything told
+            if self._writer is None:
+                await self._connected()
+                return
+            new = {key: place for key, place in others.items() if before.get(key) != place}
+            gone = tuple(before.keys() - others.keys())
+            if new or gone:
+                await self._ask(Request(others=new, others_gone=gone))
 
     async def adopt(self, clients: list[Client]) -> None:
         """After a restart: these are all there are. Raises: Unavailable."""
@@ -89,7 +104,7 @@ class Names:
                 return
             await self._start()
         clients = tuple(self._clients.values())
-        reply = await self._ask(Request(whole=True, clients=clients))
+        reply = await self._ask(Request(whole=True, clients=clients, others=self._others))
         for client in clients:
             ports = reply.ports.get(client.container)
             if ports is None:

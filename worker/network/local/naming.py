@@ -23,7 +23,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Its id; `network_name` is what comes behind a name's dot."""
     network_name: str
     names: tuple[str, ...]
-    """The first is what its addresses are called."""
+    """The first is what its addresses are called. None: it only asks."""
     ipv4: str = ""
     ipv6: str = ""
     links: tuple[tuple[str, str], ...] = ()
@@ -44,12 +44,18 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A change. whole: `clients` are all there are. leave: nobody needs it any more."""
+    """A change. whole: what it names is all there is. leave: nobody needs it any more.
+
+    others: whoever has names without asking here, by a key of his own: services, tasks of other
+    nodes. others_gone: keys.
+    """
 
     whole: bool = False
     leave: bool = False
     clients: tuple[Client, ...] = ()
     gone: tuple[str, ...] = ()
+    others: dict[str, Place] = {}
+    others_gone: tuple[str, ...] = ()
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""Overlay networks, the part of a node (docs/design/overlay.md)."""

@@ -1,0 +1,228 @@
+"""The overlay networks of this node, blocking: wishes against what is in force, and the difference.
+
+Order: whoever comes is reachable before anybody is sent there; nobody is sent to whoever goes
+before he is unreachable. Invariant: after `apply` every task of this node balances over exactly the
+ready endpoints of the wish. A network stays for as long as a task is on it, whatever the wish says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
+from worker.network import netns
+from worker.network.api import NetworkSettings
+from worker.network.conntrack import Match
+from worker.network.netlink import NetlinkError
+from worker.network.overlay import plan
+from worker.network.overlay.api import OverlayNetwork, OverlayState, TaskPlace
+from worker.network.overlay.insides import TaskSpaces, versions_of
+from worker.network.overlay.plan import Change, NetworkPlan, Tables
+from worker.network.overlay.spaces import NetworkSpaces
+
+_UDP: Final = 17
+_log = structlog.get_logger()
+
+
+class OverlayKernel:
+    """All of it; belongs to one thread of the node's network namespace."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self._own_address = settings.underlay_address
+        self._spaces = NetworkSpaces(settings)
+        self._tasks = TaskSpaces()
+        self._plans: dict[str, NetworkPlan] = {}
+        self._refused: dict[str, str] = {}
+        self._places: dict[str, TaskPlace] = {}
+        self._tables: dict[str, Tables] = {}
+        """What is in force in each task's namespace."""
+
+    def open(self) -> None:
+        """Raises: Unimplemented naming what the kernel lacks."""
+        self._spaces.open()
+
+    def close(self, *, remove: bool) -> None:
+        """Let go; with `remove`, take every network off this node."""
+        self._tasks.close()
+        self._spaces.close(remove=remove)
+
+    # Versions ---------------------------------------------------------------------------------
+
+    def apply(self, state: OverlayState) -> Mapping[str, str]:
+        """Bring the kernel in step. Result: reason by id of networks this node cannot build.
+
+        Raises: NetlinkError, OSError; to be called again then.
+        """
+        wanted = plan.plans(state, self._current(state), self._own_address)
+        before, self._refused = self._plans, {}
+        for network_id, one in list(wanted.items()):
+            with self._fresh_on_error(network_id):
+                try:
+                    plan.check_network(one.network)
+                except InvalidArgument as error:
+                    self._refused[network_id] = error.message
+                    del wanted[network_id]
+                    continue
+                self._spaces.ensure(one.network)
+                self._spaces.put_remotes(network_id, one.remotes)
+        self._plans = wanted
+        self._balance()
+        for network_id, one in wanted.items():
+            with self._fresh_on_error(network_id):
+                self._spaces.drop_remotes(network_id, one.remotes)
+        self._forget(before)
+        self._drop_unused()
+        return self._refused
+
+    def networks(self) -> Mapping[str, OverlayNetwork]:
+        """Those that are in force, by id."""
+        return {network_id: one.network for network_id, one in self._plans.items()}
+
+    # Tasks ------------------------------------------------------------------------------------
+
+    def attach(self, place: TaskPlace) -> None:
+        """Put a task, whose namespace is there, on its networks. Idempotent.
+
+        Raises: FailedPrecondition (this node cannot build the network), NotFound, OSError.
+        """
+        networks = self._networks_of(place)
+        path = Path(place.netns_path)
+        inside = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for link, network in zip(place.links, networks, strict=True):
+                with self._fresh_on_error(network.network_id):
+                    self._spaces.ensure(network)
+                    self._spaces.plug(network, place.task_id, link, inside)
+        finally:
+            os.close(inside)
+        with netns.entered(path):
+            for link in place.links:
+                self._tasks.configure(link)
+            if plan.is_shut_in(place, self.networks()):
+                self._tasks.shut_in(place)
+            self._tasks.load(versions_of(place))
+        tables = plan.merged(self._plans[link.network_id].tables for link in place.links)
+        for version in versions_of(place):
+            self._tasks.change(place, version, plan.change({}, tables, version))
+        self._places[place.task_id], self._tables[place.task_id] = place, tables
+
+    def adopt(self, place: TaskPlace) -> None:
+        """Take over a task after a restart. Raises: NotFound when an interface is gone."""
+        for link in place.links:
+            if not self._spaces.has_port(link.network_id, place.task_id):
+                raise NotFound(
+                    f"task {place.task_id}: its interface {link.interface} on network "
+                    f"{link.network_id} is gone; the task must be replaced"
+                )
+        self._places[place.task_id] = place
+        self._tables[place.task_id] = self._tasks.tables(place)
+
+    def detach(self, task_id: str) -> None:
+        """Let go of a task whose namespace is about to be dropped. Idempotent."""
+        self._tasks.release(task_id)
+        self._tables.pop(task_id, None)
+        if self._places.pop(task_id, None) is not None:
+            self._drop_unused()
+
+    def redirect_names(self, task_id: str, ports: tuple[int, int]) -> None:
+        """Lead a task's queries to where the resolver listens. Raises: NftError, OSError."""
+        place = self._places.get(task_id)
+        if place is not None:
+            self._tasks.redirect_names(place, ports)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _networks_of(self, place: TaskPlace) -> list[OverlayNetwork]:
+        for link in place.links:
+            if link.network_id in self._refused:
+                raise FailedPrecondition(self._refused[link.network_id])
+            if link.network_id not in self._plans:
+                raise NotFound(f"network {link.network_id} is not on this node")
+        return [self._plans[link.network_id].network for link in place.links]
+
+    def _current(self, state: OverlayState) -> dict[str, Tables]:
+        """The tables to build on; after a restart those that a task's namespace holds."""
+        current: dict[str, Tables] = {
+            network_id: one.tables for network_id, one in self._plans.items()
+        }
+        for network in state.networks:
+            if network.network_id not in current:
+                current[network.network_id] = plan.merged(
+                    self._tables[place.task_id] for place in self._places_on(network.network_id)
+                )
+        return current
+
+    def _places_on(self, network_id: str) -> Iterator[TaskPlace]:
+        for place in self._places.values():
+            if any(link.network_id == network_id for link in place.links):
+                yield place
+
+    def _balance(self) -> None:
+        """Change the tables of every task; tasks on the same networks get the same elements."""
+        targets: dict[tuple[str, ...], Tables] = {}
+        changes: dict[tuple[int, int, int], Change] = {}
+        for task_id, place in self._places.items():
+            key = tuple(link.network_id for link in place.links)
+            if key not in targets:
+                targets[key] = plan.merged(
+                    self._plans[one].tables for one in key if one in self._plans
+                )
+            old, new = self._tables[task_id], targets[key]
+            for version in versions_of(place):
+                pair = (id(old), id(new), version)
+                if pair not in changes:
+                    changes[pair] = plan.change(old, new, version)
+                self._change(place, version, changes[pair], new)
+        for task_id, place in self._places.items():
+            self._tables[task_id] = targets[tuple(link.network_id for link in place.links)]
+
+    def _change(self, place: TaskPlace, version: int, change: Change, target: Tables) -> None:
+        """One task; if somebody has changed its tables, what is there is compared and mended."""
+        try:
+            self._tasks.change(place, version, change)
+        except NetlinkError as error:
+            _log.warning("overlay.tables_differ", task_id=place.task_id, reason=str(error))
+            found = self._tasks.tables(place)
+            self._tasks.change(place, version, plan.change(found, target, version))
+
+    def _forget(self, before: Mapping[str, NetworkPlan]) -> None:
+        """Forget connections to whoever is gone, and datagrams' to whoever is not ready."""
+        for network_id, old in before.items():
+            new = self._plans.get(network_id)
+            if new is None:
+                continue
+            gone = old.addresses - new.addresses
+            unready = plan.owners_of(old.tables) - plan.owners_of(new.tables) - gone
+            matches = [
+                *(Match(address=address) for address in sorted(gone)),
+                *(Match(address=address, protocol=_UDP) for address in sorted(unready)),
+            ]
+            for place in self._places_on(network_id) if matches else ():
+                self._tasks.forget(place, _of_families(matches, versions_of(place)))
+
+    def _drop_unused(self) -> None:
+        used = {link.network_id for place in self._places.values() for link in place.links}
+        for network_id in self._spaces.ids():
+            if network_id not in self._plans and network_id not in used:
+                _log.info("overlay.network_dropped", network_id=network_id)
+                self._spaces.drop(network_id)
+
+    @contextlib.contextmanager
+    def _fresh_on_error(self, network_id: str) -> Iterator[None]:
+        """After a refusal the next try looks at what is there."""
+        try:
+            yield
+        except OSError:
+            self._spaces.forget(network_id)
+            raise
+
+
+def _of_families(matches: Iterable[Match], versions: Iterable[int]) -> list[Match]:
+    known = set(versions)
+    return [match for match in matches if plan.version_of(match.address) in known]

@@ -1,0 +1,37 @@
+"""The nft tables in the namespace of a task that is on overlay networks, as text: pure.
+
+Written once for each task; virtual addresses are elements. A virtual address that nobody is ready
+behind is refused at once. Only `table ip shoal` and `table ip6 shoal` of the namespace are named.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = "shoal overlay 1"
+
+_TABLE = """
+table {family} shoal
+delete table {family} shoal
+table {family} shoal {{
+  comment "{version}"
+  set vips {{ type {kind}; }}
+  map slots {{ typeof {family} daddr . numgen random mod 64 : {family} daddr; }}
+  map slots_wide {{ typeof {family} daddr . numgen random mod 1024 : {family} daddr; }}
+  chain balance {{ type nat hook output priority -100;
+    dnat to {family} daddr . numgen random mod 64 map @slots
+    dnat to {family} daddr . numgen random mod 1024 map @slots_wide
+  }}
+  # What is still addressed to a service here has found nobody who is ready.
+  chain refuse {{ type filter hook output priority 0;
+    {family} daddr @vips meta l4proto tcp reject with tcp reset
+    {family} daddr @vips reject
+  }}
+}}
+"""
+
+
+def table(version: int) -> str:
+    """The table of an address family, replacing the one that is there. version: 4 or 6."""
+    family, kind = ("ip", "ipv4_addr") if version == 4 else ("ip6", "ipv6_addr")
+    return _TABLE.format(family=family, kind=kind, version=VERSION)
