@@ -105,6 +105,7 @@ class Engine:
             log_drivers=self._logs.drivers(),
             network_drivers=("bridge", "host", "null"),
             registries=parts.settings.registries,
+            userns=parts.settings.userns is not None,
         )
 
     @classmethod
@@ -154,7 +155,7 @@ class Engine:
         yield from distribution.routes(self.images, self._parts.images.registry)
         yield from usage.routes(self.containers, self.images, self._volumes)
         yield from build.routes(self.builder, self._parts.images.registry)
-        yield from volumes.routes(self._volumes, self.containers.directory, self._events)
+        yield from volumes.routes(self._volumes, self._events)
         yield from networks.routes(self.containers, self.networks)
         yield from swarm.routes()
         yield from plugins.routes()
@@ -189,6 +190,7 @@ class Engine:
             volumes=self._volumes,
             logs=self._logs,
             networks=self.networks,
+            userns=self._parts.settings.userns,
         )
 
     async def _info(self) -> dict[str, Any]:

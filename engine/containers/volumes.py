@@ -61,6 +61,10 @@ class ToldVolumes:
         """Raises: as the volumes do."""
         return await self._volumes.unmount(name, container)
 
+    async def users(self) -> Mapping[str, frozenset[str]]:
+        """Containers and tasks by the volumes they use."""
+        return await self._volumes.users()
+
     async def size_bytes(self, name: str) -> int:
         """Raises: NotFound."""
         return await self._volumes.size_bytes(name)

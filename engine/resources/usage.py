@@ -96,7 +96,7 @@ class _Resource:
                 return 0, 0
 
     async def _volume_words(self, call: Call) -> list[dict[str, Any]]:
-        users = await self._parts.directory.volume_users()
+        users = await self._volumes.users()
         found = []
         for volume in self._volumes.list():
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.containers.directory import Directory
 from engine.containers.inspect import time_text
 from engine.containers.requests import Docker
 from engine.http.call import Answer, Call, empty, json_answer
@@ -35,9 +34,9 @@ class CreateRequest(Docker, frozen=True, kw_only=True):
     cluster_volume_spec: dict[str, Any] | None = None
 
 
-def routes(volumes: Volumes, directory: Directory, events: Events) -> Iterable[Route]:
+def routes(volumes: Volumes, events: Events) -> Iterable[Route]:
     """All operations on volumes of the node."""
-    resource = _Resource(volumes, directory, events)
+    resource = _Resource(volumes, events)
     yield Route("GET", "/volumes", resource.list)
     yield Route("POST", "/volumes/create", resource.create)
     yield Route("POST", "/volumes/prune", resource.prune)
@@ -46,14 +45,13 @@ def routes(volumes: Volumes, directory: Directory, events: Events) -> Iterable[R
 
 
 class _Resource:
-    def __init__(self, volumes: Volumes, directory: Directory, events: Events) -> None:
+    def __init__(self, volumes: Volumes, events: Events) -> None:
         self._volumes = volumes
-        self._directory = directory
         self._events = events
 
     async def list(self, call: Call) -> Answer:
         filters = call.query.filters(LIST_FILTERS)
-        used = frozenset(await self._directory.volume_users())
+        used = frozenset(await self._volumes.users())
         chosen = [one for one in self._volumes.list() if is_wished(one, filters, used)]
         return json_answer(
             {"Volumes": [worded(one, call.version) for one in chosen], "Warnings": None}
@@ -97,7 +95,7 @@ class _Resource:
 
 
 def is_wished(volume: Volume, filters: Filters, used: frozenset[str]) -> bool:
-    """Whether all filters hold. used: names of volumes that containers refer to."""
+    """Whether all filters hold. used: names of volumes that containers or tasks use."""
     dangling = volume.name not in used
     return (
         filters.matches_part("name", volume.name)

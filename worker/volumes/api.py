@@ -28,6 +28,11 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     anonymous: bool = False
     """Made for one container without a name given: `prune` removes it, `rm -v` too."""
 
+    @property
+    def own_ids(self) -> bool:
+        """Whether its files are the containers', and not those of a place its options name."""
+        return "device" not in self.options
+
 
 class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
     """A volume, ready to be bound into a container. `source`: host path, subpath resolved."""
@@ -85,6 +90,13 @@ class Volumes(Protocol):
         """The container no longer needs it: a mounted one is unmounted with its last user.
 
         Result: whether it was this container's until now. Idempotent.
+        """
+        ...
+
+    async def users(self) -> Mapping[str, frozenset[str]]:
+        """The containers that use each volume: the engine's, tasks', and who is about to start.
+
+        A volume that is not in it is used by nobody, and may be removed.
         """
         ...
 

@@ -194,14 +194,22 @@ class LocalVolumes:
                 await self._unmount(volume)
             return held
 
+    async def users(self) -> Mapping[str, frozenset[str]]:
+        """Who uses what, by volume: what `remove` would ask of each. Raises: as the sources do."""
+        return await self._asked(self._users)
+
     async def size_bytes(self, name: str) -> int:
         """Disk space its content takes. Raises: NotFound."""
         return await asyncio.to_thread(_tree_bytes, self.get(name).mountpoint)
 
     async def _users_of(self, name: str, sources: builtins.list[VolumeUsers]) -> frozenset[str]:
-        found = frozenset(self._held.get(name, ()))
+        return (await self._asked(sources)).get(name, frozenset())
+
+    async def _asked(self, sources: builtins.list[VolumeUsers]) -> dict[str, frozenset[str]]:
+        found = {name: frozenset(holders) for name, holders in self._held.items()}
         for source in sources:
-            found |= (await source()).get(name, frozenset())
+            for name, users in (await source()).items():
+                found[name] = found.get(name, frozenset()) | users
         return found
 
     async def _let_go(self, name: str, container: str) -> None:

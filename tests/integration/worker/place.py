@@ -74,9 +74,13 @@ def a_task(
 
 
 class Place:
-    """One node. The worker may be killed and started again; `destroy` removes every trace."""
+    """One node. The worker may be killed and started again; `destroy` removes every trace.
 
-    def __init__(self) -> None:
+    module: what is run: the worker alone, or the engine with the worker in it.
+    """
+
+    def __init__(self, module: str = "worker") -> None:
+        self._module = module
         self.directory = Path(tempfile.mkdtemp(prefix="shoal-worker-", dir="/var/tmp"))
         self.paths = NodePaths(state=self.directory / "state", run=self.directory / "run")
         for path in (self.paths.state, self.paths.run):
@@ -136,7 +140,7 @@ class Place:
         with open(self.log, "ab") as log:
             self.worker = subprocess.Popen(
                 self.inside(
-                    sys.executable, "-m", "worker",
+                    sys.executable, "-m", self._module,
                     "--state-dir", str(self.paths.state),
                     "--run-dir", str(self.paths.run),
                     "--hostname", "alpha",
