@@ -27,6 +27,7 @@ PROGRAMS = {
     "failover_leader": "the leading manager is killed: time until the next write is accepted",
     "detection": "dead, frozen, restarted and busy workers: known when, and false alarms",
     "service_api": "services created per second over the API",
+    "mesh": "requests through the mesh against routed ones and haproxy",
     "network_update": "one endpoint change against an nft process",
     "raft": "writes of one and three members, and failover, against etcd",
     "store": "100,000 tasks: memory, snapshot, replay, against etcd",

@@ -311,12 +311,12 @@ class Lab:
             "ip link set br0 up",
             "sysctl -qw net.ipv4.ip_forward=1",
         )
-        self._cable(self.client, "c0", f"{CLIENT}/24", CLIENT_ROUTER)
+        self.cable(self.client, "c0", f"{CLIENT}/24", CLIENT_ROUTER)
         self.router.shell(f"ip addr add {CLIENT_ROUTER}/24 dev c0")
         for index in (1, 2, 3):
             node = Node(index, directory / f"n{index}")
             self._machine(node)
-            self._cable(node, f"p{index}", f"{node.address}/24", UNDERLAY_ROUTER)
+            self.cable(node, f"p{index}", f"{node.address}/24", UNDERLAY_ROUTER)
             self.router.shell(f"ip link set p{index} master br0")
             self.nodes.append(node)
 
@@ -352,7 +352,8 @@ class Lab:
         self.stack.callback(machine.stop)
         return machine
 
-    def _cable(self, machine: Machine, port: str, address: str, gateway: str) -> None:
+    def cable(self, machine: Machine, port: str, address: str, gateway: str) -> None:
+        """Connect a machine's eth0 to the router's port of that name."""
         self.router.shell(
             f"ip link add {port} type veth peer name eth0 netns {machine.tid}",
             f"ip link set {port} up",
