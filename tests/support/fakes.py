@@ -14,6 +14,7 @@ import msgspec
 from typing_extensions import override
 
 from shoal.errors import AlreadyExists, FailedPrecondition, NotFound
+from shoal.model.objects import Task
 from worker.images.model import Image, ImageConfig
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStats, ContainerStatus, Runtime
@@ -235,7 +236,8 @@ class FakeNetworks:
         self.attached: dict[str, str] = {}
         self.taken: dict[tuple[str, int], str] = {}
 
-    async def attach(self, task_id: str) -> Attachment:
+    async def attach(self, task: Task) -> Attachment:
+        task_id = task.id
         await self.board.enter("attach", task_id)
         address = self.attached.setdefault(task_id, f"10.1.0.{len(self.attached) + 2}")
         return Attachment(task_id, f"/run/netns/{task_id}", address, "10.1.0.1", "eth0")

@@ -22,15 +22,18 @@ from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
 from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError
 from shoal.model import defaults
+from shoal.model.objects import Task
 from shoal.model.types import NodeDescription
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
 from worker.agent.endpoints import EndpointApplier
 from worker.agent.logs import LogPublisher
+from worker.agent.overlays import OverlayItem, OverlayKey, key_of, state_of
 from worker.agent.records import NetworkRecord, Records
 from worker.agent.remotes import Remotes
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
 from worker.network.api import Peer, PublishedPort
+from worker.network.overlay.api import OverlayState
 
 FIRST_MESSAGE_TIMEOUT_S = 5.0
 HEARTBEAT_MIN_S = 0.05
@@ -46,12 +49,12 @@ _log = structlog.get_logger()
 class Plane(Protocol):
     """What the agent needs of the data plane."""
 
-    async def open(self, record: NetworkRecord, known: Mapping[str, str]) -> dict[str, str]:
+    async def open(self, record: NetworkRecord, known: Mapping[str, Task]) -> dict[str, str]:
         """Open it at the node's place. Result: reason by id of tasks whose link is gone."""
         ...
 
     async def apply(
-        self, peers: Iterable[Peer], ports: Iterable[PublishedPort]
+        self, peers: Iterable[Peer], ports: Iterable[PublishedPort], overlays: OverlayState
     ) -> Mapping[tuple[str, int], str]:
         """Bring the kernel in step. Result: ports that cannot be served here, with the reason."""
         ...
@@ -88,6 +91,7 @@ class Agent:
         self._announce = announce
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
+        self._overlays: dict[OverlayKey, OverlayItem] = {}
         self._applier = EndpointApplier(self._apply_endpoints)
         self._place: NetworkRecord | None = None
         self._place_changed = Signal()
@@ -127,7 +131,7 @@ class Agent:
             if place is None:
                 continue
             try:
-                lost = await self._data_plane.open(place, self._tasks.addresses())
+                lost = await self._data_plane.open(place, self._tasks.attached())
             except (SwarmError, OSError) as error:
                 self._why_no_network = f"the node's network cannot be opened: {error}"
                 _log.error("network.not_opened", reason=str(error))
@@ -215,7 +219,7 @@ class Agent:
     # -- assignments ---------------------------------------------------------------------------
 
     async def _follow_assignments(self, client: ManagerClient) -> None:
-        self._peers, self._ports = {}, {}
+        self._peers, self._ports, self._overlays = {}, {}, {}
         self._applier.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._applier.run(client.acknowledge))
@@ -258,10 +262,16 @@ class Agent:
             self._peers.pop(node_id, None)
         for key in batch.removed_ports:
             self._ports.pop(key, None)
+        self._overlays.update((key_of(item), item) for item in batch.overlays)
+        for item in batch.removed_overlays:
+            self._overlays.pop(key_of(item), None)
 
     async def _apply_endpoints(self) -> Mapping[tuple[str, int], str]:
+        nodes = {peer.node_id: peer.address for peer in self._peers.values()}
         return await self._data_plane.apply(
-            tuple(self._peers.values()), tuple(self._ports.values())
+            tuple(self._peers.values()),
+            tuple(self._ports.values()),
+            state_of(self._overlays, nodes),
         )
 
 

@@ -19,7 +19,9 @@ from shoal.model.row import Row
 from shoal.model.types import NodeDescription, TaskStatus
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
+from worker.agent.overlays import OverlayItem
 from worker.network.api import Peer, PublishedPort
+from worker.network.overlay.api import OverlayEndpoint, OverlayNetwork, OverlayService
 
 RPC_TIMEOUT_S = 5.0
 PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
@@ -59,6 +61,8 @@ class AssignmentsBatch:
         self.removed_peers: list[str] = []
         self.ports: dict[PortKey, PublishedPort] = {}
         self.removed_ports: list[PortKey] = []
+        self.overlays: list[OverlayItem] = []
+        self.removed_overlays: list[OverlayItem] = []
         for change in message.changes:
             self._add(change)
 
@@ -78,6 +82,9 @@ class AssignmentsBatch:
                 self.removed_ports.append(_port_key(item.port))
             case "port":
                 self.ports[_port_key(item.port)] = _port(item.port)
+            case "network" | "overlay_service" | "overlay_endpoint":
+                items = self.removed_overlays if change.remove else self.overlays
+                items.append(_overlay(item))
             case _:
                 raise Unavailable("the manager assigns something this version does not know")
 
@@ -223,6 +230,38 @@ def _port_key(message: pb.PublishedPort) -> PortKey:
     if protocol is None:
         raise InvalidArgument(f"port: protocol {message.protocol} is unknown to this version")
     return PortKey(message.service_id, protocol, message.published_port)
+
+
+def _overlay(item: pb.Assignment) -> OverlayItem:
+    if item.HasField("network"):
+        network = item.network
+        return OverlayNetwork(
+            network_id=network.network_id,
+            name=network.name,
+            vni=network.vni,
+            subnets=tuple(one.subnet for one in network.subnets),
+            mtu=network.mtu,
+            internal=network.internal,
+        )
+    if item.HasField("overlay_service"):
+        service = item.overlay_service
+        return OverlayService(
+            network_id=service.network_id,
+            service_id=service.service_id,
+            name=service.name,
+            virtual_ips=tuple(service.virtual_ips),
+            aliases=tuple(service.aliases),
+        )
+    endpoint = item.overlay_endpoint
+    return OverlayEndpoint(
+        network_id=endpoint.network_id,
+        task_id=endpoint.task_id,
+        service_id=endpoint.service_id,
+        node_id=endpoint.node_id,
+        addresses=tuple(endpoint.addresses),
+        names=tuple(endpoint.names),
+        ready=endpoint.ready,
+    )
 
 
 def _port(message: pb.PublishedPort) -> PublishedPort:

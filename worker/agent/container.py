@@ -10,11 +10,12 @@ from shoal.model import defaults
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.objects import Task
 from shoal.model.specs import ContainerSpec
-from shoal.model.types import Driver
+from shoal.model.types import DnsConfig, Driver
 from shoal.model.types import Mount as SpecMount
 from worker.agent.templates import NodeFacts, expand
 from worker.images.model import Image, ImageConfig
 from worker.network.api import Attachment
+from worker.network.local.ruleset import NAMES_ADDRESS
 from worker.runtime.api import (
     LOG_FILES_DEFAULT,
     LOG_SIZE_BYTES_DEFAULT,
@@ -69,6 +70,7 @@ def container_config(
     size_bytes, files = _log_options(task.log_driver or task.spec.log_driver)
     hostname = expand(spec.hostname, task, node) or task.id[:12]
     limits = task.spec.resources.limits
+    dns = _resolver(spec.dns, attachment)
     return ContainerConfig(
         id=task.id,
         layers=tuple(layers),
@@ -80,9 +82,9 @@ def container_config(
         hostname=hostname,
         netns_path="" if attachment is None else attachment.netns_path,
         hosts=_hosts(spec, attachment, hostname),
-        dns_servers=spec.dns.nameservers,
-        dns_search=spec.dns.search,
-        dns_options=spec.dns.options,
+        dns_servers=dns.nameservers,
+        dns_search=dns.search,
+        dns_options=dns.options,
         mounts=tuple(_mount(mount, task, node, volumes) for mount in spec.mounts),
         nano_cpus=limits.nano_cpus,
         memory_bytes=limits.memory_bytes,
@@ -118,8 +120,24 @@ def _hosts(
         address, _, names = line.partition(" ")
         hosts.extend((address, name) for name in names.split())
     if attachment is not None:
-        hosts.append((attachment.address, hostname))
+        own = attachment.overlay_addresses or (attachment.address,)
+        hosts.extend((address, hostname) for address in own)
     return tuple(hosts)
+
+
+def _resolver(wanted: DnsConfig, attachment: Attachment | None) -> DnsConfig:
+    """What resolv.conf says. On overlay networks the node's resolver asks the others.
+
+    Names of one word are asked for as they are, as in Docker: services have such names.
+    """
+    if attachment is None or not attachment.overlay_addresses:
+        return wanted
+    options = wanted.options
+    if not any(option.startswith("ndots:") for option in options):
+        options = (*options, "ndots:0")
+    return DnsConfig(
+        nameservers=(NAMES_ADDRESS,), search=wanted.search or attachment.search, options=options
+    )
 
 
 def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, Volume]) -> Mount:

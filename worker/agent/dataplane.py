@@ -2,21 +2,29 @@
 
 Tasks may be assigned before the managers have given the node its index and subnet; attaching waits
 for that. Whatever held an address before is adopted before anything new is attached. Peers are
-always applied before ports: an endpoint must be routable before it is in the load balancer.
+always applied before overlay networks and ports: an endpoint must be routable before it is in the
+load balancer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from shoal.errors import FailedPrecondition, NotFound, SwarmError
+from shoal.model.objects import Task
+from worker.agent.overlays import addresses_of, place_of
 from worker.agent.records import NetworkRecord
 from worker.network.api import Attachment, NetworkSettings, Peer, PublishedPort
+from worker.network.local import hostdns
 from worker.network.node import NodeNetwork
+from worker.network.overlay.api import OverlayState
+from worker.network.overlay.service import OverlayNetworks
 from worker.network.ports import PortHolder
 
 OPEN_WAIT_S = 60.0
@@ -25,12 +33,13 @@ _log = structlog.get_logger()
 
 
 class DataPlane:
-    """Owns the NodeNetwork of this node."""
+    """Owns the NodeNetwork of this node, and its part of the overlay networks."""
 
     def __init__(self, *, run_dir: Path, underlay_address: str) -> None:
         self._run_dir = run_dir
         self._underlay_address = underlay_address
         self._network: NodeNetwork | None = None
+        self._overlays: OverlayNetworks | None = None
         self._opened = asyncio.Event()
         self._record: NetworkRecord | None = None
         self._changing = asyncio.Lock()
@@ -43,41 +52,54 @@ class DataPlane:
         """Whether tasks can be attached."""
         return self._network is not None
 
-    async def open(self, record: NetworkRecord, known: Mapping[str, str]) -> dict[str, str]:
+    async def open(self, record: NetworkRecord, known: Mapping[str, Task]) -> dict[str, str]:
         """Open the data plane at the node's place; again only when the place is another.
 
-        known: address by task id of the tasks that were there before. Result: reason by task id
-        of those whose link is gone. Raises: SwarmError; call again then.
+        known: the tasks that held an address before, by id. Result: reason by task id of those
+        whose link is gone. Raises: SwarmError; call again then.
         """
         async with self._changing:
             if self._record is not None and _place(self._record) == _place(record):
                 return {}
             await self._close(remove=True)
             try:
-                network, lost = await self._opened_at(record, known)
+                network, overlays, lost = await self._opened_at(record, known)
             except (SwarmError, OSError) as error:
                 self._why_closed = str(error)
                 raise
-            self._network, self._record, self._why_closed = network, record, ""
+            self._network, self._overlays = network, overlays
+            self._record, self._why_closed = record, ""
             self._opened.set()
             return lost
 
-    async def attach(self, task_id: str) -> Attachment:
-        """Give a task a namespace and an address."""
-        return await (await self._await_open()).attach(task_id)
+    async def attach(self, task: Task) -> Attachment:
+        """Give a task a namespace, an address of the node's, and its overlay networks."""
+        network, overlays = await self._await_open()
+        attachment = await network.attach(task.id)
+        place = place_of(task, attachment)
+        if place is None:
+            return attachment
+        await overlays.attach(place)
+        search = (await asyncio.to_thread(hostdns.read)).search
+        return msgspec.structs.replace(
+            attachment, overlay_addresses=addresses_of(place), search=search
+        )
 
     async def detach(self, task_id: str) -> None:
-        """Take a task's namespace and address away. Idempotent."""
+        """Take a task's namespace and addresses away. Idempotent."""
+        if self._overlays is not None:
+            await self._overlays.detach(task_id)
         if self._network is not None:
             await self._network.detach(task_id)
 
     async def apply(
-        self, peers: Iterable[Peer], ports: Iterable[PublishedPort]
+        self, peers: Iterable[Peer], ports: Iterable[PublishedPort], overlays: OverlayState
     ) -> Mapping[tuple[str, int], str]:
         """Bring the kernel in step. Result: ports that cannot be served here, with the reason."""
-        network, ports = await self._await_open(), tuple(ports)
+        (network, overlay_networks), ports = await self._await_open(), tuple(ports)
         async with self._publishing:
             await network.set_peers(tuple(peers))
+            await overlay_networks.apply(overlays)
             errors = (await network.set_ports(ports)).errors
             self._served = frozenset(
                 (port.protocol, port.published_port) for port in ports
@@ -113,14 +135,17 @@ class DataPlane:
 
     async def _close(self, *, remove: bool) -> None:
         network, self._network, self._record = self._network, None, None
+        overlays, self._overlays = self._overlays, None
         self._opened.clear()
         self._served = frozenset()
+        if overlays is not None:
+            await overlays.close(remove=remove)
         if network is not None:
             await network.close(remove=remove)
 
     async def _opened_at(
-        self, record: NetworkRecord, known: Mapping[str, str]
-    ) -> tuple[NodeNetwork, dict[str, str]]:
+        self, record: NetworkRecord, known: Mapping[str, Task]
+    ) -> tuple[NodeNetwork, OverlayNetworks, dict[str, str]]:
         settings = NetworkSettings(
             index=record.index,
             subnet=record.subnet,
@@ -128,18 +153,19 @@ class DataPlane:
             run_dir=str(self._run_dir),
             data_path_port=record.data_path_port,
         )
-        network = await NodeNetwork.open(settings)
-        try:
-            lost = await _adopt_all(network, known)
+        async with AsyncExitStack() as undo:
+            network = await NodeNetwork.open(settings)
+            undo.push_async_callback(network.close)
+            overlays = await OverlayNetworks.open(settings)
+            undo.push_async_callback(overlays.close)
+            lost = await _adopt_all(network, overlays, known)
             for task_id in await network.sweep():
                 _log.info("task.network_swept", task_id=task_id)
-        except BaseException:
-            await network.close()
-            raise
-        return network, lost
+            undo.pop_all()
+        return network, overlays, lost
 
-    async def _await_open(self) -> NodeNetwork:
-        while self._network is None:
+    async def _await_open(self) -> tuple[NodeNetwork, OverlayNetworks]:
+        while self._network is None or self._overlays is None:
             try:
                 async with asyncio.timeout(OPEN_WAIT_S):
                     await self._opened.wait()
@@ -151,18 +177,23 @@ class DataPlane:
                 raise NotFound(
                     "the node has no place in the ingress network yet: see the manager's log"
                 ) from None
-        return self._network
+        return self._network, self._overlays
 
 
 def _place(record: NetworkRecord) -> tuple[int, str, int]:
     return record.index, record.subnet, record.data_path_port
 
 
-async def _adopt_all(network: NodeNetwork, known: Mapping[str, str]) -> dict[str, str]:
+async def _adopt_all(
+    network: NodeNetwork, overlays: OverlayNetworks, known: Mapping[str, Task]
+) -> dict[str, str]:
     lost: dict[str, str] = {}
-    for task_id, address in known.items():
+    for task_id, task in known.items():
         try:
-            await network.adopt(task_id, address)
+            attachment = await network.adopt(task_id, task.status.address)
+            place = place_of(task, attachment)
+            if place is not None:
+                await overlays.adopt(place)
         except (SwarmError, OSError) as error:
             lost[task_id] = f"the task's network is lost: {error}"
     return lost

@@ -45,8 +45,8 @@ _log = structlog.get_logger()
 class Networks(Protocol):
     """What the tasks need of the data plane."""
 
-    async def attach(self, task_id: str) -> Attachment:
-        """Give the task a namespace and an address; waits until the data plane is there."""
+    async def attach(self, task: Task) -> Attachment:
+        """Give the task a namespace and its addresses; waits until the data plane is there."""
         ...
 
     async def detach(self, task_id: str) -> None:
@@ -227,7 +227,7 @@ class TaskRunner:
         self._enter(TaskState.PREPARING, "preparing")
         await self._node.fetch_image(self.task)  # may take long: others are prepared meanwhile
         async with self._node.starts:
-            attachment = await self._node.networks.attach(self.task.id)
+            attachment = await self._node.networks.attach(self.task)
             status = self.task.status.replaced(address=attachment.address)
             self.task = self.task.with_status(status)
             await self._node.recorded(self.task)  # before: what is unknown after a crash is removed

@@ -120,10 +120,10 @@ class NodeTasks:
         runner = self._runners.get(task_id)
         return None if runner is None else runner.task
 
-    def addresses(self) -> dict[str, str]:
-        """The address of every task that holds one, by task id."""
+    def attached(self) -> dict[str, Task]:
+        """Every task that holds an address, by task id."""
         return {
-            task.id: task.status.address
+            task.id: task
             for task in self.tasks()
             if TaskState.READY <= task.status.state <= TaskState.RUNNING and task.status.address
         }

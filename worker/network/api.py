@@ -96,6 +96,10 @@ class Attachment(msgspec.Struct, frozen=True, gc=False):
     gateway: str
     interface: str
     """Name of the interface inside the task's namespace."""
+    overlay_addresses: tuple[str, ...] = ()
+    """What the task is known by on its overlay networks; none: it is on none, and has no names."""
+    search: tuple[str, ...] = ()
+    """The node's search domains, where the task has a resolver of its own."""
 
 
 class LinkStats(msgspec.Struct, frozen=True, gc=False):

@@ -63,7 +63,7 @@ class NetworkSpaces:
         self._spaces: dict[str, _Space] = {}
 
     def open(self) -> None:
-        """Prepare the directory of namespaces. Raises: Unimplemented naming what is missing."""
+        """Raises: Unimplemented naming what the kernel lacks."""
         kinds = ("veth", "vxlan", "bridge")
         missing = [kind for kind in kinds if not route.probe_kind(self._route, kind)]
         if missing:
@@ -71,7 +71,6 @@ class NetworkSpaces:
                 "overlay networks: this kernel has no network devices of type "
                 f"{', '.join(missing)}; load the modules or use a kernel that has them"
             )
-        netns.share_directory(self._directory)
 
     def close(self, *, remove: bool) -> None:
         """Let go; with `remove`, drop every network."""
@@ -86,6 +85,8 @@ class NetworkSpaces:
 
     def ids(self) -> list[str]:
         """The networks that have a namespace here."""
+        if not self._directory.exists():
+            return []
         return sorted(path.name for path in self._directory.iterdir())
 
     def mtu(self, network: OverlayNetwork) -> int:
@@ -106,6 +107,7 @@ class NetworkSpaces:
                 self._spaces[network.network_id] = space
                 return
             netlink.close()
+        netns.share_directory(self._directory)
         self.drop(network.network_id)
         self._spaces[network.network_id] = self._made(path, network, wanted)
 

@@ -34,19 +34,21 @@ class FakePlane:
         self.opened = []
         self.known = []
         self.applied = []
+        self.overlays = []
         self.lost = {}
         self.errors = {}
         self.failures = []
 
     async def open(self, record, known):
         self.opened.append(record)
-        self.known.append(dict(known))
+        self.known.append({key: task.status.address for key, task in known.items()})
         if self.failures:
             raise self.failures.pop(0)
         return self.lost
 
-    async def apply(self, peers, ports):
+    async def apply(self, peers, ports, overlays):
         self.applied.append((tuple(peers), tuple(ports)))
+        self.overlays.append(overlays)
         return self.errors
 
 

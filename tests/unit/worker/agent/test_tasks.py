@@ -99,7 +99,10 @@ async def test_a_restart_adopts_what_runs(tmp_path):
     before = dict(second.runtime.containers)
     async with second:
         assert second.state(1) is second.state(2) is S.RUNNING
-        assert second.tasks.addresses() == {task_id(1): "10.1.0.2", task_id(2): "10.1.0.3"}
+        assert {key: task.status.address for key, task in second.tasks.attached().items()} == {
+            task_id(1): "10.1.0.2",
+            task_id(2): "10.1.0.3",
+        }
         await asyncio.sleep(0)
         assert second.runtime.containers == before
         second.runtime.exit(task_id(1), 0)
