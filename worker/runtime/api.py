@@ -147,6 +147,7 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     seccomp_profile: str = ""
     """"" is the default profile, "unconfined" none; otherwise the profile's JSON."""
     apparmor_profile: str = ""
+    """"" is the default profile where the kernel has AppArmor, "unconfined" none."""
     selinux_labels: tuple[str, ...] = ()
     masked_paths: tuple[str, ...] | None = None
     read_only_paths: tuple[str, ...] | None = None

@@ -83,6 +83,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """The init of the node, if the configuration wants one."""
     runtime_path: str = ""
     """The program of the runtime, if it is not the native one."""
+    apparmor_profile: str = ""
+    """What the program runs under; "" where the kernel knows no profiles."""
     seccomp: dict[str, Any] = {}
     """The profile in OCI's words, for such a runtime."""
 
@@ -155,7 +157,7 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
             ],
             "noNewPrivileges": config.no_new_privileges,
             "oomScoreAdj": config.oom_score_adj,
-            **({"apparmorProfile": config.apparmor_profile} if config.apparmor_profile else {}),
+            **({"apparmorProfile": around.apparmor_profile} if around.apparmor_profile else {}),
         },
         "root": {"path": "rootfs", "readonly": config.read_only},
         **_names(config),

@@ -27,8 +27,9 @@ from worker.runtime.api import (
     ContainerStatus,
     Runtime,
 )
+from worker.runtime.confining import AppArmor
 from worker.runtime.lean import cgroups
-from worker.runtime.lean.files import BUNDLE_FILE, read_text
+from worker.runtime.lean.files import BUNDLE_FILE, REFUSAL_FILE, discard, read_text
 from worker.runtime.link import RECONNECT_S, REQUEST_DEADLINE_S, Broken, SupervisorLink, deadline
 from worker.runtime.talking import Talking, own_capabilities
 
@@ -46,6 +47,7 @@ class NativeRuntime(Talking, Runtime):
         self.state_dir = os.path.abspath(state_dir)
         self.run_dir = os.path.abspath(run_dir)
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
+        self.apparmor = AppArmor()
         super().__init__(SupervisorLink(f"{self.run_dir}/supervisor.sock"), self.run_dir)
 
     @override
@@ -66,14 +68,28 @@ class NativeRuntime(Talking, Runtime):
             )
         launch.make_directories(self.run_dir, self.state_dir)
         await asyncio.to_thread(_make_init_layer, f"{self.state_dir}/init-layer")
+        await self.apparmor.open()
+        discard(self._refusal)  # of an earlier try: what still holds is said again
         async with deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
             while not await self._answers():
+                self._check_refusal()
                 # A supervisor whose keeper died is about to become the keeper: let it.
                 heir = launch.is_recorded_alive(self.run_dir, "supervisor")
                 if not heir and not launch.keeper_is_alive(self.run_dir):
                     await launch.spawn_keeper(self.run_dir, self.state_dir, self.cgroup_parent)
                 await asyncio.sleep(RECONNECT_S)
         await asyncio.to_thread(_empty, f"{self.state_dir}/trash")
+
+    @property
+    def _refusal(self) -> str:
+        return f"{self.run_dir}/{REFUSAL_FILE}"
+
+    def _check_refusal(self) -> None:
+        """Raises: FailedPrecondition with why the supervisor cannot serve, once it has told."""
+        with contextlib.suppress(FileNotFoundError):
+            raise FailedPrecondition(
+                f"containers cannot run on this node: {read_text(self._refusal)}"
+            )
 
     async def _answers(self) -> bool:
         try:
@@ -115,8 +131,8 @@ class NativeRuntime(Talking, Runtime):
             if runtime_path and not bundle.unconfined(config)
             else {},
             init_path=await asyncio.to_thread(hosting.find_init, config) if config.init else "",
+            apparmor_profile=await self.apparmor.profile_for(config),
         )
-        await asyncio.to_thread(hosting.check, config)
         layered = msgspec.structs.replace(
             config, layers=(f"{self.state_dir}/init-layer", *config.layers)
         )

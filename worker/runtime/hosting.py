@@ -18,7 +18,6 @@ _DEVICES_MAX = 4096
 _INITS = ("docker-init", "tini-static", "catatonit")
 _PT_INTERP = 3
 _PROGRAMS = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/usr/libexec/docker"
-_APPARMOR = "/sys/module/apparmor/parameters/enabled"
 
 
 def runtimes() -> dict[str, str]:
@@ -67,23 +66,6 @@ def _is_static(path: str) -> bool:
     except (OSError, struct.error):
         return False
     return _PT_INTERP not in kinds
-
-
-def check(config: ContainerConfig) -> None:
-    """Refuse what this kernel cannot do. Raises: Unimplemented, naming the field."""
-    if config.apparmor_profile not in ("", "unconfined") and not _has_apparmor():
-        raise Unimplemented(
-            "apparmor_profile: AppArmor is not enabled on this node, but the profile "
-            f"{config.apparmor_profile!r} was specified"
-        )
-
-
-def _has_apparmor() -> bool:
-    try:
-        with open(_APPARMOR, encoding="ascii") as file:
-            return file.read(1) == "Y"
-    except OSError:
-        return False
 
 
 def find_devices(config: ContainerConfig) -> tuple[DeviceNode, ...]:

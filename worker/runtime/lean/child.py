@@ -340,21 +340,36 @@ def _unmapped(account: accounts.Account) -> StartFailure:
 
 
 def _confine(profile: str) -> None:
-    """The AppArmor profile of the program; none where the kernel has no such thing."""
-    for path in ("/proc/self/attr/apparmor/exec", "/proc/self/attr/exec") if profile else ():
+    """Have the kernel put the program under an AppArmor profile. Raises: StartFailure."""
+    if not profile:
+        return
+    try:
+        _write_attribute("apparmor/exec", "exec", text=f"exec {profile}")
+    except OSError as error:
+        if profile == "unconfined":  # the kernel has it, but it is not in use
+            return
+        reason = "it is not loaded" if error.errno == errno.ENOENT else error.strerror
+        raise StartFailure(SETUP_FAILED, f"apply apparmor profile {profile}: {reason}") from None
+
+
+def _write_attribute(*names: str, text: str) -> None:
+    """Write to the first of our own security attributes that the kernel has. Raises: OSError.
+
+    Never to a file that only looks like one: the image could have brought it (CVE-2019-16884).
+    """
+    for name in names:
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, f"exec {profile}".encode())
-            os.close(fd)
+            fd = os.open(f"/proc/self/attr/{name}", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            if profile == "unconfined":  # the kernel has it, but it is not in use
-                return
-            raise StartFailure(
-                SETUP_FAILED, f"apply apparmor profile {profile}: {error.strerror}"
-            ) from None
+        try:
+            if not linux.is_on_proc(fd):
+                raise OSError(errno.EINVAL, "/proc is not what it should be")
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
         return
+    raise OSError(errno.EOPNOTSUPP, "the kernel has no such attribute")
 
 
 def _own_stdio(account: accounts.Account) -> None:

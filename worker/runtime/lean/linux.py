@@ -70,6 +70,7 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECBIT_NO_SETUID_FIXUP = 4
 NS_GET_USERNS = 0xB701
+PROC_SUPER_MAGIC = 0x9FA0
 
 O_PATH = os.O_PATH
 SIGCHLD = 17
@@ -121,6 +122,7 @@ _setns = _call("setns", _INT, _INT)
 _sethostname = _call("sethostname", _STR, _SIZE)
 _setdomainname = _call("setdomainname", _STR, _SIZE)
 _prctl = _call("prctl", _INT, _ULONG, _ULONG, _ULONG, _ULONG)
+_fstatfs = _call("fstatfs", _INT, _PTR)
 _setfsuid = _call("setfsuid", _INT)
 _setfsgid = _call("setfsgid", _INT)
 _clone3 = _syscall(_PTR, _SIZE)
@@ -312,6 +314,13 @@ def user_namespace_of(namespace_fd: int) -> int:
     """A descriptor of the user namespace that owns a namespace."""
     result = _ioctl(ctypes.c_int(namespace_fd), ctypes.c_ulong(NS_GET_USERNS))
     return _checked(int(result), "owner of a namespace")
+
+
+def is_on_proc(fd: int) -> bool:
+    """Whether a file is one of a procfs, not of something that only looks like it."""
+    found = (ctypes.c_long * 32)()  # a statfs, whose first member is the type
+    _checked(_fstatfs(fd, found), "fstatfs")
+    return found[0] == PROC_SUPER_MAGIC
 
 
 def set_file_ids(uid: int, gid: int) -> None:
