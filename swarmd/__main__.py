@@ -26,6 +26,7 @@ from swarmd.prepare import require_root
 from swarmd.settings import VERSION, DaemonSettings, make_paths
 from worker.images.registry.places import check_registries
 from worker.images.water import check_marks
+from worker.runtime import remap
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -102,6 +103,13 @@ _log = structlog.get_logger()
     help="Down to this.",
 )
 @click.option(
+    "--userns-remap",
+    default="",
+    metavar="default|USER[:GROUP]",
+    help="Give containers the subordinate ids of this user (/etc/subuid, /etc/subgid), so that"
+    " their root is nobody on the node; default: of dockremap.  [default: the node's own ids]",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -134,6 +142,7 @@ def main(
     registry_mirror: tuple[str, ...],
     image_high_water: int,
     image_low_water: int,
+    userns_remap: str,
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -157,6 +166,7 @@ def main(
     try:
         check_registries(insecure_registry, registry_mirror)
         check_marks(image_high_water, image_low_water)
+        remap.read(userns_remap)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from error
     logs.configure("swarmd", log_level)
@@ -170,6 +180,7 @@ def main(
         insecure_registries=insecure_registry,
         registry_mirrors=registry_mirror,
         image_water=(image_high_water, image_low_water),
+        userns_remap=userns_remap,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

@@ -47,6 +47,8 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
             command += ["--docker-tls", str(settings.docker_tls)]
         high, low = settings.image_water
         command += ["--image-high-water", str(high), "--image-low-water", str(low)]
+        if settings.userns_remap:
+            command += [f"--userns-remap={settings.userns_remap}"]
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
     return command

@@ -16,7 +16,8 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     """cgroup_parent: from the root of each hierarchy. metrics_address: HOST:PORT, empty: off.
 
     docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
-    insecure_registries, registry_mirrors, image_water (high, low): see `swarmd --help`.
+    insecure_registries, registry_mirrors, image_water (high, low): see `swarmd --help`, and
+    userns_remap as well.
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
 
@@ -29,6 +30,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     insecure_registries: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()
     image_water: tuple[int, int] = (90, 80)
+    userns_remap: str = ""
     log_level: str = "info"
     force_new_cluster: bool = False
     store: str = ""

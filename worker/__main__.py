@@ -21,6 +21,7 @@ from shoal.telemetry.logs import LEVELS, configure
 from worker.app import Extension, WorkerSettings, run
 from worker.images.registry.places import check_registries
 from worker.images.water import Marks, check_marks
+from worker.runtime import remap
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--registry-mirror", action="append", default=[])
     parser.add_argument("--image-high-water", type=int, default=Marks().high)
     parser.add_argument("--image-low-water", type=int, default=Marks().low)
+    parser.add_argument("--userns-remap", default="")
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
     parser.add_argument(
         "--lock-keys-stdin", action="store_true", help="read the node's lock keys from there"
@@ -70,6 +72,7 @@ def _settings(arguments: argparse.Namespace) -> WorkerSettings:
         cgroup_parent=arguments.cgroup_parent,
         registries=check_registries(arguments.insecure_registry, arguments.registry_mirror),
         image_marks=check_marks(arguments.image_high_water, arguments.image_low_water),
+        userns=remap.read(arguments.userns_remap),
         lock_keys=read_lock_keys() if arguments.lock_keys_stdin else LockKeys(),
     )
 

@@ -51,6 +51,7 @@ from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.images.water import Marks
 from worker.metrics import ContainerCollector
+from worker.runtime.api import IdMap
 from worker.runtime.client import NativeRuntime
 from worker.volumes.local import LocalVolumes
 
@@ -69,6 +70,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     """What swarmd says when it starts the worker. lock_keys: what opens the identity.
 
     registries: how they are spoken to. image_marks: how full images may make the disk.
+    userns: the ids containers get; None: the node's.
     """
 
     paths: NodePaths
@@ -77,6 +79,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     lock_keys: LockKeys = LockKeys()
     registries: RegistrySettings = RegistrySettings()
     image_marks: Marks = Marks()
+    userns: IdMap | None = None
 
 
 class Membership:
@@ -235,7 +238,12 @@ class Membership:
         self._node_id = identity.peer.node_id
         self._credentials = _credentials(identity)
         self.records = Records(paths.worker)
-        self.data_plane = DataPlane(run_dir=paths.run, underlay_address=config.data_path_address)
+        userns = self._settings.userns
+        self.data_plane = DataPlane(
+            run_dir=paths.run,
+            underlay_address=config.data_path_address,
+            owner=None if userns is None else userns.owner,
+        )
         reporter = Reporter()
         self.tasks = NodeTasks(
             runtime=self._runtime,
@@ -248,6 +256,7 @@ class Membership:
             reporter=reporter,
             facts=facts,
             clock=self._clock,
+            userns=userns,
         )
         self._agent = Agent(
             node_id=facts.id,

@@ -18,7 +18,7 @@ from shoal.model.row import Row
 from worker.agent.container import IMAGE_ID_LABEL
 from worker.logs import drivers
 from worker.logs.api import LogDriver, LogSubject
-from worker.runtime.api import ContainerConfig, Device, Mount, Ulimit
+from worker.runtime.api import ContainerConfig, Device, IdMap, Mount, Ulimit
 from worker.runtime.interactive import ThrottledDevice
 
 ENGINE_LABEL = "dev.shoal.engine"
@@ -51,9 +51,12 @@ class Ground(Row, frozen=True):
     """Variables about those it is linked to."""
     etc_from: str = ""
     """Directory of the container whose network it shares: its hosts and resolv.conf are its own."""
+    userns: IdMap | None = None
+    own_ids: frozenset[str] = frozenset()
+    """Targets of the volumes whose files are stored with the ids of containers."""
 
 
-def supposed_ground(record: Record, layers: tuple[str, ...]) -> Ground:
+def supposed_ground(record: Record, layers: tuple[str, ...], userns: IdMap | None = None) -> Ground:
     """What a container that is only made might find: enough to refuse what can never run."""
     return Ground(
         layers=layers,
@@ -62,6 +65,7 @@ def supposed_ground(record: Record, layers: tuple[str, ...]) -> Ground:
         sources={point.target: point.source or "/" for point in record.mounts},
         pid_mode=record.host.pid_mode,
         ipc_mode=record.host.ipc_mode,
+        userns=userns,
     )
 
 
@@ -222,6 +226,7 @@ def _surroundings(host: HostConfig, ground: Ground) -> dict[str, Any]:
         "sysctls": tuple(sorted({**dict(ground.sysctls), **(host.sysctls or {})}.items())),
         "pid_mode": ground.pid_mode,
         "ipc_mode": ground.ipc_mode,
+        "userns": ground.userns,
         "uts_mode": host.uts_mode or "private",
         "cgroup_mode": host.cgroupns_mode,
     }
@@ -247,13 +252,17 @@ def _mounts(record: Record, ground: Ground) -> Iterable[Mount]:
     own = {point.target for point in points}
     for name in ETC_FILES if ground.etc_from else ():
         if f"/etc/{name}" not in own:
-            yield Mount(target=f"/etc/{name}", source=f"{ground.etc_from}/{name}", recursive=False)
+            source = f"{ground.etc_from}/{name}"
+            yield Mount(target=f"/etc/{name}", source=source, recursive=False, own_ids=True)
     for point in sorted(points, key=lambda one: one.target.count("/")):  # parents first
-        yield _mount(point, ground.sources.get(point.target, point.source))
+        source = ground.sources.get(point.target, point.source)
+        yield _mount(point, source, own_ids=point.target in ground.own_ids)
 
 
-def _mount(point: MountPoint, source: str) -> Mount:
-    fields: dict[str, Any] = {"target": point.target, "read_only": point.read_only}
+def _mount(point: MountPoint, source: str, *, own_ids: bool) -> Mount:
+    fields: dict[str, Any] = {
+        "target": point.target, "read_only": point.read_only, "own_ids": own_ids,
+    }  # fmt: skip
     wishes: dict[str, Any] = {}
     if point.kind == "tmpfs":
         fields |= {

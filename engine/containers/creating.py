@@ -133,8 +133,7 @@ class Creator:
         return self._containers.find(ref).record.mounts
 
     def _supposed(self, record: Record) -> ContainerConfig:
-        ground = config.supposed_ground(record, self._grounds.layers(record))
-        return config.container_config(record, ground)
+        return config.container_config(record, self._grounds.supposed(record))
 
     async def _volumes_for(
         self, points: tuple[MountPoint, ...], made: list[str]

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from engine.containers import networking
-from engine.containers.config import Ground
+from engine.containers.config import Ground, supposed_ground
 from engine.containers.container import Container
 from engine.containers.records import MountPoint, Record
 from engine.containers.requests import EndpointConfig
@@ -36,6 +36,8 @@ from worker.network.local.api import (
     LocalNetworks,
     Sandbox,
 )
+from worker.network.owners import Owner
+from worker.runtime.api import IdMap
 from worker.volumes.api import Volumes
 
 _log = structlog.get_logger()
@@ -77,14 +79,27 @@ class Grounds:
         empty: str,
         *,
         container_dir: Callable[[str], str],
+        userns: IdMap | None = None,
     ) -> None:
-        """empty: a directory with nothing in it, the only layer of what has no image."""
+        """empty: a directory with nothing in it, the only layer of what has no image.
+
+        userns: the ids of containers that do not ask for the node's.
+        """
+        self._userns = userns
         self._container_dir = container_dir
         self._containers = containers
         self._images = images
         self._volumes = volumes
         self._networks = networks
         self._empty = empty
+
+    def userns(self, record: Record) -> IdMap | None:
+        """The ids of a container; None: the node's."""
+        return None if record.host.userns_mode == HOST else self._userns
+
+    def supposed(self, record: Record) -> Ground:
+        """What one that is only made might find. Raises: NotFound."""
+        return supposed_ground(record, self.layers(record), self.userns(record))
 
     def layers(self, record: Record) -> tuple[str, ...]:
         """Directories of the container's image, topmost first. Raises: NotFound."""
@@ -143,6 +158,8 @@ class Grounds:
                 sources=sources,
                 pid_mode=self._shared(record.host.pid_mode, "PID"),
                 ipc_mode=self._shared(record.host.ipc_mode, "IPC"),
+                userns=self.userns(record),
+                own_ids=frozenset(self._own_ids(record)),
             )
             return await self._connect(record, ground)
         except BaseException:
@@ -244,7 +261,9 @@ class Grounds:
                     f"NetworkMode: {mode}: this node serves no local networks: use none or host"
                 )
             return Laid(ground.replaced(network=NONE), None)
-        sandbox = await self._networks.start(wanted)
+        sandbox = await self._networks.start(
+            msgspec.structs.replace(wanted, owner=self._owner(record))
+        )
         gateway = next((one.gateway for one in sandbox.endpoints if one.gateway), "")
         ground = ground.replaced(
             netns_path=sandbox.netns_path, gateway=gateway, hosts=sandbox.hosts,
@@ -253,6 +272,25 @@ class Grounds:
             link_env=tuple(self._link_env(record, sandbox)),
         )  # fmt: skip
         return Laid(ground, sandbox)
+
+    def _owner(self, record: Record) -> Owner | None:
+        """Whose its network namespace is: of who lends it another namespace, or its own."""
+        ids = self.userns(record)
+        if ids is None:
+            return None
+        for mode, namespace in ((record.host.pid_mode, "PID"), (record.host.ipc_mode, "IPC")):
+            if mode.startswith("container:"):
+                other = self._joined(mode, namespace)
+                pid = other.status.pid if other.status is not None else 0
+                return msgspec.structs.replace(ids.owner, userns=f"/proc/{pid}/ns/user")
+        return ids.owner
+
+    def _own_ids(self, record: Record) -> Iterator[str]:
+        if self._volumes is None:
+            return
+        for point in record.mounts:
+            if point.kind == "volume" and self._volumes.get(point.name).own_ids:
+                yield point.target
 
     def _link_env(self, record: Record, sandbox: Sandbox) -> Iterator[str]:
         """Variables of links on the default bridge; elsewhere links are names alone."""

@@ -120,8 +120,8 @@ class Lifecycle:
         """Make what is missing when its making was cut short."""
         record = container.record
         if container.status is None:
-            ground = config.supposed_ground(record, self._grounds.layers(record))
-            made = await self._runtime.create(config.container_config(record, ground))
+            supposed = config.container_config(record, self._grounds.supposed(record))
+            made = await self._runtime.create(supposed)
             container.take(made)
         await self._filler.fill(container)
 
@@ -151,7 +151,7 @@ class Lifecycle:
 
         timeout_s: None: the container's own; negative: for ever.
         """
-        container = self._containers.find(ref)
+        container = await self._found(ref)
         if not container.running:
             raise Refused(304)
         number = _signal(signal or container.record.config.stop_signal or STOP_SIGNAL)
@@ -178,7 +178,7 @@ class Lifecycle:
 
     async def kill(self, ref: str, signal: str = "") -> None:
         """Send a signal; SIGKILL is waited for. Raises: Refused 409 when it does not run."""
-        container = self._containers.find(ref)
+        container = await self._found(ref)
         number = _signal(signal or "SIGKILL")
         if not container.has_process:
             if await self._give_up_restart(container):
@@ -192,6 +192,14 @@ class Lifecycle:
             await self._end(container, number, None)
             return
         await self._send(container, number)
+
+    async def _found(self, ref: str) -> Container:
+        """The container; a start under way has ended: its program may have spoken already."""
+        container = self._containers.find(ref)
+        if not container.running:
+            async with container.lock:
+                pass
+        return container
 
     async def pause(self, ref: str) -> None:
         """Freeze it. Raises: Refused 409."""

@@ -27,6 +27,7 @@ from shoal.clock import Clock
 from worker.files.layers import Layers
 from worker.logs.api import Logs
 from worker.network.local.api import LocalNetworks
+from worker.runtime.api import IdMap
 from worker.volumes.api import Volumes
 
 
@@ -44,6 +45,7 @@ class Needs(NamedTuple):
     volumes: Volumes | None = None
     networks: LocalNetworks | None = None
     logs: Logs | None = None
+    userns: IdMap | None = None
 
 
 class ContainerParts(NamedTuple):
@@ -77,7 +79,7 @@ async def run_containers(needs: Needs) -> AsyncIterator[ContainerParts]:
     empty.mkdir(parents=True, exist_ok=True)
     grounds = Grounds(
         containers, needs.images, needs.volumes, needs.networks, str(empty),
-        container_dir=needs.container_dir,
+        container_dir=needs.container_dir, userns=needs.userns,
     )  # fmt: skip
     filler = Filler(containers, needs.volumes, grounds, layers)
     prober = Prober(containers, needs.runtime, chores, needs.clock)

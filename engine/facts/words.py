@@ -46,6 +46,8 @@ class Offer(Row, frozen=True):
     default_runtime: str = "native"
     init_binary: str = ""
     registries: RegistrySettings = RegistrySettings()
+    userns: bool = False
+    """Whether containers get user namespaces of their own."""
 
 
 class Now(Row, frozen=True):
@@ -171,7 +173,7 @@ def info(node: Node, offer: Offer, now: Now) -> dict[str, Any]:
         "ContainerdCommit": {"ID": "", "Expected": ""},
         "RuncCommit": {"ID": "", "Expected": ""},
         "InitCommit": {"ID": "", "Expected": ""},
-        "SecurityOptions": _security(machine),
+        "SecurityOptions": _security(machine, offer),
         "Warnings": _warnings(machine, now) or None,
     }
 
@@ -199,10 +201,12 @@ def _registries(settings: RegistrySettings) -> dict[str, Any]:
     }
 
 
-def _security(machine: Machine) -> Sequence[str]:
+def _security(machine: Machine, offer: Offer) -> Sequence[str]:
     options = ["name=apparmor"] if machine.apparmor else []
     if machine.seccomp:
         options.append("name=seccomp,profile=builtin")
+    if offer.userns:
+        options.append("name=userns")
     return [*options, "name=cgroupns"]
 
 

@@ -141,9 +141,10 @@ def _resolver(wanted: DnsConfig, attachment: Attachment | None) -> DnsConfig:
 
 
 def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, Volume]) -> Mount:
-    source = expand(mount.source, task, node)
+    source, own_ids = expand(mount.source, task, node), False
     if mount.type is MountType.VOLUME:
-        source = volumes[mount.target].mountpoint
+        volume = volumes[mount.target]
+        source, own_ids = volume.mountpoint, volume.own_ids
     return Mount(
         target=expand(mount.target, task, node),
         kind="tmpfs" if mount.type is MountType.TMPFS else "bind",
@@ -153,6 +154,7 @@ def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, 
         recursive=mount.recursive is not MountRecursive.DISABLED,
         tmpfs_size_bytes=mount.tmpfs_size_bytes,
         tmpfs_mode=mount.tmpfs_mode or 0o1777,
+        own_ids=own_ids,
     )
 
 

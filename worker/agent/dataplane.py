@@ -25,6 +25,7 @@ from worker.network.local import hostdns
 from worker.network.node import NodeNetwork
 from worker.network.overlay.api import OverlayState
 from worker.network.overlay.service import OverlayNetworks
+from worker.network.owners import Owner
 from worker.network.ports import PortHolder
 
 OPEN_WAIT_S = 60.0
@@ -35,7 +36,9 @@ _log = structlog.get_logger()
 class DataPlane:
     """Owns the NodeNetwork of this node, and its part of the overlay networks."""
 
-    def __init__(self, *, run_dir: Path, underlay_address: str) -> None:
+    def __init__(self, *, run_dir: Path, underlay_address: str, owner: Owner | None = None) -> None:
+        """owner: whose the tasks' network namespaces are; None: the node's root."""
+        self._owner = owner
         self._run_dir = run_dir
         self._underlay_address = underlay_address
         self._network: NodeNetwork | None = None
@@ -152,6 +155,7 @@ class DataPlane:
             underlay_address=self._underlay_address,
             run_dir=str(self._run_dir),
             data_path_port=record.data_path_port,
+            owner=self._owner,
         )
         async with AsyncExitStack() as undo:
             network = await NodeNetwork.open(settings)

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from shoal.clock import Clock
@@ -29,7 +30,7 @@ from worker.agent.volumes import TaskVolumes
 from worker.agent.writer import RecordWriter
 from worker.images.model import Image
 from worker.network.api import Attachment
-from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
+from worker.runtime.api import ContainerConfig, ContainerStatus, IdMap, Runtime
 
 STARTS_MAX = 8
 """Containers prepared at once."""
@@ -75,7 +76,10 @@ class NodeTasks:
         reporter: Reporter,
         facts: NodeFacts,
         clock: Clock,
+        userns: IdMap | None = None,
     ) -> None:
+        """userns: the ids of the containers; None: the node's."""
+        self._userns = userns
         self.runtime = runtime
         self.networks = networks
         self.volumes = volumes
@@ -226,7 +230,8 @@ class NodeTasks:
         image = self._images.resolve(task.container.image)
         layers = self._images.layers(image)
         volumes = await self.volumes.make(task)
-        return container_config(task, image, layers, attachment, self._facts, volumes=volumes)
+        config = container_config(task, image, layers, attachment, self._facts, volumes=volumes)
+        return msgspec.structs.replace(config, userns=self._userns)
 
     async def fill_volumes(self, task: Task) -> None:
         """Fill and hold the volumes of a container that is made. Raises as `TaskVolumes.fill`."""

@@ -12,6 +12,7 @@ import os
 
 from worker.files.jobs import Bind, LivePlace, Place, RestPlace, TreePlace
 from worker.runtime.lean import linux, rootfs
+from worker.runtime.lean.child import become_root
 
 
 def open_root(place: Place) -> int:
@@ -24,6 +25,27 @@ def open_root(place: Place) -> int:
 
 
 def _open_live(place: LivePlace) -> int:
+    root = _show_live(place)
+    _share_ids(place.namespace_fd)
+    return root
+
+
+def _share_ids(namespace_fd: int) -> None:
+    """Be the root of the container's user namespace, if it has one: ids mean there what they say.
+
+    Last: from here on nothing can be mounted, and only the container's files be changed.
+    """
+    owner = linux.user_namespace_of(namespace_fd)
+    own = os.stat("/proc/self/ns/user")
+    if os.path.samestat(os.fstat(owner), own):
+        os.close(owner)
+        return
+    linux.setns(owner, linux.CLONE_NEWUSER)
+    os.close(owner)
+    become_root()
+
+
+def _show_live(place: LivePlace) -> int:
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     linux.setns(place.namespace_fd, linux.CLONE_NEWNS)
     inside = os.open("/", linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -56,6 +56,7 @@ def _become(join: Join) -> NoReturn:
     child.join_groups(join.cgroup_paths)
     if join.namespaces & linux.CLONE_NEWUSER:
         preparing.raise_limits(process)
+        preparing.own_streams(join.stdio_fds, join.bundle["linux"])
     linux.setns(join.pidfd, join.namespaces)
     if join.namespaces & linux.CLONE_NEWUSER:
         child.become_root()

@@ -66,7 +66,7 @@ def _prepare(prepare: Prepare) -> NoReturn:
     start.root_fd = _open_root(start, owner, root["uid"], root["gid"])
     _open_binds(start, owner)
     _open_devices(start)
-    _own_stdio(start, root["uid"], root["gid"])
+    own_streams(start.stdio_fds, settings)
     raise_limits(start.bundle["process"])
     start.group_fds = [
         os.open(f"{p}/tasks", os.O_WRONLY | os.O_CLOEXEC) for p in start.cgroup_paths
@@ -216,9 +216,10 @@ def _open_devices(start: child.Start) -> None:
     linux.umount(place)
 
 
-def _own_stdio(start: child.Start, uid: int, gid: int) -> None:
-    """So that the program may open /dev/stdout and /dev/stderr again."""
-    for fd in start.stdio_fds:
+def own_streams(fds: tuple[int, int, int], settings: dict[str, Any]) -> None:
+    """Give streams to the container's root: so its programs may open /dev/stdout again."""
+    uid, gid = (_host_id(settings[f"{kind}Mappings"], kind) for kind in _KINDS)
+    for fd in fds:
         if fd >= 0:
             os.fchown(fd, uid, gid)
 
