@@ -57,13 +57,17 @@ class _Resource:
         channel = None
         if wish.stream:
             channel = await self._runtime.attach(
-                container.id, stdin=manner.stdin, stdout=manner.stdout, stderr=manner.stderr
+                container.id,
+                stdin=manner.stdin,
+                stdout=manner.stdout,
+                stderr=manner.stderr,
+                after_log=wish.logs,
             )
-        joined_ns = self._clock.now_ns()
+        until_ns = self._clock.now_ns() if channel is None else channel.log_time_ns
         try:
             async with call.hijack(tty=config.tty) as wire:
-                if wish.logs:
-                    await self._replay(container, wire, manner, joined_ns)
+                if wish.logs and until_ns:
+                    await self._replay(container, wire, manner, until_ns)
                 if channel is not None:
                     await self._converse(container, wire, channel, manner)
         finally:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Copy:
     """One client. `places`: per stream, the count of bytes before the next one to give."""
 
-    __slots__ = ("container", "ending", "mode", "places", "sock", "unsent")
+    __slots__ = ("container", "ending", "mode", "places", "sock", "told", "unsent")
 
     def __init__(self, container: str, sock: _socket.socket, mode: str, places: list[int]) -> None:
         self.container = container
@@ -50,6 +50,7 @@ class Copy:
         self.places = places
         self.unsent = b""
         self.ending = False  # closed as soon as nothing is left to send
+        self.told = False  # where it stands; only who waits for a log's last entries is not, yet
 
     def put(self, kind: int, payload: bytes) -> None:
         """Send a frame, or keep what does not go. Raises: OSError when the client is gone."""
@@ -76,12 +77,21 @@ class Copies:
         self._cut_at_s: dict[int, float] = {}  # of containers that have ended, by descriptor
 
     def accept(
-        self, container: str, how: list[str], fd: int, sources: Sequence[Source], last_ns: int
+        self,
+        container: str,
+        how: list[str],
+        fd: int,
+        sources: Sequence[Source],
+        last_ns: int,
+        *,
+        drains: bool = False,
     ) -> None:
         """Take a client on. how: a mode and, to resume, the places.
 
         sources: the container's streams while it runs; without them the client waits for its next
-        run, or is told the end if it wanted to resume. Raises: ValueError: not a mode.
+        run, or is told the end if it wanted to resume. last_ns: time of its log's last entry.
+        drains: its last run has ended, but more entries of it will come: who begins after the log
+        is told so by `settled`. Raises: ValueError: not a mode.
         """
         sock = _socket.socket(fileno=fd)
         sock.setblocking(False)
@@ -103,7 +113,18 @@ class Copies:
             self._finish(copy)
         else:
             self._waiting.setdefault(container, []).append(copy)
-            self._guarded(copy, copy.put, CONTROL, b'{"state":"waiting"}')
+            if not drains or copy.mode == NOW:
+                self._guarded(copy, self._wait, copy, last_ns)
+
+    def settled(self, container: str, last_ns: int) -> None:
+        """The log of its last run is complete: who waited for that is told where it ends."""
+        for copy in tuple(self._waiting.get(container, ())):
+            if not copy.told:
+                self._guarded(copy, self._wait, copy, last_ns)
+
+    def _wait(self, copy: Copy, last_ns: int) -> None:
+        copy.told = True
+        copy.put(CONTROL, f'{{"state":"waiting","log_time_ns":{last_ns}}}'.encode())
 
     def begin(self, container: str, sources: Sequence[Source], last_ns: int) -> None:
         """A run begins: who has waited for it sees all of it."""

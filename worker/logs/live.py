@@ -88,6 +88,7 @@ class LiveCopy:
         self._ended = self._ended or word.state == "ended"
         if word.state == "joined":
             self._places = list(word.places)
+        if word.state in {"joined", "waiting"}:
             self.log_time_ns = word.log_time_ns
 
     async def _try_connect(self) -> None:
@@ -134,8 +135,9 @@ async def follow(
     """A live copy, ready: whatever is written from now on will be given.
 
     Of a container that does not run, the next run is waited for and given whole. after_log: begin
-    exactly after the last entry of its log, whose time is `log_time_ns`: reading the log up to and
-    including that time and then the copy shows everything once. Raises: Unavailable,
+    exactly after the last entry of its log, whose time is `log_time_ns` (0: there is none):
+    reading the log up to and including that time and then the copy shows everything once. A run
+    that has just ended is waited for until its log is complete. Raises: Unavailable,
     DeadlineExceeded, ResourceExhausted.
     """
     copy = LiveCopy(run_dir, container, AFTER_LOG if after_log else NOW)

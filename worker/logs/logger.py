@@ -37,6 +37,7 @@ POSITION_FILE = "position"
 # pending, crc, file, offset, length, taken, -, last time, bytes taken before this chunk
 _POSITION = struct.Struct("<BxxxIQQQIIQQ")
 _SLOT_BYTES = 64
+_LAST_NS = 7  # which field of it
 _SPLICE_F_NONBLOCK = 2
 _LINK_FD = 3
 _ANCILLARY_BYTES = 64
@@ -361,8 +362,10 @@ class Logger:
         streams: list[Stream] = []
         if log is not None and (not log.exited or RESUME in how):
             streams = log.streams
+        last_ns = log.last_ns if log else _last_ns(f"{self._containers_dir}/{name}")
+        drains = log is not None and log.exited
         try:
-            self._copies.accept(name, how, fds.pop(), streams, log.last_ns if log else 0)
+            self._copies.accept(name, how, fds.pop(), streams, last_ns, drains=drains)
         except ValueError as error:
             os.write(2, f"logger: live copy: {request!r}: {error}\n".encode())
         finally:
@@ -419,6 +422,21 @@ class Logger:
             log.close()
             self._logs.pop(log.name, None)
             self._copies.finish(log.name)
+            self._copies.settled(log.name, log.last_ns)
+
+
+def _last_ns(directory: str) -> int:
+    """The time of the last entry of a log that is complete; 0 when there is none."""
+    try:
+        fd = os.open(f"{directory}/{POSITION_FILE}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        slots = [os.pread(fd, _POSITION.size, n * _SLOT_BYTES) for n in range(len(STREAMS))]
+    finally:
+        os.close(fd)
+    times = [_POSITION.unpack(slot.ljust(_POSITION.size, b"\0"))[_LAST_NS] for slot in slots]
+    return int(max(times))
 
 
 def peek(fd: int) -> bytes | None:

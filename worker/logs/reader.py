@@ -125,7 +125,8 @@ async def read(
         raise NotFound(f"logs: no container directory {os.path.basename(container_dir)}")
     place = _Place(container_dir)
     wished = _Wished(since_ns, until_ns, frozenset(streams))
-    await _wait_until_drained(place)
+    if not wished.is_over(time.time_ns()):  # else what is still on its way is not wished
+        await _wait_until_drained(place)
     try:
         if tail is not None:
             for line in await asyncio.to_thread(_last, place, tail, wished):

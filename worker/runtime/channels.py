@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from typing_extensions import override
 
 from shoal.errors import FailedPrecondition
-from worker.runtime.interactive import Channel, StreamNumber
+from worker.runtime.interactive import Attached, Channel, StreamNumber
 from worker.runtime.link import Passed, Wakers, readable, wake, writable
 
 _READ_BYTES = 65536
@@ -92,22 +92,28 @@ class PipeChannel(_Managed):
         self._passed.close()
 
 
-class AttachedChannel(_Managed):
+class AttachedChannel(_Managed, Attached):
     """A container's own streams: what it writes comes from the logger, what it reads goes to it.
 
     Input is opened when there is something to write: a terminal is there only while it runs.
     """
 
-    def __init__(self, output: Output, stdin: Input | None, *, tty: bool) -> None:
-        """stdin: None when nobody may write."""
+    def __init__(self, output: Output, stdin: Input | None, *, tty: bool, log_time_ns: int) -> None:
+        """stdin: None when nobody may write. log_time_ns: of the last entry before the output."""
         self._output = output
         self._input = stdin
         self._tty = tty
+        self._log_time_ns = log_time_ns
 
     @property
     @override
     def tty(self) -> bool:
         return self._tty
+
+    @property
+    @override
+    def log_time_ns(self) -> int:
+        return self._log_time_ns
 
     @override
     async def output(self) -> AsyncIterator[tuple[StreamNumber, bytes]]:

@@ -128,13 +128,25 @@ class Channel(Protocol):
         ...
 
 
+class Attached(Channel, Protocol):
+    """The streams of a container, with the place in its log where its output began."""
+
+    @property
+    def log_time_ns(self) -> int:
+        """Time of the log's last entry before the output, if attached after the log; 0: none."""
+        ...
+
+
 class InteractiveRuntime(Protocol):
     """What a runtime offers beyond `worker.runtime.api.Runtime`. Raises `SwarmError`s."""
 
-    async def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool) -> Channel:
+    async def attach(
+        self, container: str, *, stdin: bool, stdout: bool, stderr: bool, after_log: bool = False
+    ) -> Attached:
         """Streams of a container; of one that does not run, those of its next run, whole.
 
-        Output must be read, also where neither stream is wanted: it ends with the run.
+        Output must be read, also where neither stream is wanted: it ends with the run. after_log:
+        it begins exactly after the last entry of the log instead of now.
         Raises: NotFound.
         """
         ...

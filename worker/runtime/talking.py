@@ -12,7 +12,7 @@ import msgspec
 from typing_extensions import override
 
 from shoal.errors import NotFound, Unavailable
-from worker.logs.copies import NOW
+from worker.logs.copies import AFTER_LOG, NOW
 from worker.logs.live import LiveCopy
 from worker.runtime import further
 from worker.runtime.channels import (
@@ -24,6 +24,7 @@ from worker.runtime.channels import (
     TerminalInput,
 )
 from worker.runtime.interactive import (
+    Attached,
     Channel,
     DetailedStats,
     ExecConfig,
@@ -61,12 +62,14 @@ class Talking(InteractiveRuntime):
             raise NotFound(f"container {container} does not exist") from None
 
     @override
-    async def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool) -> Channel:
+    async def attach(
+        self, container: str, *, stdin: bool, stdout: bool, stderr: bool, after_log: bool = False
+    ) -> Attached:
         bundle = await self._bundle(container)
         tty = bool(bundle["process"]["terminal"])
         wanted: dict[StreamNumber, bool] = {1: stdout, 2: stderr}
         source = self._input(container, bundle) if stdin else None
-        copy = LiveCopy(self.run_dir, container, NOW)
+        copy = LiveCopy(self.run_dir, container, AFTER_LOG if after_log else NOW)
         try:
             await copy.connect()
         except BaseException:
@@ -74,7 +77,7 @@ class Talking(InteractiveRuntime):
                 await source.close()
             raise
         output = _Wanted(copy, {number for number, wish in wanted.items() if wish})
-        return AttachedChannel(output, source, tty=tty)
+        return AttachedChannel(output, source, tty=tty, log_time_ns=copy.log_time_ns)
 
     def _input(self, container: str, bundle: Any) -> Input | None:
         if bundle["process"]["terminal"]:

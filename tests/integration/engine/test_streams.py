@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pty
-import re
 import select
 import struct
 import subprocess
@@ -171,19 +170,55 @@ def test_attach_without_the_end_of_input(node: EngineNode):
     assert ok(node, "logs", "keeps") == "hello"
 
 
-def test_attach_with_logs_shows_all(node: EngineNode):
-    """First what is in the log, then what comes: at most what came just then is there twice."""
-    talking(node)
-    until(lambda: "o3" in ok(node, "logs", "talker"))
-    connection = hijack(node, "/containers/talker/attach?stream=1&logs=1&stdout=1")
+def test_attach_with_logs_shows_everything_once(node: EngineNode):
+    """First what is in the log, then what comes, while lines are written as fast as they go."""
+    script = "i=0; while [ $i -lt 20000 ]; do echo o$i; i=$((i+1)); done; exec sleep 600"
+    ok(node, "run", "-d", "--name", "hasty", *NONE, "busybox", "sh", "-c", script)
+    paths = ("/containers/hasty/attach?stream=1&logs=1&stdout=1",) * 5
+    seen = [everything(node, path, b"o19999\n") for path in paths]
+    expected = b"".join(b"o%d\n" % number for number in range(20_000))
+    assert [one == expected for one in seen] == [True] * 5
+
+
+def test_attach_with_logs_before_the_next_run(node: EngineNode):
+    """The log of the runs before, then the whole of the next."""
+    ok(node, "create", "--name", "again", *NONE, "busybox", "sh", "-c", "echo run; printf half")
+    ok(node, "start", "-a", "again")
+    connection = hijack(node, "/containers/again/attach?stream=1&logs=1&stdout=1")
+    ok(node, "start", "again")
+    assert payload(connection) == b"run\nhalfrun\nhalf"
+
+
+def everything(node: EngineNode, path: str, last: bytes) -> bytes:
+    """What an attachment shows until the text that comes last."""
+    connection = hijack(node, path)
     seen = b""
-    while b"o12\n" not in seen:
-        seen += connection.sock.recv(1000)
+    while not seen.endswith(last):
+        seen += frame(connection)
     connection.close()
-    numbers = [int(number) for number in re.findall(rb"o([0-9]+)\n", seen)]
-    assert numbers == sorted(numbers)
-    assert set(numbers) >= set(range(13))
-    assert len(numbers) <= len(set(numbers)) + 1
+    return seen
+
+
+def payload(connection: UnixConnection) -> bytes:
+    """What an attachment shows until its end."""
+    seen = b""
+    while data := frame(connection):
+        seen += data
+    connection.close()
+    return seen
+
+
+def frame(connection: UnixConnection) -> bytes:
+    """The payload of the next frame; b"" at the end."""
+    head = exactly(connection, 8)
+    return exactly(connection, int.from_bytes(head[4:], "big")) if head else b""
+
+
+def exactly(connection: UnixConnection, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := connection.sock.recv(count - len(data))):
+        data += more
+    return data
 
 
 def test_attach_is_refused(node: EngineNode):

@@ -27,10 +27,12 @@ class Source:
 class Client:
     """The other end of a copy."""
 
-    def __init__(self, made: copies.Copies, sources: list[Source], *how: str) -> None:
+    def __init__(
+        self, made: copies.Copies, sources: list[Source], *how: str, drains: bool = False
+    ) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.setblocking(False)
-        made.accept("c1", list(how), theirs.detach(), sources, 77)
+        made.accept("c1", list(how), theirs.detach(), sources, 77, drains=drains)
 
     def frames(self) -> list[tuple[int, object]]:
         data = b""
@@ -83,7 +85,7 @@ def test_where_a_copy_begins(made, how, places, seen):
 
 def test_who_waits_gets_the_next_run_whole(made):
     client = Client(made, [], "now")
-    assert client.frames() == [(0, {"state": "waiting"})]
+    assert client.frames() == [(0, {"state": "waiting", "log_time_ns": 77})]
     made.begin("c1", [Source(100), Source()], 77)
     made.show("c1", 2, 0, b"err")
     assert client.frames() == [joined(100, 0), (2, b"err")]
@@ -126,3 +128,16 @@ def test_too_many_and_nonsense_are_refused_and_leave_nothing(made, monkeypatch):
         with ours, pytest.raises(ValueError, match=r"not a mode|invalid literal"):
             made.accept("c1", list(how), theirs.detach(), [], 0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_begins_after_the_log_waits_until_it_is_complete(made):
+    client = Client(made, [], "log", drains=True)
+    other = Client(made, [], "now", drains=True)
+    assert client.frames() == []
+    assert other.frames() == [(0, {"state": "waiting", "log_time_ns": 77})]
+    made.settled("c1", 99)
+    made.settled("c1", 100)
+    assert client.frames() == [(0, {"state": "waiting", "log_time_ns": 99})]
+    assert other.frames() == []
+    for one in (client, other):
+        one.sock.close()
