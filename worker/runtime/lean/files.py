@@ -21,6 +21,7 @@ HELD_VARIABLE = "SHOAL_HELD_FDS"  # descriptors a supervisor that becomes the ke
 STREAMS = ("stdout", "stderr")
 INPUT = "stdin"  # a FIFO as well, in containers whose standard input is open
 INPUT_END_FILE = "stdin.end"  # it is at its end for this run
+REFUSAL_FILE = "supervisor.refusal"  # why the last supervisor could not serve, in the run directory
 # What the supervisor tells the keeper, one line each: the letter and a container. Two descriptors
 # come along with the first and the fourth. A keeper may be older than its supervisor: what it does
 # not know it takes for a container that has ended, which changes nothing while it runs.
