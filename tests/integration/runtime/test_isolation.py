@@ -194,6 +194,15 @@ async def test_too_high_ulimit_is_clamped(site: Site):
     assert output.strip()
 
 
+async def test_few_descriptors_are_enough_to_start_with(site: Site):
+    """The limit is the program's: what starts it has more open."""
+    limits = (Ulimit("nofile", 5, 5),)
+    status, output = await site.run(
+        "ulimit -n", ulimits=limits, oom_score_adj=7, user="5", no_new_privileges=True
+    )
+    assert (status.exit_code, output) == (0, "5\n")
+
+
 async def test_limits_reach_the_cgroup(site: Site):
     _, output = await site.run(
         "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us "

@@ -21,7 +21,7 @@ from engine.containers.requests import (
 from engine.http.errors import Refused
 from engine.http.versions import NEWEST
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
-from tests.unit.engine.containers.doubles import IMAGE_ID, World, busy
+from tests.unit.engine.containers.doubles import DEADLINE_S, IMAGE_ID, World, busy
 from worker.runtime.api import ContainerConfig
 
 
@@ -268,6 +268,24 @@ async def test_a_stop_ends_the_waiting_for_a_restart(world: World):
         await parts.lifecycle.stop(made)
         assert (await watch.end()).code == 1
         assert container.state == "exited"
+
+
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+async def test_what_ends_a_container_waits_for_its_start(world: World, verb: str):
+    """The program may have been seen to run before the runtime has said so."""
+    async with world.running() as parts:
+        made = await world.create()
+        go = world.runtime.board.gate("start")
+        starting = asyncio.create_task(parts.lifecycle.start(made))
+        await asyncio.sleep(0)
+        while not world.runtime.board.count("start"):
+            await asyncio.sleep(0.001)
+        ending = asyncio.create_task(getattr(parts.lifecycle, verb)(made))
+        await asyncio.sleep(0)
+        go.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(starting, ending)
+        assert parts.containers.find(made).state == "exited"
 
 
 async def test_many_changes_at_once_leave_one_outcome(world: World):
