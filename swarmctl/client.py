@@ -519,6 +519,7 @@ def _node_info(answer: node_pb2.InfoResponse) -> NodeInfo:
         processes=dict(answer.processes),
         docker_socket=answer.docker_socket,
         cgroup_version=answer.cgroup_version,
+        not_ready=dict(answer.not_ready),
     )
 
 

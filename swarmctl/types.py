@@ -34,6 +34,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     processes: Mapping[str, int]
     docker_socket: str
     cgroup_version: str
+    not_ready: Mapping[str, str]
 
 
 class InitOptions(msgspec.Struct, frozen=True, kw_only=True):

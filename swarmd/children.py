@@ -16,6 +16,7 @@ import structlog
 
 from shoal.aio.backoff import Backoff
 from shoal.aio.signal import Signal
+from shoal.settings.process import take_reason
 from swarmd.process import ChildProcess, describe_exit, end_leftover, write_pid_file
 from swarmd.settings import DaemonSettings
 
@@ -92,9 +93,10 @@ class Child:
         if not self._wanted:
             return f"the {self.name} process is not meant to run on this node"
         if self.pid is not None:
-            return f"the {self.name} process (pid {self.pid}) does not answer yet"
+            before = f"; the one before {self.last_exit}" if self.last_exit else ""
+            return f"the {self.name} process (pid {self.pid}) does not answer yet{before}"
         if self.last_exit:
-            return f"the {self.name} process {self.last_exit} and is being started again"
+            return f"the {self.name} process is being started again, as it {self.last_exit}"
         return f"the {self.name} process is being started"
 
     def start(self) -> None:
@@ -136,6 +138,7 @@ class Child:
     async def _live(self) -> None:
         """One process from start to end."""
         self._wake = Signal()  # a wake-up of before this start must not shorten the next pause
+        await self._reason()  # of one that no swarmd was there to hear
         process = ChildProcess(self._command(), self._stdin())
         self._process = process
         try:
@@ -146,7 +149,8 @@ class Child:
             await process.end()
             self._pid_file.unlink(missing_ok=True)
             self._process = None
-        self.last_exit = describe_exit(status)
+        reason = await self._reason()
+        self.last_exit = describe_exit(status) + (f": {reason}" if reason else "")
         lived_s = asyncio.get_running_loop().time() - process.started_s
         if lived_s > STEADY_AFTER_S:
             self._backoff.reset()
@@ -157,3 +161,6 @@ class Child:
             how=self.last_exit,
             lived_s=round(lived_s, 3),
         )
+
+    async def _reason(self) -> str:
+        return await asyncio.to_thread(take_reason, self._pid_file.parent, self.name)

@@ -63,6 +63,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             processes=self._status.pids(),
             docker_socket=str(paths.docker_socket) if paths.docker_socket.exists() else "",
             cgroup_version=host.cgroup_version,
+            not_ready=await self._status.reasons(),
         )
         if membership.identity is not None and membership.config is not None:
             peer = membership.identity.peer

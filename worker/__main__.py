@@ -16,7 +16,7 @@ import structlog
 from shoal.errors import InvariantViolation, SwarmError
 from shoal.security.lock import LockKeys
 from shoal.settings.paths import NodePaths
-from shoal.settings.process import die_with_parent, read_lock_keys
+from shoal.settings.process import die_with_parent, leave_reason, read_lock_keys
 from shoal.telemetry.logs import LEVELS, configure
 from worker.app import Extension, WorkerSettings, run
 from worker.images.registry.places import check_registries
@@ -59,6 +59,7 @@ def start(arguments: argparse.Namespace, extension: Extension | None = None) -> 
         asyncio.run(run(_settings(arguments), extension))
     except SwarmError as error:
         log.error("worker.failed", reason=error.message, code=error.code.value)  # noqa: TRY400 - the message says it all
+        leave_reason(arguments.run_dir, "worker", error.message)
         sys.exit(1)
     except InvariantViolation as error:
         log.critical("worker.broken", exc_info=error)

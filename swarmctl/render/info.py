@@ -24,6 +24,7 @@ def info_json(node: NodeInfo) -> dict[str, Any]:
         "MetricsAddress": node.metrics_address,
         "DockerSocket": node.docker_socket,
         "Processes": dict(node.processes),
+        "NotReady": dict(node.not_ready),
         "Swarm": {
             "NodeID": node.node_id,
             "NodeAddr": node.advertise_address,
@@ -64,6 +65,9 @@ def info_text(node: NodeInfo, *, host: str, context: str) -> str:
     lines += [(1, name, str(pid)) for name, pid in sorted(node.processes.items())]
     if node.processes:
         lines.insert(len(lines) - len(node.processes), (0, "Processes", " "))
+    if node.not_ready:
+        lines.append((0, "Not Ready", " "))
+        lines += [(1, name, reason) for name, reason in sorted(node.not_ready.items())]
     return "".join(
         f"{' ' * depth}{label}: {value}".rstrip() + "\n" for depth, label, value in lines if value
     )

@@ -23,7 +23,7 @@ modprobe -a {modules}
 mount -t virtiofs share /share
 mount -t ext4 -o noatime /dev/vda /disk
 mkdir -p /disk/upper /disk/work /disk/checkout /disk/checkout.work /disk/tmp /disk/var
-chmod 1777 /disk/tmp
+chmod 1777 /disk/tmp /disk/var
 over=index=off,xino=off
 lower=lowerdir=/share/kernel:/share/host
 mount -t overlay -o $over,$lower,upperdir=/disk/upper,workdir=/disk/work root /root
@@ -34,7 +34,8 @@ mount -t overlay -o $over,$lower,upperdir=/disk/checkout,workdir=/disk/checkout.
     mkdir -p /root{checkout}/.venv
     mount -o bind /share/host{checkout}/.venv /root{checkout}/.venv
 }}
-mount -o bind /disk/tmp /root/tmp
+mount -o bind /disk/tmp /root/tmp  # not overlays: containers' own need a file system below
+mount -o bind /disk/var /root/var/tmp
 mount -t tmpfs -o mode=755 run /root/run
 mkdir /root/run/vm
 mount -o bind /share/exchange /root/run/vm

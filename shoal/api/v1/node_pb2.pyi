@@ -58,6 +58,26 @@ class InfoResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NotReadyEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -77,6 +97,7 @@ class InfoResponse(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     DOCKER_SOCKET_FIELD_NUMBER: _builtins.int
     CGROUP_VERSION_FIELD_NUMBER: _builtins.int
+    NOT_READY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     hostname: _builtins.str
     state: _builtins.str
@@ -102,6 +123,10 @@ class InfoResponse(_message.Message):
     def processes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Data of the processes: name -> pid."""
 
+    @_builtins.property
+    def not_ready(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why the node is not ready: name of the process -> reason. Empty when it is."""
+
     def __init__(
         self,
         *,
@@ -124,10 +149,11 @@ class InfoResponse(_message.Message):
         processes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         docker_socket: _builtins.str = ...,
         cgroup_version: _builtins.str = ...,
+        not_ready: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "architecture", b"architecture", "cgroup_version", b"cgroup_version", "cluster_id", b"cluster_id", "docker_socket", b"docker_socket", "error", b"error", "hostname", b"hostname", "kernel", b"kernel", "managers", b"managers", "memory_bytes", b"memory_bytes", "metrics_address", b"metrics_address", "nano_cpus", b"nano_cpus", "node_id", b"node_id", "os", b"os", "processes", b"processes", "role", b"role", "state", b"state", "state_dir", b"state_dir", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "architecture", b"architecture", "cgroup_version", b"cgroup_version", "cluster_id", b"cluster_id", "docker_socket", b"docker_socket", "error", b"error", "hostname", b"hostname", "kernel", b"kernel", "managers", b"managers", "memory_bytes", b"memory_bytes", "metrics_address", b"metrics_address", "nano_cpus", b"nano_cpus", "node_id", b"node_id", "not_ready", b"not_ready", "os", b"os", "processes", b"processes", "role", b"role", "state", b"state", "state_dir", b"state_dir", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

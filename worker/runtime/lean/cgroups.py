@@ -55,7 +55,10 @@ def find_driver(parent: str, mountinfo: str) -> V1 | V2:
     if "memory" in hierarchies:
         missing = [c for c in _V1_NEEDED if c not in hierarchies]
         if missing:
-            raise OSError(f"cgroup v1 controllers not mounted: {', '.join(missing)}")
+            raise OSError(
+                f"cgroup v1 controllers not mounted: {', '.join(missing)}; mount each below"
+                " /sys/fs/cgroup, or boot with cgroup_no_v1=all for version 2"
+            )
         used = (*_V1_NEEDED, *(c for c in _V1_ALSO if c in hierarchies))
         return V1(parent, {c: hierarchies[c] for c in used})
     if unified:
@@ -279,7 +282,11 @@ class V2(_Placed):
         offered = set(read(f"{mountpoint}/cgroup.controllers").split())
         missing = _V2_NEEDED - offered
         if missing:
-            raise OSError(f"cgroup v2 controllers not available: {', '.join(sorted(missing))}")
+            raise OSError(
+                f"cgroup v2 controllers not available: {', '.join(sorted(missing))}; hierarchies of"
+                " version 1 hold them (mount those, or boot with cgroup_no_v1=all), or the kernel"
+                " has them disabled (cgroup_disable=)"
+            )
         self._wanted = _delegation(offered)
         self._programs: dict[str, int] = {}
         self._make_parent(parent)

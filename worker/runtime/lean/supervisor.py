@@ -576,9 +576,20 @@ def main(run_dir: str, state_dir: str, cgroup_parent: str, keeper_fd: int) -> No
         supervisor.adopt()
     except OSError as error:
         files.complain(f"supervisor: {error}")
+        _leave_reason(run_dir, error)
         sys.exit(1 if error.errno != errno.EINTR else 2)
+    files.discard(f"{run_dir}/{files.REFUSAL_FILE}")
     supervisor.loop.watch(keeper_fd, supervisor.on_keeper)
     loop.listen(supervisor.loop, f"{run_dir}/supervisor.sock", supervisor.on_request)
     gc.collect()
     gc.freeze()
     supervisor.loop.run()
+
+
+def _leave_reason(run_dir: str, error: OSError) -> None:
+    """For the worker, which finds nobody to ask."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    try:
+        files.write_atomically(f"{run_dir}/{files.REFUSAL_FILE}", reason)
+    except OSError as another:  # a full disk, likely the reason itself: the log has it
+        files.complain(f"supervisor: {another}")
