@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engine.daemon import EngineNode
+from tests.integration.engine.remapped import remap
 from tests.integration.engine.seeded import ok
 from tests.parity.image import add_file, write_rootfs
 from worker.images.store import ImageStore
@@ -26,9 +27,11 @@ IMAGE = "escape"
 PYTHON = ("/bin/python3", "-I", "-S")
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = EngineNode()
+@pytest.fixture(scope="module", params=["plain", "remapped"])
+def node(request: pytest.FixtureRequest) -> Iterator[EngineNode]:
+    """Twice: containers whose root is the node's, and those with ids of their own."""
+    remapped = request.param == "remapped"
+    made = remap(EngineNode("--userns-remap", "default")) if remapped else EngineNode()
     try:
         _seed(made)
         made.start()
@@ -52,6 +55,10 @@ def _seed(node: EngineNode) -> None:
     asyncio.run(imported())
 
 
+def _is_remapped(node: EngineNode) -> bool:
+    return "name=userns" in node.docker_json("info")["SecurityOptions"]
+
+
 def run(node: EngineNode, *arguments: str) -> str:
     return ok(node, "run", "--rm", "--network", "none", *arguments)
 
@@ -65,6 +72,10 @@ def test_every_attempt_from_inside_is_refused(node, more):
 
 def test_the_host_s_processes_are_seen_but_not_touched(node):
     """In the host's process namespace: no tracing, no memory, no root of another process."""
+    if _is_remapped(node):
+        ran = node.docker("create", "--pid", "host", IMAGE, "/bin/python3")
+        assert "cannot share the host PID namespace" in ran.err
+        return
     program = (
         "import os\n"
         f"for path in ('/proc/{os.getpid()}/root/etc', '/proc/{os.getpid()}/fd/0',"
@@ -150,3 +161,20 @@ def test_copies_do_not_follow_links_out(node, tmp_path):
         assert sorted(os.listdir(tmp_path)) == ["secret"]
     finally:
         ok(node, "rm", "-f", container)
+
+
+OF_THE_MACHINE = (
+    "release_agent", "kernel_helpers", "devices_of_the_machine", "files_by_handle",
+    "processes_outside",
+)  # fmt: skip
+
+
+def test_every_capability_and_no_filter_reach_no_further_than_the_namespace(node):
+    """With ids of its own, root may mount inside what it likes, and is nobody outside."""
+    if not _is_remapped(node):
+        pytest.skip("root inside is the node's: capabilities are what holds it")
+    more = ("--cap-add", "ALL", "--security-opt", "seccomp=unconfined")
+    results = json.loads(run(node, *more, IMAGE, *PYTHON, "/attempts.py"))
+    assert results["mount_file_systems"].startswith("ESCAPED"), "nothing was tried"
+    found = {name: results[name] for name in OF_THE_MACHINE}
+    assert {name: text for name, text in found.items() if not text.startswith("refused")} == {}

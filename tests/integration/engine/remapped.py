@@ -12,9 +12,16 @@ USER = "dockremap"
 _OVER = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
 
 
-def remapped_node(option: str = "default") -> EngineNode:
-    """Has `busybox`; not started yet. The machine's accounts are as they were."""
-    node = seeded_node("--userns-remap", option)
+def remapped_node() -> EngineNode:
+    """Has `busybox`; not started yet."""
+    return remap(seeded_node("--userns-remap", "default"))
+
+
+def remap(node: EngineNode) -> EngineNode:
+    """Give a node that is made with the option accounts to look it up in.
+
+    The machine's are as they were: only the node's processes see these.
+    """
     try:
         etc = node.base / "etc"
         etc.mkdir()

@@ -104,7 +104,7 @@ SHOWN_ONLY = {
     "container_id_file": "written by the client",
     "console_size": "the size of the client's terminal, which it sets again by `resize`",
     "auto_remove": "acted on at the end of the container; test_containers_life",
-    "userns_mode": "only `host`, which is what this node always does, passes",
+    "userns_mode": "`host` is what a node without --userns-remap always does",
 }
 
 
