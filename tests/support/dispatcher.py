@@ -38,6 +38,7 @@ class AssignmentStream:
         removed: Iterable[str] = (),
         ports: Iterable[pb.PublishedPort] = (),
         peers: Iterable[pb.PeerNode] = (),
+        overlays: Iterable[pb.AssignmentChange] = (),
         version: int = 1,
         more: bool = False,
         applies_to: int | None = None,
@@ -61,6 +62,7 @@ class AssignmentStream:
             message.changes.add().assignment.port.CopyFrom(port)
         for peer in peers:
             message.changes.add().assignment.peer.CopyFrom(peer)
+        message.changes.extend(overlays)
         self.sequence += 1
         self.queue.put_nowait(message)
 

@@ -431,3 +431,29 @@ async def test_an_agent_that_failed_can_be_run_again(setup):
     await until(lambda: len(setup.manager.sessions) >= 3)
     assert setup.node.runtime.board.count("start") == 1
     assert setup.node.state() is S.RUNNING
+
+
+async def test_overlays_are_applied_with_the_version_that_completes_them(setup):
+    setup.run()
+    stream = await setup.session()
+    network = pb.OverlayNetwork(network_id="n", name="net", vni=4096)
+    endpoint = pb.OverlayEndpoint(network_id="n", task_id="t", node_id="n2", addresses=["10.0.0.3"])
+    peer = pb.PeerNode(node_id="n2", index=2, address="192.0.2.2", subnet="10.241.4.0/22")
+
+    def change(remove=False, **item):
+        return pb.AssignmentChange(assignment=pb.Assignment(**item), remove=remove)
+
+    stream.send(overlays=[change(network=network)], more=True)
+    stream.send(overlays=[change(overlay_endpoint=endpoint)], peers=[peer], version=7, kind=0)
+    await until(lambda: setup.manager.acknowledged)
+    state = setup.plane.overlays[-1]
+    assert setup.manager.acknowledged[-1][0] == 7
+    assert len(setup.plane.overlays) == 1, "half a list is not applied"
+    assert [one.vni for one in state.networks] == [4096]
+    assert [one.task_id for one in state.endpoints] == ["t"]
+    assert state.nodes == {"n2": "192.0.2.2"}
+
+    stream.send(overlays=[change(overlay_endpoint=endpoint, remove=True)], version=8)
+    await until(lambda: setup.manager.acknowledged[-1][0] == 8)
+    assert setup.plane.overlays[-1].endpoints == ()
+    assert setup.plane.overlays[-1].networks == state.networks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from shoal.errors import InvalidArgument, Unimplemented
@@ -209,3 +210,17 @@ def test_labels_say_whose_container_it_is_and_cannot_be_forged():
     assert made.labels["mine"] == "1"
     assert made.labels[IMAGE_ID_LABEL] == "sha256:abc"
     assert made.labels["com.docker.swarm.task.name"] == f"front.1.{task_id()}"
+
+
+def test_on_overlay_networks_the_nodes_resolver_asks_the_others():
+    link = msgspec.structs.replace(
+        LINK, overlay_addresses=("10.5.0.3", "fd05::3"), search=("node.lan",)
+    )
+    made = config(attachment=link, hostname="me", dns=DnsConfig(nameservers=("9.9.9.9",)))
+    assert made.dns_servers == ("127.0.0.11",)
+    assert (made.dns_search, made.dns_options) == (("node.lan",), ("ndots:0",))
+    assert made.hosts == (("10.5.0.3", "me"), ("fd05::3", "me"))
+    own = DnsConfig(search=("own.lan",), options=("ndots:2", "rotate"))
+    made = config(attachment=link, dns=own)
+    assert (made.dns_search, made.dns_options) == (("own.lan",), ("ndots:2", "rotate"))
+    assert config(attachment=LINK).dns_servers == ()
