@@ -238,7 +238,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _remove_cgroups(parent: str) -> None:
     """Remove what dockerd made below `parent`, ending containers that outlived it."""
     deadline_s = time.monotonic() + 10
-    while found := list(Path("/sys/fs/cgroup").glob(f"*{parent}")):
+    top = Path("/sys/fs/cgroup")
+    while found := [*top.glob(f"*{parent}"), *top.glob(parent.strip("/"))]:  # version 1, version 2
         for directory in (place for top in found for place, _, _ in os.walk(top, topdown=False)):
             try:
                 for pid in Path(directory, "cgroup.procs").read_text().split():
