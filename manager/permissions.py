@@ -14,6 +14,7 @@ CONTROL = (
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
     "GetTask", "ListTasks",
+    "CreateNetwork", "GetNetwork", "ListNetworks", "RemoveNetwork",
 )  # fmt: skip
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (

@@ -1,4 +1,4 @@
-"""The allocator: ports for services, places in the mesh for nodes, NEW tasks to PENDING.
+"""The allocator: ports, subnets and addresses, places in the mesh, NEW tasks to PENDING.
 
 A task stays NEW while its service cannot have what it asks for, with the reason in its status;
 its update waits for the same reason. Each round tries again for every service that waits: whatever
@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from manager.allocator.ingress import IngressIndexes
+from manager.allocator.networks.addresses import Addresses
+from manager.allocator.networks.subnets import Subnets
 from manager.allocator.ports import PortOwners
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.errors import SwarmError
 from shoal.model.defaults import is_wanted
-from shoal.model.enums import NodeMembership, TaskState
+from shoal.model.enums import EndpointMode, NodeMembership, TaskState
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
-from shoal.model.types import EndpointSpec, TaskStatus
+from shoal.model.specs import ServiceSpec
+from shoal.model.types import Endpoint, EndpointSpec, NetworkAttachment, TaskStatus, VirtualIp
 
 PENDING_MESSAGE = "pending task scheduling"
-_NETWORKS_ERROR = "networks: tasks cannot be attached to networks in this version"
 
 
 def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[str]) -> Plan:
@@ -30,6 +32,7 @@ def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[s
     del ids, service_ids
     draft = Draft(view)
     allocation = Allocation(draft)
+    allocation.networks()
     allocation.services()
     allocation.nodes()
     allocation.tasks(now_ns=now_ns)
@@ -37,12 +40,27 @@ def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[s
 
 
 class Allocation:
-    """One round; what it learns of ports in use is shared by its steps."""
+    """One round; what it learns of ports and addresses in use is shared by its steps."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._owners: PortOwners | None = None
+        self._addresses: Addresses | None = None
         self._error_by_service: dict[str, str] = {}
+
+    def networks(self) -> None:
+        """Give networks their number and subnets, the oldest first."""
+        waiting = [one for one in self._draft.view.networks if one.driver_state is None]
+        if not waiting:
+            return
+        subnets = Subnets(self._draft.view)
+        for network in sorted(waiting, key=lambda row: (row.meta.created_at_ns, row.id)):
+            if not self._draft.room(network):
+                return
+            try:
+                self._draft.update(subnets.allocated(network))
+            except SwarmError as error:
+                self._draft.note("allocator.no_subnet", network_id=network.id, error=error.message)
 
     def services(self) -> None:
         """Give services the endpoint they ask for, the oldest first."""
@@ -85,23 +103,68 @@ class Allocation:
             service = self._draft.view.services.get(task.service_id)
             if service is not None and not service.pending_delete:
                 self._advance(task, service, now_ns=now_ns)
+        self._note_cursors()
 
     def _advance(self, task: Task, service: Service, *, now_ns: int) -> None:
         error = self._error_by_service.get(service.id)
         if error is None:
             error = self._allocate(service)
             service = self._draft.view.services.get(service.id) or service
-        error = error or (_NETWORKS_ERROR if task.spec.networks else "")
+        if not error and not needs_endpoint(service) and self._draft.room(task):
+            try:
+                networks = self._attachments(task)
+            except SwarmError as full:
+                error = full.message
+            else:
+                status = TaskStatus(
+                    state=TaskState.PENDING, timestamp_ns=now_ns, message=PENDING_MESSAGE
+                )
+                allocated = task.replaced(endpoint=service.endpoint, networks=networks)
+                self._draft.update(allocated.with_status(status))
         if error:
             status = task.status.replaced(error=error, message="waiting for allocation")
-            if status == task.status or not self._draft.room(task):
-                return
-            self._draft.update(task.with_status(status.replaced(timestamp_ns=now_ns)))
-        elif not needs_endpoint(service) and self._draft.room(task):
-            status = TaskStatus(
-                state=TaskState.PENDING, timestamp_ns=now_ns, message=PENDING_MESSAGE
+            if status != task.status and self._draft.room(task):
+                self._draft.update(task.with_status(status.replaced(timestamp_ns=now_ns)))
+
+    def _attachments(self, task: Task) -> tuple[NetworkAttachment, ...]:
+        """The task's addresses on all of its networks. Raises: see `Addresses.take`."""
+        wishes = task.spec.networks
+        if not wishes:
+            return ()
+        addresses = self._free_addresses().take([wish.target for wish in wishes])
+        return tuple(
+            NetworkAttachment(
+                network_id=wish.target,
+                addresses=given,
+                aliases=wish.aliases,
+                driver_options=wish.driver_options,
             )
-            self._draft.update(task.with_status(status).replaced(endpoint=service.endpoint))
+            for wish, given in zip(wishes, addresses, strict=True)
+        )
+
+    def _virtual_ips(self, service: Service) -> tuple[VirtualIp, ...]:
+        """The service's addresses on its networks: those it has stay. Raises: as above."""
+        wanted = vip_networks(service.spec)
+        held: dict[str, list[VirtualIp]] = {}
+        for one in (service.endpoint or Endpoint()).virtual_ips:
+            held.setdefault(one.network_id, []).append(one)
+        missing = [network_id for network_id in wanted if network_id not in held]
+        for network_id, given in zip(
+            missing, self._free_addresses().take(missing) if missing else (), strict=True
+        ):
+            held[network_id] = [VirtualIp(network_id=network_id, address=one) for one in given]
+        return tuple(one for network_id in wanted for one in held[network_id])
+
+    def _free_addresses(self) -> Addresses:
+        if self._addresses is None:
+            self._addresses = Addresses(self._draft.view)
+        return self._addresses
+
+    def _note_cursors(self) -> None:
+        """Write where addresses were given last; without it they only rest for a shorter time."""
+        for network in self._addresses.moved() if self._addresses is not None else ():
+            if self._draft.room(network):
+                self._draft.update(network)
 
     def _allocate(self, service: Service) -> str:
         """Allocate the endpoint where it is due; the result is why it cannot be, or ""."""
@@ -110,7 +173,9 @@ class Allocation:
         if self._owners is None:
             self._owners = PortOwners(self._draft.view)
         try:
-            endpoint = self._owners.endpoint(service)
+            endpoint = self._owners.endpoint(service).replaced(
+                virtual_ips=self._virtual_ips(service)
+            )
         except SwarmError as error:
             self._error_by_service[service.id] = error.message
             return error.message
@@ -124,6 +189,15 @@ def needs_endpoint(service: Service) -> bool:
     """Whether the service asks for another endpoint than it has."""
     if service.pending_delete:
         return False
+    wanted = set(vip_networks(service.spec))
     if service.endpoint is None:
-        return service.spec.endpoint != EndpointSpec()
-    return service.endpoint.spec != service.spec.endpoint
+        return service.spec.endpoint != EndpointSpec() or bool(wanted)
+    held = {one.network_id for one in service.endpoint.virtual_ips}
+    return service.endpoint.spec != service.spec.endpoint or held != wanted
+
+
+def vip_networks(spec: ServiceSpec) -> tuple[str, ...]:
+    """Networks on which the service is to have a virtual address."""
+    if spec.endpoint.mode is not EndpointMode.VIP:
+        return ()
+    return tuple(network.target for network in spec.task.networks)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from manager.allocator.networks.subnets import DRIVER
 from manager.orchestrator.update.dirty import is_dirty
 from manager.store.view import View
 from shoal.errors import InvalidArgument, SwarmError
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
-from shoal.model.objects import AnyObject, Node, Service, Task
+from shoal.model.objects import AnyObject, Network, Node, Service, Task
 from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
 
@@ -45,6 +46,7 @@ class Filters(Row, frozen=True):
     desired_states: tuple[TaskState, ...] = ()
     up_to_date: bool = False
     slot: int = 0
+    drivers: tuple[str, ...] = ()
 
 
 def select_nodes(view: View, filters: Filters) -> list[Node]:
@@ -103,6 +105,20 @@ def select_tasks(view: View, filters: Filters) -> list[Task]:
         )
 
     return [task for task in candidates if matches(task)]
+
+
+def select_networks(view: View, filters: Filters) -> list[Network]:
+    """Networks that match; all of them have the one driver there is."""
+
+    def matches(network: Network) -> bool:
+        return (
+            _prefix(network.id, filters.ids)
+            and _prefix(network.spec.annotations.name, filters.names)
+            and _labels(network.spec.annotations.labels, filters.labels)
+            and (not filters.drivers or DRIVER in filters.drivers)
+        )
+
+    return [network for network in view.networks if matches(network)]
 
 
 def task_name(task: Task) -> str:

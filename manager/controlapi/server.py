@@ -12,11 +12,12 @@ from manager.ca.autolock import LockWish, unlock_key_of
 from manager.ca.core import new_join_tokens
 from manager.ca.replacing import RootChanges
 from manager.ca.signing import STORED_KEYS, Signer
-from manager.controlapi import nodes, services, tokens, validate
+from manager.controlapi import networks, nodes, services, tokens, validate
 from manager.controlapi.backup import Backups
 from manager.controlapi.select import (
     Filters,
     page,
+    select_networks,
     select_nodes,
     select_services,
     select_tasks,
@@ -31,9 +32,9 @@ from shoal.clock import Clock
 from shoal.errors import InvalidArgument, PermissionDenied, Unimplemented
 from shoal.ids import new_id
 from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
-from shoal.model.objects import AnyObject, Node, Service, Task
+from shoal.model.objects import AnyObject, Network, Node, Service, Task
 from shoal.model.plan import Change
-from shoal.model.specs import ClusterSpec, NodeSpec, ServiceSpec
+from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ServiceSpec
 from shoal.model.types import ExternalCa, JoinTokens
 from shoal.security.peer import current_peer
 from shoal.security.roles import Role
@@ -303,6 +304,52 @@ class ControlServer(ControlServicer):
         )
         return response
 
+    @override
+    async def CreateNetwork(
+        self, request: pb.CreateNetworkRequest, context: Context
+    ) -> pb.CreateNetworkResponse:
+        _require_spec(request)
+        spec = from_pb(request.spec, NetworkSpec)
+        network_id = new_id()
+        commit = await self._commit(
+            lambda view: networks.create_network(view, spec, network_id=network_id)
+        )
+        network = _written(commit, Network)
+        return pb.CreateNetworkResponse(network=to_pb(network, objects_pb2.Network))
+
+    @override
+    async def GetNetwork(
+        self, request: pb.GetNetworkRequest, context: Context
+    ) -> pb.GetNetworkResponse:
+        network = self._store.view.networks.resolve(request.network)
+        return pb.GetNetworkResponse(network=to_pb(network, objects_pb2.Network))
+
+    @override
+    async def ListNetworks(
+        self, request: pb.ListNetworksRequest, context: Context
+    ) -> pb.ListNetworksResponse:
+        response = pb.ListNetworksResponse()
+
+        def attach(network: Network) -> int:
+            message = response.networks.add()
+            fill_pb(network, message)
+            return message.ByteSize()
+
+        response.next_page_token = page(
+            select_networks(self._store.view, _filters(request.filters)),
+            size=request.page_size,
+            token=request.page_token,
+            attach=attach,
+        )
+        return response
+
+    @override
+    async def RemoveNetwork(
+        self, request: pb.RemoveNetworkRequest, context: Context
+    ) -> pb.RemoveNetworkResponse:
+        await self._commit(lambda view: networks.remove_network(view, request.network))
+        return pb.RemoveNetworkResponse()
+
     async def _commit(
         self, build: Callable[[View], Sequence[Change]], *, version: int = 0
     ) -> Commit:
@@ -332,7 +379,10 @@ class ControlServer(ControlServicer):
 
 
 def _require_spec(
-    request: pb.CreateServiceRequest | pb.UpdateServiceRequest | pb.UpdateNodeRequest,
+    request: pb.CreateServiceRequest
+    | pb.UpdateServiceRequest
+    | pb.UpdateNodeRequest
+    | pb.CreateNetworkRequest,
 ) -> None:
     """Refuse a request without a spec, which would read as one with every field unset."""
     if not request.HasField("spec"):
@@ -361,6 +411,7 @@ def _filters(message: pb.Filters) -> Filters:
             desired_states=tuple(TaskState(state) for state in message.desired_states),
             up_to_date=message.up_to_date,
             slot=message.slot,
+            drivers=tuple(message.drivers),
         )
     except ValueError as error:
         raise InvalidArgument(f"filters: {error}") from error

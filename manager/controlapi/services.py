@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from manager.allocator.ports import check_ports
 from manager.controlapi import validate
+from manager.controlapi.networks import with_network_ids
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, SequenceConflict
 from shoal.model.defaults import is_terminal, is_wanted, restart_policy, update_config
@@ -31,6 +32,7 @@ class ServiceStatus(Row, frozen=True):
 def create_service(view: View, spec: ServiceSpec, *, service_id: str) -> list[Change]:
     """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
     validate.service_spec(spec)
+    spec = with_network_ids(view, spec)
     check_ports(view, spec, service_id=service_id)
     return [create(Service(id=service_id, spec=spec))]
 
@@ -43,6 +45,7 @@ def update_service(view: View, reference: str, spec: ServiceSpec, *, version: in
     service = _at_version(view, reference, version)
     validate.service_spec(spec)
     validate.service_change(service.spec, spec)
+    spec = with_network_ids(view, spec)
     check_ports(view, spec, service_id=service.id)
     changed = service.replaced(
         spec=spec,
@@ -60,6 +63,7 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
         raise FailedPrecondition(
             f"service {service.spec.annotations.name} does not have a previous spec"
         )
+    with_network_ids(view, service.previous_spec)
     check_ports(view, service.previous_spec, service_id=service.id)
     changed = service.replaced(
         spec=service.previous_spec,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from manager.controlapi import validate
 from manager.controlapi.nodes import require_cluster
+from manager.controlapi.validate_names import object_name
 from manager.store.view import View
 from shoal.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from shoal.model.enums import NodeRole
@@ -90,7 +90,7 @@ def _with_extra(cluster: Cluster, extra: tuple[ExtraJoinToken, ...]) -> Change:
 
 
 def _check(wish: TokenWish) -> None:
-    validate.object_name("join token name", wish.name)
+    object_name("join token name", wish.name)
     if wish.ttl_ns and not TTL_NS_MIN <= wish.ttl_ns <= TTL_NS_MAX:
         raise InvalidArgument("ttl: must be from 1s to 10 years, or 0 for no end")
     if not 0 <= wish.uses <= USES_MAX:

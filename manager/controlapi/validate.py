@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from manager.ca.cfssl import URLS_MAX
+from manager.controlapi.validate_names import object_labels, object_name
+from manager.controlapi.validate_networks import attachments
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
-from shoal.model.enums import DisconnectAction, EndpointMode, FailureAction, MountType, PublishMode
+from shoal.model.enums import DisconnectAction, FailureAction, MountType, PublishMode
 from shoal.model.objects import Node
 from shoal.model.reference import parse_reference
 from shoal.model.specs import (
@@ -25,7 +27,6 @@ from shoal.model.specs import (
     TaskSpec,
 )
 from shoal.model.types import (
-    Annotations,
     DisconnectPolicy,
     ExternalCa,
     Mount,
@@ -36,12 +37,11 @@ from shoal.model.types import (
 )
 from shoal.security.succession import check_root
 
-NAME_LENGTH_MAX = 63
 REPLICAS_MAX = 100_000
 MANAGERS_WANTED_MAX = 9
 PORTS_MAX = 1_024
-LABELS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
+DRAIN_TIMEOUT_MAX_NS = 3600 * 1_000_000_000
 DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
 """Then the task is orphaned, and so replaced, whatever the policy."""
 MEMORY_BYTES_MIN = 4 << 20
@@ -55,13 +55,12 @@ CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
-_NAME = re.compile(r"[A-Za-z0-9](?:[-_A-Za-z0-9]*[A-Za-z0-9])?")
 
 
 def service_spec(spec: ServiceSpec) -> None:
     """Refuse a service that cannot be run as it is written."""
     object_name("service name", spec.annotations.name)
-    _labels("service labels", spec.annotations)
+    object_labels("service labels", spec.annotations)
     if not isinstance(spec.mode, ReplicatedMode):
         raise Unimplemented("mode: only replicated services can be run by this version")
     if spec.mode.replicas > REPLICAS_MAX:
@@ -86,7 +85,7 @@ def service_change(old: ServiceSpec, new: ServiceSpec) -> None:
 
 def node_change(node: Node, spec: NodeSpec) -> None:
     """Refuse a node spec this version cannot follow."""
-    _labels("node labels", spec.annotations)
+    object_labels("node labels", spec.annotations)
     if spec.membership is not node.spec.membership:
         raise InvalidArgument("membership: a node that was let in cannot be put back in the queue")
 
@@ -146,26 +145,6 @@ def _https_url(url: str) -> None:
         raise InvalidArgument("external ca: url: must hold no password: everybody can read it")
 
 
-def object_name(field: str, name: str) -> None:
-    """Refuse a name that is missing, too long or not letters, digits, `-` and `_`."""
-    if not name:
-        raise InvalidArgument(f"{field}: must be given")
-    if len(name) > NAME_LENGTH_MAX:
-        raise InvalidArgument(f"{field}: {len(name)} characters, at most {NAME_LENGTH_MAX}")
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(
-            f"{field}: {name!r} must be letters and digits, with - and _ in between"
-        )
-
-
-def _labels(field: str, annotations: Annotations) -> None:
-    if len(annotations.labels) > LABELS_MAX:
-        raise InvalidArgument(f"{field}: {len(annotations.labels)}, at most {LABELS_MAX}")
-    for key in annotations.labels:
-        if not key or any(character.isspace() for character in key):
-            raise InvalidArgument(f"{field}: {key!r} must not be empty or hold spaces")
-
-
 def _task(task: TaskSpec) -> None:
     if not isinstance(task.runtime, ContainerSpec):
         raise Unimplemented("runtime: only containers can be run by this version")
@@ -183,8 +162,7 @@ def _task(task: TaskSpec) -> None:
                 f"placement preference: {preference.spread_descriptor!r} must be spread over "
                 "node.labels.KEY or engine.labels.KEY"
             )
-    if task.networks:
-        raise Unimplemented("networks: a service cannot join networks in this version")
+    attachments(task.networks)
     driver = task.log_driver
     if driver is not None:
         if driver.name not in {"", "json-file"}:
@@ -323,8 +301,6 @@ def _update(field: str, config: UpdateConfig | None) -> None:
 
 def _endpoint(spec: ServiceSpec) -> None:
     ports = spec.endpoint.ports
-    if spec.endpoint.mode is not EndpointMode.VIP:
-        raise Unimplemented("endpoint mode: dnsrr is not possible in this version")
     if len(ports) > PORTS_MAX:
         raise InvalidArgument(f"publish: {len(ports)} ports, at most {PORTS_MAX}")
     seen: set[tuple[object, ...]] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.model.defaults import is_terminal
 from shoal.model.enums import ActionKind, TaskState
-from shoal.model.objects import AnyObject, Cluster, Node, Service, Task
+from shoal.model.objects import AnyObject, Cluster, Network, Node, Service, Task
 from shoal.model.row import Row
 
 
@@ -13,12 +13,13 @@ class Dirty(Row, frozen=True):
 
     services: examined by every planner. nodes: their services are examined, their tasks enforced,
     and waiting tasks of every service are tried again. tasks: ended or gone, so that others may
-    fit where they were.
+    fit where they were. networks: new or gone; subnets are given in every round.
     """
 
     services: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     tasks: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
     everything: bool = False
 
     def union(self, other: Dirty) -> Dirty:
@@ -27,12 +28,13 @@ class Dirty(Row, frozen=True):
             services=self.services | other.services,
             nodes=self.nodes | other.nodes,
             tasks=self.tasks | other.tasks,
+            networks=self.networks | other.networks,
             everything=self.everything or other.everything,
         )
 
     def __bool__(self) -> bool:
         """Whether there is anything to look at."""
-        return bool(self.everything or self.services or self.nodes or self.tasks)
+        return bool(self.everything or self.services or self.nodes or self.tasks or self.networks)
 
 
 NOTHING = Dirty()
@@ -53,11 +55,17 @@ def dirty_from_event(kind: ActionKind, old: AnyObject | None, new: AnyObject | N
             return _of_service(old if isinstance(old, Service) else None, row)
         case Node():
             return _of_node(old if isinstance(old, Node) else None, row, kind)
+        case Network():
+            return NOTHING if old is not None and new is not None else _network(row)
         case Cluster():
             same = isinstance(old, Cluster) and old.spec == row.spec
             return NOTHING if same else EVERYTHING
         case _:
             return NOTHING
+
+
+def _network(network: Network) -> Dirty:
+    return Dirty(networks=frozenset({network.id}))
 
 
 def _of_task(old: Task | None, new: Task | None) -> Dirty:

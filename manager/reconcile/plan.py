@@ -63,6 +63,7 @@ class _Planning:
         for node_id in sorted(self._nodes_of(dirty)):
             enforcer.advance(draft, node_id, now_ns=self._now_ns)
         allocation = Allocation(draft)
+        allocation.networks()
         allocation.services()
         allocation.nodes()
         waiting = self._orchestrate(service_ids, allocation)
@@ -135,7 +136,12 @@ class _Planning:
         rest = NOTHING
         if draft.more:
             # What is freed may still help others: nodes and tasks stay dirty until all had a turn.
-            rest = Dirty(services=frozenset(waiting), nodes=dirty.nodes, tasks=dirty.tasks)
+            rest = Dirty(
+                services=frozenset(waiting),
+                nodes=dirty.nodes,
+                tasks=dirty.tasks,
+                networks=dirty.networks,
+            )
             if not rest:
                 rest = Dirty(services=frozenset(self._services_of(dirty)))
         return Round(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.model.enums import TaskState
-from shoal.model.objects import Cluster, Task
+from shoal.model.objects import Cluster, Service, Task
 from shoal.model.specs import ContainerSpec
 from shoal.model.types import DisconnectPolicy, RestartPolicy, UpdateConfig
 
@@ -11,6 +11,7 @@ RESTART_DELAY_NS = 5_000_000_000
 DISCONNECT_WAIT_NS = 600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
 STOP_GRACE_PERIOD_NS = 10_000_000_000
+DRAIN_TIMEOUT_NS = 2_000_000_000
 STOP_SIGNAL = "SIGTERM"
 TASK_HISTORY_RETENTION_LIMIT = 5
 HEARTBEAT_PERIOD_NS = 250_000_000
@@ -23,6 +24,9 @@ SNAPSHOT_INTERVAL = 10_000
 DATA_PATH_PORT = 7789
 INGRESS_POOL = "10.240.0.0/12"
 INGRESS_SUBNET_MASK_LENGTH = 22
+ADDRESS_POOL = "10.0.0.0/8"
+"""Where networks get their subnets from that ask for none."""
+ADDRESS_POOL_MASK_LENGTH = 24
 DYNAMIC_PORTS = range(30_000, 32_768)
 UPDATE_WAITS = "; waiting: "
 """Stands between what an update's message says anyway and what the update waits for."""

@@ -15,12 +15,21 @@ from shoal.model.enums import (
     PublishMode,
     TaskState,
 )
-from shoal.model.objects import AnyObject, Node, Service, StoreAction, StoreEntry, Task
+from shoal.model.objects import AnyObject, Network, Node, Service, StoreAction, StoreEntry, Task
 from shoal.model.plan import CHANGES_MAX, Change, Plan
-from shoal.model.specs import ContainerSpec, NodeSpec, ReplicatedMode, ServiceSpec, TaskSpec
+from shoal.model.specs import (
+    ContainerSpec,
+    NetworkSpec,
+    NodeSpec,
+    ReplicatedMode,
+    ServiceSpec,
+    TaskSpec,
+)
 from shoal.model.types import (
     Annotations,
     EndpointSpec,
+    IpamConfig,
+    IpamOptions,
     Meta,
     NodeDescription,
     NodeStatus,
@@ -110,6 +119,13 @@ def a_task(
         status=TaskStatus(state=state, applied_at_ns=at_ns, timestamp_ns=at_ns),
         desired_state=desired,
     ).replaced(**fields)
+
+
+def a_network(network_id: str = "net", subnet: str = "", **fields: object) -> Network:
+    """A network as a user asked for it; its name is its id."""
+    configs = (IpamConfig(subnet=subnet),) if subnet else ()
+    spec = NetworkSpec(annotations=Annotations(name=network_id), ipam=IpamOptions(configs=configs))
+    return Network(id=network_id, spec=spec.replaced(**fields))
 
 
 def a_port(

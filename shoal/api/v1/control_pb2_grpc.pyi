@@ -39,6 +39,11 @@ class ControlStub:
     RemoveService: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveServiceRequest, _control_pb2.RemoveServiceResponse]
     GetTask: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]
     ListTasks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListTasksRequest, _control_pb2.ListTasksResponse]
+    CreateNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateNetworkRequest, _control_pb2.CreateNetworkResponse]
+    GetNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.GetNetworkRequest, _control_pb2.GetNetworkResponse]
+    ListNetworks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNetworksRequest, _control_pb2.ListNetworksResponse]
+    RemoveNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveNetworkRequest, _control_pb2.RemoveNetworkResponse]
+    """Refused while services or tasks are on it."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -179,5 +184,34 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ListTasksRequest,
         context: _aio.ServicerContext[_control_pb2.ListTasksRequest, _abc.Awaitable[_control_pb2.ListTasksResponse]],
     ) -> _abc.Awaitable[_control_pb2.ListTasksResponse]: ...
+
+    @_abc_1.abstractmethod
+    def CreateNetwork(
+        self,
+        request: _control_pb2.CreateNetworkRequest,
+        context: _aio.ServicerContext[_control_pb2.CreateNetworkRequest, _abc.Awaitable[_control_pb2.CreateNetworkResponse]],
+    ) -> _abc.Awaitable[_control_pb2.CreateNetworkResponse]: ...
+
+    @_abc_1.abstractmethod
+    def GetNetwork(
+        self,
+        request: _control_pb2.GetNetworkRequest,
+        context: _aio.ServicerContext[_control_pb2.GetNetworkRequest, _abc.Awaitable[_control_pb2.GetNetworkResponse]],
+    ) -> _abc.Awaitable[_control_pb2.GetNetworkResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListNetworks(
+        self,
+        request: _control_pb2.ListNetworksRequest,
+        context: _aio.ServicerContext[_control_pb2.ListNetworksRequest, _abc.Awaitable[_control_pb2.ListNetworksResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ListNetworksResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveNetwork(
+        self,
+        request: _control_pb2.RemoveNetworkRequest,
+        context: _aio.ServicerContext[_control_pb2.RemoveNetworkRequest, _abc.Awaitable[_control_pb2.RemoveNetworkResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RemoveNetworkResponse]:
+        """Refused while services or tasks are on it."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _aio.Server) -> None: ...

@@ -28,6 +28,7 @@ from shoal.model.types import (
     CaConfig,
     EncryptionKey,
     JoinTokens,
+    NetworkAttachmentConfig,
     RootCa,
     RootRotation,
 )
@@ -46,7 +47,7 @@ from tests.support.managing import (
     refusal,
     served,
 )
-from tests.support.planning import a_node, a_port, a_service, a_task
+from tests.support.planning import a_network, a_node, a_port, a_service, a_task
 
 KEY = b"TOPSECRETKEYBYTES"
 CLUSTER = Cluster(
@@ -528,3 +529,46 @@ async def test_a_failing_log_is_an_error_of_the_call_alone(api):
     assert text == "RESOURCE_EXHAUSTED no space: free space and try again"
     api.proposer.error = None
     await create(api)
+
+
+async def test_networks_are_created_found_listed_and_removed_when_nobody_uses_them(api):
+    async def make(name: str, **fields):
+        spec = to_pb(a_network(name, **fields).spec, specs_pb2.NetworkSpec)
+        return (await api.control.CreateNetwork(pb.CreateNetworkRequest(spec=spec))).network
+
+    blue = await make("blue", annotations=Annotations("blue", {"tier": "db"}))
+    await make("red")
+    assert await refusal(make("BLUE")) == (
+        f"ALREADY_EXISTS network name 'blue' is already in use by {blue.id}: choose another name"
+        " or remove that one"
+    )
+    got = await api.control.GetNetwork(pb.GetNetworkRequest(network=blue.id[:6]))
+    assert got.network == blue
+
+    async def names(**filters) -> list[str]:
+        request = pb.ListNetworksRequest(filters=pb.Filters(**filters), page_size=1)
+        found = []
+        while True:
+            answer = await api.control.ListNetworks(request)
+            found += [one.spec.annotations.name for one in answer.networks]
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
+
+    assert sorted(await names()) == ["blue", "red"]
+    assert await names(labels=["tier=db"]) == ["blue"]
+    assert await names(names=["re"], drivers=["overlay"]) == ["red"]
+    assert await names(drivers=["bridge"]) == []
+
+    task = a_service().spec.task.replaced(networks=(NetworkAttachmentConfig("blue"),))
+    service = await create(api, task=task)
+    assert [wish.target for wish in service.spec.task.networks] == [blue.id]
+    remove_blue = pb.RemoveNetworkRequest(network="blue")
+    refused = await refusal(api.control.RemoveNetwork(remove_blue))
+    assert "FAILED_PRECONDITION network blue is in use by service web: remove them" in refused
+    await api.control.RemoveService(pb.RemoveServiceRequest(service="web"))
+    await api.control.RemoveNetwork(remove_blue)
+    assert await names() == ["red"]
+    assert "spec: must be given" in await refusal(
+        api.control.CreateNetwork(pb.CreateNetworkRequest())
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from ipaddress import ip_interface, ip_network
+from itertools import combinations
 
+from manager.allocator.networks.subnets import vni_of
 from manager.allocator.plan import needs_endpoint
 from manager.allocator.ports import check_ports
 from manager.orchestrator.slots import node_is_lost
@@ -31,7 +34,9 @@ from shoal.model.specs import ContainerSpec, ReplicatedMode, TaskSpec
 from shoal.model.types import (
     ContainerStatus,
     DisconnectPolicy,
+    Endpoint,
     EndpointSpec,
+    NetworkAttachmentConfig,
     Placement,
     PortConfig,
     ResourceRequirements,
@@ -39,7 +44,7 @@ from shoal.model.types import (
     RestartPolicy,
     UpdateConfig,
 )
-from tests.support.planning import SECOND_NS, Cell, a_node, a_port, a_service
+from tests.support.planning import SECOND_NS, Cell, a_network, a_node, a_port, a_service
 
 _LADDER = [
     TaskState.ASSIGNED,
@@ -52,6 +57,8 @@ _LADDER = [
 _UNDER_WAY = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
 _NODES = 5
 _MEMORY = 64 << 20
+_PREFIX_LENGTH = 26
+"""Room for twice what all services together may have."""
 
 
 class Simulation:
@@ -59,6 +66,7 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.network_random = random.Random(seed)  # of its own: seeds stay what they were
         self.cell = Cell(a_node(f"n{i}", resources=_room()) for i in range(_NODES))
         self.agenda = Agenda()
         self.seen = 0
@@ -70,6 +78,7 @@ class Simulation:
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
+            self.network_user()
             self.user()
             self.disaster()
             self.plan()
@@ -278,6 +287,7 @@ class Simulation:
                 window_ns=choose([0, SECOND_NS, 60 * SECOND_NS]),
             ),
             placement=Placement(max_replicas=choose([0, 0, 2])),
+            networks=self._networks(),
             disconnect=self._disconnect(service_id),
         )
 
@@ -298,6 +308,35 @@ class Simulation:
     def _ports(self) -> tuple[PortConfig, ...]:
         published = self.random.choice([0, 8080, 8081, 30_000])
         return self.random.choice([(), (a_port(80, published),), (a_port(80), a_port(81))])
+
+    def network_user(self) -> None:
+        """Networks come, and go when no service may want them any more."""
+        networks = sorted(self.cell.tables.networks, key=lambda row: row.id)
+        action = self.network_random.random()
+        if action < 0.3 and len(networks) < 3:
+            self.images += 1
+            subnet = self.network_random.choice(["", f"10.{self.images}.0.0/{_PREFIX_LENGTH}"])
+            ipv6 = self.network_random.random() < 0.5
+            self.cell.put(a_network(f"net{self.images}", subnet, ipv6_enabled=ipv6))
+        elif action < 0.5 and networks:
+            network = self.network_random.choice(networks)
+            if not self._wants(network.id):
+                self.cell.remove(network)
+
+    def _wants(self, network_id: str) -> bool:
+        specs = [task.spec for task in self.cell.tables.tasks if not is_terminal(task)]
+        for service in self.cell.tables.services:
+            specs.append(service.spec.task)
+            if service.previous_spec is not None:
+                specs.append(service.previous_spec.task)
+        return any(wish.target == network_id for spec in specs for wish in spec.networks)
+
+    def _networks(self) -> tuple[NetworkAttachmentConfig, ...]:
+        return tuple(
+            NetworkAttachmentConfig(target=network.id)
+            for network in sorted(self.cell.tables.networks, key=lambda row: row.id)
+            if self.network_random.random() < 0.5
+        )
 
     # What happens to nodes.
 
@@ -332,6 +371,7 @@ class Simulation:
     def check(self) -> None:
         tables = self.cell.tables
         self._check_slots()
+        self._check_networks()
         ports = Counter(
             (port.protocol, port.published_port)
             for service in tables.services
@@ -349,6 +389,36 @@ class Simulation:
                 if not is_terminal(task)
             )
             assert reserved <= node.description.resources.memory_bytes
+
+    def _check_networks(self) -> None:
+        """No two networks have one number or subnet, no two on a network one address."""
+        tables = self.cell.tables
+        made = [network for network in tables.networks if network.driver_state is not None]
+        numbers = {vni_of(network) for network in made}
+        subnets = [ip_network(one.subnet) for network in made for one in network.ipam.configs]
+        assert len(numbers) == len(made), made
+        assert 0 not in numbers, made
+        for one, other in combinations(subnets, 2):
+            assert one.version != other.version or not one.overlaps(other), made
+        given = Counter(
+            (held.network_id, ip_interface(held.address).ip)
+            for service in tables.services
+            if service.endpoint is not None
+            for held in service.endpoint.virtual_ips
+        )
+        given.update(
+            (held.network_id, ip_interface(address).ip)
+            for task in tables.tasks
+            if not is_terminal(task)
+            for held in task.networks
+            for address in held.addresses
+        )
+        given.update(
+            (network.id, ip_interface(one.gateway).ip)
+            for network in made
+            for one in network.ipam.configs
+        )
+        assert not [key for key, count in given.items() if count > 1], given
 
     def _check_slots(self) -> None:
         """At no moment two tasks of a slot are wanted, or at work where no node was lost.
@@ -418,6 +488,12 @@ class Simulation:
 
     def _check_service(self, service: Service) -> None:
         tasks = self.cell.tasks(service.id)
+        wished = [wish.target for wish in service.spec.task.networks]
+        held = (service.endpoint or Endpoint()).virtual_ips
+        assert list(dict.fromkeys(one.network_id for one in held)) == wished, service
+        for task in tasks:
+            if task.status.state is TaskState.RUNNING and is_wanted(task):
+                assert [one.network_id for one in task.networks] == wished, task
         for slot in {task.slot for task in tasks}:
             members = [task for task in tasks if task.slot == slot]
             wanted = [task for task in members if is_wanted(task)]

@@ -9,6 +9,7 @@ from shoal.model.enums import ActionKind, NodeAvailability, NodeState, TaskState
 from shoal.model.objects import AnyObject, Cluster, Network, Task
 from shoal.model.plan import CHANGES_MAX
 from shoal.model.specs import ClusterSpec, OrchestrationConfig
+from shoal.model.types import Driver
 from tests.support.planning import SECOND_NS, Cell, a_node, a_port, a_service, a_task
 
 
@@ -151,7 +152,9 @@ WEB_FREED = Dirty(services=frozenset({"web"}), tasks=frozenset({"t0"}))
             ),
             EVERYTHING,
         ),
-        (None, Network(id="net"), NOTHING),
+        (None, Network(id="net"), Dirty(networks=frozenset({"net"}))),
+        (Network(id="net"), None, Dirty(networks=frozenset({"net"}))),
+        (Network(id="net"), Network(id="net", driver_state=Driver("overlay")), NOTHING),
     ],
 )
 def test_what_an_event_makes_dirty(

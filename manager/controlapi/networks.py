@@ -1,0 +1,84 @@
+"""Changes to networks, and the networks of services: what each request writes, decided on one view.
+
+Services name networks by name or id; what is stored is the id, so that a network of the same name
+that is made later is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from manager.allocator.networks.subnets import Subnets
+from manager.controlapi.validate_networks import network_spec
+from manager.store.view import View
+from shoal.errors import FailedPrecondition, InvalidArgument
+from shoal.model.defaults import is_terminal
+from shoal.model.objects import Network
+from shoal.model.plan import Change, create, remove
+from shoal.model.specs import NetworkSpec, ServiceSpec
+from shoal.model.types import NetworkAttachmentConfig
+
+USERS_SHOWN_MAX = 5
+NODE_NETWORKS = frozenset({"bridge", "host", "none"})
+
+
+def create_network(view: View, spec: NetworkSpec, *, network_id: str) -> list[Change]:
+    """A new network; the allocator gives it its number and what it does not ask for itself.
+
+    Raises InvalidArgument, Unimplemented.
+    """
+    network_spec(spec)
+    Subnets(view).check(spec.ipam.configs)
+    return [create(Network(id=network_id, spec=spec))]
+
+
+def remove_network(view: View, reference: str) -> list[Change]:
+    """Remove a network that nobody uses. Raises FailedPrecondition, naming its users."""
+    network = view.networks.resolve(reference)
+    users = list(_users(view, network.id))
+    if users:
+        more = len(users) - USERS_SHOWN_MAX
+        shown = ", ".join(users[:USERS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+        raise FailedPrecondition(
+            f"network {network.spec.annotations.name} is in use by {shown}: remove them, or take"
+            " the network out of the services first (`swarmctl service update --network-rm`)"
+        )
+    return [remove(network)]
+
+
+def with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
+    """The spec with every network it names by its id.
+
+    Raises: NotFound; InvalidArgument for a network given twice and for those of nodes alone.
+    """
+    if not spec.task.networks:
+        return spec
+    resolved: dict[str, NetworkAttachmentConfig] = {}
+    for wish in spec.task.networks:
+        if wish.target in NODE_NETWORKS:
+            raise InvalidArgument(
+                f"network: {wish.target} is a network of each node: services join overlay networks"
+                " (`swarmctl network create`)"
+            )
+        network = view.networks.resolve(wish.target)
+        if network.id in resolved:
+            raise InvalidArgument(
+                f"network: {network.spec.annotations.name} is given twice: give all its aliases"
+                " at once"
+            )
+        resolved[network.id] = wish.replaced(target=network.id)
+    return spec.replaced(task=spec.task.replaced(networks=tuple(resolved.values())))
+
+
+def _users(view: View, network_id: str) -> Iterable[str]:
+    """Services that ask for the network, then tasks that are still on it."""
+    asking: set[str] = set()
+    for service in sorted(view.services, key=lambda row: row.spec.annotations.name):
+        if any(wish.target == network_id for wish in service.spec.task.networks):
+            asking.add(service.id)
+            yield f"service {service.spec.annotations.name}"
+    for task in sorted(view.tasks, key=lambda row: row.annotations.name):
+        if task.service_id in asking or is_terminal(task):
+            continue
+        if any(held.network_id == network_id for held in task.networks):
+            yield f"task {task.annotations.name or task.id}"
