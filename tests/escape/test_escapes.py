@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engine.daemon import EngineNode
-from tests.integration.engine.remapped import remap
+from tests.integration.engine.remapped import RemappedNode
 from tests.integration.engine.seeded import ok
 from tests.parity.image import add_file, write_rootfs
 from worker.images.store import ImageStore
@@ -31,7 +31,7 @@ PYTHON = ("/bin/python3", "-I", "-S")
 def node(request: pytest.FixtureRequest) -> Iterator[EngineNode]:
     """Twice: containers whose root is the node's, and those with ids of their own."""
     remapped = request.param == "remapped"
-    made = remap(EngineNode("--userns-remap", "default")) if remapped else EngineNode()
+    made = RemappedNode() if remapped else EngineNode()
     try:
         _seed(made)
         made.start()

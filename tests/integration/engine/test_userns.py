@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engine.daemon import EngineNode
-from tests.integration.engine.remapped import GID, UID, remapped_node
-from tests.integration.engine.seeded import ok, refused
+from tests.integration.engine.remapped import RemappedNode
+from tests.integration.engine.seeded import ok, refused, seed
+from tests.support.accounts import GID, UID
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[EngineNode]:
-    made = remapped_node()
+    made = RemappedNode()
     try:
+        seed(made)
         made.start()
         yield made
     finally:
@@ -226,7 +228,9 @@ def test_top_stats_logs_and_a_restart(node: EngineNode, running: str):
 
 
 def test_a_worker_that_comes_back_takes_them_over(node: EngineNode, running: str):
+    address = "ip -o -4 addr show dev eth0 | wc -l"
     node.stop()
     node.start()
     assert ok(node, "exec", running, "id", "-u") == "0"
+    assert ok(node, "exec", running, "sh", "-c", address) == "1"
     assert os.stat(f"/proc/{_pid(node, running)}").st_uid == UID

@@ -76,11 +76,15 @@ def a_task(
 class Place:
     """One node. The worker may be killed and started again; `destroy` removes every trace.
 
-    module: what is run: the worker alone, or the engine with the worker in it.
+    module: what is run: the worker alone, or the engine with the worker in it. more: arguments
+    besides those every worker needs.
     """
 
-    def __init__(self, module: str = "worker") -> None:
+    def __init__(self, module: str = "worker", *more: str) -> None:
         self._module = module
+        self._more = more
+        self.prefix: tuple[str, ...] = ()
+        """What the worker is started through."""
         self.directory = Path(tempfile.mkdtemp(prefix="shoal-worker-", dir="/var/tmp"))
         self.paths = NodePaths(state=self.directory / "state", run=self.directory / "run")
         for path in (self.paths.state, self.paths.run):
@@ -140,11 +144,11 @@ class Place:
         with open(self.log, "ab") as log:
             self.worker = subprocess.Popen(
                 self.inside(
-                    sys.executable, "-m", self._module,
+                    *self.prefix, sys.executable, "-m", self._module,
                     "--state-dir", str(self.paths.state),
                     "--run-dir", str(self.paths.run),
                     "--hostname", "alpha",
-                    "--cgroup-parent", self.cgroup_parent,
+                    "--cgroup-parent", self.cgroup_parent, *self._more,
                 ),
                 stderr=log,
             )  # fmt: skip
@@ -214,9 +218,9 @@ class Place:
         site = _NodeSite(self)
         async with asyncio.timeout(DEADLINE_S):
             await site.destroy()
-        netns = str(self.paths.run / "netns")
-        while any(line.split()[4].startswith(netns) for line in _mountinfo()):
-            deepest = max(line.split()[4] for line in _mountinfo() if netns in line)
+        run = f"{self.paths.run}/"
+        while any(line.split()[4].startswith(run) for line in _mountinfo()):
+            deepest = max(line.split()[4] for line in _mountinfo() if run in line)
             subprocess.run(["umount", "-l", deepest], check=True)
         for path in self._mounts:
             subprocess.run(["umount", "-l", str(path)], check=True)
