@@ -154,9 +154,13 @@ class V1(_Placed):
             self.remove(container)
             raise
 
-    def update(self, container: str, resources: dict[str, Any]) -> None:
-        """Change limits of a group that is in use: all of them or none."""
-        writes = limits.v1_writes(resources)
+    def update(self, container: str, changes: dict[str, Any], merged: dict[str, Any]) -> None:
+        """Change limits of a group that is in use: all of them or none.
+
+        merged: the changes together with what is not changed beside them. Here each has a file.
+        """
+        del merged
+        writes = limits.v1_writes(changes)
         if any(write.controller == "cpuset" for write in writes):
             self._enter_cpuset(container)
         before = [(w, _in_force(self._path(container, w))) for w in writes if self._has(w)]
@@ -336,14 +340,27 @@ class V2(_Placed):
             raise
 
     def _possible(self, container: str, writes: list[limits.Write]) -> list[limits.Write]:
-        """Some kernels count no swap; a limit of it is nothing to write then."""
-        swap = f"{self._path(container)}/memory.swap.max"
-        return [w for w in writes if w.file != "memory.swap.max" or os.path.exists(swap)]
+        """What the files of this kernel can hold.
 
-    def update(self, container: str, resources: dict[str, Any]) -> None:
-        """Change limits of a group that is in use: all of them or none."""
+        Some count no swap: a limit of it is nothing to write then. Some share block devices out by
+        `io.weight` alone.
+        """
         path = self._path(container)
-        writes = self._possible(container, limits.v2_writes(resources))
+        if not os.path.exists(f"{path}/memory.swap.max"):
+            writes = [w for w in writes if w.file != "memory.swap.max"]
+        if not os.path.exists(f"{path}/{limits.BFQ_WEIGHT}"):
+            writes = [limits.without_bfq(w) for w in writes]
+        return writes
+
+    def update(self, container: str, changes: dict[str, Any], merged: dict[str, Any]) -> None:
+        """Change limits of a group that is in use: all of them or none.
+
+        merged: the changes together with what is not changed beside them. Here files hold several
+        values, or their difference.
+        """
+        del changes
+        path = self._path(container)
+        writes = self._possible(container, limits.v2_writes(merged))
         before = [(w.file, _in_force(f"{path}/{w.file}")) for w in writes]
         try:
             for change in writes:

@@ -89,16 +89,16 @@ class Interaction:
         path = f"{container.directory}/{files.BUNDLE_FILE}"
         bundle = tinyjson.loads(files.read_text(path))
         changes = request["resources"]
+        resources = bundle["linux"]["resources"]
+        merged = {name: resources.get(name, {}) | values for name, values in changes.items()}
         if container.state == RUNNING:
             try:
-                self._supervisor.driver.update(container.id, changes)
+                self._supervisor.driver.update(container.id, changes, merged)
             except (OSError, ValueError) as error:
                 reason = str(error)
                 if isinstance(error, OSError):
                     reason = f"{error.filename or 'update'}: {error.strerror or error}"
                 raise self._supervisor.refused("invalid_argument", reason) from None
-        resources = bundle["linux"]["resources"]
-        for name, values in changes.items():
-            resources[name] = resources.get(name, {}) | values
+        resources |= merged
         files.write_atomically(path, tinyjson.dumps(bundle))
         self._supervisor.reply(client, request, container)

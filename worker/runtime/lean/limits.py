@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     Resources = dict[str, Any]
 
 CPU_PERIOD_US = 100_000
+BFQ_WEIGHT = "io.bfq.weight"
+"""There only where the scheduler of that name is built in or loaded; 1 to 1000."""
 _THROTTLES = (
     ("throttleReadBpsDevice", "read_bps", "rbps"), ("throttleWriteBpsDevice", "write_bps", "wbps"),
     ("throttleReadIOPSDevice", "read_iops", "riops"),
@@ -103,7 +105,8 @@ def _v2_cpu(cpu: Resources) -> list[Write]:
         value = "max" if quota <= 0 else quota
         writes.append(Write("", "cpu.max", f"{value} {cpu.get('period', CPU_PERIOD_US)}"))
     if "shares" in cpu:
-        writes.append(Write("", "cpu.weight", 1 + (cpu["shares"] - 2) * 9999 // 262142))
+        shares = min(max(cpu["shares"], 2), 262_144)  # version 1 takes any number, within these
+        writes.append(Write("", "cpu.weight", 1 + (shares - 2) * 9999 // 262_142))
     for file, key in (("cpuset.cpus", "cpus"), ("cpuset.mems", "mems")):
         if key in cpu:
             writes.append(Write("", file, cpu[key]))
@@ -119,6 +122,10 @@ def _v2_memory(memory: Resources) -> list[Write]:
         writes.append(Write("", "memory.max", _or_max(memory["limit"])))
     if "swap" in memory:
         swap, limit = memory["swap"], max(0, memory.get("limit", 0))
+        if 0 <= swap < limit:
+            raise ValueError(
+                f"memory limit {limit}: above memory and swap together ({swap}); change both"
+            )
         writes.append(Write("", "memory.swap.max", "max" if swap < 0 else max(0, swap - limit)))
     if "reservation" in memory:
         writes.append(Write("", "memory.low", max(0, memory["reservation"])))
@@ -126,9 +133,9 @@ def _v2_memory(memory: Resources) -> list[Write]:
 
 
 def _v2_block(block: Resources) -> list[Write]:
-    files = [("io.bfq.weight", block["weight"])] if "weight" in block else []
+    files = [(BFQ_WEIGHT, block["weight"])] if "weight" in block else []
     files += [
-        ("io.bfq.weight", f"{_number(device)} {device['weight']}")
+        (BFQ_WEIGHT, f"{_number(device)} {device['weight']}")
         for device in block.get("weightDevice", ())
     ]
     files += [
@@ -137,6 +144,14 @@ def _v2_block(block: Resources) -> list[Write]:
         for device in block.get(key, ())
     ]
     return [Write("", file, value) for file, value in files]
+
+
+def without_bfq(write: Write) -> Write:
+    """The same weight for `io.weight`, whose range is 1 to 10000, as runc and crun convert it."""
+    if write.file != BFQ_WEIGHT:
+        return write
+    device, _, weight = write.value.rpartition(" ")
+    return Write("", "io.weight", f"{device or 'default'} {1 + (int(weight) - 10) * 9999 // 990}")
 
 
 def _number(device: Resources) -> str:

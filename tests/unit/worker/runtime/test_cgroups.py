@@ -66,7 +66,7 @@ def test_v2_limits_and_counters(unified):
     for name in ("cpu.max", "cpu.weight", "memory.max", "memory.swap.max", "pids.max"):
         (group / name).write_text("")
     resources = _resources(memory_bytes=8 << 20, nano_cpus=10**9, pids_max=3, cpu_shares=1024)
-    driver.update("c", resources)
+    driver.update("c", {}, resources)
     assert (group / "cpu.max").read_text() == "100000 100000"
     assert (group / "cpu.weight").read_text() == "39"
     assert (group / "memory.max").read_text() == str(8 << 20)
@@ -84,6 +84,16 @@ def test_v2_limits_and_counters(unified):
     driver.freeze("c", frozen=True)
     assert (group / "cgroup.freeze").read_text() == "1"
     assert driver.is_frozen("c")
+
+
+def test_v2_keeps_memory_and_swap_together_when_memory_changes(unified):
+    driver, root = unified
+    (root / "shoal/n1/c").mkdir()
+    _fill(root / "shoal/n1/c", {"memory.max": "8388608\n", "memory.swap.max": "8388608\n"})
+    changes = {"memory": {"limit": 12 << 20}}
+    driver.update("c", changes, {"memory": {"limit": 12 << 20, "swap": 16 << 20}})
+    assert (root / "shoal/n1/c/memory.max").read_text() == str(12 << 20)
+    assert (root / "shoal/n1/c/memory.swap.max").read_text() == str(4 << 20)
 
 
 def test_v2_without_controllers_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.runtime.interactive import Resources
-from worker.runtime.lean.limits import Write, in_order, v1_writes, v2_writes
+from worker.runtime.lean.limits import Write, in_order, v1_writes, v2_writes, without_bfq
 from worker.runtime.resources import changes_of
 
 EVERYTHING = {
@@ -73,6 +73,31 @@ def test_what_version_2_has_not_is_refused_by_name(resources):
     (name,) = next(iter(resources.values()))
     with pytest.raises(ValueError, match=name):
         v2_writes(resources)
+
+
+@given(st.integers(-(2**40), 2**40))
+def test_any_number_of_shares_is_a_weight(shares):
+    (weight,) = _files(v2_writes({"cpu": {"shares": shares}}))["cpu.weight"]
+    assert 1 <= int(weight) <= 10_000
+    assert shares < 262_144 or weight == "10000"
+
+
+@given(st.integers(10, 1000), st.integers(10, 1000))
+def test_weights_without_the_bfq_scheduler(one, another):
+    device = {"major": 8, "minor": 0, "weight": another}
+    writes = v2_writes({"blockIO": {"weight": one, "weightDevice": [device]}})
+    first, second = _files([without_bfq(write) for write in writes])["io.weight"]
+    assert first.startswith("default ")
+    assert second.startswith("8:0 ")
+    weights = [int(text.split()[1]) for text in (first, second)]
+    assert all(1 <= weight <= 10_000 for weight in weights)
+    assert one >= another or weights[0] < weights[1]
+
+
+def test_memory_above_memory_and_swap_is_refused():
+    """Version 1 leaves that to the kernel; version 2 has files for memory and for swap."""
+    with pytest.raises(ValueError, match="above memory and swap together"):
+        v2_writes({"memory": {"limit": 2 << 20, "swap": 1 << 20}})
 
 
 def test_no_limit():
