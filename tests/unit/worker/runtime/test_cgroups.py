@@ -89,7 +89,7 @@ def test_v2_limits_and_counters(unified):
 def test_v2_keeps_memory_and_swap_together_when_memory_changes(unified):
     driver, root = unified
     (root / "shoal/n1/c").mkdir()
-    _fill(root / "shoal/n1/c", {"memory.max": "8388608\n", "memory.swap.max": "8388608\n"})
+    _fill(root / "shoal/n1/c", {"memory.max": "8388608", "memory.swap.max": "8388608"})
     changes = {"memory": {"limit": 12 << 20}}
     driver.update("c", changes, {"memory": {"limit": 12 << 20, "swap": 16 << 20}})
     assert (root / "shoal/n1/c/memory.max").read_text() == str(12 << 20)
