@@ -194,6 +194,7 @@ class Engine:
         )
 
     async def _info(self) -> dict[str, Any]:
+        apparmor = self._parts.runtime.apparmor
         now = words.Now(
             time=_time_text(self._clock.now_ns()),
             census=await self._census(),
@@ -204,6 +205,8 @@ class Engine:
             ip_forwarding=machine.is_set("net/ipv4/ip_forward"),
             bridge_nf_iptables=machine.is_set("net/bridge/bridge-nf-call-iptables"),
             bridge_nf_ip6tables=machine.is_set("net/bridge/bridge-nf-call-ip6tables"),
+            apparmor=apparmor.confines,
+            further_warnings=(apparmor.warning,) if apparmor.warning else (),
             environment=os.environ,
         )
         return words.info(self._node, self._offer, now)

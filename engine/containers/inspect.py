@@ -21,6 +21,7 @@ from engine.http.versions import ApiVersion
 from shoal.clock import NS_PER_S
 from worker.network.local.api import BRIDGE, HOST, NONE, Endpoint, PortBinding
 from worker.runtime.bundle import MASKED_PATHS, READONLY_PATHS
+from worker.runtime.interactive import Confinement
 
 NO_TIME = "0001-01-01T00:00:00Z"
 _DNS_NAMES_SINCE = ApiVersion(1, 44)
@@ -48,7 +49,11 @@ def time_text(moment_ns: int) -> str:
 
 
 def worded(
-    container: Container, directory: str, network_ids: Mapping[str, str], version: ApiVersion
+    container: Container,
+    directory: str,
+    network_ids: Mapping[str, str],
+    version: ApiVersion,
+    confinement: Confinement,
 ) -> dict[str, Any]:
     """Everything. directory: where the runtime keeps it. network_ids: by name."""
     record = container.record
@@ -67,9 +72,9 @@ def worded(
         "RestartCount": record.restart_count,
         "Driver": "overlay2",
         "Platform": "linux",
-        "MountLabel": "",
-        "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "MountLabel": confinement.mount_label,
+        "ProcessLabel": confinement.process_label,
+        "AppArmorProfile": confinement.apparmor_profile,
         "ExecIDs": container.exec_ids or None,
         "HostConfig": host_config(record),
         "GraphDriver": {"Data": _graph(directory), "Name": "overlay2"},

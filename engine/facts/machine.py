@@ -55,7 +55,6 @@ class Machine(Row, frozen=True):
     memory_bytes: int
     filesystem: str
     cgroups: Cgroups
-    apparmor: bool
     seccomp: bool
 
 
@@ -71,7 +70,6 @@ def read_machine(state_dir: Path, root: Path = Path("/")) -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         filesystem=_filesystem(state_dir),
         cgroups=_cgroups(root / "sys/fs/cgroup"),
-        apparmor=_text(root / "sys/module/apparmor/parameters/enabled") == "Y",
         seccomp=(root / "proc/sys/kernel/seccomp/actions_avail").exists(),
     )
 

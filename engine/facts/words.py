@@ -62,6 +62,9 @@ class Now(Row, frozen=True):
     ip_forwarding: bool
     bridge_nf_iptables: bool
     bridge_nf_ip6tables: bool
+    apparmor: bool = False
+    """Whether containers are confined by it."""
+    further_warnings: tuple[str, ...] = ()
     environment: Mapping[str, str] = {}
 
 
@@ -173,7 +176,7 @@ def info(node: Node, offer: Offer, now: Now) -> dict[str, Any]:
         "ContainerdCommit": {"ID": "", "Expected": ""},
         "RuncCommit": {"ID": "", "Expected": ""},
         "InitCommit": {"ID": "", "Expected": ""},
-        "SecurityOptions": _security(machine, offer),
+        "SecurityOptions": _security(machine, offer, now),
         "Warnings": _warnings(machine, now) or None,
     }
 
@@ -201,8 +204,8 @@ def _registries(settings: RegistrySettings) -> dict[str, Any]:
     }
 
 
-def _security(machine: Machine, offer: Offer) -> Sequence[str]:
-    options = ["name=apparmor"] if machine.apparmor else []
+def _security(machine: Machine, offer: Offer, now: Now) -> Sequence[str]:
+    options = ["name=apparmor"] if now.apparmor else []
     if machine.seccomp:
         options.append("name=seccomp,profile=builtin")
     if offer.userns:
@@ -223,7 +226,8 @@ def _warnings(machine: Machine, now: Now) -> list[str]:
         "No pids limit support": cgroups.pids_limit,
         "IPv4 forwarding is disabled": now.ip_forwarding,
     }
-    return [f"WARNING: {text}" for text, there in missing.items() if not there]
+    texts = [text for text, there in missing.items() if not there]
+    return [f"WARNING: {text}" for text in (*texts, *now.further_warnings)]
 
 
 def _proxy(environment: Mapping[str, str], name: str) -> str:

@@ -19,6 +19,7 @@ from engine.http.errors import Refused
 from engine.http.query import Query
 from engine.http.routing import Route
 from shoal.errors import InvalidArgument, NotFound
+from worker.runtime.interactive import Confinement
 
 _CONDITIONS = ("not-running", "next-exit", "removed")
 
@@ -81,11 +82,18 @@ class _Resource:
             self._parts.needs.container_dir(container.id),
             self._parts.grounds.network_ids(),
             call.version,
+            await self._confinement(container),
         )
         if call.query.flag("size"):
             written, total = await self._parts.directory.sizes(container.id)
             words |= {"SizeRw": written, "SizeRootFs": total}
         return json_answer(words)
+
+    async def _confinement(self, container: Container) -> Confinement:
+        try:
+            return await self._parts.needs.runtime.confinement(container.id)
+        except NotFound:  # half made, or lost
+            return Confinement()
 
     async def start(self, call: Call) -> Answer:
         if call.query.text("checkpoint"):

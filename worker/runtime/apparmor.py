@@ -1,8 +1,8 @@
 """The AppArmor profile of containers that ask for none: its text, and who runs under it. Pure.
 
 Invariant: a process under it changes nothing of the kernel that is not its container's, whatever
-capabilities it has: it mounts nothing, writes to `/proc` and `/sys` only what belongs to a process,
-a control group or its IPC namespace, and signals and traces nobody outside of the profile. It
+capabilities it has: it mounts nothing, writes to `/proc` and `/sys` only what belongs to a process
+or a control group, and signals and traces nobody outside of the profile. It
 stands for what the read-only and masked paths and the seccomp filter keep, too: one may be lifted
 without the other. Needs no file of the node's policy, so it is the same on every distribution.
 """
@@ -18,7 +18,6 @@ DEFAULT = "shoal-default"
 DOCKERS_DEFAULT = "docker-default"
 """What people write for "the default": it stands for ours, which is at least as strict."""
 UNCONFINED = "unconfined"
-_WRITTEN_IN_PROC = "sys/kernel/shm"
 _WRITTEN_IN_SYS = "fs/cgroup"
 _HIDDEN = (
     "/proc/{kcore,sysrq-trigger}", "/sys/firmware/**", "/sys/kernel/security/**",
@@ -44,9 +43,11 @@ def text_of(own: str, name: str = DEFAULT) -> str:
         "network", "capability", "file", "umount",
         *(f'signal (receive) peer="{sender}"' for sender in senders),
         f"signal (send, receive) peer={name}",
-        f"ptrace (trace, read, tracedby, readby) peer={name}",
+        "signal (send, receive) set=(exists)",
+        f"ptrace (trace, read) peer={name}",
+        "ptrace (tracedby, readby)",
         "deny mount",
-        *(f"deny {place} w" for place in _all_but("/proc/", _WRITTEN_IN_PROC, "0-9")),
+        "deny /proc/[^0-9]** w",
         *(f"deny {place} wklx" for place in _all_but("/sys/", _WRITTEN_IN_SYS)),
         *(f"deny {place} rwklx" for place in _HIDDEN),
     ]  # fmt: skip
@@ -54,11 +55,10 @@ def text_of(own: str, name: str = DEFAULT) -> str:
     return f"profile {name} flags=(attach_disconnected, mediate_deleted) {{\n{body}}}\n"
 
 
-def _all_but(directory: str, kept: str, more: str = "") -> Iterator[str]:
+def _all_but(directory: str, kept: str) -> Iterator[str]:
     """Patterns for all below a directory that does not begin with `kept`.
 
-    One for each place where a name can depart from it: a pattern cannot say "not". more: further
-    first letters that are kept.
+    One for each place where a name can depart from it: a pattern cannot say "not".
     """
     for index, letter in enumerate(kept):
-        yield f"{directory}{kept[:index]}[^{letter}{more if index == 0 else ''}]**"
+        yield f"{directory}{kept[:index]}[^{letter}]**"

@@ -137,6 +137,14 @@ class Attached(Channel, Protocol):
         ...
 
 
+class Confinement(msgspec.Struct, frozen=True):
+    """What the node's security modules hold a container to; "" where they do not."""
+
+    apparmor_profile: str = ""
+    process_label: str = ""
+    mount_label: str = ""
+
+
 class InteractiveRuntime(Protocol):
     """What a runtime offers beyond `worker.runtime.api.Runtime`. Raises `SwarmError`s."""
 
@@ -173,6 +181,10 @@ class InteractiveRuntime(Protocol):
 
     async def exec_resize(self, exec_id: str, size: TerminalSize) -> None:
         """Change the terminal's size. Raises: FailedPrecondition."""
+        ...
+
+    async def confinement(self, container: str) -> Confinement:
+        """Of its last run, or its next if it has not run. Raises: NotFound."""
         ...
 
     async def update(self, container: str, resources: Resources) -> None:

@@ -26,6 +26,7 @@ from worker.runtime.channels import (
 from worker.runtime.interactive import (
     Attached,
     Channel,
+    Confinement,
     DetailedStats,
     ExecConfig,
     ExecStatus,
@@ -142,6 +143,16 @@ class Talking(InteractiveRuntime):
     async def exec_resize(self, exec_id: str, size: TerminalSize) -> None:
         fields = {"exec": exec_id, "height": size.height, "width": size.width}
         await self._link.request("exec-resize", fields)
+
+    @override
+    async def confinement(self, container: str) -> Confinement:
+        bundle = await self._bundle(container)
+        process = bundle["process"]
+        return Confinement(
+            apparmor_profile=process.get("apparmorProfile", ""),
+            process_label=process.get("selinuxLabel", ""),
+            mount_label=bundle["linux"].get("mountLabel", ""),
+        )
 
     @override
     async def update(self, container: str, resources: Resources) -> None:

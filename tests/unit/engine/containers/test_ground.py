@@ -23,6 +23,7 @@ from engine.http.versions import NEWEST
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
 from tests.unit.engine.containers.doubles import DEADLINE_S, IMAGE_ID, World, busy
 from worker.runtime.api import ContainerConfig
+from worker.runtime.interactive import Confinement
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def world() -> Iterator[World]:
 
 def words(world: World, ref: str) -> dict:
     ids = world.parts.grounds.network_ids()
-    return inspect.worded(world.parts.containers.find(ref), "/dir", ids, NEWEST)
+    found = world.parts.containers.find(ref)
+    return inspect.worded(found, "/dir", ids, NEWEST, Confinement())
 
 
 async def test_the_runtime_gets_what_the_networks_gave(world: World):
