@@ -112,6 +112,7 @@ class World:
         self.services: list[OverlayService] = []
         self.endpoints: list[OverlayEndpoint] = []
         self.members: dict[str, Member] = {}
+        self.lost: set[str] = set()
         self.overlays: dict[int, OverlayNetworks] = {}
         self._servers: list[subprocess.Popen[bytes]] = []
 
@@ -132,6 +133,7 @@ class World:
             services=tuple(one for one in self.services if one.network_id in own),
             endpoints=tuple(one for one in self.endpoints if one.network_id in own),
             nodes={peer.node_id: peer.address for peer in self.lab.peers},
+            lost=frozenset(self.lost),
         )
 
     def push(self, *nodes: Node) -> None:

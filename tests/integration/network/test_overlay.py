@@ -131,6 +131,27 @@ def test_a_task_that_is_not_ready_gets_no_new_connection_but_keeps_the_old(world
     assert _asked(asking, VIP) == {"web1", "web2"}
 
 
+def test_a_connection_to_a_lost_node_is_reset_instead_of_hanging(world: World) -> None:
+    asking, two = world.members["cli3"], world.lab.nodes[1]
+    world.set_ready("web1", False)
+    connection = asking.inside(lambda: socket.create_connection((VIP, 80), timeout=20))
+    world.set_ready("web1", True)
+    two.shell("ip link set eth0 down")
+    try:
+        with connection, connection.makefile() as lines:
+            assert lines.readline().strip() == "web2"
+            connection.sendall(b"nobody hears this\n")
+            world.lost.add(two.peer.node_id)
+            world.set_ready("web2", False)
+            with pytest.raises(ConnectionResetError):
+                lines.readline()
+    finally:
+        two.shell("ip link set eth0 up", "ip route add default via 198.51.100.254")
+        world.lost.clear()
+        world.set_ready("web2", True)
+    assert _asked(asking, VIP) == {"web1", "web2"}
+
+
 def test_without_a_ready_task_a_virtual_address_refuses_at_once(world: World) -> None:
     world.set_ready("web1", False)
     world.set_ready("web2", False)

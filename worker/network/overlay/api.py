@@ -46,12 +46,13 @@ class OverlayEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverlayState(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the node was told. nodes: underlay address by node id."""
+    """All the node was told. nodes: underlay address by node id; lost: nodes that are down."""
 
     networks: tuple[OverlayNetwork, ...] = ()
     services: tuple[OverlayService, ...] = ()
     endpoints: tuple[OverlayEndpoint, ...] = ()
     nodes: dict[str, str] = {}
+    lost: frozenset[str] = frozenset()
 
 
 class OverlayLink(msgspec.Struct, frozen=True, kw_only=True):

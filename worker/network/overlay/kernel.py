@@ -192,12 +192,15 @@ class OverlayKernel:
             self._tasks.change(place, version, plan.change(found, target, version))
 
     def _forget(self, before: Mapping[str, NetworkPlan]) -> None:
-        """Forget connections to whoever is gone, and datagrams' to whoever is not ready."""
+        """Forget connections to whoever is gone or lost, and datagrams' to who is not ready.
+
+        Without it a client of a lost node would repeat itself for a quarter of an hour.
+        """
         for network_id, old in before.items():
             new = self._plans.get(network_id)
             if new is None:
                 continue
-            gone = old.addresses - new.addresses
+            gone = (old.addresses - new.addresses) | (new.lost - old.lost)
             unready = plan.owners_of(old.tables) - plan.owners_of(new.tables) - gone
             matches = [
                 *(Match(address=address) for address in sorted(gone)),

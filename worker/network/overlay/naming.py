@@ -29,7 +29,7 @@ def known_names(state: OverlayState) -> dict[str, Place]:
             found[f"{key}/tasks"] = _place(network, networks[network], _of_tasks(names), ())
     for one in state.endpoints:
         if one.ready and one.network_id in networks:
-            own = one.names or (one.task_id[:NAME_DIGITS],)
+            own = (*one.names, one.task_id[:NAME_DIGITS])
             shared = _shared(services.get((one.network_id, one.service_id)))
             found[f"{one.network_id}/{one.task_id}"] = _place(
                 one.network_id, networks[one.network_id], (*own, *shared), one.addresses

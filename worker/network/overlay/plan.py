@@ -60,6 +60,8 @@ class NetworkPlan(msgspec.Struct, frozen=True):
     tables: Tables
     addresses: frozenset[str]
     """Of all endpoints, ready or not."""
+    lost: frozenset[str] = frozenset()
+    """Of those whose node is down."""
 
 
 def check_network(network: OverlayNetwork) -> None:
@@ -106,7 +108,8 @@ def plans(
             _tables(
                 current.get(network.network_id, {}), services.get(network.network_id, ()), members
             ),
-            frozenset(address for one in members for address in one.addresses),
+            _addresses(members),
+            _addresses(one for one in members if one.node_id in state.lost),
         )
     return found
 
@@ -166,6 +169,10 @@ def _by_network(
     for item in items:
         found.setdefault(item.network_id, []).append(item)
     return found
+
+
+def _addresses(endpoints: Iterable[OverlayEndpoint]) -> frozenset[str]:
+    return frozenset(address for one in endpoints for address in one.addresses)
 
 
 def _remotes(

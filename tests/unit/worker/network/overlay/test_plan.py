@@ -148,11 +148,11 @@ def test_names_of_services_and_ready_tasks() -> None:
     assert set(found) == {"n/s", "n/s/tasks", "n/t1"}
     assert (found["n/s"].names, found["n/s"].ipv4, found["n/s"].ipv6) == (("web", "www"), *VIPS)
     assert (found["n/s/tasks"].names, found["n/s/tasks"].ipv4) == (("tasks.web", "tasks.www"), "")
-    assert found["n/t1"].names == ("web.1", "tasks.web", "tasks.www")
+    assert found["n/t1"].names == ("web.1", "t1", "tasks.web", "tasks.www")
     assert (found["n/t1"].ipv4, found["n/t1"].ipv6) == ("10.0.1.1", "fd00::1:1")
 
 
 def test_without_virtual_addresses_a_service_is_its_tasks() -> None:
     found = naming.known_names(state(endpoint(1), vips=()))
     assert found["n/s"].ipv4 == ""
-    assert found["n/t1"].names == ("web.1", "tasks.web", "tasks.www", "web", "www")
+    assert found["n/t1"].names == ("web.1", "t1", "tasks.web", "tasks.www", "web", "www")
