@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,9 @@ DOCKER = shutil.which("docker") or "docker"
 
 
 @contextmanager
-def a_node() -> Iterator[str]:
+def a_node(make: Callable[[], EngineNode] = EngineNode) -> Iterator[str]:
     """Its address, while it runs."""
-    node = EngineNode()
+    node = make()
     try:
         archive = node.base / "probe.tar"
         write_rootfs(archive)

@@ -17,6 +17,7 @@ DEFAULT_USER = "dockremap"
 RANGES_MAX = 340
 """The kernel takes no more lines of a map."""
 _FILE_BYTES_MAX = 4 << 20
+_SYSCTL = "/proc/sys/user/max_user_namespaces"
 
 
 class Accounts(NamedTuple):
@@ -32,6 +33,11 @@ def read(option: str) -> IdMap | None:
     """The mapping of an option; None for "". Blocking. Raises: InvalidArgument."""
     if not option:
         return None
+    if _text(_SYSCTL, bytes_max=64).strip() in ("", "0"):
+        raise InvalidArgument(
+            f"--userns-remap {option}: this kernel makes no user namespaces: set the sysctl"
+            " user.max_user_namespaces to 1 for each container, or more"
+        )
     return mapping_of(option, Accounts(*(_text(f"/etc/{name}") for name in Accounts._fields)))
 
 
@@ -103,9 +109,9 @@ def _laid_out(found: list[tuple[int, int]], file: str) -> tuple[IdRange, ...]:
     return tuple(ranges)
 
 
-def _text(path: str) -> str:
+def _text(path: str, *, bytes_max: int = _FILE_BYTES_MAX) -> str:
     try:
         with Path(path).open("rb") as file:
-            return file.read(_FILE_BYTES_MAX).decode("utf-8", "replace")
+            return file.read(bytes_max).decode("utf-8", "replace")
     except OSError:
         return ""

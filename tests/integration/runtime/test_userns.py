@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,3 +238,16 @@ def _uid_of(pid: str) -> int:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return -1
+
+
+def test_a_kernel_without_user_namespaces_is_refused_at_the_start():
+    """The sysctl is each user namespace's own, so none of the machine's is touched."""
+    program = "from worker.runtime import remap; remap.read('nobody-here')"
+    reasons = {0: "this kernel makes no user namespaces: set the sysctl", 9: "no user nobody-here"}
+    for count, reason in reasons.items():
+        script = f'echo {count} > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
+        command = ["unshare", "--user", "--map-root-user", "sh", "-c", script, sys.executable]
+        ran = subprocess.run(
+            [*command, program], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert reason in ran.stderr

@@ -138,11 +138,12 @@ def _become(start: Start) -> NoReturn:
 def become_root() -> None:
     """Be the root of the user namespace we are in: until then our ids have no meaning there.
 
-    Makes the process undumpable, too, so nobody who shares the namespace reads what it holds.
+    Nobody who is in it already may trace us meanwhile: we still hold what is the node's.
     """
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def take_stdio(fds: tuple[int, int, int]) -> None:

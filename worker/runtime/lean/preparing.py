@@ -126,7 +126,13 @@ def _user_namespace(prepare: Prepare, maps: dict[str, str]) -> int:
 
 def _make_user_namespace(maps: dict[str, str]) -> int:
     """One with these maps, kept by its descriptor alone."""
-    pid, pidfd = linux.clone(linux.CLONE_NEWUSER)
+    try:
+        pid, pidfd = linux.clone(linux.CLONE_NEWUSER)
+    except OSError as error:
+        raise _refused(
+            f"userns: the kernel makes no user namespace ({error.strerror}): is the sysctl "
+            "user.max_user_namespaces too low?"
+        ) from None
     if pid == 0:
         while True:
             _signal.pause()
