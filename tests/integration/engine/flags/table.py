@@ -73,7 +73,11 @@ _WORDS: dict[str, tuple[str, str]] = {
     "sig-proxy": (CLIENT, "the command line passes its signals to `kill`"),
     "storage-opt": (REFUSED, "overlay file systems have no size of their own here"),
     "use-api-socket": (HONOURED, "the client asks for a bind of the engine's socket"),
-    "userns": (HONOURED, "`host`; anything else is refused by the client"),
+    "userns": (
+        HONOURED,
+        "`host`: the node's ids where `swarmd --userns-remap` maps them; anything else is refused by"
+        " the client",
+    ),
     "volume-driver": (HONOURED, "`local`; others are refused"),
 }  # fmt: skip
 VERDICTS = {f"--{name}": (HONOURED, "") for name in _PLAIN.split()}
