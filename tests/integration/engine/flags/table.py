@@ -75,8 +75,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     "use-api-socket": (HONOURED, "the client asks for a bind of the engine's socket"),
     "userns": (
         HONOURED,
-        "`host`: the node's ids where `swarmd --userns-remap` maps them; anything else is refused by"
-        " the client",
+        "`host`: the node's ids where `swarmd --userns-remap` maps them; anything else is refused"
+        " by the client",
     ),
     "volume-driver": (HONOURED, "`local`; others are refused"),
 }  # fmt: skip
