@@ -28,6 +28,7 @@ MEMBERS = {
     ),
     "lab": Lazy("swarmctl.lab.commands:lab", "A whole cluster on this machine"),
     "leave": Lazy("swarmctl.commands.cluster:leave", "Let this node leave its cluster"),
+    "network": Lazy("swarmctl.commands.network:network", "Overlay networks of the cluster"),
     "node": Lazy("swarmctl.commands.node:node", "Nodes of the cluster"),
     "service": Lazy("swarmctl.commands.service:service", "Services of the cluster"),
     "task": Lazy("swarmctl.commands.task:task", "Tasks of the cluster"),

@@ -1,4 +1,4 @@
-"""Completion of names of services and nodes: asks the daemon, briefly, and never complains."""
+"""Completion of names the cluster has: asks the daemon, briefly, and never complains."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def complete_nodes(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
     async def names(client: Client) -> list[str]:
         return [node.description.hostname for node in await client.nodes()]
+
+    return _asked(ctx, names, incomplete)
+
+
+def complete_networks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of networks that start with what was typed."""
+
+    async def names(client: Client) -> list[str]:
+        from swarmctl.networks import list_networks  # here: it needs the client
+
+        return [network.spec.annotations.name for network in await list_networks(client)]
 
     return _asked(ctx, names, incomplete)
 

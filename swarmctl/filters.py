@@ -55,6 +55,12 @@ SERVICE_RULES: Mapping[str, _Rule] = {
     "label": ("labels", _same),
     "mode": ("modes", _word({mode: mode for mode in MODES})),
 }
+NETWORK_RULES: Mapping[str, _Rule] = {
+    "id": ("ids", _same),
+    "name": ("names", _same),
+    "label": ("labels", _same),
+    "driver": ("drivers", _same),
+}
 TASK_RULES: Mapping[str, _Rule] = {
     "id": ("ids", _same),
     "name": ("names", _same),

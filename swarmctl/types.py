@@ -90,6 +90,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...] = ()
     desired_states: tuple[TaskState, ...] = ()
     up_to_date: bool = False
+    drivers: tuple[str, ...] = ()
 
 
 class ServiceCounts(msgspec.Struct, frozen=True):

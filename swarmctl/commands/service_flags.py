@@ -12,17 +12,22 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+from typing_extensions import override
 
 from shoal.errors import InvalidArgument
 from shoal.model.enums import (
     DisconnectAction,
+    EndpointMode,
     FailureAction,
     RestartCondition,
     ReturnAction,
     UpdateOrder,
 )
+from swarmctl.complete import complete_networks
 from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.mounts import parse_mount
+from swarmctl.parsing.networks import parse_network
 from swarmctl.parsing.ports import parse_publish, parse_target
 from swarmctl.parsing.units import parse_bytes, parse_count, parse_cpus, parse_duration
 from swarmctl.parsing.values import (
@@ -83,6 +88,19 @@ def _score(text: str) -> int:
     return score
 
 
+class _Network(Parsed):
+    """A network, completed with the names there are."""
+
+    @override
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that start with what was typed."""
+        return [CompletionItem(name) for name in complete_networks(ctx, param, incomplete)]
+
+
+NETWORK = _Network("network", parse_network)
+NETWORK_NAME = _Network("network", str)
 COUNT = Parsed("count", _count)
 DURATION = Parsed("duration", parse_duration)
 BYTES = Parsed("bytes", parse_bytes)
@@ -128,6 +146,13 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
         "",
     ),
     (
+        "network",
+        NETWORK,
+        NETWORK_NAME,
+        "overlay network, NAME or name=NAME,alias=ALIAS (rm: name)",
+        "",
+    ),
+    (
         "placement-pref",
         Parsed("preference", parse_preference),
         Parsed("preference", parse_preference),
@@ -159,6 +184,11 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--limit-pids",), COUNT, "Limit of processes (default 0: none)"),
     (("--reserve-cpu",), CPUS, "Reserved CPUs"),
     (("--reserve-memory",), BYTES, "Reserved memory"),
+    (
+        ("--endpoint-mode",),
+        Word(*EndpointMode),
+        "What the service's name stands for: vip (default) one address, dnsrr the tasks' own",
+    ),
     (("--replicas",), REPLICAS, "Number of tasks"),
     (("--replicas-max-per-node",), COUNT, "Most tasks per node (default 0: no limit)"),
     (("--restart-condition",), Word(*RestartCondition), "When a task is replaced (default any)"),
@@ -250,11 +280,11 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
 
 
 _REFUSED_VALUES = (
-    "config", "credential-spec", "endpoint-mode", "health-cmd", "health-interval",
+    "config", "credential-spec", "health-cmd", "health-interval",
     "health-retries", "health-start-interval", "health-start-period", "health-timeout",
-    "isolation", "log-driver", "max-concurrent", "network", "secret",
+    "isolation", "log-driver", "max-concurrent", "secret",
 )  # fmt: skip
-_REFUSED_LISTS = ("config", "network", "secret")
+_REFUSED_LISTS = ("config", "secret")
 _REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
 
 

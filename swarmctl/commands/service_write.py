@@ -84,7 +84,7 @@ def update_service(
         service = (await client.service(name)).service
         runtime = service.spec.task.runtime
         image = runtime.image if isinstance(runtime, ContainerSpec) else ""
-        changed = _with_auth(flags, flags.get("image", image))
+        changed = _with_auth(await _with_network_ids(client, flags), flags.get("image", image))
         return await client.update_service(service, edit_service(service.spec, changed))
 
     _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet, rollback=rollback)
@@ -161,6 +161,15 @@ def flags_of(values: dict[str, Any]) -> dict[str, Any]:
     if variables:  # an empty one stands for a variable the caller's environment does not have
         flags["env_add"] = tuple(variable for variable in variables if variable)
     return flags
+
+
+async def _with_network_ids(client: Client, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the ids of the networks they name: a spec holds ids."""
+    if not flags.keys() & {"network_add", "network_rm"}:
+        return flags
+    from swarmctl.networks import with_network_ids  # here: it needs the client
+
+    return await with_network_ids(client, flags)
 
 
 def _with_auth(flags: dict[str, Any], image: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from shoal.model.types import (
     Driver,
     EndpointSpec,
     GenericResource,
+    NetworkAttachmentConfig,
     Placement,
     PlacementPreference,
     PortConfig,
@@ -35,7 +36,7 @@ def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
         mode=with_replicas(spec, flags["replicas"]).mode if "replicas" in flags else spec.mode,
         update=_edit_update(spec.update, flags, "update"),
         rollback=_edit_update(spec.rollback, flags, "rollback"),
-        endpoint=_edit_ports(spec.endpoint, flags),
+        endpoint=_edit_endpoint(spec.endpoint, flags),
     )
 
 
@@ -50,6 +51,12 @@ def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
         disconnect=_edit_disconnect(task.disconnect, flags),
         placement=_edit_placement(task.placement, flags),
         log_driver=_edit_log_driver(task.log_driver, flags),
+        networks=merged(
+            task.networks,
+            add=flags.get("network_add", ()),
+            remove=flags.get("network_rm", ()),
+            key=_network,
+        ),
         force_update=task.force_update + (1 if flags.get("force") else 0),
     )
 
@@ -143,15 +150,20 @@ def _edit_log_driver(driver: Driver | None, flags: Flags) -> Driver | None:
     return Driver(name=LOG_DRIVER, options=dict(flags["log_opt"]))
 
 
-def _edit_ports(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:
+def _edit_endpoint(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:
     gone = set(flags.get("publish_rm", ()))
     kept = [port for port in endpoint.ports if _target(port) not in gone]
     added = [port for ports in flags.get("publish_add", ()) for port in ports]
-    return endpoint.replaced(ports=tuple(dict.fromkeys([*kept, *added])))
+    mode = flags.get("endpoint_mode", endpoint.mode)
+    return endpoint.replaced(ports=tuple(dict.fromkeys([*kept, *added])), mode=mode)
 
 
 def _target(port: PortConfig) -> tuple[int, PortProtocol]:
     return port.target_port, port.protocol
+
+
+def _network(network: NetworkAttachmentConfig) -> str:
+    return network.target
 
 
 def _kind(resource: GenericResource) -> str:

@@ -36,6 +36,7 @@ def service_text(service: Service, now_ns: int) -> str:
         lines += _container(spec.task.runtime)
     lines += _log_driver(spec.task)
     lines += _resources(spec.task.resources)
+    lines += _networks(service)
     lines.append(f"Endpoint Mode:\t{spell(spec.endpoint.mode)}")
     lines += _ports(service.endpoint or Endpoint(ports=spec.endpoint.ports))
     return "\n".join(lines) + "\n"
@@ -223,6 +224,17 @@ def _resources(resources: ResourceRequirements) -> list[str]:
 
 def _generic(resources: Resources) -> list[str]:
     return [f" {item.kind}:\t\t{item.named_value or item.count}" for item in resources.generic]
+
+
+def _networks(service: Service) -> list[str]:
+    """The networks of a service, each with the virtual addresses it has there."""
+    wishes = service.spec.task.networks
+    lines = ["Networks:"] if wishes else []
+    for wish in wishes:
+        held = service.endpoint.virtual_ips if service.endpoint is not None else ()
+        addresses = [one.address for one in held if one.network_id == wish.target]
+        lines.append("\t".join([f" {wish.target}", *addresses]))
+    return lines
 
 
 def _ports(endpoint: Endpoint) -> list[str]:

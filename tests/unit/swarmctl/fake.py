@@ -26,8 +26,8 @@ from shoal.api.v1 import (
 )
 from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict, SwarmError
 from shoal.model.enums import NodeRole, TaskState, UpdateState
-from shoal.model.objects import Cluster, Node, Service, Task
-from shoal.model.specs import ClusterSpec, NodeSpec, ReplicatedMode, ServiceSpec
+from shoal.model.objects import Cluster, Network, Node, Service, Task
+from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
     JoinTokens,
@@ -59,6 +59,7 @@ class FakeCluster:
         self.nodes: dict[str, Node] = {node.id: node for node in (a_node(), a_worker())}
         self.services: dict[str, Service] = {}
         self.tasks: dict[str, Task] = {}
+        self.networks: dict[str, Network] = {}
         self.looks_to_run = 2
         self.looks = 0
         self.update_state: UpdateState | None = None
@@ -313,6 +314,30 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         return control_pb2.RemoveServiceResponse()
 
     @answered
+    def CreateNetwork(self, request, context):
+        index = self.state.next_version()
+        spec = from_pb(request.spec, NetworkSpec)
+        network = Network(id=f"net{index:022d}", meta=meta(index), spec=spec)
+        self.state.networks[network.id] = network
+        return control_pb2.CreateNetworkResponse(network=to_pb(network, objects_pb2.Network))
+
+    @answered
+    def GetNetwork(self, request, context):
+        network = self._network(request.network)
+        return control_pb2.GetNetworkResponse(network=to_pb(network, objects_pb2.Network))
+
+    @answered
+    def ListNetworks(self, request, context):
+        return control_pb2.ListNetworksResponse(
+            networks=[to_pb(item, objects_pb2.Network) for item in self.state.networks.values()]
+        )
+
+    @answered
+    def RemoveNetwork(self, request, context):
+        del self.state.networks[self._network(request.network).id]
+        return control_pb2.RemoveNetworkResponse()
+
+    @answered
     def GetTask(self, request, context):
         task = self.state.find(self.state.tasks, request.task, lambda _: "", "task")
         return control_pb2.GetTaskResponse(task=to_pb(task, objects_pb2.Task))
@@ -329,6 +354,11 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         ]
         return control_pb2.ListTasksResponse(
             tasks=[to_pb(task, objects_pb2.Task) for task in tasks]
+        )
+
+    def _network(self, reference: str) -> Network:
+        return self.state.find(
+            self.state.networks, reference, lambda item: item.spec.annotations.name, "network"
         )
 
     def _node(self, reference: str) -> Node:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shoal.errors import InvalidArgument
 from shoal.model.enums import (
     DisconnectAction,
+    EndpointMode,
     FailureAction,
     RestartCondition,
     ReturnAction,
@@ -56,6 +57,8 @@ CREATED = [
         "node.labels.a",
     ),
     ("--replicas-max-per-node", "2", "task.placement.max_replicas", 2),
+    ("--network", "name=n,alias=a", "task.networks.0.aliases", ("a",)),
+    ("--endpoint-mode", "dnsrr", "endpoint.mode", EndpointMode.DNSRR),
     ("--replicas", "7", "mode.replicas", 7),
     ("--limit-cpu", "0.5", "task.resources.limits.nano_cpus", 500_000_000),
     ("--limit-memory", "64m", "task.resources.limits.memory_bytes", 64 << 20),
@@ -197,9 +200,8 @@ def test_env_files_go_before_env(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--network", "n"], ["--secret", "s"], ["--config", "c"], ["--mode", "global"],
+        ["--secret", "s"], ["--config", "c"], ["--mode", "global"],
         ["--health-cmd", "x"], ["--tty"], ["--init"], ["--log-driver", "syslog"],
-        ["--endpoint-mode", "dnsrr"],
     ],
 )  # fmt: skip
 def test_what_the_daemons_cannot_do_is_refused(arguments):
@@ -208,7 +210,7 @@ def test_what_the_daemons_cannot_do_is_refused(arguments):
 
 
 def test_update_refuses_the_same():
-    for arguments in (["--network-add", "n"], ["--secret-rm", "s"], ["--health-cmd", "x"]):
+    for arguments in (["--config-add", "n"], ["--secret-rm", "s"], ["--health-cmd", "x"]):
         with pytest.raises(click.UsageError, match="not supported by this version"):
             update_service.make_context("x", [*arguments, "web"])
 

@@ -1,0 +1,134 @@
+"""Overlay networks in the shapes of Docker's API, and as rows of `network ls`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from shoal.model.defaults import is_terminal
+from shoal.model.objects import Network, Node, Service, Task
+from shoal.model.types import IpamConfig
+from swarmctl.gotemplate.values import OpenMap, Record
+from swarmctl.render.docker import ports_json, record
+from swarmctl.render.rows import ID_WIDTH, Columns
+from swarmctl.render.times import timestamp
+
+SCOPE = "swarm"
+DRIVER = "overlay"
+NETWORK_COLUMNS: Columns = {
+    "ID": "NETWORK ID",
+    "Name": "NAME",
+    "Driver": "DRIVER",
+    "Scope": "SCOPE",
+}
+
+
+def network_row(network: Network, *, trunc: bool = True) -> Record:
+    """A network in a list."""
+    spec = network.spec
+    labels = ",".join(f"{key}={value}" for key, value in sorted(spec.annotations.labels.items()))
+    return Record(
+        {
+            "ID": network.id[:ID_WIDTH] if trunc else network.id,
+            "Name": spec.annotations.name,
+            "Driver": DRIVER,
+            "Scope": SCOPE,
+            "IPv6": str(spec.ipv6_enabled).lower(),
+            "Internal": str(spec.internal).lower(),
+            "Labels": labels,
+            "CreatedAt": timestamp(network.meta.created_at_ns),
+        }
+    )
+
+
+def network_json(
+    network: Network,
+    *,
+    services: Sequence[Service] | None = None,
+    tasks: Sequence[Task] = (),
+    nodes: Sequence[Node] = (),
+) -> Record:
+    """A network as `GET /networks/{id}` answers; with services (`--verbose`): who is on it."""
+    spec = network.spec
+    given = network.driver_state.options if network.driver_state is not None else {}
+    asked = spec.driver.options if spec.driver is not None else {}
+    users: dict[str, Any] = {}
+    if services is not None:
+        users = {"Services": OpenMap(_services(network, services, tasks, nodes))}
+    return Record(
+        {
+            "Name": spec.annotations.name,
+            "Id": network.id,
+            "Created": timestamp(network.meta.created_at_ns),
+            "Scope": SCOPE,
+            "Driver": DRIVER,
+            "EnableIPv4": True,
+            "EnableIPv6": spec.ipv6_enabled,
+            "IPAM": record(
+                {
+                    "Driver": "default",
+                    "Config": [_config(one) for one in network.ipam.configs or spec.ipam.configs],
+                }
+            ),
+            "Internal": spec.internal,
+            "Attachable": spec.attachable,
+            "Ingress": False,
+            "Options": OpenMap({**given, **asked}),
+            "Labels": OpenMap(spec.annotations.labels),
+            **users,
+        },
+        absent=[] if users else ["Services"],
+    )
+
+
+def _config(config: IpamConfig) -> Record:
+    return record(
+        {"Subnet": config.subnet},
+        IPRange=config.ip_range,
+        Gateway=config.gateway,
+        AuxiliaryAddresses=OpenMap(config.reserved),
+    )
+
+
+def _services(
+    network: Network, services: Iterable[Service], tasks: Sequence[Task], nodes: Iterable[Node]
+) -> dict[str, Record]:
+    hosts = {node.id: node.status.address for node in nodes}
+    result: dict[str, Record] = {}
+    for service in sorted(services, key=lambda row: row.spec.annotations.name):
+        if all(wish.target != network.id for wish in service.spec.task.networks):
+            continue
+        endpoint = service.endpoint
+        held = endpoint.virtual_ips if endpoint is not None else ()
+        vips = [_bare(one.address) for one in held if one.network_id == network.id]
+        result[service.spec.annotations.name] = record(
+            {
+                "VIP": vips[0] if vips else "",
+                "Ports": ports_json(endpoint.ports if endpoint is not None else ()),
+                "Tasks": [
+                    record(
+                        {
+                            "Name": task.annotations.name,
+                            "EndpointIP": address,
+                            "Info": record({"Host IP": hosts.get(task.node_id, "")}),
+                        }
+                    )
+                    for task in tasks
+                    if task.service_id == service.id and not is_terminal(task)
+                    for address in _address(task, network.id)
+                ],
+            }
+        )
+    return result
+
+
+def _address(task: Task, network_id: str) -> list[str]:
+    """The task's first address on the network, where it has one."""
+    for held in task.networks:
+        if held.network_id == network_id and held.addresses:
+            return [_bare(held.addresses[0])]
+    return []
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
