@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manager.dispatcher.endpoints import EndpointTable, PeerRow, PortKey, PortRow
+from manager.dispatcher.overlay_sending import OverlaySending
+from manager.dispatcher.overlays import OverlayKey, OverlayRow
 from manager.store.view import View
 from shoal.model.defaults import is_wanted
 from shoal.model.enums import TaskState
@@ -30,6 +32,8 @@ class AssignmentDiff(Row, frozen=True):
     removed_peers: tuple[str, ...] = ()
     ports: tuple[PortRow, ...] = ()
     removed_ports: tuple[PortKey, ...] = ()
+    overlays: tuple[OverlayRow, ...] = ()
+    removed_overlays: tuple[OverlayKey, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there is anything to say."""
@@ -40,6 +44,8 @@ class AssignmentDiff(Row, frozen=True):
             or self.removed_peers
             or self.ports
             or self.removed_ports
+            or self.overlays
+            or self.removed_overlays
         )
 
 
@@ -48,6 +54,7 @@ class NodeAssignments:
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
+        self.overlays = OverlaySending(node_id)
         self._sent_tasks: dict[str, Task] = {}
         self._sent_peers: dict[str, PeerRow] = {}
         self._sent_ports: dict[PortKey, PortRow] = {}
@@ -62,6 +69,7 @@ class NodeAssignments:
         self._dirty_tasks.update(dict.fromkeys(view.tasks_of_node(self.node_id)))
         self._dirty_peers.update(self._sent_peers, table.peers)
         self._dirty_ports.update(self._sent_ports, table.ports)
+        self.overlays.mark_all(table.overlays)
 
     def mark(
         self,
@@ -79,7 +87,8 @@ class NodeAssignments:
     def is_dirty(self) -> bool:
         """Whether `take` may have something to say at once."""
         held = len(self._held_since_s)
-        return bool(len(self._dirty_tasks) > held or self._dirty_peers or self._dirty_ports)
+        dirty = self._dirty_peers or self._dirty_ports or self.overlays.is_dirty
+        return bool(dirty or len(self._dirty_tasks) > held)
 
     def next_deadline_s(self) -> float | None:
         """When a held task is let go even without acknowledgements."""
@@ -97,7 +106,17 @@ class NodeAssignments:
         peers, removed_peers = self._take_peers(table)
         ports, removed_ports = self._take_ports(table)
         tasks, removed_tasks = self._take_tasks(view, table, acknowledged, now_s)
-        return AssignmentDiff(tasks, removed_tasks, peers, removed_peers, ports, removed_ports)
+        overlays, removed_overlays = self.overlays.take(table.overlays)
+        return AssignmentDiff(
+            tasks=tasks,
+            removed_tasks=removed_tasks,
+            peers=peers,
+            removed_peers=removed_peers,
+            ports=ports,
+            removed_ports=removed_ports,
+            overlays=overlays,
+            removed_overlays=removed_overlays,
+        )
 
     def _take_peers(self, table: EndpointTable) -> tuple[tuple[PeerRow, ...], tuple[str, ...]]:
         changed: list[PeerRow] = []

@@ -18,6 +18,7 @@ from manager.ca.rotation import trust_of
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey
+from manager.dispatcher.overlays import OverlayChanges
 from manager.dispatcher.statuses import StatusWriter
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
@@ -27,7 +28,7 @@ from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.ids import new_id
 from shoal.model.defaults import heartbeat_period_ns
 from shoal.model.enums import NodeState
-from shoal.model.objects import Cluster, Node, Service, Task
+from shoal.model.objects import Cluster, Network, Node, Service, Task
 from shoal.model.plan import CHANGES_MAX, Change, update
 from shoal.model.types import NodeDescription, NodeStatus
 
@@ -326,6 +327,12 @@ class Dispatcher:
         self.table.update_nodes(view, {*self.table.node_ids(), *(node.id for node in view.nodes)})
         services = {*self.table.service_ids(), *(service.id for service in view.services)}
         self.table.update_services(view, services)
+        self.table.update_overlays(
+            view,
+            networks={*self.table.overlays.network_ids, *(network.id for network in view.networks)},
+            services=services | self.table.overlays.service_ids,
+            tasks={*self.table.overlays.task_ids, *(task.id for task in view.tasks)},
+        )
         for stream in self._streams.values():
             stream.assignments.mark_all(view, self.table)
             stream.signal.set()
@@ -335,6 +342,7 @@ class Dispatcher:
     def _observe(self, commit: Commit) -> None:
         services: set[str] = set()
         nodes: set[str] = set()
+        networks: set[str] = set()
         tasks: list[Task] = []
         all_concerned = False
         for event in commit.events:
@@ -351,6 +359,8 @@ class Dispatcher:
                 all_concerned |= row.manager_status is not None
                 if event.object is None:
                     self._remove_node(row.id)
+            elif isinstance(row, Network):
+                networks.add(row.id)
             elif isinstance(row, Cluster):
                 self._set_period()
                 old = event.old
@@ -360,18 +370,37 @@ class Dispatcher:
         view = self._store.view
         ports = self.table.update_services(view, services)
         peers = self.table.update_nodes(view, nodes)
-        self._mark(tasks, peers, ports)
+        overlays = self.table.update_overlays(
+            view,
+            networks=networks,
+            services=services,
+            tasks={task.id for task in tasks} | self._tasks_on_networks(nodes),
+        )
+        self._mark(tasks, peers, ports, overlays)
         for node_id, signal in self._session_signals.items():
             if all_concerned or node_id in nodes:
                 signal.set()
 
-    def _mark(self, tasks: list[Task], peers: set[str], ports: set[PortKey]) -> None:
+    def _tasks_on_networks(self, node_ids: Iterable[str]) -> set[str]:
+        """Tasks that are on overlay networks, or not any more, because of what nodes are."""
+        view = self._store.view
+        return {
+            task_id
+            for node_id in node_ids
+            for task_id, task in view.tasks_of_node(node_id).items()
+            if task.networks
+        }
+
+    def _mark(
+        self, tasks: list[Task], peers: set[str], ports: set[PortKey], overlays: OverlayChanges
+    ) -> None:
         by_node: dict[str, list[str]] = {}
         for task in tasks:
             if is_assigned(task):
                 by_node.setdefault(task.node_id, []).append(task.id)
         for node_id, stream in self._streams.items():
             stream.assignments.mark(tasks=by_node.get(node_id, ()), peers=peers, ports=ports)
+            stream.assignments.overlays.mark(self.table.overlays, overlays)
             if stream.assignments.is_dirty:
                 stream.signal.set()
 

@@ -1,4 +1,4 @@
-"""What every data plane is told: the nodes of the mesh and who answers on each published port.
+"""What every data plane is told: the nodes of the mesh, who answers on each published port.
 
 Derived from the store alone. A task is in the table while the store says that it runs, is wanted
 and has an address. The table has a version that rises with each change; agents acknowledge the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from manager.dispatcher.overlays import OverlayChanges, OverlayTable
 from manager.store.view import View
 from shoal.model.defaults import is_wanted
 from shoal.model.enums import NodeState, PortProtocol, PublishMode, TaskState
@@ -79,6 +80,7 @@ class EndpointTable:
         self.version = 1
         self.ports: dict[PortKey, PortRow] = {}
         self.peers: dict[str, PeerRow] = {}
+        self.overlays = OverlayTable()
         self._address_by_node: dict[str, str] = {}
         self._nodes_by_address: dict[str, set[str]] = {}
         self._keys_by_service: dict[str, set[PortKey]] = {}
@@ -90,7 +92,9 @@ class EndpointTable:
 
         A task that is in it has yet to leave: the result is a version that is still to come.
         """
-        return self.version + 1 if task_id in self._members else self._left_at.get(task_id, 0)
+        if task_id in self._members or self.overlays.is_ready(task_id):
+            return self.version + 1
+        return self._left_at.get(task_id, 0)
 
     def service_ids(self) -> frozenset[str]:
         """Services that have rows."""
@@ -153,6 +157,24 @@ class EndpointTable:
             self.version += 1
         return changed
 
+    def update_overlays(
+        self,
+        view: View,
+        *,
+        networks: Iterable[str] = (),
+        services: Iterable[str] = (),
+        tasks: Iterable[str] = (),
+    ) -> OverlayChanges:
+        """Compute the rows of overlay networks anew, as far as these objects are concerned."""
+        changes = self.overlays.update(view, networks=networks, services=services, tasks=tasks)
+        for task_id in changes.ended:
+            self._note_left(task_id)
+        for task_id in changes.began:
+            self._left_at.pop(task_id, None)
+        if changes.keys:
+            self.version += 1
+        return changes
+
     def _note_address(self, node_id: str, node: Node | None) -> set[str]:
         """Take note of where a node is now. Result: all nodes that were or are there too."""
         old, new = self._address_by_node.pop(node_id, ""), _address(node)
@@ -184,10 +206,14 @@ class EndpointTable:
         after = {m.task_id for row in new.values() for m in row.members}
         for task_id in before - after:
             self._members.discard(task_id)
-            self._left_at[task_id] = self.version + 1
+            self._note_left(task_id)
         for task_id in after:
             self._members.add(task_id)
             self._left_at.pop(task_id, None)
+
+    def _note_left(self, task_id: str) -> None:
+        """The task takes no connections from the next version on, on ports or on networks."""
+        self._left_at[task_id] = self.version + 1
         while len(self._left_at) > LEFT_REMEMBERED_MAX:
             del self._left_at[next(iter(self._left_at))]
 

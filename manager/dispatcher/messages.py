@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from manager.dispatcher.assignments import AssignmentDiff
 from manager.dispatcher.endpoints import PeerRow, PortKey, PortRow
+from manager.dispatcher.overlay_messages import overlay_change, overlay_removal
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
 from shoal.wire.objects import fill_pb
@@ -70,6 +71,7 @@ def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
         yield pb.AssignmentChange(assignment=pb.Assignment(peer=_peer(peer)))
     for port in diff.ports:
         yield pb.AssignmentChange(assignment=pb.Assignment(port=_port(port)))
+    yield from map(overlay_change, diff.overlays)
     for task in diff.tasks:
         change = pb.AssignmentChange()
         fill_pb(task, change.assignment.task)
@@ -78,6 +80,7 @@ def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
         change = pb.AssignmentChange(remove=True)
         change.assignment.task.id = task_id
         yield change
+    yield from map(overlay_removal, diff.removed_overlays)
     for key in diff.removed_ports:
         yield pb.AssignmentChange(assignment=pb.Assignment(port=_port_key(key)), remove=True)
     for node_id in diff.removed_peers:
