@@ -17,7 +17,7 @@ from typing import Any
 from tests.parity.image import COMMAND
 
 IMAGE = "probe"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 WAYS: Mapping[str, tuple[str, ...]] = {
     "default": (),
