@@ -79,10 +79,10 @@ class NftSocket:
         Raises: NetlinkError; ENOENT when a deleted element or the table is missing, EEXIST when an
         added key has another value. Nothing is changed then.
         """
-        messages = [
-            *(self._elements(_DELSETELEM, 0, *group) for group in _groups(deletes)),
-            *(self._elements(_NEWSETELEM, NLM_F_CREATE, *group) for group in _groups(adds)),
-        ]
+        self.send(transaction(self._family, deletes, adds))
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """What `transaction` has made for this family. Raises: as `apply`."""
         if messages:
             self._batch(messages)
 
@@ -121,16 +121,8 @@ class NftSocket:
                 rest_ms = int.from_bytes(expiration, "big") if expiration else 0
                 yield _value(found.get(_ELEM_KEY)), _value(found.get(_ELEM_DATA)), rest_ms
 
-    def _elements(
-        self, kind: int, flags: int, set_name: str, elements: Sequence[Element]
-    ) -> Message:
-        deleting = kind == _DELSETELEM
-        members = [_element(index, e, deleting) for index, e in enumerate(elements, start=1)]
-        body = self._nfgen() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
-        return Message(kind, flags, body + nested(_LIST_ELEMENTS, *members))
-
     def _nfgen(self) -> bytes:
-        return struct.pack("!BBH", self._family, 0, 0)
+        return _nfgen(self._family)
 
     def _batch(self, messages: Sequence[Message]) -> None:
         # Only the last message asks for an ack; an error comes back for whichever it concerns,
@@ -139,6 +131,16 @@ class NftSocket:
         end = begin._replace(kind=_BATCH_END)
         last = messages[-1]._replace(flags=messages[-1].flags | NLM_F_ACK)
         self._netlink.transact_batch([begin, *messages[:-1], last, end], acked=len(messages))
+
+
+def transaction(
+    family: int, deletes: Sequence[Element], adds: Sequence[Element]
+) -> tuple[Message, ...]:
+    """The messages that delete, then add: made once, they may be sent to many namespaces."""
+    return (
+        *(_elements_message(family, _DELSETELEM, 0, *group) for group in _groups(deletes)),
+        *(_elements_message(family, _NEWSETELEM, NLM_F_CREATE, *group) for group in _groups(adds)),
+    )
 
 
 def slot_key(protocol: int, port: int, slot: int) -> bytes:
@@ -170,6 +172,19 @@ def port_key(protocol: int, port: int) -> bytes:
 def parse_port_key(key: bytes) -> tuple[int, int]:
     """(protocol, port) of a key."""
     return key[0], int.from_bytes(key[4:6], "big")
+
+
+def _nfgen(family: int) -> bytes:
+    return struct.pack("!BBH", family, 0, 0)
+
+
+def _elements_message(
+    family: int, kind: int, flags: int, set_name: str, elements: Sequence[Element]
+) -> Message:
+    deleting = kind == _DELSETELEM
+    members = [_element(index, e, deleting) for index, e in enumerate(elements, start=1)]
+    body = _nfgen(family) + text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
+    return Message(kind, flags, body + nested(_LIST_ELEMENTS, *members))
 
 
 def _groups(elements: Sequence[Element]) -> Iterator[tuple[str, list[Element]]]:

@@ -19,15 +19,39 @@ from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
 from worker.network import netns
 from worker.network.api import NetworkSettings
 from worker.network.conntrack import Match
-from worker.network.netlink import NetlinkError
+from worker.network.netlink import Message, NetlinkError
 from worker.network.overlay import plan
 from worker.network.overlay.api import OverlayNetwork, OverlayState, TaskPlace
-from worker.network.overlay.insides import TaskSpaces, versions_of
-from worker.network.overlay.plan import Change, NetworkPlan, Tables
+from worker.network.overlay.insides import TaskSpaces, elements, versions_of
+from worker.network.overlay.plan import NetworkPlan, Tables
 from worker.network.overlay.spaces import NetworkSpaces
 
 _UDP: Final = 17
+_NOTHING: Final[Tables] = {}
 _log = structlog.get_logger()
+
+
+class _Messages:
+    """Changes of tables as messages: made once for all tasks that need the same one."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int, int], tuple[Tables, Tables, tuple[Message, ...]]] = {}
+        """By the identities of the tables, which live as long as their entry."""
+
+    def of(self, old: Tables, new: Tables, version: int) -> tuple[Message, ...]:
+        key = (id(old), id(new), version)
+        if key not in self._made:
+            self._made[key] = (old, new, elements(plan.change(old, new, version), version))
+        return self._made[key][2]
+
+    def keep(self, targets: Iterable[Tables]) -> None:
+        """Keep what the next new task needs."""
+        current = {id(one) for one in targets}
+        self._made = {
+            key: made
+            for key, made in self._made.items()
+            if key[0] == id(_NOTHING) and key[1] in current
+        }
 
 
 class OverlayKernel:
@@ -42,6 +66,8 @@ class OverlayKernel:
         self._places: dict[str, TaskPlace] = {}
         self._tables: dict[str, Tables] = {}
         """What is in force in each task's namespace."""
+        self._targets: dict[tuple[str, ...], Tables] = {}
+        self._messages = _Messages()
 
     def open(self) -> None:
         """Raises: Unimplemented naming what the kernel lacks."""
@@ -106,10 +132,11 @@ class OverlayKernel:
                 self._tasks.configure(link)
             if plan.is_shut_in(place, self.networks()):
                 self._tasks.shut_in(place)
-            self._tasks.load(versions_of(place))
-        tables = plan.merged(self._plans[link.network_id].tables for link in place.links)
+        key = _networks(place)
+        tables = self._targets[key] = self._target(key)
         for version in versions_of(place):
-            self._tasks.change(place, version, plan.change({}, tables, version))
+            self._tasks.load(place, version)
+            self._tasks.change(place, version, self._messages.of(_NOTHING, tables, version))
         self._places[place.task_id], self._tables[place.task_id] = place, tables
 
     def adopt(self, place: TaskPlace) -> None:
@@ -164,32 +191,32 @@ class OverlayKernel:
                 yield place
 
     def _balance(self) -> None:
-        """Change the tables of every task; tasks on the same networks get the same elements."""
-        targets: dict[tuple[str, ...], Tables] = {}
-        changes: dict[tuple[int, int, int], Change] = {}
+        """Change the tables of every task; tasks on the same networks get the same messages."""
+        self._targets = {
+            key: self._target(key) for key in {_networks(one) for one in self._places.values()}
+        }
         for task_id, place in self._places.items():
-            key = tuple(link.network_id for link in place.links)
-            if key not in targets:
-                targets[key] = plan.merged(
-                    self._plans[one].tables for one in key if one in self._plans
-                )
-            old, new = self._tables[task_id], targets[key]
-            for version in versions_of(place):
-                pair = (id(old), id(new), version)
-                if pair not in changes:
-                    changes[pair] = plan.change(old, new, version)
-                self._change(place, version, changes[pair], new)
-        for task_id, place in self._places.items():
-            self._tables[task_id] = targets[tuple(link.network_id for link in place.links)]
+            old, new = self._tables[task_id], self._targets[_networks(place)]
+            if old is not new:
+                for version in versions_of(place):
+                    self._change(place, version, old, new)
+                self._tables[task_id] = new
+        self._messages.keep(self._targets.values())
 
-    def _change(self, place: TaskPlace, version: int, change: Change, target: Tables) -> None:
+    def _target(self, networks: tuple[str, ...]) -> Tables:
+        """The tables of tasks on these networks: the same object for as long as they are equal."""
+        new = plan.merged(self._plans[one].tables for one in networks if one in self._plans)
+        known = self._targets.get(networks)
+        return known if known == new else new
+
+    def _change(self, place: TaskPlace, version: int, old: Tables, new: Tables) -> None:
         """One task; if somebody has changed its tables, what is there is compared and mended."""
         try:
-            self._tasks.change(place, version, change)
+            self._tasks.change(place, version, self._messages.of(old, new, version))
         except NetlinkError as error:
             _log.warning("overlay.tables_differ", task_id=place.task_id, reason=str(error))
             found = self._tasks.tables(place)
-            self._tasks.change(place, version, plan.change(found, target, version))
+            self._tasks.change(place, version, elements(plan.change(found, new, version), version))
 
     def _forget(self, before: Mapping[str, NetworkPlan]) -> None:
         """Forget connections to whoever is gone or lost, and datagrams' to who is not ready.
@@ -224,6 +251,10 @@ class OverlayKernel:
         except OSError:
             self._spaces.forget(network_id)
             raise
+
+
+def _networks(place: TaskPlace) -> tuple[str, ...]:
+    return tuple(link.network_id for link in place.links)
 
 
 def _of_families(matches: Iterable[Match], versions: Iterable[int]) -> list[Match]:

@@ -11,8 +11,7 @@ from typing import Final
 VERSION: Final = "shoal overlay 1"
 
 _TABLE = """
-table {family} shoal
-delete table {family} shoal
+{before}
 table {family} shoal {{
   comment "{version}"
   set vips {{ type {kind}; }}
@@ -31,7 +30,11 @@ table {family} shoal {{
 """
 
 
-def table(version: int) -> str:
-    """The table of an address family, replacing the one that is there. version: 4 or 6."""
+def table(version: int, *, replaces: bool) -> str:
+    """The table of an address family, 4 or 6. replaces: there is one.
+
+    Only then is one deleted: after a deletion the next change waits for the kernel, 10 ms.
+    """
     family, kind = ("ip", "ipv4_addr") if version == 4 else ("ip6", "ipv6_addr")
-    return _TABLE.format(family=family, kind=kind, version=VERSION)
+    before = f"delete table {family} shoal" if replaces else ""
+    return _TABLE.format(family=family, kind=kind, version=VERSION, before=before)
