@@ -121,7 +121,7 @@ class Connections:
         await self._networks.connect(container.id, network.id, spec)
         try:
             await self._note(container, container.record.sandbox, networks)
-        except OSError:
+        except BaseException:
             with suppress(SwarmError):
                 await self._networks.disconnect(container.id, network.id)
             raise

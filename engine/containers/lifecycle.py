@@ -247,7 +247,7 @@ class Lifecycle:
 
     async def _note_stopped(self, container: Container) -> None:
         if not container.task and not container.record.manually_stopped:
-            await self._containers.save(container, manually_stopped=True)
+            await self._containers.mark(container, manually_stopped=True)
 
     async def _give_up_restart(self, container: Container) -> bool:
         """End a container that waits to be started again. Result: whether it did."""
@@ -364,7 +364,7 @@ class Lifecycle:
                 raise Refused(409, f"Error when allocating new name: {refused}") from None
             try:
                 await self._containers.save(container, name=new)
-            except OSError:
+            except BaseException:
                 self._containers.release(new, container.id)
                 raise
             self._containers.release(old, container.id)
@@ -421,7 +421,7 @@ class Lifecycle:
 
     async def remove_locked(self, container: Container, *, volumes: bool) -> None:
         """Remove it, whatever it does; the lock is held. Begun again after a crash."""
-        await self._containers.save(container, removing=True, removing_volumes=volumes)
+        await self._containers.mark(container, removing=True, removing_volumes=volumes)
         if container.has_process:
             await self._send(container, signals.SIGKILL)
             await container.until(lambda: not container.has_process)

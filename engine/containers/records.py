@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from engine.containers.requests import Config, EndpointConfig, HostConfig
+from engine.http.errors import told_by_the_disk
 from shoal.model.row import Row
 from worker.network.local.api import Sandbox
 
@@ -102,7 +103,7 @@ class RecordFiles:
             path.unlink(missing_ok=True)
 
     def save(self, record: Record, *, durable: bool = True) -> None:
-        """Replace the record. Raises: OSError; then the one before stays.
+        """Replace the record. Raises: ResourceExhausted, OSError; then the one before stays.
 
         durable: it must outlive a power cut; what a start or an end notes need not.
         """
@@ -115,9 +116,9 @@ class RecordFiles:
                     file.flush()
                     os.fsync(file.fileno())
             temporary.rename(path)
-        except OSError:
+        except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise
+            raise told_by_the_disk(error) or error from None
 
     def remove(self, container: str) -> None:
         """Forget a record. Raises: OSError."""

@@ -18,7 +18,7 @@ from engine.containers import names, tasks
 from engine.containers.container import Container
 from engine.containers.records import RecordFiles
 from engine.ports import Event, Events
-from shoal.errors import FailedPrecondition
+from shoal.errors import FailedPrecondition, ResourceExhausted
 from shoal.model.row import Row
 from worker.runtime.api import ContainerStatus, Runtime
 from worker.runtime.interactive import InteractiveRuntime
@@ -167,7 +167,7 @@ class Containers:
         container.wake()
 
     async def save(self, container: Container, *, durable: bool = True, **changes: object) -> None:
-        """Change its record: written first, shown then. Raises: OSError.
+        """Change its record: written first, shown then. Raises: ResourceExhausted, OSError.
 
         durable: what somebody asked for outlives a power cut; what a start notes need not.
         """
@@ -188,8 +188,15 @@ class Containers:
             async with container.writing:
                 container.record = container.record.replaced(**changes)
                 await asyncio.to_thread(self._files.save, container.record, durable=False)
-        except OSError as error:
+        except (OSError, ResourceExhausted) as error:
             _log.error("container.record_not_written", id=container.id, reason=str(error))
+
+    async def mark(self, container: Container, **changes: object) -> None:
+        """Change its record by what takes from it: on a full disk as `note`, to give space back."""
+        try:
+            await self.save(container, durable=True, **changes)
+        except ResourceExhausted:
+            await self.note(container, **changes)
 
     async def erase(self, container: Container) -> None:
         """Remove the record's file. Raises: OSError."""

@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from engine.http.call import Answer, Call
-from engine.http.errors import INTERNAL_TEXT, body_of, status_of
+from engine.http.errors import INTERNAL_TEXT, body_of, status_of, told_by_the_disk
 from engine.http.routing import Route, Table, clean
 from engine.http.streams import Taken, skip_rest
 from engine.http.versions import NEWEST, TooOld, split_version, strip_version
@@ -99,7 +99,9 @@ class Dispatcher:
             return await route.handler(call)
         except (SwarmError, ConnectionError):
             raise
-        except Exception as error:  # noqa: BLE001 - one call fails, not the node
+        except Exception as error:  # one call fails, not the node
+            if isinstance(error, OSError) and (refusal := told_by_the_disk(error)):
+                raise refusal from error
             violation = find_violation(error)
             if violation is not None and not self._broken.done():
                 self._broken.set_exception(violation)

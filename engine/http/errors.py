@@ -6,9 +6,11 @@ than the table's, it raises `Refused`. Clients decide by status and by text, so 
 
 from __future__ import annotations
 
+import errno
+
 import msgspec
 
-from shoal.errors import Code, SwarmError
+from shoal.errors import Code, ResourceExhausted, SwarmError
 
 _STATUSES = {
     Code.INVALID_ARGUMENT: 400,
@@ -29,6 +31,7 @@ _STATUSES = {
     Code.INTERNAL: 500,
 }
 INTERNAL_TEXT = "internal error: the log of the node's worker process has its story"
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class Refused(SwarmError):
@@ -39,6 +42,16 @@ class Refused(SwarmError):
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
         self.status = status
+
+
+def told_by_the_disk(error: OSError) -> SwarmError | None:
+    """What a full disk is to the caller; None: another error, which is a bug here."""
+    if error.errno not in _FULL:
+        return None
+    return ResourceExhausted(
+        f"{(error.strerror or '').lower()}: remove containers, images or volumes, or enlarge the"
+        " disk of the node's state"
+    )
 
 
 def status_of(error: SwarmError) -> int:

@@ -133,7 +133,7 @@ def _write(job: jobs.WriteJob) -> None:
     target = paths.open_inside(root, path.clean, linux.O_PATH)
     if not stat.S_ISDIR(os.fstat(target).st_mode):
         raise InvalidArgument("extraction point is not a directory")
-    _check_writable(root, target)
+    _check_writable(job.place, root, target)
     limits = UnpackLimits()
     unpacker = Unpacker(lambda count: os.read(0, count))
     tar = TarBytes(unpacker.read, bytes_max=limits.unpacked_bytes_max, hashed=False)
@@ -148,10 +148,14 @@ def _write(job: jobs.WriteJob) -> None:
     tar.drain()
 
 
-def _check_writable(root: int, target: int) -> None:
+def _check_writable(place: jobs.Place, root: int, target: int) -> None:
     if not os.fstatvfs(target).f_flag & os.ST_RDONLY:
         return
     what = "container rootfs" if _mount_id(root) == _mount_id(target) else "mounted volume"
+    if isinstance(place, jobs.RestPlace) and what == "container rootfs" and not place.read_only:
+        raise ResourceExhausted(  # it is mounted so when its work directory cannot be made
+            f"{what}: no space left on device: enlarge the disk, then try again"
+        )
     raise InvalidArgument(f"{what} is marked read-only")
 
 

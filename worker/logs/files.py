@@ -1,4 +1,7 @@
-"""Names of log files, and how old ones are compressed. Standard library only: the logger's, too."""
+"""Names of log files, how old ones are compressed, the logger's own log.
+
+Standard library only: it is the logger's, too.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,14 @@ def discard(directory: str, sequence: int) -> None:
     """Remove a log file in either form."""
     for suffix in (PLAIN, COMPRESSED):
         _unlink(path_of(directory, sequence, suffix))
+
+
+def complain(message: str) -> None:
+    """One line into the runtime's log, if it takes one: it is on the disk that may be full."""
+    try:  # noqa: SIM105 - contextlib is too dear for the logger
+        os.write(2, f"{message}\n".encode())
+    except OSError:
+        pass
 
 
 def _unlink(path: str) -> bool:

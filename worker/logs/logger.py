@@ -217,7 +217,7 @@ class ContainerLog:
         now_s = time.monotonic()
         if now_s - self._complained_at_s >= _COMPLAINT_PERIOD_S:
             self._complained_at_s = now_s
-            os.write(2, f"logger: {self.directory}: output dropped: {error}\n".encode())
+            files.complain(f"logger: {self.directory}: output dropped: {error}")
 
 
 class Logger:

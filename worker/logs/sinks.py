@@ -13,6 +13,8 @@ import select
 import struct
 import time
 
+from worker.logs import files
+
 PATIENCE_S = 5.0
 _RETRY_S, _PAUSE_S = 1.0, 30.0
 _COMPLAINT_PERIOD_S = 60.0
@@ -135,7 +137,7 @@ class Sink:
         now_s = time.monotonic()
         if now_s - self._complained_at_s >= _COMPLAINT_PERIOD_S:
             self._complained_at_s = now_s
-            os.write(2, f"logger: {self.container}: lines dropped: {reason}\n".encode())
+            files.complain(f"logger: {self.container}: lines dropped: {reason}")
 
 
 def _formats(conf: dict[str, Any]) -> Format:

@@ -119,5 +119,11 @@ def code_of(wait_status: int) -> int:
 
 
 def complain(message: str) -> None:
-    """One line into the runtime's log (standard error of the small processes)."""
-    os.write(2, f"{os.getpid()} {message}\n".encode())
+    """One line into the runtime's log (standard error of the small processes), if it takes one.
+
+    The log is on the disk of the state: when that is full, those who complain of it must go on.
+    """
+    try:  # noqa: SIM105 - contextlib is too dear for the small processes
+        os.write(2, f"{os.getpid()} {message}\n".encode())
+    except OSError:
+        pass

@@ -27,6 +27,7 @@ from worker.runtime.lean.holds import Holds
 from worker.runtime.lean.interaction import Interaction
 from worker.runtime.lean.launching import Launch
 from worker.runtime.lean.neighbours import Neighbours
+from worker.runtime.lean.refusals import Refused, refusal_of
 from worker.runtime.lean.remains import Remains
 from worker.runtime.lean.remapped import Remapped
 
@@ -49,14 +50,6 @@ INTERRUPTED_ERROR = (
     "exit code 128: the supervisor died while it started the container, unless its program ends so"
 )
 REBOOT_ERROR = "exit status lost: the machine was restarted while the container ran"
-
-
-class Refused(Exception):
-    """A request that cannot be carried out; `code` is a `shoal.errors.Code` value."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Supervisor:
@@ -358,7 +351,7 @@ class Supervisor:
         container.oom_killed = self.driver.oom_kills(container.id) > 0
         container.finished_at_ns = at_ns or time.time_ns()
         container.state, container.paused, container.is_child = EXITED, False, False
-        self._save_end(container)
+        self._save_when_possible(container)
         self.remains.end_processes(container.id)
         self.foreign.clean_up(container.id)
         self.remains.drop_group(container.id)
@@ -370,14 +363,15 @@ class Supervisor:
             self.reply(client, request, container)
         self._publish(container)
 
-    def _save_end(self, container: Container) -> None:
-        if container.state != EXITED or self.containers.get(container.id) is not container:
+    def _save_when_possible(self, container: Container) -> None:
+        """A full disk must keep neither an end from those who wait for it, nor anybody frozen."""
+        if self.containers.get(container.id) is not container:
             return
         try:
             container.save()
-        except OSError as error:  # a full disk must not keep the end from those who wait for it
-            files.complain(f"{container.id}: cannot record the exit: {error}")
-            self.loop.after(1.0, lambda: self._save_end(container))
+        except OSError as error:
+            files.complain(f"{container.id}: its state cannot be recorded: {error}")
+            self.loop.after(1.0, lambda: self._save_when_possible(container))
 
     def _sweep_holds(self) -> None:
         self.holds.sweep()
@@ -429,7 +423,7 @@ class Supervisor:
         except Refused as refusal:
             self.refuse(client, request, refusal)
         except (OSError, KeyError, ValueError) as error:
-            self.refuse(client, request, Refused("internal", f"{type(error).__name__}: {error}"))
+            self.refuse(client, request, refusal_of(error))
 
     def refused(self, code: str, message: str) -> Refused:
         """What to raise for a request that cannot be carried out."""
@@ -494,7 +488,14 @@ class Supervisor:
         container = self.running(request)
         self.driver.freeze(container.id, frozen=request["paused"])
         container.paused = request["paused"]
-        container.save()
+        try:
+            container.save()
+        except OSError:
+            if container.paused:
+                self.driver.freeze(container.id, frozen=False)
+                container.paused = False
+                raise
+            self._save_when_possible(container)
         self._publish(container)
         self._answer_pause(client, request, time.monotonic() + _FREEZE_WAIT_S)
 
