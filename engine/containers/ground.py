@@ -323,7 +323,7 @@ class Grounds:
         sources = {}
         for point in record.mounts:
             if point.kind == "bind":
-                await asyncio.to_thread(_find_source, point)
+                await asyncio.to_thread(_find_source, point, self.userns(record))
             elif point.kind == "volume":
                 sources[point.target] = await self._mount_volume(point, record)
         return sources
@@ -379,15 +379,32 @@ def check_sources(points: Sequence[MountPoint]) -> None:
             )
 
 
-def _find_source(point: MountPoint) -> None:
-    """The host's side of a bind: made for `-v`, refused for `--mount`. Raises: SwarmError."""
+def _find_source(point: MountPoint, ids: IdMap | None) -> None:
+    """The host's side of a bind: made for `-v`, refused for `--mount`. Raises: SwarmError.
+
+    What is made belongs to the container's root.
+    """
     check_sources((point,))
-    if os.path.exists(point.source):
-        return
+    missing, path = [], point.source
+    while not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
     try:
-        os.makedirs(point.source, mode=0o755)
+        for made in reversed(missing):
+            _make_source(made, ids)
     except OSError as error:
         raise SwarmError(
             f"error while creating mount source path '{point.source}': mkdir"
             f" {error.filename}: {(error.strerror or '').lower()}"
         ) from None
+
+
+def _make_source(path: str, ids: IdMap | None) -> None:
+    try:
+        os.mkdir(path, mode=0o755)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        return  # made by another container, at the same time
+    if ids is not None:
+        os.chown(path, *ids.root, follow_symlinks=False)

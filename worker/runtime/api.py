@@ -77,6 +77,12 @@ class IdMap(msgspec.Struct, frozen=True):
     gids: tuple[IdRange, ...]
 
     @property
+    def root(self) -> tuple[int, int]:
+        """User and group of the node that the container's root is."""
+        uid, gid = (next(r.outside for r in one if r.inside == 0) for one in (self.uids, self.gids))
+        return uid, gid
+
+    @property
     def owner(self) -> Owner:
         """The owner of a network namespace for such a container."""
         return Owner("".join(one.line for one in self.uids), "".join(one.line for one in self.gids))

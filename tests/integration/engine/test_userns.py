@@ -218,6 +218,31 @@ def test_places_of_the_node_keep_its_ids(node: EngineNode, tmp_path: Path):
     assert [one.name for one in tmp_path.iterdir()] == ["secret"]
 
 
+def test_a_place_that_is_made_for_a_bind_is_the_containers(node: EngineNode):
+    place = node.base / "made" / "for"
+    ok(node, "run", "--rm", "-v", f"{place}:/p", "busybox", "touch", "/p/a")
+    for one in (place, place.parent, place / "a"):
+        assert (one.stat().st_uid, one.stat().st_gid) == (UID, GID)
+
+
+def test_further_flags(node: EngineNode):
+    other = ok(node, "run", "-d", "busybox", "sleep", "1000")
+    try:
+        for options in (
+            ("--network", f"container:{other}"), ("--pid", f"container:{other}", "--ipc", "host"),
+        ):  # fmt: skip
+            ok(node, "run", "--rm", "--userns", "host", *options, "busybox", "true")
+        everything = ok(node, "exec", "--privileged", other, "grep", "CapEff", "/proc/self/status")
+        assert int(everything.split()[1], 16) & 1 << 21  # CAP_SYS_ADMIN, of its namespace
+        script = "echo x > /dev/mine; test ! -e /dev/null/x; hostname; cat /proc/1/cgroup | wc -l"
+        options = ("--device", "/dev/zero:/dev/mine", "--read-only", "--uts", "host",
+                   "--cgroupns", "host", "--tmpfs", "/tmp", "--sysctl", "net.core.somaxconn=9",
+                   "--cap-drop", "ALL", "--security-opt", "no-new-privileges")  # fmt: skip
+        assert ok(node, "run", "--rm", *options, "busybox", "sh", "-c", script)
+    finally:
+        ok(node, "rm", "-f", other)
+
+
 def test_top_stats_logs_and_a_restart(node: EngineNode, running: str):
     assert "sleep 1000" in ok(node, "top", running)
     assert json.loads(ok(node, "stats", "--no-stream", "--format", "{{json .}}", running))["PIDs"]
