@@ -10,7 +10,6 @@ from collections.abc import Mapping
 _WHO = "the names, versions and directories of this node are its own"
 _HUB = "the recording had a mirror of docker.io; no name resolves here"
 _STORE = "layers are kept elsewhere: no `merged` and `work` directories for an image"
-_V6 = "ports are published on IPv6 for networks that have IPv6, not by a proxy for those without"
 _IMAGES = "the recording began with more images"
 _STEPS = "a step that changes the configuration alone runs no container"
 _OCI = "manifests made here are OCI's, of another size"
@@ -26,11 +25,6 @@ DIFFERENCES: Mapping[tuple[str, str], str] = {
     ("run", "docker run --rm nosuchimg:1 true"): _HUB,
     ("run", "docker run --rm busybox /etc"): "`is a directory`, as runc says since 1.2",
     ("run", "docker run --rm --privileged --platform linux/amd64 busybox true"): _PRIVILEGED,
-    ("container", "docker ps"): _V6,
-    ("container", "docker ps -a"): _V6,
-    ("container", "docker ps -as"): _V6,
-    ("container", "docker port c2"): _V6,
-    ("container", "docker port c2 80/tcp"): _V6,
     ("container", "docker inspect -s c1"): "the sizes stand at the end of the object",
     ("container", "docker inspect busybox"): _STORE,
     ("container", "docker inspect bridge"): "the bridge has a name of its own, beside docker0",

@@ -89,7 +89,7 @@ class EngineNode:
         """End everything and leave nothing."""
         if self._process is not None:
             self.stop()
-        for name in ("keeper", "supervisor", "logger", "resolver"):
+        for name in ("keeper", "supervisor", "logger", "resolver", "relay"):
             self._end(name)
         self.uninstall()
         cgroups.remove_parent(self.cgroup_parent, Path("/proc/self/mountinfo").read_text())

@@ -112,8 +112,10 @@ def test_a_published_port_is_reached_from_everywhere(node: NetworkedNode):
         assert node.on_node(lambda address=address: talk(address, 8080)) == b"web\n", address
     for name in ("web", "other", "far"):
         assert says(node, name, NODE, 8080) == "web", name
-    assert settings(node, "web")["Ports"] == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
-    assert ok(node, "port", "web") == "80/tcp -> 0.0.0.0:8080"
+    assert settings(node, "web")["Ports"] == {
+        "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}]
+    }
+    assert ok(node, "port", "web") == "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080"
     assert refused(node, "run", "-d", "-p", "8080:80", "busybox", "true").endswith(
         "Bind for 0.0.0.0:8080 failed: port is already allocated"
     )

@@ -1,9 +1,8 @@
 """Sockets that hold the numbers of published ports, so that no other process takes them.
 
-Packets never reach them: they are translated before. Invariant: a number is held once per address
-and protocol, and every address of the node includes each single one. A TCP port of every address is
-held for IPv6, too, but not listened on: a client that tries `::1` first is refused at once and
-comes back over IPv4.
+Packets over IPv4 never reach them: they are translated before. Those over IPv6 do where the
+container has none, and on `::1`: the relay has the same sockets and listens. Invariant: a number is
+held once per address and protocol, and every address of the node includes each single one.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -21,6 +21,8 @@ from shoal.errors import FailedPrecondition, InvalidArgument, ResourceExhausted,
 from worker.network.local.api import PortBinding
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_QUEUE = 1024
+"""Clients that may wait until the relay takes their connections."""
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -48,15 +50,25 @@ class Holders:
             raise
         return tuple(held)
 
-    def hold_again(self, bindings: Iterable[PortBinding]) -> list[str]:
-        """After a restart: hold what is published already. Result: what could not be held."""
+    def hold_again(
+        self, bindings: Iterable[PortBinding], kept: Mapping[str, socket.socket] | None = None
+    ) -> list[str]:
+        """After a restart: hold what is published already. Result: what could not be held.
+
+        kept: sockets that were held all the time, by `name`; they are ours from now on.
+        """
         problems = []
         for binding in bindings:
             try:
-                self._hold(binding, binding.host_port)
+                self._hold(binding, binding.host_port, kept or {})
             except Taken as taken:
                 problems.append(str(taken))
         return problems
+
+    def six(self, binding: PortBinding) -> socket.socket | None:
+        """The socket that holds a port for IPv6, if one does."""
+        held = self._held.get(_key(binding, binding.host_port), ())
+        return next((one for one in held if one.family == socket.AF_INET6), None)
 
     def release_all(self, bindings: Iterable[PortBinding]) -> None:
         """Let ports go. Idempotent."""
@@ -102,24 +114,38 @@ class Holders:
             self._next = (start + step + 1) % size
             yield first + (start + step) % size
 
-    def _hold(self, binding: PortBinding, port: int) -> None:
+    def _hold(
+        self,
+        binding: PortBinding,
+        port: int,
+        kept: Mapping[str, socket.socket] = MappingProxyType({}),
+    ) -> None:
         for protocol, address, number in self._held:
             same = not address or not binding.host_address or address == binding.host_address
             if protocol == binding.protocol and number == port and same:
                 raise Taken("port is already allocated")
-        self._held[_key(binding, port)] = _bound(binding.protocol, binding.host_address, port)
+        self._held[_key(binding, port)] = _bound(binding, port, kept)
+
+
+def name(binding: PortBinding) -> str:
+    """What a port is called towards the relay."""
+    return f"local {binding.protocol} {binding.host_address} {binding.host_port}"
 
 
 def _key(binding: PortBinding, port: int) -> tuple[str, str, int]:
     return binding.protocol, binding.host_address, port
 
 
-def _bound(protocol: str, address: str, port: int) -> list[socket.socket]:
+def _bound(
+    binding: PortBinding, port: int, kept: Mapping[str, socket.socket]
+) -> list[socket.socket]:
     found: list[socket.socket] = []
+    address = binding.host_address
     with contextlib.ExitStack() as undo:
         for place in (address,) if address else ("0.0.0.0", "::"):  # noqa: S104 - held, not served
+            known = kept.get(name(binding)) if ":" in place else None
             try:
-                made = _bind(protocol, place, port)
+                made = known or _bind(binding.protocol, place, port)
             except OSError as error:
                 if place == "::" and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                     continue  # a node without IPv6
@@ -138,14 +164,17 @@ def _bind(protocol: str, address: str, port: int) -> socket.socket:
     try:
         if six:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if protocol == "tcp" and not six:
+        if protocol == "tcp":
             # Connections in TIME_WAIT must not look like a listener; a listener refuses us still.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        elif six:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        made.setblocking(False)  # who serves it shares this
         made.bind((address, port))
-        if protocol == "tcp" and not six:
-            made.listen(0)
+        if protocol == "tcp":
+            made.listen(_QUEUE if six else 0)
     except BaseException:
         made.close()
         raise

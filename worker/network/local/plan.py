@@ -26,6 +26,8 @@ from worker.network.local.naming import Client, Place
 from worker.network.local.options import bridge_options
 from worker.network.local.ruleset import NAMES_ADDRESS, Published
 
+RELAYED = frozenset(("tcp", "udp"))
+"""Protocols the relay knows."""
 _LINK_CHARS = 11
 _HEX = set("0123456789abcdefABCDEF")
 
@@ -148,12 +150,14 @@ def _binding(asked: PortBinding, default: str) -> PortBinding:
     return msgspec.structs.replace(asked, host_address="" if address == "0.0.0.0" else address)  # noqa: S104
 
 
-def shown_ports(ports: Sequence[PortBinding], way: Endpoint | None) -> tuple[PortBinding, ...]:
+def shown_ports(
+    ports: Sequence[PortBinding], way: Endpoint | None, *, node_has_ipv6: bool
+) -> tuple[PortBinding, ...]:
     """The ports as they are reached: one of every address also over IPv6 where there is some."""
     found: list[PortBinding] = []
     for port in ports:
         found.append(port)
-        if not port.host_address and way is not None and way.ipv6_address:
+        if not port.host_address and way is not None and (way.ipv6_address or node_has_ipv6):
             found.append(msgspec.structs.replace(port, host_address="::"))
     return tuple(found)
 
@@ -177,6 +181,22 @@ def published(ports: Iterable[PortBinding], way: Endpoint | None) -> list[Publis
                         port=port.container_port,
                     )
                 )
+    return found
+
+
+def relayed(ports: Iterable[PortBinding], way: Endpoint | None) -> list[tuple[PortBinding, str]]:
+    """Ports that are reached over IPv6 through the relay, with whom it passes what comes on to.
+
+    Rules lead to a container's own IPv6 address, but never from `::1`.
+    """
+    found = []
+    for port in ports:
+        version = addresses.parse_address(port.host_address or "::", "HostIp").version
+        single = port.host_address not in {"", "::", "::1"}
+        if way is None or port.protocol not in RELAYED or version == 4:
+            continue
+        if not (single and way.ipv6_address):
+            found.append((port, way.ipv6_address or way.ipv4_address))
     return found
 
 
@@ -247,6 +267,7 @@ def sandbox(
     netns_path: str,
     others: Mapping[str, Holding],
     node: HostDns,
+    node_has_ipv6: bool,  # noqa: FBT001 - one of six
 ) -> Sandbox:
     """What a starting container is told."""
     wanted = holding.wanted
@@ -255,7 +276,9 @@ def sandbox(
     return Sandbox(
         netns_path=netns_path,
         endpoints=holding.endpoints,
-        ports=shown_ports(holding.ports, leading(holding.endpoints, networks)),
+        ports=shown_ports(
+            holding.ports, leading(holding.endpoints, networks), node_has_ipv6=node_has_ipv6
+        ),
         hosts=hosts(wanted, holding.endpoints, others),
         dns_servers=servers or seen_from_containers(node.servers),
         dns_search=node.search,

@@ -36,7 +36,9 @@ table inet shoal_local {
   chain guard { type filter hook prerouting priority raw;
     iifname != "lo" ip daddr 127.0.0.0/8 drop
   }
+  # `::1` leads nowhere but to this node: there the relay listens.
   chain publish {
+    ip6 daddr ::1 return
     meta l4proto { 6, 17 } dnat ip to meta l4proto . ip daddr . th dport map @at4
     meta nfproto ipv4 meta l4proto { 6, 17 } dnat ip to meta l4proto . th dport map @any4
     meta l4proto { 6, 17 } dnat ip6 to meta l4proto . ip6 daddr . th dport map @at6

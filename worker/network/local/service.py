@@ -53,7 +53,9 @@ from worker.network.local.kernel import Kernel, has_device, machine_subnets
 from worker.network.local.names import Names
 from worker.network.local.naming import Client
 from worker.network.local.nftables import NftError
+from worker.network.local.reaching import Reaching, cancelled, has_ipv6
 from worker.network.local.ruleset import Published
+from worker.network.relay.client import Relays
 
 _ID_BYTES = 32
 _OPEN_TRIES, _OPEN_PAUSE_S = 50, 0.2
@@ -69,6 +71,8 @@ class Networks:
         self._files = Files(networks_file, run_dir / "local")
         self._kernel = Kernel(run_dir / "local" / "netns")
         self._holders = Holders()
+        self._relays = Reaching(Relays(run_dir / "relay.sock"), self._holders)
+        self._tending: asyncio.Task[None] | None = None
         self._names = Names(run_dir / "resolver.sock", self._moved)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-networks")
@@ -91,11 +95,13 @@ class Networks:
         except BaseException:
             made._thread.shutdown(wait=False)
             raise
+        made._tending = asyncio.create_task(made._relays.tend(made._run), name="relay")
         return made
 
     async def close(self) -> None:
         """Let go. What containers stand on stays; with none, nothing of ours does."""
         unused = not self._holdings and not self._own_networks()
+        await cancelled(self._tending)
         await self._names.close(end=not self._holdings)
         await self._run(partial(self._close_kernel, remove=unused))
         self._thread.shutdown(wait=False)
@@ -106,6 +112,7 @@ class Networks:
         `networks.json` stays. Raises: Unavailable while another process has the networks.
         """
         found = await self._run(self._files.load_holdings)
+        await cancelled(self._tending)
         await self._ground()
         await self._names.adopt([])
         await self._names.close(end=True)
@@ -385,6 +392,7 @@ class Networks:
             self._files.save_holding(holding)
             self._kernel.raise_up(holding, self._networks)
             self._publish(plan.published(ports, way))
+            self._relays.put(ports, way)
         except BaseException:
             self._take_down(holding)
             raise
@@ -400,6 +408,7 @@ class Networks:
 
     def _take_down(self, holding: Holding) -> None:
         self._kernel.unpublish(self._published(holding))
+        self._relays.drop(holding.ports)
         self._holders.release_all(holding.ports)
         self._kernel.take_down(holding)
         self._files.remove_holding(holding.wanted.container)
@@ -421,6 +430,7 @@ class Networks:
     ) -> dict[str, Holding]:
         """Hold the ports of what is there, drop all else. Result: what is there, as it is."""
         whole = {}
+        self._relays.adopt()
         for container, holding in found.items():
             lacking = self._kernel.lacks(holding)
             if container not in kept or lacking is None:
@@ -428,13 +438,15 @@ class Networks:
                 self._take_down(holding)
                 continue
             whole[container] = plan.without_links(holding, lacking)
-            for problem in self._holders.hold_again(holding.ports):
+            way = plan.leading(whole[container].endpoints, self._networks)
+            for problem in self._relays.hold_again(holding.ports, way):
                 _log.warning("network.port_not_held", container=container, reason=problem)
+        self._relays.disown_rest()
         self._kernel.drop_strangers(whole)
         return whole
 
     def _close_kernel(self, *, remove: bool) -> None:
-        self._holders.close()
+        self._relays.close(end=not self._holdings)
         self._kernel.close(remove=self._bridges() if remove else None)
 
     # ------------------------------------------------------------------------------------------
@@ -532,7 +544,9 @@ class Networks:
 
     def _sandbox(self, holding: Holding) -> Sandbox:
         path = str(self._kernel.namespace(holding.wanted.container))
-        return plan.sandbox(holding, self._networks, path, self._holdings, hostdns.read())
+        return plan.sandbox(
+            holding, self._networks, path, self._holdings, hostdns.read(), has_ipv6()
+        )
 
     def _client(self, holding: Holding) -> Client | None:
         path = str(self._kernel.namespace(holding.wanted.container))
@@ -577,8 +591,10 @@ class Networks:
         way_after = plan.leading(after.endpoints, self._networks)
         if way_before == gone:
             await self._run(partial(self._kernel.unpublish, self._published(holding)))
+            await self._run(partial(self._relays.drop, holding.ports))
         host = holding.host_links[place]
         await self._run(partial(self._unplug_now, after, gone, host))
         self._holdings[holding.wanted.container] = after
         if way_before == gone and way_after is not None:
             await self._run(partial(self._publish, self._published(after)))
+            await self._run(partial(self._relays.put, after.ports, way_after))

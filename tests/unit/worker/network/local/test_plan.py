@@ -105,11 +105,34 @@ def test_published_in_every_family_there_is():
     way = place(SIX)
     every = PortBinding(container_port=80, host_port=1)
     assert [one.address for one in plan.published((every,), way)] == ["10.3.0.2", "fd00::2"]
-    assert [one.host_address for one in plan.shown_ports((every,), way)] == ["", "::"]
+    shown = plan.shown_ports((every,), way, node_has_ipv6=False)
+    assert [one.host_address for one in shown] == ["", "::"]
     four = PortBinding(container_port=80, host_port=1, host_address="127.0.0.1")
     assert [one.address for one in plan.published((four,), way)] == ["10.3.0.2"]
     six = PortBinding(container_port=80, host_port=1, host_address="::1")
     assert [one.address for one in plan.published((six,), way)] == ["fd00::2"]
+
+
+@pytest.mark.parametrize(
+    ("address", "protocol", "four", "both"),
+    [
+        ("", "tcp", "10.1.0.2", "fd00::2"),
+        ("::", "udp", "10.1.0.2", "fd00::2"),
+        ("::1", "tcp", "10.1.0.2", "fd00::2"),
+        ("2001:db8::1", "tcp", "10.1.0.2", None),
+        ("127.0.0.1", "tcp", None, None),
+        ("", "sctp", None, None),
+    ],
+)
+def test_what_the_relay_serves(address: str, protocol: str, four: str | None, both: str | None):
+    """For a container with IPv4 alone, and for one that rules lead to over IPv6."""
+    port = PortBinding(container_port=80, host_port=1, host_address=address, protocol=protocol)
+    for network, expected in ((N1, four), (SIX, both)):
+        found = plan.relayed((port,), place(network))
+        assert found == ([(port, expected)] if expected else [])
+        assert plan.relayed((port,), None) == []
+    shown = plan.shown_ports((port,), place(N1), node_has_ipv6=True)
+    assert len(shown) == (1 if address else 2)
 
 
 def test_what_the_hosts_file_says():
