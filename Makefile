@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell expr $$(nproc) + 1)
 BY_FILE := --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-powercut test-vm bench bench-peers clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-powercut test-vm test-zero-loss bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -63,6 +63,9 @@ test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS
 
 test-vm: setup ## Parity, escapes and runtime on control groups version 2, in a virtual machine; ARGS=... (root)
 	@$(PYTHON) -P -m tests.vm $(ARGS) -- $(PYTHON) -m pytest -q tests/parity tests/escape tests/integration/runtime
+
+test-zero-loss: setup ## A million requests while a service is changed in every way; ARGS=... (root)
+	@$(PYTHON) -m tests.zeroloss $(ARGS)
 
 bench: setup ## Measure, against others where they are installed; ARGS=... is passed on (root)
 	@$(PYTHON) -m bench $(ARGS)

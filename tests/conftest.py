@@ -20,6 +20,7 @@ LONGEST_FIRST = (
     "tests/integration/swarmd/test_renewal.py",
     "tests/linearizability/test_managers.py",
     "tests/powercut/test_powercut.py",
+    "tests/zeroloss/test_zeroloss.py",
     "tests/integration/cluster/test_detection.py",
     "tests/integration/swarmd/test_processes.py",
     "tests/integration/cluster/test_etcd.py",

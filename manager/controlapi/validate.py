@@ -69,6 +69,7 @@ def service_spec(spec: ServiceSpec) -> None:
         )
     _task(spec.task)
     _endpoint(spec)
+    _drain_timeout(spec.drain_timeout_ns)
     _update("update", spec.update)
     _update("rollback", spec.rollback)
     if spec.rollback is not None and spec.rollback.failure_action is FailureAction.ROLLBACK:
@@ -297,6 +298,11 @@ def _update(field: str, config: UpdateConfig | None) -> None:
         raise InvalidArgument(f"{field}: delay and monitor must not be negative")
     if not 0 <= config.max_failure_ratio <= 1:
         raise InvalidArgument(f"{field} max failure ratio: must be between 0 and 1")
+
+
+def _drain_timeout(timeout_ns: int | None) -> None:
+    if timeout_ns is not None and not 0 <= timeout_ns <= DRAIN_TIMEOUT_MAX_NS:
+        raise InvalidArgument("drain timeout: must be from 0s to 1h")
 
 
 def _endpoint(spec: ServiceSpec) -> None:

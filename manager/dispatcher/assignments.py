@@ -2,25 +2,31 @@
 
 One `NodeAssignments` per open stream. The dispatcher marks what changed; `take` turns the marks
 into changes against what was sent, in bounded messages. A task that must stop is held back until
-every connected data plane has acknowledged that it is out of the load balancer.
+every data plane has acknowledged that it is out of the load balancer, or until its service's drain
+timeout has passed. To a node that asks anew, a task that is held back is shown as still wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from manager.dispatcher.endpoints import EndpointTable, PeerRow, PortKey, PortRow
+from manager.dispatcher.endpoints import (
+    FIRST_VERSION,
+    EndpointTable,
+    PeerRow,
+    PortKey,
+    PortRow,
+)
 from manager.dispatcher.overlay_sending import OverlaySending
 from manager.dispatcher.overlays import OverlayKey, OverlayRow
 from manager.store.view import View
-from shoal.model.defaults import is_wanted
+from shoal.clock import NS_PER_S
+from shoal.model.defaults import drain_timeout_ns, is_wanted
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.row import Row
 
 CHANGES_PER_MESSAGE_MAX = 100
-DRAIN_DEADLINE_S = 2.0
-"""A node that does not acknowledge in this time no longer holds back a stopping task."""
 
 
 class AssignmentDiff(Row, frozen=True):
@@ -34,6 +40,8 @@ class AssignmentDiff(Row, frozen=True):
     removed_ports: tuple[PortKey, ...] = ()
     overlays: tuple[OverlayRow, ...] = ()
     removed_overlays: tuple[OverlayKey, ...] = ()
+    overdue: tuple[str, ...] = ()
+    """Those of `tasks` that stop although some data plane may still balance to them."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to say."""
@@ -61,7 +69,7 @@ class NodeAssignments:
         self._dirty_tasks: dict[str, None] = {}
         self._dirty_peers: set[str] = set()
         self._dirty_ports: set[PortKey] = set()
-        self._held_since_s: dict[str, float] = {}
+        self._held_until_s: dict[str, float] = {}
 
     def mark_all(self, view: View, table: EndpointTable) -> None:
         """Everything may have to be sent: the stream has just begun, or commits were missed."""
@@ -86,26 +94,24 @@ class NodeAssignments:
     @property
     def is_dirty(self) -> bool:
         """Whether `take` may have something to say at once."""
-        held = len(self._held_since_s)
+        held = len(self._held_until_s)
         dirty = self._dirty_peers or self._dirty_ports or self.overlays.is_dirty
         return bool(dirty or len(self._dirty_tasks) > held)
 
     def next_deadline_s(self) -> float | None:
         """When a held task is let go even without acknowledgements."""
-        if not self._held_since_s:
-            return None
-        return min(self._held_since_s.values()) + DRAIN_DEADLINE_S
+        return min(self._held_until_s.values(), default=None)
 
     def take(
         self, view: View, table: EndpointTable, acknowledged: int | None, now_s: float
     ) -> AssignmentDiff:
         """The next changes; marks them as sent.
 
-        acknowledged: endpoint version in force on every connected node; None without any.
+        acknowledged: endpoint version in force on every node; None without any.
         """
         peers, removed_peers = self._take_peers(table)
         ports, removed_ports = self._take_ports(table)
-        tasks, removed_tasks = self._take_tasks(view, table, acknowledged, now_s)
+        tasks, removed_tasks, overdue = self._take_tasks(view, table, acknowledged, now_s)
         overlays, removed_overlays = self.overlays.take(table.overlays)
         return AssignmentDiff(
             tasks=tasks,
@@ -116,6 +122,7 @@ class NodeAssignments:
             removed_ports=removed_ports,
             overlays=overlays,
             removed_overlays=removed_overlays,
+            overdue=overdue,
         )
 
     def _take_peers(self, table: EndpointTable) -> tuple[tuple[PeerRow, ...], tuple[str, ...]]:
@@ -149,43 +156,65 @@ class NodeAssignments:
 
     def _take_tasks(
         self, view: View, table: EndpointTable, acknowledged: int | None, now_s: float
-    ) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    ) -> tuple[tuple[Task, ...], tuple[str, ...], tuple[str, ...]]:
+        """Changed, removed and overdue ones."""
         changed: list[Task] = []
         removed: list[str] = []
+        overdue: list[str] = []
         for task_id in list(self._dirty_tasks):
             if len(changed) + len(removed) >= CHANGES_PER_MESSAGE_MAX:
                 break
             task = view.tasks.get(task_id)
-            if task is None or task.node_id != self.node_id:
-                if self._sent_tasks.pop(task_id, None) is not None:
-                    removed.append(task_id)
-            elif self._must_hold(task, table, acknowledged, now_s):
-                continue
-            elif _differs(self._sent_tasks.get(task_id), task):
-                self._sent_tasks[task_id] = task
-                changed.append(task)
+            if task is not None and task.node_id == self.node_id:
+                if self._may_be_balanced_to(task, table, acknowledged):
+                    if self._hold(view, task, now_s):
+                        changed += self._shown_as_wanted(task)
+                        continue
+                    if task_id in self._held_until_s:
+                        overdue.append(task_id)
+                if _differs(self._sent_tasks.get(task_id), task):
+                    self._sent_tasks[task_id] = task
+                    changed.append(task)
+            elif self._sent_tasks.pop(task_id, None) is not None:
+                removed.append(task_id)
             del self._dirty_tasks[task_id]
-            self._held_since_s.pop(task_id, None)
-        return tuple(changed), tuple(removed)
+            self._held_until_s.pop(task_id, None)
+        return tuple(changed), tuple(removed), tuple(overdue)
 
-    def _must_hold(
-        self, task: Task, table: EndpointTable, acknowledged: int | None, now_s: float
+    def _may_be_balanced_to(
+        self, task: Task, table: EndpointTable, acknowledged: int | None
     ) -> bool:
+        """Whether the task is to hear of its end now, and a data plane may not know of it yet."""
         sent = self._sent_tasks.get(task.id)
-        if sent is None or is_wanted(task) or not is_wanted(sent):
+        if is_wanted(task) or (sent is not None and not is_wanted(sent)):
             return False
-        if task.status.state is not TaskState.RUNNING:
+        if task.status.state is not TaskState.RUNNING or acknowledged is None:
             return False
-        left_at = table.left_at(task.id)
-        if acknowledged is None or acknowledged >= left_at:
+        left_at = table.left_at(task.id) or (FIRST_VERSION if _is_published(task) else 0)
+        return acknowledged < left_at
+
+    def _hold(self, view: View, task: Task, now_s: float) -> bool:
+        timeout_s = drain_timeout_ns(view.services.get(task.service_id)) / NS_PER_S
+        if not timeout_s:
             return False
-        since_s = self._held_since_s.setdefault(task.id, now_s)
-        return now_s < since_s + DRAIN_DEADLINE_S
+        return now_s < self._held_until_s.setdefault(task.id, now_s + timeout_s)
+
+    def _shown_as_wanted(self, task: Task) -> Iterable[Task]:
+        """The task for a stream that has not sent it yet: what a node is not told of it removes."""
+        if task.id in self._sent_tasks:
+            return ()
+        self._sent_tasks[task.id] = task.replaced(desired_state=TaskState.RUNNING)
+        return (self._sent_tasks[task.id],)
 
 
 def is_assigned(task: Task) -> bool:
     """Whether the task's node has to know of it."""
     return bool(task.node_id) and task.status.state >= TaskState.ASSIGNED
+
+
+def _is_published(task: Task) -> bool:
+    ports = task.endpoint.ports if task.endpoint is not None else ()
+    return bool(ports or task.networks)
 
 
 def _differs(sent: Task | None, task: Task) -> bool:

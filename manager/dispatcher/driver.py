@@ -17,7 +17,8 @@ import structlog
 from manager.ca.rotation import trust_of
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
-from manager.dispatcher.endpoints import EndpointTable, PortKey
+from manager.dispatcher.endpoints import EndpointTable, PortKey, is_down
+from manager.dispatcher.metrics import DRAINS_OVERDUE
 from manager.dispatcher.overlays import OverlayChanges
 from manager.dispatcher.statuses import StatusWriter
 from manager.store.store import Commit, Store, commit_with_retry
@@ -106,6 +107,7 @@ class Dispatcher:
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
             self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
             self._end(node_id)
+            self._forget_acknowledgement(node_id)
         trusted = self._judge(now_s)
         await self._write_absences()
         for node_id in trusted:
@@ -208,8 +210,7 @@ class Dispatcher:
             yield stream
         finally:
             if self._streams.get(node_id) is stream:
-                del self._streams[node_id]
-                self._forget_acknowledgement(node_id)
+                del self._streams[node_id]  # its data plane balances on as it last acknowledged
 
     def is_current(self, stream: Stream) -> bool:
         """Whether the stream goes on: its node is connected and has opened no newer one."""
@@ -220,6 +221,8 @@ class Dispatcher:
         diff = stream.assignments.take(
             self._store.view, self.table, self._acknowledged_by_all(), self._clock.monotonic_s()
         )
+        if diff.overdue:
+            self._complain(diff.overdue)
         return diff, stream.assignments.is_dirty
 
     def held_for_s(self, stream: Stream) -> float | None:
@@ -246,6 +249,7 @@ class Dispatcher:
         known = self._nodes_in(NodeState.READY, NodeState.UNKNOWN)
         self.sessions.expect(frozenset(known), self._clock.monotonic_s())
         for node_id in known:
+            self.acknowledged.setdefault(node_id, 0)  # it balances as the last leader told it
             if not self.sessions.is_connected(node_id):
                 message = "waiting for the node after a manager's restart"
                 self._absent[node_id] = (NodeState.UNKNOWN, message)
@@ -345,6 +349,7 @@ class Dispatcher:
         networks: set[str] = set()
         tasks: list[Task] = []
         all_concerned = False
+        view = self._store.view
         for event in commit.events:
             row = event.subject
             if isinstance(row, Task):
@@ -356,6 +361,8 @@ class Dispatcher:
                 services.add(row.id)
             elif isinstance(row, Node):
                 nodes.add(row.id)
+                if is_down(row) or (isinstance(event.old, Node) and is_down(event.old)):
+                    services.update(t.service_id for t in view.tasks_of_node(row.id).values())
                 all_concerned |= row.manager_status is not None
                 if event.object is None:
                     self._remove_node(row.id)
@@ -367,7 +374,6 @@ class Dispatcher:
                 all_concerned |= isinstance(old, Cluster) and trust_of(old.root_ca) != trust_of(
                     row.root_ca
                 )
-        view = self._store.view
         ports = self.table.update_services(view, services)
         peers = self.table.update_nodes(view, nodes)
         overlays = self.table.update_overlays(
@@ -408,6 +414,7 @@ class Dispatcher:
         self.sessions.forget(node_id)
         self._absent.pop(node_id, None)
         self._end(node_id)
+        self._forget_acknowledgement(node_id)
 
     def _end(self, node_id: str) -> None:
         """The node has no session any more: its streams end now."""
@@ -416,7 +423,6 @@ class Dispatcher:
         stream = self._streams.pop(node_id, None)
         if stream is not None:
             stream.signal.set()
-        self._forget_acknowledgement(node_id)
         signal = self._session_signals.get(node_id)
         if signal is not None:
             signal.set()
@@ -433,6 +439,14 @@ class Dispatcher:
         for stream in self._streams.values():
             if stream.assignments.next_deadline_s() is not None:
                 stream.signal.set()
+
+    def _complain(self, task_ids: tuple[str, ...]) -> None:
+        """Tasks stop although a node may still send connections to them."""
+        DRAINS_OVERDUE.inc(len(task_ids))
+        for task_id in task_ids:
+            left_at = self.table.left_at(task_id)
+            behind = sorted(n for n, version in self.acknowledged.items() if version < left_at)
+            _log.warning("task.drain_overdue", task_id=task_id, nodes=behind)
 
     def _nodes_in(self, *states: NodeState) -> list[str]:
         return [node.id for node in self._store.view.nodes if node.status.state in states]

@@ -1,10 +1,10 @@
 """What every data plane is told: the nodes of the mesh, who answers on each published port.
 
 Derived from the store alone. A task is in the table while the store says that it runs, is wanted
-and has an address. The table has a version that rises with each change; agents acknowledge the
-version in force on their node, and a task is asked to stop only after every connected node has
-acknowledged a version without it (bounded by a deadline): new connections never meet a task that
-is about to stop.
+and has an address, and that its node is not down. The table has a version that rises with each
+change; agents acknowledge the version in force on their node, and a task is asked to stop only
+after every node that is not down has acknowledged a version without it (bounded by a deadline): new
+connections never meet a task that is about to stop.
 
 No two peers have one underlay address, which would stop the mesh of every node: where a machine
 left and joined again its old row stays until somebody removes it. The address belongs to the row
@@ -23,6 +23,8 @@ from shoal.model.objects import Node, Service, Task
 from shoal.model.row import Row
 
 LEFT_REMEMBERED_MAX = 50_000
+FIRST_VERSION = 1
+"""A node that has acknowledged nothing may still have the table of the manager that led before."""
 
 
 class Member(Row, frozen=True):
@@ -65,19 +67,24 @@ class PortKey(Row, frozen=True):
 
 
 class PeerRow(Row, frozen=True):
-    """A node of the mesh. address: underlay address of its VXLAN; subnet: CIDR of its tasks."""
+    """A node of the mesh. address: underlay address of its VXLAN; subnet: CIDR of its tasks.
+
+    lost: the node is down, and connections to its tasks are over. It stays a peer: clients that
+    enter there still reach the tasks of others if it was the managers alone that it has lost.
+    """
 
     node_id: str
     index: int
     address: str
     subnet: str
+    lost: bool = False
 
 
 class EndpointTable:
     """The current rows, and when each task left them."""
 
     def __init__(self) -> None:
-        self.version = 1
+        self.version = FIRST_VERSION
         self.ports: dict[PortKey, PortRow] = {}
         self.peers: dict[str, PeerRow] = {}
         self.overlays = OverlayTable()
@@ -198,7 +205,11 @@ class EndpointTable:
         if node.id != max(rivals, key=_claim, default=node).id:
             return None
         return PeerRow(
-            node_id=node.id, index=node.ingress.index, address=address, subnet=node.ingress.subnet
+            node_id=node.id,
+            index=node.ingress.index,
+            address=address,
+            subnet=node.ingress.subnet,
+            lost=is_down(node),
         )
 
     def _note_members(self, old_keys: set[PortKey], new: Mapping[PortKey, PortRow]) -> None:
@@ -219,8 +230,13 @@ class EndpointTable:
 
 
 def takes_traffic(task: Task) -> bool:
-    """Whether new connections may go to the task."""
+    """Whether new connections may go to the task, as far as the task is concerned."""
     return task.status.state is TaskState.RUNNING and is_wanted(task) and bool(task.status.address)
+
+
+def is_down(node: Node | None) -> bool:
+    """Whether nothing of the node is reached any more."""
+    return node is not None and node.status.state is NodeState.DOWN
 
 
 def _port_rows(view: View, service_id: str) -> Iterable[PortRow]:
@@ -231,7 +247,7 @@ def _port_rows(view: View, service_id: str) -> Iterable[PortRow]:
     members = tuple(
         Member(task.id, task.node_id, task.status.address)
         for _, task in sorted(tasks.items())
-        if takes_traffic(task)
+        if takes_traffic(task) and not is_down(view.nodes.get(task.node_id))
     )
     yield from _rows_of(service, members)
 

@@ -89,7 +89,13 @@ def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
 
 
 def _peer(row: PeerRow) -> pb.PeerNode:
-    return pb.PeerNode(node_id=row.node_id, index=row.index, address=row.address, subnet=row.subnet)
+    return pb.PeerNode(
+        node_id=row.node_id,
+        index=row.index,
+        address=row.address,
+        subnet=row.subnet,
+        lost=row.lost,
+    )
 
 
 def _port(row: PortRow) -> pb.PublishedPort:

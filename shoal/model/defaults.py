@@ -58,6 +58,12 @@ def stop_grace_period_ns(container: ContainerSpec) -> int:
     return STOP_GRACE_PERIOD_NS if period is None else period
 
 
+def drain_timeout_ns(service: Service | None) -> int:
+    """How long a task waits to leave every load balancer before it is stopped all the same."""
+    timeout = None if service is None else service.spec.drain_timeout_ns
+    return DRAIN_TIMEOUT_NS if timeout is None else timeout
+
+
 def disconnect_wait_ns(policy: DisconnectPolicy) -> int:
     """How long a task with action `wait` waits for its node, nanoseconds."""
     return DISCONNECT_WAIT_NS if policy.wait_ns is None else policy.wait_ns

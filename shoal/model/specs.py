@@ -143,6 +143,7 @@ class ServiceSpec(Row, frozen=True):
     update: UpdateConfig | None = None
     rollback: UpdateConfig | None = None
     endpoint: EndpointSpec = EndpointSpec()
+    drain_timeout_ns: int | None = None
 
 
 class NetworkSpec(Row, frozen=True):

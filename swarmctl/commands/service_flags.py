@@ -178,6 +178,11 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--entrypoint",), COMMAND, "Command in place of the image's entrypoint"),
     (("--stop-signal",), click.STRING, "Signal that stops the container"),
     (("--stop-grace-period",), DURATION, "Time between that signal and SIGKILL (default 10s)"),
+    (
+        ("--drain-timeout",),
+        DURATION,
+        "How long a task may wait to leave every load balancer before that signal (default 2s)",
+    ),
     (("--oom-score-adj",), Parsed("score", _score), "Preference of the OOM killer, -1000..1000"),
     (("--limit-cpu",), CPUS, "Limit of CPUs"),
     (("--limit-memory",), BYTES, "Limit of memory"),

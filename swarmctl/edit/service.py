@@ -37,6 +37,7 @@ def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
         update=_edit_update(spec.update, flags, "update"),
         rollback=_edit_update(spec.rollback, flags, "rollback"),
         endpoint=_edit_endpoint(spec.endpoint, flags),
+        drain_timeout_ns=flags.get("drain_timeout", spec.drain_timeout_ns),
     )
 
 

@@ -92,6 +92,7 @@ def service_spec_json(spec: ServiceSpec) -> Record:
         UpdateConfig=spec.update and _update_config(spec.update),
         RollbackConfig=spec.rollback and _update_config(spec.rollback),
         EndpointSpec=_endpoint_spec(spec.endpoint),
+        DrainTimeout=spec.drain_timeout_ns,
     )
 
 

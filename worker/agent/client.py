@@ -77,7 +77,9 @@ class AssignmentsBatch:
                 self.removed_peers.append(item.peer.node_id)
             case "peer":
                 peer = item.peer
-                self.peers.append(Peer(peer.node_id, peer.index, peer.address, peer.subnet))
+                self.peers.append(
+                    Peer(peer.node_id, peer.index, peer.address, peer.subnet, peer.lost)
+                )
             case "port" if change.remove:
                 self.removed_ports.append(_port_key(item.port))
             case "port":

@@ -44,6 +44,8 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     address: str
     """Underlay address."""
     subnet: str
+    lost: bool = False
+    """The node is down: it has its routes, and connections to its tasks are forgotten once."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

@@ -52,6 +52,8 @@ class NodeNetwork:
         self._parts: _Parts | None = None
         self._conntrack: ConntrackSocket | None = None
         self._closed = False
+        self._lost: frozenset[str] = frozenset()
+        self._to_forget: set[str] = set()
 
     @classmethod
     async def open(cls, settings: NetworkSettings, *, clock: Clock | None = None) -> Self:
@@ -76,13 +78,17 @@ class NodeNetwork:
         """Make `peers` (this node may be among them) all the nodes of the mesh.
 
         Call it before `set_ports` with endpoints on a new peer. Connections to a peer that is gone
-        are forgotten, so that their clients are balanced anew. Raises: InvalidArgument.
+        are forgotten, so that their clients are balanced anew; those to a peer that is lost, with
+        the next `set_ports`, which takes its tasks out. Raises: InvalidArgument.
         """
         parts, conntrack = self._opened()
         gone = await self._kernel.run(lambda: parts.fabric.set_peers(peers))
         for subnet in gone:
             forgotten = await self._tracker.run(partial(conntrack.forget_subnet, subnet))
             _log.info("network.peer_removed", subnet=subnet, connections_forgotten=forgotten)
+        lost = frozenset(peer.subnet for peer in peers if peer.lost)
+        self._to_forget = (self._to_forget & lost) | (lost - self._lost)
+        self._lost = lost
 
     async def set_ports(self, ports: Sequence[PublishedPort]) -> PortReport:
         """Make `ports` all that this node publishes, in one transaction.
@@ -91,9 +97,13 @@ class NodeNetwork:
         endpoints are cut: the version may be acknowledged. A port that cannot be served has its
         reason in the report; call again (same argument) to retry it.
         """
-        parts, _conntrack = self._opened()
+        parts, conntrack = self._opened()
         outcome = await self._kernel.run(lambda: parts.mesh.set_ports(ports))
         await self._forget(outcome.forget)
+        for subnet in sorted(self._to_forget):
+            forgotten = await self._tracker.run(partial(conntrack.forget_subnet, subnet))
+            self._to_forget.discard(subnet)
+            _log.info("network.peer_lost", subnet=subnet, connections_forgotten=forgotten)
         for (protocol, port), error in outcome.report.errors.items():
             _log.warning("network.port_refused", port=port, protocol=protocol, reason=error)
         return outcome.report

@@ -288,10 +288,13 @@ class PeerNode(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SUBNET_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     index: _builtins.int
     address: _builtins.str
     subnet: _builtins.str
+    lost: _builtins.bool
+    """The node is down: connections to its tasks are over."""
     def __init__(
         self,
         *,
@@ -299,10 +302,11 @@ class PeerNode(_message.Message):
         index: _builtins.int = ...,
         address: _builtins.str = ...,
         subnet: _builtins.str = ...,
+        lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "lost", b"lost", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

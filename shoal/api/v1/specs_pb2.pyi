@@ -423,6 +423,9 @@ class ServiceSpec(_message.Message):
     UPDATE_FIELD_NUMBER: _builtins.int
     ROLLBACK_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
+    DRAIN_TIMEOUT_NS_FIELD_NUMBER: _builtins.int
+    drain_timeout_ns: _builtins.int
+    """How long a task that shall stop may wait until every node balances without it. Unset: 2 s."""
     @_builtins.property
     def annotations(self) -> _types_pb2.Annotations: ...
     @_builtins.property
@@ -450,13 +453,19 @@ class ServiceSpec(_message.Message):
         update: _types_pb2.UpdateConfig | None = ...,
         rollback: _types_pb2.UpdateConfig | None = ...,
         endpoint: _types_pb2.EndpointSpec | None = ...,
+        drain_timeout_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drain_timeout_ns: _TypeAlias = _typing.Literal["drain_timeout_ns"]  # noqa: Y015
+    _WhichOneofArgType__drain_timeout_ns: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns"]  # noqa: Y015
     _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["replicated", "global", "replicated_job", "global_job"]  # noqa: Y015
     _WhichOneofArgType_mode: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_timeout_ns) -> _WhichOneofReturnType__drain_timeout_ns | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_mode) -> _WhichOneofReturnType_mode | None: ...
 
 Global___ServiceSpec: _TypeAlias = ServiceSpec  # noqa: Y015

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from tests.integration.network.lab import (
     CLIENT,
@@ -300,6 +301,32 @@ def test_established_tcp_to_a_lost_node_is_reset_instead_of_hanging(lab: Lab) ->
             connection.ask()
     finally:
         connection.close()
+
+
+def test_a_lost_peer_keeps_its_routes_and_loses_its_connections_once(lab: Lab) -> None:
+    entry, lost = lab.nodes[0], lab.nodes[2]
+    with_lost = [structs.replace(peer, lost=peer == lost.peer) for peer in lab.peers]
+    entry.set_ports(tcp(8087, [lab.tasks[4]]))
+    connections = [lab.client.run(lambda: connect(entry.address, 8087)) for _ in range(2)]
+    try:
+        assert connections[0].ask()[0] == "task4"
+        entry.wait(entry.network.set_peers(with_lost))
+        assert connections[0].ask()[0] == "task4", "its tasks are still balanced to"
+        entry.set_ports(tcp(8087, [lab.tasks[0]]))
+        with pytest.raises(ConnectionResetError):
+            connections[0].ask()
+        # Who balances to it again, as another manager may say, is not cut off a second time.
+        entry.set_ports(tcp(8087, [lab.tasks[4]]))
+        again = lab.client.run(lambda: connect(entry.address, 8087))
+        connections.append(again)
+        assert again.ask()[0] == "task4"
+        entry.wait(entry.network.set_peers(with_lost))
+        entry.set_ports(tcp(8087, [lab.tasks[0]]))
+        assert again.ask()[0] == "task4"
+    finally:
+        for connection in connections:
+            connection.close()
+        entry.wait(entry.network.set_peers(lab.peers))
 
 
 def test_removing_a_peer_takes_its_entries_and_connections_away(lab: Lab) -> None:

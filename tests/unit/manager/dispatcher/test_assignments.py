@@ -6,16 +6,17 @@ import random
 
 import pytest
 
-from manager.dispatcher.assignments import (
-    CHANGES_PER_MESSAGE_MAX,
-    DRAIN_DEADLINE_S,
-    NodeAssignments,
-)
+from manager.dispatcher.assignments import CHANGES_PER_MESSAGE_MAX, NodeAssignments
 from manager.dispatcher.endpoints import EndpointTable
+from shoal.clock import NS_PER_S
+from shoal.model.defaults import DRAIN_TIMEOUT_NS
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
+from shoal.model.types import Endpoint
 from tests.support.planning import Cell, a_task
 from tests.unit.manager.dispatcher.test_endpoints import a_member, a_published
+
+DRAIN_S = DRAIN_TIMEOUT_NS / NS_PER_S
 
 
 class Rig:
@@ -29,6 +30,7 @@ class Rig:
         self.acknowledged: int | None = 0
         self.tasks: dict[str, Task] = {}
         self.ports: dict[object, object] = {}
+        self.overdue: list[str] = []
         self.table.update_services(self.cell.tables, ["web"])
         self.stream.mark_all(self.cell.tables, self.table)
 
@@ -40,6 +42,7 @@ class Rig:
     def take(self) -> list[str]:
         """Take once and mirror it. Result: `+id` and `-id` of tasks."""
         diff = self.stream.take(self.cell.tables, self.table, self.acknowledged, self.now_s)
+        self.overdue += diff.overdue
         self.tasks.update((task.id, task) for task in diff.tasks)
         for task_id in diff.removed_tasks:
             del self.tasks[task_id]
@@ -69,7 +72,7 @@ def test_a_stopping_task_is_held_until_every_data_plane_is_past_it():
     assert rig.take() == []
     assert not rig.stream.is_dirty
     assert rig.ports == rig.table.ports, "the data plane hears of it at once"
-    assert rig.stream.next_deadline_s() == DRAIN_DEADLINE_S
+    assert rig.stream.next_deadline_s() == DRAIN_S
     rig.acknowledged = rig.table.left_at("t1") - 1
     assert rig.take() == []
     rig.acknowledged = rig.table.left_at("t1")
@@ -86,11 +89,56 @@ def test_a_node_that_does_not_acknowledge_holds_nothing_back_for_ever():
     rig.now_s = 1.0
     rig.put(stopping(rig, "t2"))
     assert rig.take() == []
-    rig.now_s = DRAIN_DEADLINE_S
+    rig.now_s = DRAIN_S
     assert rig.take() == ["+t1"]
-    assert rig.stream.next_deadline_s() == 1.0 + DRAIN_DEADLINE_S
+    assert rig.stream.next_deadline_s() == 1.0 + DRAIN_S
     rig.acknowledged = None
-    assert rig.take() == ["+t2"], "nobody is connected: nobody balances"
+    assert rig.take() == ["+t2"], "no node is there: nobody balances"
+    assert rig.overdue == ["t1"]
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.5, 30])
+def test_a_service_says_how_long_its_tasks_may_be_held(timeout_s):
+    rig = Rig(a_member("t1"))
+    rig.cell.put(rig.cell.service().replaced(
+        spec=rig.cell.service().spec.replaced(drain_timeout_ns=int(timeout_s * NS_PER_S))
+    ))  # fmt: skip
+    rig.drain()
+    rig.put(stopping(rig))
+    assert rig.take() == ([] if timeout_s else ["+t1"])
+    rig.now_s = timeout_s * 0.9
+    assert rig.take() == []
+    rig.now_s = timeout_s
+    assert rig.take() == (["+t1"] if timeout_s else [])
+    assert rig.overdue == (["t1"] if timeout_s else []), "none was asked for: none is missed"
+
+
+def test_a_new_stream_shows_a_task_that_is_held_as_wanted_until_its_time_has_come():
+    rig = Rig(a_member("t1"))
+    rig.drain()
+    rig.put(stopping(rig))
+    rig.stream, rig.tasks = NodeAssignments("n1"), {}  # the agent has come back
+    rig.stream.mark_all(rig.cell.tables, rig.table)
+    assert rig.take() == ["+t1"]
+    assert rig.tasks["t1"].desired_state is TaskState.RUNNING
+    assert rig.take() == []
+    rig.acknowledged = rig.table.version
+    assert rig.take() == ["+t1"]
+    assert rig.tasks["t1"].desired_state is TaskState.SHUTDOWN
+
+
+def test_a_new_manager_holds_what_nodes_may_have_in_the_table_of_the_last_one():
+    published = Endpoint(ports=a_published().spec.endpoint.ports)
+    rig = Rig(
+        a_member("t1", desired=TaskState.SHUTDOWN).replaced(endpoint=published),
+        a_member("t2", desired=TaskState.SHUTDOWN),
+    )
+    assert rig.take() == ["+t1", "+t2"]
+    assert rig.tasks["t1"].desired_state is TaskState.RUNNING
+    assert rig.tasks["t2"].desired_state is TaskState.SHUTDOWN, "it is not published"
+    rig.acknowledged = 1
+    assert rig.take() == ["+t1"]
+    assert rig.tasks["t1"].desired_state is TaskState.SHUTDOWN
 
 
 def test_a_task_is_held_also_while_the_table_has_not_heard_of_it_yet():
@@ -182,7 +230,7 @@ def test_the_mirror_of_all_diffs_is_the_nodes_part_of_the_store(seed):
             rig.acknowledged = rig.table.version
         if chosen.random() < 0.4:
             rig.take()
-    rig.now_s += 2 * DRAIN_DEADLINE_S
+    rig.now_s += 2 * DRAIN_S
     rig.drain()
     wanted = {
         task.id: (task.desired_state, task.spec)

@@ -8,11 +8,13 @@ import pytest
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from manager.dispatcher.core import FIRST_CONTACT_S, Sessions
+from manager.dispatcher.core import FIRST_CONTACT_S, GOODBYE_WAIT_S, Sessions
 from manager.dispatcher.detector import Bounds
 from manager.dispatcher.driver import MESSAGE_LENGTH_MAX, PROBATION, Dispatcher
+from manager.dispatcher.metrics import DRAINS_OVERDUE
+from shoal.clock import NS_PER_S
 from shoal.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from shoal.model.defaults import HEARTBEAT_PERIOD_NS
+from shoal.model.defaults import DRAIN_TIMEOUT_NS, HEARTBEAT_PERIOD_NS
 from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Cluster
 from shoal.model.plan import remove
@@ -271,7 +273,9 @@ async def test_an_acknowledgement_counts_while_the_stream_is_open_and_never_ahea
         assert rig.dispatcher.acknowledged == {"n1": rig.dispatcher.table.version}
         await rig.dispatcher.acknowledge("n1", 0, [])
         assert rig.dispatcher.acknowledged == {"n1": rig.dispatcher.table.version}
-    assert rig.dispatcher.acknowledged == {}
+    assert rig.dispatcher.acknowledged == {"n1": rig.dispatcher.table.version}, "it balances on"
+    await rig.wait(60)
+    assert rig.dispatcher.acknowledged == {}, "it is down"
 
 
 async def test_a_stop_is_sent_when_the_last_data_plane_has_acknowledged_or_gone():
@@ -296,10 +300,57 @@ async def test_a_stop_is_sent_when_the_last_data_plane_has_acknowledged_or_gone(
             assert dispatcher.take(own)[0].tasks == ()
             own.signal = type(own.signal)()
             await dispatcher.close_session("n3", sessions["n3"])
+            assert dispatcher.take(own)[0].tasks == (), "without its agent it balances on"
+            rig.clock.advance(GOODBYE_WAIT_S)
+            for node in ("n1", "n2"):
+                rig.beat(sessions[node], node)
+            await dispatcher.expire()
             assert await own.signal.wait(5), "the stream is woken"
             (sent,) = dispatcher.take(own)[0].tasks
             assert sent.desired_state is TaskState.SHUTDOWN
             assert dispatcher.held_for_s(own) is None
+
+
+async def test_a_stop_that_a_data_plane_has_not_acknowledged_in_time_is_logged_and_counted():
+    rig = Rig(a_node("n1"), a_node("n2"), a_published(), a_member("t1"))
+    dispatcher = rig.dispatcher
+    async with running(dispatcher.run):
+        await rig.register()
+        await rig.register("n2")
+        with dispatcher.stream("n1") as own, dispatcher.stream("n2"):
+            await own.signal.wait()
+            dispatcher.take(own)
+            for node in ("n1", "n2"):
+                await dispatcher.acknowledge(node, dispatcher.table.version, [])
+            before = dispatcher.table.version
+            task = rig.store.view.tasks.resolve("t1").with_desired_state(TaskState.SHUTDOWN)
+            rig.put(task)
+            await until(lambda: dispatcher.table.version > before)
+            await dispatcher.acknowledge("n1", dispatcher.table.version, [])
+            assert dispatcher.take(own)[0].tasks == ()
+            rig.clock.advance(DRAIN_TIMEOUT_NS / NS_PER_S)
+            counted = DRAINS_OVERDUE._value.get()
+            with capture_logs() as logs:
+                assert [task.id for task in dispatcher.take(own)[0].tasks] == ["t1"]
+            assert DRAINS_OVERDUE._value.get() == counted + 1
+            (said,) = [one for one in logs if one["event"] == "task.drain_overdue"]
+            assert (said["task_id"], said["nodes"]) == ("t1", ["n2"])
+
+
+async def test_a_lost_node_s_tasks_take_no_traffic_and_its_peers_are_told():
+    rig = Rig(a_peer("n1", "192.0.2.1"), a_node("n2"), a_published(), a_member("t1"))
+    dispatcher, table = rig.dispatcher, rig.dispatcher.table
+    there = DESCRIPTION.replaced(data_path_address="192.0.2.1")
+    async with running(dispatcher.run):
+        await dispatcher.register("n1", there, "192.0.2.1")
+        await until(lambda: any(row.members for row in table.ports.values()))
+        assert not table.peers["n1"].lost
+        await rig.wait(60)
+        await until(lambda: not any(row.members for row in table.ports.values()))
+        assert table.peers["n1"].lost
+        await dispatcher.register("n1", there, "192.0.2.1")
+        await until(lambda: any(row.members for row in table.ports.values()))
+        assert not table.peers["n1"].lost
 
 
 async def test_following_anew_forgets_what_went_while_nobody_watched():

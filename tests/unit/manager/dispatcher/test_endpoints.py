@@ -137,7 +137,8 @@ def test_a_machine_that_left_and_joined_again_is_one_peer():
     new = cell.tables.nodes.get("n3")
     cell.put(old.replaced(status=old.status.replaced(state=NodeState.DOWN)))
     cell.put(new.replaced(status=new.status.replaced(state=NodeState.DOWN)))
-    assert table.update_nodes(cell.tables, ["n1", "n3"]) == set(), "while the machine is down too"
+    assert table.update_nodes(cell.tables, ["n1", "n3"]) == {"n3"}, "while the machine is down too"
+    assert table.peers["n3"].lost
     cell.remove(new)
     assert table.update_nodes(cell.tables, ["n3"]) == {"n1", "n3"}
     assert set(table.peers) == {"n1", "n2"}
