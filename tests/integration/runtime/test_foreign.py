@@ -11,6 +11,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from tests.integration.runtime.site import DEADLINE_S, Site, until
+from tests.support.groups import V1
 from worker.runtime import hosting
 from worker.runtime.api import Mount
 from worker.runtime.interactive import ExecConfig, TerminalSize
@@ -63,7 +64,8 @@ async def _life(site: Site, runtime: str) -> tuple[Any, str]:
         file.write("content\n")
     return await site.run(
         "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | cut -f2; id -u; "
-        "hostname; pwd; echo $HOME; cat /sys/fs/cgroup/pids/pids.max /data/file; touch /x 2>&1; "
+        "hostname; pwd; echo $HOME; cat /sys/fs/cgroup/"
+        f"{'pids/' if V1 else ''}pids.max /data/file; touch /x 2>&1; "
         "echo err >&2; exit 42",
         runtime=runtime, user="app", hostname="web", cwd="/home", pids_max=33, read_only=True,
         mounts=(Mount(target="/data/file", source=f"{site.directory}/file", read_only=True),),

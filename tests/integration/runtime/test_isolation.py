@@ -10,6 +10,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition
 from tests.integration.runtime.site import Site, until
+from tests.support.groups import V1
 from worker.runtime.api import Device, Mount, Ulimit
 
 pytestmark = pytest.mark.root
@@ -206,7 +207,9 @@ async def test_few_descriptors_are_enough_to_start_with(site: Site):
 async def test_limits_reach_the_cgroup(site: Site):
     _, output = await site.run(
         "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us "
-        "cpu/cpu.cfs_period_us",
+        "cpu/cpu.cfs_period_us"
+        if V1
+        else "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max",
         memory_bytes=64 << 20,
         pids_max=33,
         nano_cpus=500_000_000,

@@ -10,11 +10,11 @@ import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument
 from tests.integration.runtime.site import Site, until
+from tests.support.groups import V1, V2
 from worker.runtime.interactive import ThrottledDevice
 from worker.runtime.lean.cgroups import read
 
 pytestmark = pytest.mark.root
-V1 = os.path.isdir("/sys/fs/cgroup/memory")
 
 
 def _block_device() -> str:
@@ -72,6 +72,65 @@ async def test_block_devices_are_throttled(site: Site):
             await site.runtime.create(site.config("true", throttled_devices=(wish,)))
 
 
+V2_CASES = (
+    (
+        {"cpu_period_us": 50_000, "cpu_quota_us": 25_000, "cpu_shares": 512, "cpuset_cpus": "1",
+         "cpuset_mems": "0"},
+        {"cpu.max": "25000 50000", "cpu.weight": "20", "cpuset.cpus": "1", "cpuset.mems": "0"},
+    ),
+    (
+        {"memory_bytes": 64 << 20, "memory_swap_bytes": 96 << 20,
+         "memory_reservation_bytes": 32 << 20, "pids_max": 33},
+        {"memory.max": str(64 << 20), "memory.swap.max": str(32 << 20),
+         "memory.low": str(32 << 20), "pids.max": "33"},
+    ),
+    ({"memory_bytes": 64 << 20}, {"memory.swap.max": str(64 << 20)}),
+    ({"memory_bytes": 64 << 20, "memory_swap_bytes": -1}, {"memory.swap.max": "max"}),
+    ({"nano_cpus": 500_000_000}, {"cpu.max": "50000 100000"}),
+    ({"blkio_weight": 500}, {"io.weight": "default 4950"}),
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not V2, reason="file names of cgroup v2")
+@pytest.mark.parametrize(("wishes", "files"), V2_CASES)
+async def test_each_file_of_version_2(site: Site, wishes, files):
+    for name, value in files.items():
+        _, output = await site.run(f"cat /sys/fs/cgroup/{name}", **wishes)
+        assert output.strip() == value, name
+
+
+@pytest.mark.skipif(not V2, reason="file names of cgroup v2")
+async def test_block_devices_are_throttled_on_version_2(site: Site):
+    path = _block_device()
+    number = os.stat(path).st_rdev
+    _, output = await site.run(
+        "cat /sys/fs/cgroup/io.max",
+        throttled_devices=(
+            ThrottledDevice(path, "read_bps", 1000), ThrottledDevice(path, "write_bps", 2000),
+            ThrottledDevice(path, "read_iops", 3), ThrottledDevice(path, "write_iops", 4),
+        ),
+    )  # fmt: skip
+    place = f"{os.major(number)}:{os.minor(number)}"
+    assert output.split() == [place, "rbps=1000", "wbps=2000", "riops=3", "wiops=4"]
+
+
+@pytest.mark.skipif(not V2, reason="what cgroup v2 has no files for")
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"memory_swappiness": 7, "memory_bytes": 64 << 20}, "swappiness"),
+        ({"oom_kill_disable": True, "memory_bytes": 64 << 20}, "disableOOMKiller"),
+        ({"cpu_rt_runtime_us": 1000}, "realtimeRuntime"),
+    ],
+)
+async def test_what_version_2_has_not_is_refused_by_name(site: Site, wish, reason):
+    config = site.config("true", **wish)
+    await site.runtime.create(config)
+    with pytest.raises(FailedPrecondition, match=reason):
+        await site.runtime.start(config.id)
+    await until(lambda: not site.cgroups_left())
+
+
 @pytest.mark.skipif(not V1, reason="file names of cgroup v1")
 async def test_what_a_kernel_may_lack_is_honoured_or_refused(site: Site):
     for fields, file, value in (
@@ -98,7 +157,8 @@ async def test_a_group_elsewhere(site: Site):
         container = await site.start("sleep 1000", cgroup_parent=parent, memory_bytes=64 << 20)
         pid = (await site.runtime.status(container)).pid
         groups = read(f"/proc/{pid}/cgroup").splitlines()
-        assert any(line.endswith(f"memory:{parent}/{container}") for line in groups)
+        tree = "memory:" if V1 else "0::"
+        assert any(line.endswith(f"{tree}{parent}/{container}") for line in groups)
         assert (await site.runtime.stats(container)).memory_limit_bytes == 64 << 20
         site.kill_hard("supervisor")  # the next one finds it there
         assert (await site.runtime.stats(container)).pids == 1
