@@ -267,7 +267,8 @@ def sandbox(
     netns_path: str,
     others: Mapping[str, Holding],
     node: HostDns,
-    node_has_ipv6: bool,  # noqa: FBT001 - one of six
+    *,
+    node_has_ipv6: bool,
 ) -> Sandbox:
     """What a starting container is told."""
     wanted = holding.wanted

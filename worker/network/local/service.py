@@ -544,9 +544,8 @@ class Networks:
 
     def _sandbox(self, holding: Holding) -> Sandbox:
         path = str(self._kernel.namespace(holding.wanted.container))
-        return plan.sandbox(
-            holding, self._networks, path, self._holdings, hostdns.read(), has_ipv6()
-        )
+        others, node, six = self._holdings, hostdns.read(), has_ipv6()
+        return plan.sandbox(holding, self._networks, path, others, node, node_has_ipv6=six)
 
     def _client(self, holding: Holding) -> Client | None:
         path = str(self._kernel.namespace(holding.wanted.container))
