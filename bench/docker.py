@@ -191,6 +191,7 @@ async def docker(*, swarm: bool = True) -> AsyncIterator[Docker]:
         if swarm:
             await asyncio.to_thread(daemon.call, "POST", "/swarm/leave?force=1")
         await asyncio.to_thread(daemon.remove_containers)
+        daemon.hang_up()
     finally:
         await asyncio.to_thread(_stop, process)
         _remove_cgroups(parent)

@@ -106,6 +106,7 @@ class Engine:
             network_drivers=("bridge", "host", "null"),
             registries=parts.settings.registries,
             userns=parts.settings.userns is not None,
+            selinux=parts.settings.selinux,
         )
 
     @classmethod

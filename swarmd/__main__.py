@@ -110,6 +110,12 @@ _log = structlog.get_logger()
     " their root is nobody on the node; default: of dockremap.  [default: the node's own ids]",
 )
 @click.option(
+    "--selinux-enabled",
+    is_flag=True,
+    help="Give containers SELinux labels of their own (docker run --security-opt label=...,"
+    " -v ...:z and :Z); the kernel must run SELinux, with a policy that knows containers.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -143,6 +149,7 @@ def main(
     image_high_water: int,
     image_low_water: int,
     userns_remap: str,
+    selinux_enabled: bool,
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -181,6 +188,7 @@ def main(
         registry_mirrors=registry_mirror,
         image_water=(image_high_water, image_low_water),
         userns_remap=userns_remap,
+        selinux_enabled=selinux_enabled,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

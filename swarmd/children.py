@@ -50,6 +50,8 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
         command += ["--image-high-water", str(high), "--image-low-water", str(low)]
         if settings.userns_remap:
             command += [f"--userns-remap={settings.userns_remap}"]
+        if settings.selinux_enabled:
+            command.append("--selinux-enabled")
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
     return command

@@ -70,7 +70,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     """What swarmd says when it starts the worker. lock_keys: what opens the identity.
 
     registries: how they are spoken to. image_marks: how full images may make the disk.
-    userns: the ids containers get; None: the node's.
+    userns: the ids containers get; None: the node's. selinux: whether containers are labelled.
     """
 
     paths: NodePaths
@@ -80,6 +80,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     registries: RegistrySettings = RegistrySettings()
     image_marks: Marks = Marks()
     userns: IdMap | None = None
+    selinux: bool = False
 
 
 class Membership:
@@ -410,6 +411,7 @@ async def run(settings: WorkerSettings, extension: Extension | None = None) -> N
             state_dir=str(paths.worker),
             run_dir=str(paths.run),
             cgroup_parent=settings.cgroup_parent,
+            selinux=settings.selinux,
         )
         volumes = await LocalVolumes.open(paths.volumes, paths.run / "volumes", SystemClock())
         stack.callback(volumes.close)

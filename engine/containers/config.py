@@ -162,8 +162,6 @@ def parse_security(options: Iterable[str]) -> Security:
             labels.append(value)
         else:
             raise InvalidArgument(f'invalid --security-opt: "{option}"')
-    if labels == ["disable"]:
-        labels = []
     return Security(selinux_labels=tuple(labels), **found)
 
 
@@ -275,12 +273,21 @@ def _mount(point: MountPoint, source: str, *, own_ids: bool) -> Mount:
         fields |= {"source": source, "propagation": point.propagation or "rprivate",
                    "recursive": point.recursive}  # fmt: skip
         wishes["recursive_read_only"] = point.recursive_read_only
+        fields["relabel"] = _relabel(point)
     for name, wish in wishes.items():
         if name in Mount.__struct_fields__:
             fields[name] = wish
         elif wish:
             raise Unimplemented(f"Mounts: {point.target}: {name}: not possible on this version")
     return Mount(**fields)
+
+
+def _relabel(point: MountPoint) -> str:
+    """What `z` and `Z` mean where containers have SELinux labels; a volume is shared unasked."""
+    modes = point.mode.split(",")
+    if "Z" in modes:
+        return "private"
+    return "shared" if "z" in modes or point.kind == "volume" else ""
 
 
 def _ulimit(limit: UlimitRequest) -> Ulimit:

@@ -90,8 +90,6 @@ def _parse_mode(mode: str, text: str) -> tuple[bool, str, bool]:
     given = [kind for word in words for kind, known in kinds.items() if word in known]
     if len(given) != len(words) or len(set(given)) != len(given):
         raise InvalidArgument(f"invalid mode: {mode} in '{text}'")
-    if _LABELS & set(words):
-        raise Unimplemented("the mount modes z and Z: this node has no SELinux")
     propagation = next((word for word in words if word in PROPAGATIONS), "")
     return "ro" in words, propagation, "nocopy" not in words
 

@@ -48,6 +48,8 @@ class Offer(Row, frozen=True):
     registries: RegistrySettings = RegistrySettings()
     userns: bool = False
     """Whether containers get user namespaces of their own."""
+    selinux: bool = False
+    """Whether they get SELinux labels."""
 
 
 class Now(Row, frozen=True):
@@ -208,6 +210,8 @@ def _security(machine: Machine, offer: Offer, now: Now) -> Sequence[str]:
     options = ["name=apparmor"] if now.apparmor else []
     if machine.seccomp:
         options.append("name=seccomp,profile=builtin")
+    if offer.selinux:
+        options.append("name=selinux")
     if offer.userns:
         options.append("name=userns")
     return [*options, "name=cgroupns"]

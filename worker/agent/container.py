@@ -155,6 +155,7 @@ def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, 
         tmpfs_size_bytes=mount.tmpfs_size_bytes,
         tmpfs_mode=mount.tmpfs_mode or 0o1777,
         own_ids=own_ids,
+        relabel="shared" if mount.type is MountType.VOLUME else "",
     )
 
 

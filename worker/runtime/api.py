@@ -37,6 +37,8 @@ class Mount(msgspec.Struct, frozen=True):
     no_exec: bool = False
     recursive_read_only: bool = False
     """Refuse to leave a mount below it writable; `read_only` means as much in this runtime."""
+    relabel: Literal["", "shared", "private"] = ""
+    """Where containers have SELinux labels: give what is bound one of theirs, or this one's."""
     own_ids: bool = False
     """The files are stored with the ids containers see: with `userns` they are shown so there."""
 
@@ -155,6 +157,7 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     apparmor_profile: str = ""
     """"" is the default profile where the kernel has AppArmor, "unconfined" none."""
     selinux_labels: tuple[str, ...] = ()
+    """As Docker's `label=`: `type:x_t`, `level:s0:c1,c2`, `disable`."""
     masked_paths: tuple[str, ...] | None = None
     read_only_paths: tuple[str, ...] | None = None
     no_new_privileges: bool = False

@@ -18,6 +18,7 @@ from worker.runtime.api import ContainerConfig, IdRange, Mount
 from worker.runtime.lean.capabilities import BITS, NAMES
 from worker.runtime.lean.rootfs import IDMAP
 from worker.runtime.resources import CPU_PERIOD_US, quota_of, swap_of
+from worker.runtime.selinux import Labels
 
 PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAPABILITIES_DEFAULT = frozenset(
@@ -85,6 +86,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     """The program of the runtime, if it is not the native one."""
     apparmor_profile: str = ""
     """What the program runs under; "" where the kernel knows no profiles."""
+    labels: Labels = Labels()
     seccomp: dict[str, Any] = {}
     """The profile in OCI's words, for such a runtime."""
 
@@ -158,12 +160,14 @@ def bundle_of(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
             "noNewPrivileges": config.no_new_privileges,
             "oomScoreAdj": config.oom_score_adj,
             **({"apparmorProfile": around.apparmor_profile} if around.apparmor_profile else {}),
+            **({"selinuxLabel": around.labels.process} if around.labels.process else {}),
         },
         "root": {"path": "rootfs", "readonly": config.read_only},
         **_names(config),
         "mounts": _mounts(config, around),
         "annotations": annotations,
-        "linux": _linux(config, around),
+        "linux": _linux(config, around)
+        | ({"mountLabel": around.labels.mount} if around.labels.mount else {}),
     }
 
 

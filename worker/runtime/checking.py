@@ -100,8 +100,6 @@ def _check_modes(config: ContainerConfig) -> None:
         joined = name in ("pid_mode", "ipc_mode") and mode.startswith("container:")
         if mode not in known and not (joined and _ID.fullmatch(mode[len("container:") :])):
             raise InvalidArgument(f"{name}: there is no mode {mode!r}")
-    if config.selinux_labels:
-        raise Unimplemented("selinux_labels: this version of the runtime sets no SELinux labels")
     if not config.seccomp and not unconfined(config):
         raise InvalidArgument("seccomp_profile: a profile is given, and seccomp is switched off")
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal as signals
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from worker.runtime.api import (
     Runtime,
 )
 from worker.runtime.confining import AppArmor
+from worker.runtime.labelling import SELinux
 from worker.runtime.lean import cgroups
 from worker.runtime.lean.files import BUNDLE_FILE, REFUSAL_FILE, discard, read_text
 from worker.runtime.link import RECONNECT_S, REQUEST_DEADLINE_S, Broken, SupervisorLink, deadline
@@ -43,11 +45,15 @@ _INIT_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv")
 class NativeRuntime(Talking, Runtime):
     """Containers through our own executor. One instance per worker; all methods are concurrent."""
 
-    def __init__(self, *, state_dir: str, run_dir: str, cgroup_parent: str) -> None:
+    def __init__(
+        self, *, state_dir: str, run_dir: str, cgroup_parent: str, selinux: bool = False
+    ) -> None:
+        """selinux: label containers."""
         self.state_dir = os.path.abspath(state_dir)
         self.run_dir = os.path.abspath(run_dir)
         self.cgroup_parent = "/" + cgroup_parent.strip("/")
         self.apparmor = AppArmor()
+        self.selinux = SELinux(enabled=selinux)
         super().__init__(SupervisorLink(f"{self.run_dir}/supervisor.sock"), self.run_dir)
 
     @override
@@ -69,6 +75,7 @@ class NativeRuntime(Talking, Runtime):
         launch.make_directories(self.run_dir, self.state_dir)
         await asyncio.to_thread(_make_init_layer, f"{self.state_dir}/init-layer")
         await self.apparmor.open()
+        await self.selinux.open(Path(self.state_dir, "containers"))
         discard(self._refusal)  # of an earlier try: what still holds is said again
         async with deadline(_PROBE_DEADLINE_S, "supervisor: no answer"):
             while not await self._answers():
@@ -100,7 +107,13 @@ class NativeRuntime(Talking, Runtime):
 
     @override
     async def create(self, config: ContainerConfig) -> ContainerStatus:
-        return await self._create(config.id, await self._laid_out(config))
+        known = self.selinux.knows(config.id)
+        try:
+            return await self._create(config.id, await self._laid_out(config))
+        except BaseException:
+            if not known:
+                self.selinux.forget(config.id)
+            raise
 
     @override
     async def configure(self, config: ContainerConfig) -> None:
@@ -116,6 +129,8 @@ class NativeRuntime(Talking, Runtime):
         _warn_clamped(config)
         possible = await asyncio.to_thread(own_capabilities)
         runtime_path = await asyncio.to_thread(hosting.find_runtime, config.runtime)
+        labels = await self.selinux.labels_for(config)
+        await self.selinux.relabel(config.mounts, labels)
         around = bundle.Surroundings(
             container_dir=self.container_dir(config.id),
             cgroup_path=f"{self.cgroup_parent}/{config.id}",
@@ -132,6 +147,7 @@ class NativeRuntime(Talking, Runtime):
             else {},
             init_path=await asyncio.to_thread(hosting.find_init, config) if config.init else "",
             apparmor_profile=await self.apparmor.profile_for(config),
+            labels=labels,
         )
         layered = msgspec.structs.replace(
             config, layers=(f"{self.state_dir}/init-layer", *config.layers)
@@ -246,6 +262,7 @@ class NativeRuntime(Talking, Runtime):
         if force and (await self.status(container)).state == "running":
             await self._kill_now(container)
         trash = await self._remove(container)
+        self.selinux.forget(container)
         if trash:
             await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 

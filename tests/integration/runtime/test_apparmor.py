@@ -129,7 +129,6 @@ async def _dockers(site: Site, outsider: int) -> dict[str, str]:
     subprocess.run(["tar", "-C", site.image_dir, "-cf", str(archive), "."], check=True)
     async with a_dockerd(swarm=False) as daemon:
         daemon.call("POST", "/images/create?fromSrc=-&repo=attempts", archive.read_bytes())
-        daemon.hang_up()
         docker = [shutil.which("docker") or "docker", "-H", f"unix://{daemon.path}"]
         options = [
             "--rm", "--privileged", "--security-opt", "apparmor=docker-default", "--pid", "host",

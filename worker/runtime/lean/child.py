@@ -120,6 +120,7 @@ def _become(start: Start) -> NoReturn:
     if start.donor_fd >= 0:
         linux.setns(start.donor_fd, linux.CLONE_NEWIPC)
     os.setsid()
+    label_keys(process)
     linux.join_session_keyring()
     reset_signals()
     if bundle.get("hostname"):
@@ -229,7 +230,9 @@ def _build_root(start: Start) -> None:
     if start.root_fd >= 0:
         root_fd = rootfs.put_root(start.root_fd)
     else:
-        root_fd = rootfs.mount_overlay(start.layers, start.directory)
+        rootfs.label_mounts(bundle, start.directory)
+        label = settings.get("mountLabel", "")
+        root_fd = rootfs.mount_overlay(start.layers, start.directory, label)
     mounts = bundle["mounts"]
     groups_at = next((i for i, m in enumerate(mounts) if m["type"] == "cgroup"), len(mounts))
     rootfs.apply_mounts(root_fd, mounts[:groups_at], start.cgroup_views, start.donor_fd)
@@ -242,7 +245,7 @@ def _build_root(start: Start) -> None:
     rootfs.make_devices(root_fd, settings.get("devices", []))
     rootfs.set_sysctls(root_fd, settings.get("sysctl", {}))
     rootfs.protect(root_fd, settings["readonlyPaths"])
-    rootfs.mask(root_fd, settings["maskedPaths"])
+    rootfs.mask(root_fd, settings["maskedPaths"], settings.get("mountLabel", ""))
     rootfs.enter(root_fd)
 
 
@@ -307,6 +310,7 @@ def drop_privileges(bundle: dict[str, Any], seccomp: bytes, *, make_cwd: bool = 
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: before it is given up.
         linux.install_seccomp(seccomp)
     _confine(process.get("apparmorProfile", ""))
+    _label(process.get("selinuxLabel", ""))
     _take_ids(account)
     linux.set_capabilities(bounding if account.uid == 0 else 0)
     try:
@@ -351,6 +355,29 @@ def _confine(profile: str) -> None:
             return
         reason = "it is not loaded" if error.errno == errno.ENOENT else error.strerror
         raise StartFailure(SETUP_FAILED, f"apply apparmor profile {profile}: {reason}") from None
+
+
+def _label(label: str) -> None:
+    """Have the program run with an SELinux label. Raises: StartFailure."""
+    if label:
+        try:
+            _write_attribute("exec", text=label)
+        except OSError as error:
+            raise StartFailure(
+                SETUP_FAILED, f"set SELinux label {label}: {error.strerror}"
+            ) from None
+
+
+def label_keys(process: dict[str, Any]) -> None:
+    """So that the program may use the session keyring that is made next."""
+    label = process.get("selinuxLabel", "")
+    if label:
+        try:
+            _write_attribute("keycreate", text=label)
+        except OSError as error:
+            raise StartFailure(
+                SETUP_FAILED, f"set SELinux label {label} for keys: {error.strerror}"
+            ) from None
 
 
 def _write_attribute(*names: str, text: str) -> None:

@@ -61,6 +61,7 @@ def _become(join: Join) -> NoReturn:
     if join.namespaces & linux.CLONE_NEWUSER:
         child.become_root()
     os.setsid()
+    child.label_keys(process)
     linux.join_session_keyring()
     child.reset_signals()
     os.umask(process["user"].get("umask", 0o022))

@@ -71,7 +71,8 @@ def _drive(drive: Drive) -> NoReturn:
     os.setsid()
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
     name = drive.bundle["annotations"]["dev.shoal.runtime"]
-    root_fd = rootfs.mount_overlay(drive.layers, drive.directory)
+    label = drive.bundle["linux"].get("mountLabel", "")
+    root_fd = rootfs.mount_overlay(drive.layers, drive.directory, label)
     os.makedirs(_place(drive), 0o700, exist_ok=True)
     files.write_new(f"{_place(drive)}/config.json", tinyjson.dumps(_config(drive, root_fd)))
     os.close(root_fd)

@@ -63,6 +63,7 @@ def _prepare(prepare: Prepare) -> NoReturn:
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
     os.umask(0)
+    rootfs.label_mounts(start.bundle, start.directory)
     start.root_fd = _open_root(start, owner, root["uid"], root["gid"])
     _open_binds(start, owner)
     _open_devices(start)
@@ -178,7 +179,8 @@ def _open_root(start: child.Start, owner: int, uid: int, gid: int) -> int:
         os.close(tree)
     linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
     linux.set_file_ids(uid, gid)
-    mounted = rootfs.mount_overlay(start.layers, start.directory)
+    label = start.bundle["linux"].get("mountLabel", "")
+    mounted = rootfs.mount_overlay(start.layers, start.directory, label)
     linux.set_file_ids(0, 0)
     tree = linux.open_tree(mounted, "", recursive=False)
     os.close(mounted)
@@ -213,7 +215,9 @@ def _open_devices(start: child.Start) -> None:
     """Nodes that may be opened: one made inside could not. They keep the owners they have here."""
     devices = start.bundle["linux"].get("devices", [])
     place = f"{start.directory}/rootfs"
-    linux.mount("tmpfs", place, "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=700")
+    label = start.bundle["linux"].get("mountLabel", "")
+    options = f"mode=700,{rootfs.context_option(label)}" if label else "mode=700"
+    linux.mount("tmpfs", place, "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, options)
     directory = os.open(place, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for number, device in enumerate(devices):
         rootfs.make_device(device, str(number), directory)

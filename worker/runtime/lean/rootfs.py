@@ -42,6 +42,7 @@ _PROPAGATION = {
     "shared": linux.MS_SHARED,
     "rshared": linux.MS_SHARED,
 }
+_LABELLED = frozenset(("tmpfs", "devpts", "cgroup"))
 IDMAP = "idmap"
 """Option of a bind whose files are stored with the ids of the container; `preparing` maps them."""
 _NEUTRAL = frozenset((
@@ -50,26 +51,47 @@ _NEUTRAL = frozenset((
 ))  # fmt: skip
 
 
-def mount_overlay(layers: list[str], directory: str) -> int:
+def mount_overlay(layers: list[str], directory: str, label: str = "") -> int:
     """Mount `layers` (topmost first) under `directory`/{upper,work}; returns the root's O_PATH fd.
 
-    More lower directories than fit into one page of options go through fsconfig.
+    More lower directories than fit into one page of options go through fsconfig. label: SELinux's,
+    of all files of the root.
     """
     target, upper, work = (f"{directory}/{name}" for name in ("rootfs", "upper", "work"))
     lower = ":".join(_escape(layer) for layer in layers)
     options = f"lowerdir={lower},upperdir={_escape(upper)},workdir={_escape(work)}"
+    if label:
+        options += f",{context_option(label)}"
     if len(os.fsencode(options)) <= 4000:
         linux.mount("overlay", target, "overlay", 0, options)
     else:
         pairs = [("lowerdir+", layer) for layer in layers]
-        tree = linux.new_mount(
-            "overlay", [*pairs, ("upperdir", upper), ("workdir", work)], source="overlay"
-        )
+        pairs += [("upperdir", upper), ("workdir", work)]
+        pairs += [("context", label)] if label else []
+        tree = linux.new_mount("overlay", pairs, source="overlay")
         below = os.open(target, linux.O_PATH | os.O_DIRECTORY)
         linux.attach_mount(tree, below, target)
         os.close(below)
         os.close(tree)
     return os.open(target, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def context_option(label: str) -> str:
+    """The mount option that gives every file of a mount an SELinux label."""
+    return f'context="{label}"'
+
+
+def label_mounts(bundle: dict[str, Any], directory: str) -> None:
+    """Give what is made for the container alone its SELinux label: mounts, and files of ours.
+
+    directory: the container's own, from which files are bound.
+    """
+    label = bundle["linux"].get("mountLabel", "")
+    for entry in bundle["mounts"] if label else ():
+        if entry["type"] in _LABELLED:
+            entry["options"] = [*entry.get("options", ()), context_option(label)]
+        elif entry["type"] == "bind" and entry["source"].startswith(f"{directory}/"):
+            os.setxattr(entry["source"], "security.selinux", label.encode() + b"\0")
 
 
 def put_root(tree: int) -> int:
@@ -210,7 +232,8 @@ def _show_cgroups(root_fd: int, entry: dict[str, Any], views: list[tuple[str, st
         view |= {"options": ["rbind", *mode]}
         _attach(root_fd, destination, open_bind(view))
         return
-    options = ["nosuid", "nodev", "noexec", "mode=755"]
+    context = [option for option in entry["options"] if option.startswith("context=")]
+    options = ["nosuid", "nodev", "noexec", "mode=755", *context]
     tmpfs = {"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options}
     _mount(root_fd, tmpfs)
     top = linux.open_in_root(root_fd, destination, linux.O_PATH)
@@ -243,8 +266,10 @@ def make_devices(root_fd: int, devices: list[dict[str, Any]]) -> None:
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
         ("ptmx", "pts/ptmx"),
+        ("core", "/proc/kcore"),
     ):
-        os.symlink(destination, name, dir_fd=directory)
+        if name != "core" or os.path.exists(destination):  # as runc makes it, though it is masked
+            os.symlink(destination, name, dir_fd=directory)
     os.close(directory)
 
 
@@ -256,8 +281,9 @@ def make_device(device: dict[str, Any], name: str, directory: int) -> None:
     os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=directory)
 
 
-def mask(root_fd: int, paths: list[str]) -> None:
+def mask(root_fd: int, paths: list[str], label: str = "") -> None:
     """Hide paths: files behind /dev/null, directories behind an empty read-only tmpfs."""
+    options = f"size=0k,{context_option(label)}" if label else "size=0k"
     for path in paths:
         try:
             target = linux.open_in_root(root_fd, path, linux.O_PATH)
@@ -266,7 +292,7 @@ def mask(root_fd: int, paths: list[str]) -> None:
         through = f"/proc/self/fd/{target}"
         if stat.S_ISDIR(os.fstat(target).st_mode):
             flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-            linux.mount("tmpfs", through, "tmpfs", flags, "size=0k")
+            linux.mount("tmpfs", through, "tmpfs", flags, options)
         else:
             linux.mount("/dev/null", through, "", linux.MS_BIND)
         os.close(target)

@@ -16,7 +16,7 @@ from engine.containers import (
     starts,
     updates,
 )
-from engine.containers.config import parse_security
+from engine.containers.config import container_config, parse_security, supposed_ground
 from engine.containers.container import newer
 from engine.containers.defaults import command_of, with_host_defaults
 from engine.containers.health import HEALTHY, STARTING, UNHEALTHY, Health, Probe, judged
@@ -269,10 +269,19 @@ def test_published_ports():
         record_of(HostConfig(port_bindings={"0/tcp": [HostPort()]}))
 
 
+def test_what_is_relabelled_where_containers_have_labels():
+    binds = ["/a:/a:z", "/b:/b:ro,Z", "/c:/c", "v1:/v1", "v2:/v2:Z"]
+    record = record_of(HostConfig(binds=binds))
+    found = container_config(record, supposed_ground(record, ("/layer",)))
+    assert {mount.target: mount.relabel for mount in found.mounts} == {
+        "/a": "shared", "/b": "private", "/c": "", "/v1": "shared", "/v2": "private",
+    }  # fmt: skip
+
+
 def test_security_options():
     found = parse_security(["no-new-privileges:true", "seccomp=unconfined", "label=disable"])
     assert (found.no_new_privileges, found.seccomp_profile, found.selinux_labels) == (
-        True, "unconfined", (),
+        True, "unconfined", ("disable",),
     )  # fmt: skip
     with pytest.raises(InvalidArgument, match="invalid --security-opt"):
         parse_security(["nonsense"])
