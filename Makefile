@@ -61,8 +61,8 @@ test-linearizability: setup ## Clients against managers in trouble, checked for 
 test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS=... (root)
 	@$(PYTHON) -m tests.powercut --managers 1 --cuts 20 $(ARGS) && $(PYTHON) -m tests.powercut --managers 3 --cuts 20 $(ARGS)
 
-test-vm: setup ## Parity, escapes and runtime on control groups version 2, in a virtual machine; ARGS=... (root)
-	@$(PYTHON) -P -m tests.vm $(ARGS) -- $(PYTHON) -m pytest -q tests/parity tests/escape tests/integration/runtime
+test-vm: setup ## Parity, escapes and runtime on control groups version 2, in a virtual machine; TESTS=... ARGS=... (root)
+	@$(PYTHON) -P -m tests.vm --timeout 10800 $(ARGS) -- sh -c 'echo "Linux $$(uname -r), control groups: $$(stat -f -c %T /sys/fs/cgroup) $$(cat /sys/fs/cgroup/cgroup.controllers)"; exec $(PYTHON) -m pytest -v --tb=short -o timeout=900 $(or $(TESTS),tests/parity tests/escape tests/integration/runtime)'
 
 test-zero-loss: setup ## A million requests while a service is changed in every way; ARGS=... (root)
 	@$(PYTHON) -m tests.zeroloss $(ARGS)

@@ -41,6 +41,7 @@ def main() -> int:
             python=os.path.realpath(sys.executable),
             memory_mib=arguments.memory,
             append=arguments.append,
+            revision=arguments.revision,
             timeout_s=arguments.timeout,
             environment=dict(one.split("=", 1) for one in arguments.env),
             results=arguments.results,
@@ -54,6 +55,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--append", default="", help="more words for the kernel's command line")
+    parser.add_argument("--revision", default="", help="a commit instead of the files as they are")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
     parser.add_argument("--kernel", choices=sorted(FLAVOURS), default="cloud")
     parser.add_argument("--memory", type=int, default=4096, metavar="MIB")

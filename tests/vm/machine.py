@@ -43,6 +43,8 @@ class Settings:
     memory_mib: int = 4096
     processors: int = 2
     append: str = ""
+    revision: str = ""
+    """Of the checkout; "" is what lies in it now."""
     timeout_s: float = 3600.0
     environment: Mapping[str, str] = field(default_factory=dict)
     results: Path | None = None
@@ -135,7 +137,7 @@ def _share(base: Path, settings: Settings) -> Iterator[Path]:
     share = base / "share"
     for name in ("host", "kernel", "checkout", "exchange"):
         (share / name).mkdir(parents=True)
-    copy_checkout(settings.checkout, share / "checkout")
+    copy_checkout(settings.checkout, share / "checkout", settings.revision)
     mounted: list[Path] = []
     try:
         for source, name in ((Path("/"), "host"), (settings.kernel.tree, "kernel")):
@@ -148,8 +150,15 @@ def _share(base: Path, settings: Settings) -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", str(path)], check=False)
 
 
-def copy_checkout(source: Path, target: Path) -> None:
-    """What git knows of the checkout and what is new in it, as it is now."""
+def copy_checkout(source: Path, target: Path, revision: str = "") -> None:
+    """What git knows of the checkout and what is new in it, as it is now; or one commit."""
+    (target / ".venv").mkdir(exist_ok=True)
+    if revision:
+        archive = target.with_name("checkout.tar")
+        words = ["git", "-C", str(source), "archive", "-o", str(archive), revision]
+        subprocess.run(words, check=True)
+        shutil.unpack_archive(archive, target, filter="tar")
+        return
     told = subprocess.run(
         ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         check=True, capture_output=True,
@@ -159,7 +168,6 @@ def copy_checkout(source: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # Removed, and not yet committed so.
             shutil.copy2(source / name, place, follow_symlinks=False)
-    (target / ".venv").mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
