@@ -431,6 +431,16 @@ def test_a_service_of_more_than_64_tasks(world: World) -> None:
     assert "elements" not in asking.shell("nft list map ip shoal slots_wide").stdout
 
 
+def test_names_that_came_while_nobody_asked_are_known_to_who_asks_next(world: World) -> None:
+    three = world.lab.nodes[2]
+    world.stop("cli3")
+    world.serve(RED, "late", "10.5.0.3")
+    world.push()
+    asking = world.start(three, "cli4", RED, "10.5.0.16/24")
+    assert asking.look_up("late") == ["10.5.0.3"]
+    assert asking.look_up("c.cli3") == ["SERVFAIL"]  # only others could know it
+
+
 def test_a_node_that_leaves_keeps_nothing(tmp_path: Path) -> None:
     with running_world(tmp_path) as world:
         one, two, _three = world.lab.nodes

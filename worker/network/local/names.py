@@ -67,10 +67,9 @@ class Names:
         """Whoever has names without asking here, all of them. Raises: Unavailable."""
         async with self._lock:
             before, self._others = self._others, dict(others)
-            if not self._clients:
-                return  # nobody asks; whoever comes first has everything told
             if self._writer is None:
-                await self._connected()
+                if self._clients:  # else whoever comes first has everything told
+                    await self._connected()
                 return
             new = {key: place for key, place in others.items() if before.get(key) != place}
             gone = tuple(before.keys() - others.keys())
