@@ -71,6 +71,7 @@ def _drive(drive: Drive) -> NoReturn:
     os.setsid()
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
     name = drive.bundle["annotations"]["dev.shoal.runtime"]
+    rootfs.label_files(drive.bundle, drive.directory)
     label = drive.bundle["linux"].get("mountLabel", "")
     root_fd = rootfs.mount_overlay(drive.layers, drive.directory, label)
     os.makedirs(_place(drive), 0o700, exist_ok=True)

@@ -82,15 +82,19 @@ def context_option(label: str) -> str:
 
 
 def label_mounts(bundle: dict[str, Any], directory: str) -> None:
-    """Give what is made for the container alone its SELinux label: mounts, and files of ours.
-
-    directory: the container's own, from which files are bound.
-    """
+    """Give what is made for the container alone its SELinux label: mounts, and files of ours."""
     label = bundle["linux"].get("mountLabel", "")
     for entry in bundle["mounts"] if label else ():
         if entry["type"] in _LABELLED:
             entry["options"] = [*entry.get("options", ()), context_option(label)]
-        elif entry["type"] == "bind" and entry["source"].startswith(f"{directory}/"):
+    label_files(bundle, directory)
+
+
+def label_files(bundle: dict[str, Any], directory: str) -> None:
+    """Give the files that are bound from the container's own directory its SELinux label."""
+    label = bundle["linux"].get("mountLabel", "")
+    for entry in bundle["mounts"] if label else ():
+        if entry["type"] == "bind" and entry["source"].startswith(f"{directory}/"):
             os.setxattr(entry["source"], "security.selinux", label.encode() + b"\0")
 
 
