@@ -104,7 +104,7 @@ class Rig:
         diff = self.streams[node_id].take(self.cell.tables, self.table, None, 0)
         said = []
         for row in diff.overlays:
-            kind, name = _kind_of(row)
+            kind, name = kind_of(row)
             assert kind is OverlayKind.NETWORK or _network_key(row.network_id) in mirror
             mirror[OverlayKey(kind, row.network_id, name)] = row
             said.append(f"+{name}")
@@ -117,7 +117,7 @@ class Rig:
         return said
 
 
-def _kind_of(row: OverlayRow) -> tuple[OverlayKind, str]:
+def kind_of(row: OverlayRow) -> tuple[OverlayKind, str]:
     match row:
         case NetworkRow():
             return OverlayKind.NETWORK, row.network_id
