@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,14 @@ async def until(
 def is_alive(pid: int) -> bool:
     """False once the process is gone or a zombie its parent is slow to reap."""
     return files.is_alive(pid, files.start_ticks(pid))
+
+
+def end_keeper(run_dir: str) -> None:
+    """End a keeper that no worker can ask to, with all it keeps running."""
+    with contextlib.suppress(ProcessLookupError):
+        if pid := launch.recorded_pid(run_dir, "keeper"):
+            os.kill(pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while launch.keeper_is_alive(run_dir):
+        assert time.monotonic() < deadline_s, "the keeper does not end"
+        time.sleep(0.02)

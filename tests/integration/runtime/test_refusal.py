@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runtime.site import DEADLINE_S
-from worker.runtime import launch
+from tests.integration.runtime.site import DEADLINE_S, end_keeper
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +46,7 @@ def test_people_are_told_what_the_node_lacks(tmp_path: Path, preparation: str, r
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(DEADLINE_S)
-        _end_keeper(str(run))
+        end_keeper(str(run))
 
 
 def _info(socket: Path) -> str:
@@ -57,13 +55,3 @@ def _info(socket: Path) -> str:
         capture_output=True, text=True, check=False, timeout=DEADLINE_S,
     )  # fmt: skip
     return done.stdout + done.stderr
-
-
-def _end_keeper(run: str) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if pid := launch.recorded_pid(run, "keeper"):
-            os.kill(pid, signal.SIGTERM)
-    deadline_s = time.monotonic() + DEADLINE_S
-    while launch.keeper_is_alive(run):
-        assert time.monotonic() < deadline_s, "the keeper does not end"
-        time.sleep(0.02)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from worker.runtime.lean import devices_bpf, files, limits
+from worker.runtime.lean import delegation, devices_bpf, files, limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -300,6 +300,7 @@ class V2(_Placed):
         os.makedirs(path + parent, exist_ok=True)
         for part in ["", *parent.strip("/").split("/")]:
             path = f"{path}/{part}".rstrip("/")
+            delegation.vacate(path)
             try:
                 write(f"{path}/cgroup.subtree_control", self._wanted)
             except OSError:  # one we can do without cannot be given away here
