@@ -74,6 +74,7 @@ class Builder:
         ground = Ground(
             prepared.request, output,
             images=self._images, pull=pull, containers=self._containers, files=self._files,
+            contexts=self._contexts,
         )  # fmt: skip
         async with ground.opened():
             image = await _Build(prepared, ground).run()

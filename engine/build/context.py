@@ -45,6 +45,15 @@ class Contexts:
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
 
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Path]:
+        """An empty directory, gone afterwards. Raises: OSError."""
+        made = await asyncio.to_thread(tempfile.mkdtemp, prefix="fetched-", dir=self._root)
+        try:
+            yield Path(made)
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, made, ignore_errors=True))
+
     async def dockerfile(self, place: TreePlace, path: str) -> bytes:
         """The text of the build's Dockerfile; what `.dockerignore` hides of the two is removed.
 

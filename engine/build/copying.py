@@ -6,23 +6,44 @@ through `worker.files`: a process of its own reads and writes, and follows no li
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from urllib.parse import unquote, urlsplit
+
 from engine.build.language import Instruction, absolute
 from shoal.errors import InvalidArgument, NotFound, SwarmError, Unimplemented
 from shoal.model.row import Row
 from worker.files.jobs import CopyJob, Place, Source
 from worker.files.service import Files
 
-_URLS = ("http://", "https://", "git://", "git@", "ftp://")
+_UNNAMED = "__unnamed__"
+_NAME_MAX = 120
+_FETCHED = ("http://", "https://")
+_URLS = (*_FETCHED, "git://", "git@", "ftp://")
+Fetch = Callable[[str, str], Awaitable[Place]]
+"""From a URL and a name to a directory where the file of that name is what the URL leads to."""
+
+
+class Part(Row, frozen=True):
+    """Sources of one tree."""
+
+    place: Place
+    sources: tuple[Source, ...]
 
 
 class Copy(Row, frozen=True):
     """One instruction's work. destination: absolute; with a closing slash for a directory."""
 
     name: str
-    place: Place
-    sources: tuple[Source, ...]
+    parts: tuple[Part, ...]
     destination: str
     owner: str
+
+    @property
+    def sources(self) -> list[Source]:
+        """All of them, in order."""
+        return [source for part in self.parts for source in part.sources]
 
     def summary(self) -> str:
         """As the history shows it; equal for equal content."""
@@ -36,26 +57,28 @@ class Copy(Row, frozen=True):
 
 
 async def survey(
-    files: Files, place: Place, one: Instruction, working_dir: str, *, is_context: bool
+    files: Files,
+    place: Place,
+    one: Instruction,
+    working_dir: str,
+    *,
+    is_context: bool,
+    fetch: Fetch,
 ) -> Copy:
-    """What an instruction will copy. Raises: InvalidArgument, Unimplemented."""
+    """What an instruction will copy; what is on the web is fetched.
+
+    Raises: InvalidArgument, Unimplemented, and why something could not be fetched.
+    """
     *wanted, destination = one.args
-    for source in wanted:
-        if source.startswith(_URLS):
-            if one.name == "COPY":
-                raise InvalidArgument(f"COPY failed: source can't be a URL for {one.name}")
-            raise Unimplemented(
-                f"ADD failed: {source}: this node fetches no URL for a build: download it into the"
-                " context first"
-            )
-    try:
-        sources = await files.survey(place, wanted, archives=one.name == "ADD")
-    except NotFound as error:
-        path = error.message.lstrip("/")
-        missing = f"stat {path}: file does not exist"
-        if is_context:
-            missing = f"file not found in build context or excluded by .dockerignore: {missing}"
-        raise InvalidArgument(f"{one.name} failed: {missing}") from None
+    _check_urls(one, wanted)
+    parts: list[Part] = []
+    for is_fetched, group in groupby(wanted, lambda source: source.startswith(_FETCHED)):
+        if is_fetched:
+            parts += [await _fetched(files, url, destination, fetch) for url in group]
+        else:
+            local = await _local(files, place, one, [*group], is_context=is_context)
+            parts.append(Part(place, tuple(local)))
+    sources = [source for part in parts for source in part.sources]
     if not sources:
         raise InvalidArgument(f"{one.name} failed: no source files were specified")
     if len(sources) > 1 and not destination.endswith("/"):
@@ -65,18 +88,66 @@ async def survey(
         )
     return Copy(
         name=one.name,
-        place=place,
-        sources=tuple(sources),
+        parts=tuple(parts),
         destination=absolute(destination, working_dir),
         owner=one.flags.get("chown", ""),
     )
 
 
+def _check_urls(one: Instruction, wanted: Sequence[str]) -> None:
+    for source in wanted:
+        if source.startswith(_URLS) and one.name == "COPY":
+            raise InvalidArgument(f"COPY failed: source can't be a URL for {one.name}")
+        if source.startswith(_URLS) and not source.startswith(_FETCHED):
+            raise Unimplemented(
+                f"ADD failed: {source}: only http:// and https:// are fetched for a build: bring it"
+                " into the context first"
+            )
+
+
+async def _local(
+    files: Files, place: Place, one: Instruction, wanted: Sequence[str], *, is_context: bool
+) -> Sequence[Source]:
+    try:
+        return await files.survey(place, wanted, archives=one.name == "ADD")
+    except NotFound as error:
+        path = error.message.lstrip("/")
+        missing = f"stat {path}: file does not exist"
+        if is_context:
+            missing = f"file not found in build context or excluded by .dockerignore: {missing}"
+        raise InvalidArgument(f"{one.name} failed: {missing}") from None
+
+
+async def _fetched(files: Files, url: str, destination: str, fetch: Fetch) -> Part:
+    """Nothing that was fetched is unpacked, as in Docker."""
+    try:
+        name = name_of(url)
+        if not name and destination.endswith("/"):
+            raise InvalidArgument(f"cannot determine filename from url: {url}")
+        place = await fetch(url, name or _UNNAMED)
+        found = await files.survey(place, [_as_pattern(name or _UNNAMED)])
+    except SwarmError as error:
+        raise type(error)(f"ADD failed: {error.message}", **error.context) from None
+    return Part(place, tuple(found))
+
+
+def name_of(url: str) -> str:
+    """The file's name, the last part of the URL's path; "" when it has none that could be one."""
+    name = unquote(urlsplit(url).path).rpartition("/")[2]
+    return "" if name in {"", ".", ".."} or "\0" in name or len(name) > _NAME_MAX else name
+
+
+def _as_pattern(name: str) -> str:
+    """A name as a pattern that stands for itself."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", name)
+
+
 async def carry_out(files: Files, copy: Copy, target: Place) -> None:
     """Put everything into a container that does not run. Raises: SwarmError."""
-    job = CopyJob(copy.place, copy.sources, target, copy.destination, copy.owner)
     try:
-        await files.copy(job)
+        for part in copy.parts:
+            job = CopyJob(part.place, part.sources, target, copy.destination, copy.owner)
+            await files.copy(job)
     except SwarmError as error:
         raise type(error)(f"{copy.name} failed: {error.message}", **error.context) from None
 

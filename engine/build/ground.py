@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
-from engine.build.output import Output, short
+from engine.build.context import Contexts
+from engine.build.output import FetchProgress, Output, short
 from engine.build.probing import Made
 from engine.build.request import BuildRequest
 from engine.ports import BuildContainers, BuildStep, StepContainer
 from shoal.errors import NotFound
-from worker.files.jobs import RestPlace
+from worker.files.downloads import download
+from worker.files.jobs import RestPlace, TreePlace
 from worker.files.service import Files
 from worker.images.model import Image
 
@@ -76,6 +78,7 @@ class Ground:
         pull: Pull,
         containers: BuildContainers,
         files: Files,
+        contexts: Contexts,
     ) -> None:
         self.request = request
         self.output = output
@@ -83,6 +86,7 @@ class Ground:
         self.containers = containers
         self.files = files
         self._pull = pull
+        self._contexts = contexts
         self._stack = AsyncExitStack()
         self._roots: dict[str, RestPlace] = {}
 
@@ -118,6 +122,14 @@ class Ground:
             self._stack.push_async_callback(self.containers.remove, step.id)
             self._roots[key] = self.place(step)
         return self._roots[key]
+
+    async def fetch(self, url: str, name: str) -> TreePlace:
+        """A directory with what a URL leads to, as the file `name`. Raises: SwarmError."""
+        directory = await self._stack.enter_async_context(self._contexts.scratch())
+        told = FetchProgress(self.output)
+        await download(url, directory / name, told.come)
+        await told.done()
+        return TreePlace(str(directory))
 
     def place(self, step: StepContainer) -> RestPlace:
         """Where the files of a step's container can be worked on."""

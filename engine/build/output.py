@@ -12,6 +12,8 @@ from typing import Any
 
 Put = Callable[[Mapping[str, Any]], Awaitable[None]]
 HELD_MAX = 10_000
+PROGRESS_BYTES = 8 << 20
+"""How many bytes a download brings between two words about it."""
 
 
 class Output:
@@ -63,6 +65,32 @@ class Output:
         """It has got a name."""
         if self._held is None:
             await self.line(f"Successfully tagged {name}")
+
+
+class FetchProgress:
+    """What a build says while it fetches a file: now and then, and at the end."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._come = self._total = self._told = 0
+
+    async def come(self, come: int, total: int) -> None:
+        """So many bytes are here, of so many; 0: nobody knows."""
+        self._come, self._total = come, total
+        if come - self._told >= PROGRESS_BYTES:
+            await self._tell()
+
+    async def done(self) -> None:
+        """All of it is here."""
+        await self._tell()
+        await self._output.line("")
+
+    async def _tell(self) -> None:
+        self._told = self._come
+        detail = {"current": self._come, "total": self._total}
+        await self._output.put(
+            {"status": "Downloading", "progressDetail": {k: v for k, v in detail.items() if v}}
+        )
 
 
 def short(image_id: str) -> str:

@@ -104,7 +104,7 @@ class StageAtWork:
         place = self._context if origin is None else await self._origin(origin)
         copy = await copying.survey(
             self._ground.files, place, one, str(self.config.get("WorkingDir") or ""),
-            is_context=origin is None,
+            is_context=origin is None, fetch=self._ground.fetch,
         )  # fmt: skip
         created_by = f"{self._comment('')}{copy.summary()}"
         if await self._from_cache(self.config, created_by):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.integration.engine.daemon import DEADLINE_S, EngineNode
 from tests.integration.engine.seeded import ask, ok, seeded_node, until
+from worker.network import netns
 
 pytestmark = pytest.mark.root
 
@@ -174,7 +179,10 @@ def test_no_link_leads_out_of_a_context_or_an_image(node, context, tmp_path_fact
         ("FROM busybox\nCOPY --from=3 f1 /f\n", "invalid from flag value 3"),
         ("FROM busybox\nCOPY --chown=nobody f1 /f\n", "nobody"),
         ("FROM busybox\nCOPY f1 /etc/passwd/x\n", "COPY failed: "),
-        ("FROM busybox\nADD http://127.0.0.1/x /f\n", "ADD failed: http://127.0.0.1/x"),
+        ("FROM busybox\nADD http://127.0.0.1:9/x /f\n", "ADD failed: Get 'http://127.0.0.1:9/x'"),
+        ("FROM busybox\nADD http://127.0.0.1:9/ /f/\n", "ADD failed: cannot determine filename"),
+        ("FROM busybox\nCOPY http://127.0.0.1/x /f\n", "COPY failed: source can't be a URL"),
+        ("FROM busybox\nADD git://127.0.0.1/x /f\n", "only http:// and https:// are fetched"),
         ("FROM busybox\nEXPOSE 99999\n", "EXPOSE failed: port"),
     ],
 )  # fmt: skip
@@ -183,6 +191,68 @@ def test_what_fails_says_why_and_leaves_nothing(node, context, text, error):
     assert ran.code != 0
     assert error in ran.err, ran
     assert ok(node, "ps", "-aq") == ""
+
+
+class Site(BaseHTTPRequestHandler):
+    """What a build fetches, in the node's network."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/a%20b")
+            self.end_headers()
+            return
+        content = self.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+        self.send_header("Content-Length", str(len(content) + 7 * (self.path == "/short")))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def site(node) -> Iterator[str]:
+    """Its address."""
+    with netns.entered(Path(node.prefix[1].removeprefix("--net="))):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join(DEADLINE_S)
+        server.server_close()
+
+
+def test_add_fetches_what_is_on_the_web(node, context, site):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(context / "f1", "inside")
+    Site.files = {"/a%20b": b"fetched", "/t.tar": packed.getvalue(), "/short": b"half"}
+    text = f"FROM busybox\nADD {site}/a%20b f1 {site}/t.tar /d/\nADD {site}/moved /alone\n"
+    out = built(node, context, text, "-t", "fetched")
+    assert "Using cache" not in out
+    listed = said(node, "fetched", "sh", "-c", "stat -c '%a %u %Y %n' /d/* /alone; cat '/d/a b'")
+    assert listed.splitlines() == [
+        "600 0 1445412480 /d/a b", "644 0 " + str(int((context / "f1").stat().st_mtime)) + " /d/f1",
+        "600 0 1445412480 /d/t.tar", "600 0 1445412480 /alone", "fetched",
+    ]  # fmt: skip
+    assert built(node, context, text).count("Using cache") == 2
+    Site.files["/a%20b"] = b"changed"
+    assert "Using cache" not in built(node, context, text)
+    for path, why in (("none", "with status 404 Not Found"), ("short", "ADD failed: Get")):
+        ran = build(node, context, f"FROM busybox\nADD {site}/{path} /f\n")
+        assert why in ran.err, ran
+    assert not list((node.state / "engine" / "builds").iterdir())
 
 
 def test_a_missing_dockerfile_and_a_broken_context(node, context):
