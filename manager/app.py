@@ -212,6 +212,7 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
         clock,
         term=term.number,
         hand_over=backend.begin_hand_over,
+        show_endpoints=dispatcher.show_endpoints,
         signer=site.signer,
     )
     control_pb2_grpc.add_ControlServicer_to_server(control, table)

@@ -13,6 +13,7 @@ CONTROL = (
     "BackupCluster", "TransferLeadership",
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
+    "ListServiceEndpoints",
     "GetTask", "ListTasks",
     "CreateNetwork", "GetNetwork", "ListNetworks", "RemoveNetwork",
 )  # fmt: skip

@@ -45,6 +45,8 @@ from shoal.wire.objects import fill_pb, from_pb, to_pb
 Context = grpc.aio.ServicerContext[Any, Any]
 HandOver = Callable[[str], str]
 """Begins to make a node's manager lead, "" = any other; the id of the one that is to lead."""
+ShowEndpoints = Callable[[str], pb.ListServiceEndpointsResponse]
+"""The endpoints of a service; raises NotFound."""
 
 
 class ControlServer(ControlServicer):
@@ -57,14 +59,19 @@ class ControlServer(ControlServicer):
         *,
         term: int = 1,
         hand_over: HandOver | None = None,
+        show_endpoints: ShowEndpoints | None = None,
         signer: Signer = STORED_KEYS,
     ) -> None:
-        """term: in which this manager leads. hand_over: None where others choose the leader."""
+        """term: in which this manager leads. hand_over: None where others choose the leader.
+
+        show_endpoints: None where nobody dispatches.
+        """
         self._roots = RootChanges(store, clock, signer)
         self._store = store
         self._clock = clock
         self._backups = Backups(store, clock, term=term)
         self._hand_over = hand_over
+        self._show_endpoints = show_endpoints
 
     @override
     async def GetCluster(
@@ -279,6 +286,14 @@ class ControlServer(ControlServicer):
     ) -> pb.RemoveServiceResponse:
         await self._commit(lambda view: services.remove_service(view, request.service))
         return pb.RemoveServiceResponse()
+
+    @override
+    async def ListServiceEndpoints(
+        self, request: pb.ListServiceEndpointsRequest, context: Context
+    ) -> pb.ListServiceEndpointsResponse:
+        if self._show_endpoints is None:
+            raise Unimplemented("this manager has no endpoints to show: it tells them to no node")
+        return self._show_endpoints(request.service)
 
     @override
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:

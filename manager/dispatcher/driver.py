@@ -20,10 +20,12 @@ from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey, is_down
 from manager.dispatcher.metrics import DRAINS_OVERDUE
 from manager.dispatcher.overlays import OverlayChanges
+from manager.dispatcher.shown import service_endpoints
 from manager.dispatcher.statuses import StatusWriter
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
 from shoal.aio.signal import Signal
+from shoal.api.v1.control_pb2 import ListServiceEndpointsResponse
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.ids import new_id
@@ -194,6 +196,18 @@ class Dispatcher:
             return [] if status == node.status else [update(node.replaced(status=status))]
 
         await commit_with_retry(self._store, build)
+
+    def show_endpoints(self, reference: str) -> ListServiceEndpointsResponse:
+        """Who answers on the ports of a service. Raises NotFound."""
+        view = self._store.view
+        return service_endpoints(
+            view,
+            self.table,
+            view.services.resolve(reference),
+            acknowledged=self.acknowledged,
+            problems=self._conflicts,
+            connected=self.sessions.connected(),
+        )
 
     @contextmanager
     def stream(self, node_id: str) -> Iterator[Stream]:

@@ -33,7 +33,7 @@ from swarmctl.render.docker import service_json
 from swarmctl.render.pretty import service_text
 from swarmctl.render.rows import SERVICE_COLUMNS, TASK_COLUMNS, service_row
 from swarmctl.session import Session
-from swarmctl.tasks import resolve_nodes, task_rows
+from swarmctl.tasks import node_names, resolve_nodes, task_rows
 
 if TYPE_CHECKING:
     from swarmctl.client import Client
@@ -121,6 +121,41 @@ def list_tasks_of_services(
                 output.rows_text(rows, columns=TASK_COLUMNS, template=template, quiet=quiet)
             )
         exit_with(errors)
+
+    session.run(work)
+
+
+@service.command("endpoints")
+@click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+@click.option("--nodes", is_flag=True, help="What each node has put in force, and cannot serve")
+@format_option
+@no_resolve_option
+@click.pass_obj
+def list_endpoints(
+    session: Session, name: str, template: str, *, nodes: bool, no_resolve: bool
+) -> None:
+    """List the tasks behind a service's published ports.
+
+    READY tasks take new connections. A DRAINING one waits for nodes that may still send it some.
+    """
+
+    async def work(client: Client) -> None:
+        from swarmctl.endpoints import (
+            ENDPOINT_COLUMNS,
+            NODE_COLUMNS,
+            endpoint_row,
+            node_row,
+            service_endpoints,
+        )
+
+        answer = await service_endpoints(client, name)
+        names = {} if no_resolve else await node_names(client)
+        if nodes:
+            rows = [node_row(item, answer.version, names) for item in answer.nodes]
+        else:
+            rows = [endpoint_row(item, names) for item in answer.endpoints]
+        columns = NODE_COLUMNS if nodes else ENDPOINT_COLUMNS
+        output.write(output.rows_text(rows, columns=columns, template=template))
 
     session.run(work)
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.api.v1 import objects_pb2 as _objects_pb2
 from shoal.api.v1 import specs_pb2 as _specs_pb2
 from shoal.api.v1 import types_pb2 as _types_pb2
@@ -20,6 +21,25 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ServiceEndpointState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServiceEndpointStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceEndpointState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVICE_ENDPOINT_STATE_READY: _ServiceEndpointState.ValueType  # 0
+    """New connections go to it."""
+    SERVICE_ENDPOINT_STATE_DRAINING: _ServiceEndpointState.ValueType  # 1
+    """It runs and is to stop, and only its old connections are served."""
+
+class ServiceEndpointState(_ServiceEndpointState, metaclass=_ServiceEndpointStateEnumTypeWrapper): ...
+
+SERVICE_ENDPOINT_STATE_READY: ServiceEndpointState.ValueType  # 0
+"""New connections go to it."""
+SERVICE_ENDPOINT_STATE_DRAINING: ServiceEndpointState.ValueType  # 1
+"""It runs and is to stop, and only its old connections are served."""
+Global___ServiceEndpointState: _TypeAlias = ServiceEndpointState  # noqa: Y015
 
 @_typing.final
 class GetClusterRequest(_message.Message):
@@ -952,6 +972,133 @@ class RemoveServiceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveServiceResponse: _TypeAlias = RemoveServiceResponse  # noqa: Y015
+
+@_typing.final
+class ListServiceEndpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceEndpointsRequest: _TypeAlias = ListServiceEndpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListServiceEndpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Version of the endpoints of all services."""
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceEndpoint]: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointNode]:
+        """All nodes of the cluster."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        endpoints: _abc.Iterable[Global___ServiceEndpoint] | None = ...,
+        nodes: _abc.Iterable[Global___EndpointNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "nodes", b"nodes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceEndpointsResponse: _TypeAlias = ListServiceEndpointsResponse  # noqa: Y015
+
+@_typing.final
+class ServiceEndpoint(_message.Message):
+    """A task behind a published port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PUBLISHED_PORT_FIELD_NUMBER: _builtins.int
+    TARGET_PORT_FIELD_NUMBER: _builtins.int
+    PUBLISH_MODE_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    protocol: _types_pb2.PortProtocol.ValueType
+    published_port: _builtins.int
+    target_port: _builtins.int
+    publish_mode: _types_pb2.PublishMode.ValueType
+    task_id: _builtins.str
+    node_id: _builtins.str
+    address: _builtins.str
+    state: Global___ServiceEndpointState.ValueType
+    @_builtins.property
+    def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that have not acknowledged yet to balance without it, while it is draining."""
+
+    def __init__(
+        self,
+        *,
+        protocol: _types_pb2.PortProtocol.ValueType = ...,
+        published_port: _builtins.int = ...,
+        target_port: _builtins.int = ...,
+        publish_mode: _types_pb2.PublishMode.ValueType = ...,
+        task_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        state: Global___ServiceEndpointState.ValueType = ...,
+        waits_for: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "state", b"state", "target_port", b"target_port", "task_id", b"task_id", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceEndpoint: _TypeAlias = ServiceEndpoint  # noqa: Y015
+
+@_typing.final
+class EndpointNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    version: _builtins.int
+    """The newest version in force in its data plane; 0: none is known, or the node is down."""
+    connected: _builtins.bool
+    problem: _builtins.str
+    """Ports that it cannot serve, with reasons."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        connected: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "node_id", b"node_id", "problem", b"problem", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndpointNode: _TypeAlias = EndpointNode  # noqa: Y015
 
 @_typing.final
 class GetTaskRequest(_message.Message):

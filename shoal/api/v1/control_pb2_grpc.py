@@ -119,6 +119,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.FromString,
                 _registered_method=True)
+        self.ListServiceEndpoints = channel.unary_unary(
+                '/shoal.api.v1.Control/ListServiceEndpoints',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/shoal.api.v1.Control/GetTask',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetTaskRequest.SerializeToString,
@@ -261,6 +266,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListServiceEndpoints(self, request, context):
+        """Who answers on the ports of a service, and what each node has put in force of that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTask(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -385,6 +397,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RemoveService,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.SerializeToString,
+            ),
+            'ListServiceEndpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServiceEndpoints,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -876,6 +893,33 @@ class Control:
             '/shoal.api.v1.Control/RemoveService',
             shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServiceEndpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/ListServiceEndpoints',
+            shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class ControlStub:
     ListServices: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServicesRequest, _control_pb2.ListServicesResponse]
     UpdateService: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateServiceRequest, _control_pb2.UpdateServiceResponse]
     RemoveService: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveServiceRequest, _control_pb2.RemoveServiceResponse]
+    ListServiceEndpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServiceEndpointsRequest, _control_pb2.ListServiceEndpointsResponse]
+    """Who answers on the ports of a service, and what each node has put in force of that."""
     GetTask: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]
     ListTasks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListTasksRequest, _control_pb2.ListTasksResponse]
     CreateNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateNetworkRequest, _control_pb2.CreateNetworkResponse]
@@ -170,6 +172,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RemoveServiceRequest,
         context: _aio.ServicerContext[_control_pb2.RemoveServiceRequest, _abc.Awaitable[_control_pb2.RemoveServiceResponse]],
     ) -> _abc.Awaitable[_control_pb2.RemoveServiceResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListServiceEndpoints(
+        self,
+        request: _control_pb2.ListServiceEndpointsRequest,
+        context: _aio.ServicerContext[_control_pb2.ListServiceEndpointsRequest, _abc.Awaitable[_control_pb2.ListServiceEndpointsResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ListServiceEndpointsResponse]:
+        """Who answers on the ports of a service, and what each node has put in force of that."""
 
     @_abc_1.abstractmethod
     def GetTask(

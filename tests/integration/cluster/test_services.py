@@ -33,6 +33,13 @@ def test_every_node_answers_and_the_client_address_is_true(lab: Lab, service: st
     assert {line.split()[-1].strip("[]").removeprefix("::ffff:") for line in logged} == {
         lab.own_address(node) for node in lab.addresses
     }
+    shown = lab.swarmctl("service", "endpoints", service, "--format", "{{.Port}} {{.State}}")
+    assert shown.splitlines() == ["8080->80/tcp ready"] * 3
+    at = ("service", "endpoints", "--nodes", service, "--format", "{{.Node}} {{.Behind}}")
+    eventually(
+        "every node has acknowledged the newest endpoints",
+        lambda: sorted(lab.swarmctl(*at).split()) == sorted([*lab.addresses, "0", "0", "0"]),
+    )
 
 
 def test_scaling_up_and_down(lab: Lab, service: str) -> None:

@@ -327,6 +327,27 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         return control_pb2.GetNetworkResponse(network=to_pb(network, objects_pb2.Network))
 
     @answered
+    def ListServiceEndpoints(self, request, context):
+        service = self.state.service(request.service)
+        ready, draining = (
+            control_pb2.ServiceEndpoint(
+                published_port=8080, target_port=80, task_id=task_id, node_id=NODE_A,
+                address="10.240.4.2", state=state, waits_for=waits_for,
+            )
+            for task_id, state, waits_for in (
+                (f"{service.id[:8]}task1", control_pb2.SERVICE_ENDPOINT_STATE_READY, []),
+                (f"{service.id[:8]}task2", control_pb2.SERVICE_ENDPOINT_STATE_DRAINING, [NODE_A]),
+            )
+        )  # fmt: skip
+        behind = control_pb2.EndpointNode(
+            node_id=NODE_A, version=7, connected=True, problem="port 8080/tcp is in use"
+        )
+        never = control_pb2.EndpointNode(node_id="gone")
+        return control_pb2.ListServiceEndpointsResponse(
+            version=9, endpoints=[ready, draining], nodes=[behind, never]
+        )
+
+    @answered
     def ListNetworks(self, request, context):
         return control_pb2.ListNetworksResponse(
             networks=[to_pb(item, objects_pb2.Network) for item in self.state.networks.values()]

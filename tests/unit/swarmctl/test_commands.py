@@ -294,6 +294,20 @@ def test_a_task_that_fails_for_good_ends_the_wait(daemon):
     assert "no such image: x" in result.stderr
 
 
+def test_service_endpoints(daemon):
+    create(daemon, "-p", "8080:80")
+    lines = run("service", "endpoints", "web", host=daemon.address).output.splitlines()
+    assert lines[0].split() == ["TASK", "PORT", "MODE", "NODE", "ADDRESS", "STATE", "WAITS", "FOR"]
+    assert lines[1].split()[1:] == ["8080->80/tcp", "ingress", "alpha", "10.240.4.2", "ready"]
+    assert lines[2].split()[1:] == [
+        "8080->80/tcp", "ingress", "alpha", "10.240.4.2", "draining", "alpha",
+    ]  # fmt: skip
+    form = ("--format", "{{.Node}} {{.Acknowledged}} {{.Behind}} {{.Connected}} {{.Problem}}")
+    shown = run("service", "endpoints", "--nodes", *form, "web", host=daemon.address).output
+    assert shown == "alpha 7 2 yes port 8080/tcp is in use\ngone never  no \n"
+    assert run("service", "endpoints", "db", host=daemon.address).exit_code == 3
+
+
 def test_service_ls_ps_inspect(daemon):
     create(daemon, "-p", "8080:80")
     line = run("service", "ls", host=daemon.address).output.splitlines()[1].split()

@@ -1,0 +1,48 @@
+"""What people see of a service's endpoints follows from table, store and acknowledgements."""
+
+from __future__ import annotations
+
+import pytest
+
+from manager.dispatcher.driver import Dispatcher
+from shoal.api.v1 import control_pb2 as pb
+from shoal.errors import NotFound
+from shoal.model.enums import TaskState
+from shoal.model.types import NodeDescription
+from tests.support.managing import HandClock, a_store, put_now, running, until
+from tests.support.planning import a_node
+from tests.unit.manager.dispatcher.test_endpoints import a_member, a_published
+
+
+async def test_ready_and_draining_tasks_and_what_each_node_has_acknowledged():
+    clock = HandClock()
+    rows = (a_node("n1"), a_node("n2"), a_published(), a_member("t1"), a_member("t2"))
+    store, proposer = a_store(rows, clock)
+    dispatcher = Dispatcher(store, clock, manager_id="m1")
+    async with running(dispatcher.run):
+        for node in ("n1", "n2"):
+            await dispatcher.register(node, NodeDescription(), "192.0.2.1")
+        with dispatcher.stream("n1"), dispatcher.stream("n2"):
+            for node in ("n1", "n2"):
+                await dispatcher.acknowledge(node, dispatcher.table.version, [])
+            before = dispatcher.table.version
+            stopping = store.view.tasks.resolve("t2").with_desired_state(TaskState.SHUTDOWN)
+            put_now(store, proposer, stopping)
+            await until(lambda: dispatcher.table.version > before)
+            taken = ["port 8080/tcp is in use"]
+            await dispatcher.acknowledge("n1", dispatcher.table.version, taken)
+            shown = dispatcher.show_endpoints("web")
+
+    assert [(one.task_id, one.state, list(one.waits_for)) for one in shown.endpoints] == [
+        ("t1", pb.SERVICE_ENDPOINT_STATE_READY, []),
+        ("t2", pb.SERVICE_ENDPOINT_STATE_DRAINING, ["n2"]),
+    ]
+    assert {(one.published_port, one.target_port) for one in shown.endpoints} == {(8080, 80)}
+    assert {one.address for one in shown.endpoints} == {"10.0.0.9"}
+    assert shown.version == dispatcher.table.version
+    assert [(n.node_id, n.version, n.connected, n.problem) for n in shown.nodes] == [
+        ("n1", shown.version, True, taken[0]),
+        ("n2", before, True, ""),
+    ]
+    with pytest.raises(NotFound):
+        dispatcher.show_endpoints("db")
