@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import InvalidArgument
 from worker.runtime import bundle, checking
-from worker.runtime.api import ContainerConfig, Mount, Ulimit
+from worker.runtime.api import ContainerConfig, IdMap, IdRange, Mount, Ulimit
 from worker.runtime.lean import capabilities, tinyjson
 
 AROUND = bundle.Surroundings(
@@ -148,3 +148,23 @@ def test_our_json_refuses_rubbish():
             tinyjson.loads(text)
     with pytest.raises(TypeError):
         tinyjson.dumps({"a": object()})
+
+
+def test_a_mapping_is_in_the_bundle_and_reaches_what_is_stored_with_its_ids():
+    ids = IdMap(uids=(IdRange(0, 5000, 100), IdRange(100, 9000, 7)), gids=(IdRange(0, 6000, 50),))
+    mounts = (Mount("/volume", source="/v", own_ids=True), Mount("/bind", source="/b"))
+    linux = bundle.bundle_of(_config(userns=ids), AROUND)["linux"]
+    assert {"type": "user"} in linux["namespaces"]
+    assert linux["uidMappings"][1] == {"containerID": 100, "hostID": 9000, "size": 7}
+    assert linux["gidMappings"] == [{"containerID": 0, "hostID": 6000, "size": 50}]
+    assert linux["sysctl"]["net.ipv4.ping_group_range"] == "0 49"
+    for userns, marked in ((ids, {"/volume"}), (None, set())):
+        entries = bundle.bundle_of(_config(userns=userns, mounts=mounts), AROUND)["mounts"]
+        assert {m["destination"] for m in entries if "idmap" in m["options"]} == marked
+
+
+def test_without_a_mapping_there_is_nothing_of_it():
+    linux = bundle.bundle_of(_config(), AROUND)["linux"]
+    assert {"type": "user"} not in linux["namespaces"]
+    assert "uidMappings" not in linux
+    assert linux["sysctl"]["net.ipv4.ping_group_range"] == "0 2147483647"
