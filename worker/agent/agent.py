@@ -267,11 +267,9 @@ class Agent:
             self._overlays.pop(key_of(item), None)
 
     async def _apply_endpoints(self) -> Mapping[tuple[str, int], str]:
-        nodes = {peer.node_id: peer.address for peer in self._peers.values()}
+        peers = tuple(self._peers.values())
         return await self._data_plane.apply(
-            tuple(self._peers.values()),
-            tuple(self._ports.values()),
-            state_of(self._overlays, nodes),
+            peers, tuple(self._ports.values()), state_of(self._overlays, peers)
         )
 
 

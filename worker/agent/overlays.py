@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from shoal.errors import InvalidArgument
 from shoal.model.objects import Task
-from worker.network.api import Attachment
+from worker.network.api import Attachment, Peer
 from worker.network.overlay.api import (
     OverlayEndpoint,
     OverlayLink,
@@ -32,14 +32,15 @@ def key_of(item: OverlayItem) -> OverlayKey:
             return OverlayNetwork, item.network_id, ""
 
 
-def state_of(items: Mapping[OverlayKey, OverlayItem], nodes: Mapping[str, str]) -> OverlayState:
-    """All items as one wish. nodes: underlay address by node id."""
-    found = tuple(items.values())
+def state_of(items: Mapping[OverlayKey, OverlayItem], peers: Iterable[Peer]) -> OverlayState:
+    """All items as one wish, among these nodes."""
+    found, nodes = tuple(items.values()), tuple(peers)
     return OverlayState(
         networks=tuple(one for one in found if isinstance(one, OverlayNetwork)),
         services=tuple(one for one in found if isinstance(one, OverlayService)),
         endpoints=tuple(one for one in found if isinstance(one, OverlayEndpoint)),
-        nodes=dict(nodes),
+        nodes={peer.node_id: peer.address for peer in nodes},
+        lost=frozenset(peer.node_id for peer in nodes if peer.lost),
     )
 
 

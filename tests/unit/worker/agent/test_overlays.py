@@ -10,7 +10,7 @@ from shoal.model.types import NetworkAttachment
 from tests.unit.worker.agent.support import a_task, task_id
 from worker.agent.client import AssignmentsBatch
 from worker.agent.overlays import addresses_of, key_of, place_of, state_of
-from worker.network.api import Attachment
+from worker.network.api import Attachment, Peer
 
 LINK = Attachment("t", "/run/netns/t", "10.1.0.2", "10.1.0.1", "eth0")
 
@@ -51,14 +51,19 @@ ENDPOINT = pb.Assignment(
 def test_what_managers_say_becomes_one_state() -> None:
     batch = decoded(NETWORK, SERVICE, ENDPOINT)
     items = {key_of(item): item for item in batch.overlays}
-    state = state_of(items, {"node2": "192.0.2.2"})
+    peers = [
+        Peer("node2", 2, "192.0.2.2", "10.240.8.0/22"),
+        Peer("node3", 3, "192.0.2.3", "10.240.12.0/22", lost=True),
+    ]
+    state = state_of(items, peers)
     (network,), (service,), (endpoint,) = state.networks, state.services, state.endpoints
     assert (network.name, network.vni, network.subnets) == ("net", 4096, ("10.0.0.0/24",))
     assert (network.mtu, network.internal) == (1400, True)
     assert (service.name, service.virtual_ips, service.aliases) == ("web", ("10.0.0.2",), ("www",))
     assert (endpoint.addresses, endpoint.names) == (("10.0.0.3",), ("web.1",))
     assert (endpoint.service_id, endpoint.node_id, endpoint.ready) == ("s", "node2", True)
-    assert state.nodes == {"node2": "192.0.2.2"}
+    assert state.nodes == {"node2": "192.0.2.2", "node3": "192.0.2.3"}
+    assert state.lost == {"node3"}
 
 
 def test_an_item_is_removed_by_its_key_alone() -> None:
