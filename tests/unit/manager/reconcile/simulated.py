@@ -492,8 +492,9 @@ class Simulation:
         held = (service.endpoint or Endpoint()).virtual_ips
         assert list(dict.fromkeys(one.network_id for one in held)) == wished, service
         for task in tasks:
-            if task.status.state is TaskState.RUNNING and is_wanted(task):
-                assert [one.network_id for one in task.networks] == wished, task
+            if task.status.state is TaskState.RUNNING:
+                asked = [wish.target for wish in task.spec.networks]
+                assert [one.network_id for one in task.networks] == asked, task
         for slot in {task.slot for task in tasks}:
             members = [task for task in tasks if task.slot == slot]
             wanted = [task for task in members if is_wanted(task)]
@@ -506,6 +507,7 @@ class Simulation:
             (task,) = wanted
             assert task.status.state is TaskState.RUNNING, (task, service)
             assert not is_dirty(self.cell.tables, service, task), (task, service)
+            assert [one.network_id for one in task.networks] == wished, task
 
 
 def _hindrance(tables: Tables, service: Service) -> str:

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.model.enums import TaskState, UpdateState
+from shoal.model.objects import Task
+from shoal.model.specs import ContainerSpec, TaskSpec
+from shoal.model.types import NetworkAttachmentConfig, UpdateConfig
+from tests.support.planning import a_network, a_service
 from tests.unit.manager.reconcile.simulated import Simulation
 
 SEEDS = 100
@@ -17,3 +22,32 @@ def test_a_cluster_in_trouble_keeps_its_promises_and_recovers(seed: int) -> None
     simulation.run(steps=25)
     simulation.heal()
     simulation.check_goal()
+
+
+def test_a_rolling_update_goes_on_in_a_network_without_a_free_address() -> None:
+    """Each new task takes the address of the one that it replaces."""
+    simulation = Simulation(0)
+    simulation.trouble = False
+    cell = simulation.cell
+    cell.put(a_network("net", "10.1.0.0/29"))  # for the service's address and four tasks
+
+    def task(image: str) -> TaskSpec:
+        runtime = ContainerSpec(image=image)
+        return TaskSpec(runtime=runtime, networks=(NetworkAttachmentConfig("net"),))
+
+    def live() -> list[Task]:
+        simulation.plan()
+        simulation.agents()
+        cell.advance(1)
+        return [one for one in cell.tasks("web") if one.status.state is TaskState.RUNNING]
+
+    update = UpdateConfig(parallelism=2, monitor_ns=1)
+    cell.put(a_service("web", replicas=4, task=task("a:1"), update=update))
+    assert any(len(live()) == 4 for _ in range(200))
+    service = cell.service("web")
+    cell.put(service.replaced(spec=service.spec.replaced(task=task("a:2"))))
+
+    assert any([one.container.image for one in live()] == ["a:2"] * 4 for _ in range(200))
+    status = cell.service("web").update_status
+    assert status is not None
+    assert status.state in {UpdateState.UPDATING, UpdateState.COMPLETED}
