@@ -9,7 +9,7 @@ load balancer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -98,15 +98,20 @@ class DataPlane:
     async def apply(
         self, peers: Iterable[Peer], ports: Iterable[PublishedPort], overlays: OverlayState
     ) -> Mapping[tuple[str, int], str]:
-        """Bring the kernel in step. Result: ports that cannot be served here, with the reason."""
+        """Bring the kernel in step. Result: ports that cannot be served here, with the reason.
+
+        Raises: SwarmError when not all of it is in force; what could be is.
+        """
         (network, overlay_networks), ports = await self._await_open(), tuple(ports)
         async with self._publishing:
             await network.set_peers(tuple(peers))
-            await overlay_networks.apply(overlays)
+            problem = await _problem_of(overlay_networks.apply(overlays))
             errors = (await network.set_ports(ports)).errors
             self._served = frozenset(
                 (port.protocol, port.published_port) for port in ports
             ) - frozenset(errors)
+        if problem is not None:  # the ports are in force all the same
+            raise problem
         return errors
 
     async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
@@ -201,6 +206,14 @@ async def _adopt_all(
         except (SwarmError, OSError) as error:
             lost[task_id] = f"the task's network is lost: {error}"
     return lost
+
+
+async def _problem_of(work: Awaitable[None]) -> SwarmError | None:
+    try:
+        await work
+    except SwarmError as error:
+        return error
+    return None
 
 
 def _find_taken(protocol: str, port: int) -> str:

@@ -450,7 +450,9 @@ def test_a_node_that_leaves_keeps_nothing(tmp_path: Path) -> None:
         run_dir = Path(one.settings.run_dir)
         pid = int((run_dir / "overlay/resolver.pid").read_text())
         assert "0.0.0.0:7789" in one.shell("ss -uln")
-        world.stop("web1")
+        world.end()
+        world.close(one)
+        world.open(one)  # by a process that has adopted nothing
         world.close(one, remove=True)
         one.close(remove=True)
         eventually(lambda: not Path(f"/proc/{pid}").exists(), "the resolver ends")

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import structlog
 
-from shoal.errors import NotFound
+from shoal.errors import NotFound, Unavailable
 from worker.network.api import NetworkSettings
 from worker.network.local import hostdns
 from worker.network.local.names import Names
@@ -108,6 +108,9 @@ class OverlayNetworks:
             return
         self._closed = True
         try:
+            if remove:  # also those of whom an earlier process told
+                with contextlib.suppress(Unavailable):
+                    await self._names.adopt([])
             await self._names.close(end=remove or not self._places)
             await self._thread.run(lambda: self._kernel.close(remove=remove))
         finally:
@@ -132,12 +135,12 @@ class OverlayNetworks:
         self._asking.add(place.task_id)
 
     async def _adopt_names(self) -> None:
-        """Tell of the tasks of before, as soon as their networks are known."""
+        """Tell of the tasks of before, as soon as their networks are there."""
+        there = self._kernel.networks()
         waiting = [
             place
             for task_id, place in self._places.items()
-            if task_id not in self._asking
-            and all(link.network_id in self._known for link in place.links)
+            if task_id not in self._asking and all(link.network_id in there for link in place.links)
         ]
         if not self._adopted:
             await self._names.adopt([self._client(place) for place in waiting])
