@@ -21,6 +21,8 @@ from worker.runtime.interactive import Channel
 End = Literal["written", "detached", "let go", "gone"]
 LAST_WORDS_S = 2.0
 """What is still written once the process has ended, by others that hold its streams."""
+LAST_OF_ALL_S = 60.0
+"""The same where nobody can hold them: it is a busy node whose last pieces are late."""
 
 
 class Line(Protocol):
@@ -43,7 +45,7 @@ class Manner(Row, frozen=True):
     """How a session goes.
 
     stdin: the client's input is passed on. ends_stdin: so is its end. detach_keys: looked for in
-    it; empty for none.
+    it; empty for none. alone: its processes end with it, so its streams do.
     """
 
     stdin: bool = False
@@ -51,6 +53,7 @@ class Manner(Row, frozen=True):
     stderr: bool = True
     ends_stdin: bool = False
     detach_keys: bytes = b""
+    alone: bool = False
 
     @property
     def sees_output(self) -> bool:
@@ -69,7 +72,11 @@ async def converse(
     progress = _Progress()
     work: list[Coroutine[Any, Any, End]] = [
         _pass_output(line, channel, manner, progress),
-        _end_after(ended, progress if manner.sees_output else None),
+        _end_after(
+            ended,
+            progress if manner.sees_output else None,
+            LAST_OF_ALL_S if manner.alone else LAST_WORDS_S,
+        ),
         _wait_gone(line),
     ]
     if manner.stdin:
@@ -123,7 +130,9 @@ async def _pass_input(line: Line, channel: Channel, manner: Manner) -> End:
     return await _never()
 
 
-async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress | None) -> End:
+async def _end_after(
+    ended: Callable[[], Awaitable[object]], progress: _Progress | None, quiet_s: float
+) -> End:
     """Over when the process has ended and nothing more comes; a slow client is waited for.
 
     progress: of the output; None when nobody sees any.
@@ -131,7 +140,7 @@ async def _end_after(ended: Callable[[], Awaitable[object]], progress: _Progress
     await ended()
     while progress is not None:
         before = progress.pieces
-        await asyncio.sleep(LAST_WORDS_S)
+        await asyncio.sleep(quiet_s)
         if progress.waiting and progress.pieces == before:
             break
     return "written"

@@ -51,6 +51,7 @@ class _Resource:
             stderr=wish.stderr,
             ends_stdin=config.stdin_once and not config.tty,
             detach_keys=wish.keys if config.tty else b"",
+            alone=not container.record.host.pid_mode,
         )
         if wish.logs:
             self._logs.check_readable(container)

@@ -143,6 +143,17 @@ async def test_streams_held_by_others_do_not_keep_it_open():
     assert client.seen == [(1, b"o")]
 
 
+async def test_late_pieces_are_waited_for_where_nobody_holds_the_streams():
+    """The logger of a busy node may be late by more than others are waited for."""
+    client, process = Client(), Process((1, b"o"))
+    process.ended.set()
+    loop = asyncio.get_running_loop()
+    loop.call_later(10 * attach.LAST_WORDS_S, process.heard.put_nowait, b"late")
+    loop.call_later(11 * attach.LAST_WORDS_S, process.heard.put_nowait, b"")
+    assert await session(client, process, Manner(alone=True)) == "written"
+    assert client.seen == [(1, b"o"), (1, b"late")]
+
+
 async def test_a_slow_client_gets_everything_after_the_end():
     client = Client(slowness_s=0.2)
     process = Process(*[(1, bytes([number])) for number in range(5)])
