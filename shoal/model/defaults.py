@@ -24,6 +24,8 @@ SNAPSHOT_INTERVAL = 10_000
 DATA_PATH_PORT = 7789
 INGRESS_POOL = "10.240.0.0/12"
 INGRESS_SUBNET_MASK_LENGTH = 22
+INGRESS_VNI = 5377
+"""The mesh's VXLAN number on every node; no network gets it."""
 ADDRESS_POOL = "10.0.0.0/8"
 """Where networks get their subnets from that ask for none."""
 ADDRESS_POOL_MASK_LENGTH = 24

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.defaults import INGRESS_VNI
 from worker.network import route, skeleton, sysctl
 from worker.network.api import NetworkSettings, Peer
 from worker.network.core import ROUTE_TABLE_BASE, check_peers, gateway_of, vtep_mac
@@ -26,7 +27,7 @@ from worker.network.nft import Element, NftSocket, elements_of
 
 VXLAN_DEVICE: Final = "vxi"
 BRIDGE_DEVICE: Final = "shgw0"
-VNI: Final = 5377
+VNI: Final = INGRESS_VNI
 TABLE_MAX: Final = ROUTE_TABLE_BASE + 4095
 _GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 90, 100, 200
 _TIME_WAIT_S = "30"

@@ -13,7 +13,12 @@ from collections.abc import Iterable, Iterator
 
 from manager.store.view import View
 from shoal.errors import InvalidArgument, ResourceExhausted
-from shoal.model.defaults import ADDRESS_POOL, ADDRESS_POOL_MASK_LENGTH, INGRESS_POOL
+from shoal.model.defaults import (
+    ADDRESS_POOL,
+    ADDRESS_POOL_MASK_LENGTH,
+    INGRESS_POOL,
+    INGRESS_VNI,
+)
 from shoal.model.objects import Cluster, Network
 from shoal.model.types import Driver, IpamConfig, IpamOptions
 
@@ -34,7 +39,7 @@ class Subnets:
         self._cluster = view.cluster or Cluster()
         mesh = ipaddress.ip_network(self._cluster.ingress_pool or INGRESS_POOL)
         self._owners: list[tuple[IpNetwork, str]] = [(mesh, MESH)]
-        self._numbers: set[int] = set()
+        self._numbers = {INGRESS_VNI}
         for network in sorted(view.networks, key=lambda row: (row.meta.created_at_ns, row.id)):
             self._note(network)
         self._underlay = [

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.allocator.networks.subnets import Subnets, vni_of
+from manager.allocator.networks.subnets import VNI_OPTION, Subnets, vni_of
 from manager.allocator.plan import plan
 from shoal.errors import ResourceExhausted
+from shoal.model.defaults import INGRESS_VNI
 from shoal.model.enums import EndpointMode, TaskState
 from shoal.model.objects import Cluster, Network, Service
 from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import (
+    Driver,
     EndpointSpec,
     IpamConfig,
     IpamOptions,
@@ -87,6 +89,16 @@ def test_networks_get_the_next_number_and_subnet() -> None:
     cell.put(a_network("gold"))
     _settle(cell)
     assert (vni_of(_network(cell, "gold")), _subnets(cell, "gold")) == (4097, ["10.0.2.0/24"])
+
+
+def test_no_network_gets_the_number_of_the_mesh() -> None:
+    cell = Cell([Cluster(id="c"), a_node("n1")])
+    for number in range(4096, INGRESS_VNI):
+        driver = Driver(name="overlay", options={VNI_OPTION: str(number)})
+        cell.put(a_network(f"n{number}").replaced(driver_state=driver, ipam=IpamOptions()))
+    cell.put(a_network("next"))
+    _settle(cell)
+    assert vni_of(_network(cell, "next")) == INGRESS_VNI + 1
 
 
 def test_subnets_that_are_asked_for_and_of_ipv6() -> None:
