@@ -31,3 +31,13 @@ DIFFERENCES: Mapping[str, str] = {
     "writes: /sys/fs/cgroup/cgroup.procs": "the directory of groups is read-only",
 }
 """By name of the fact, see `looking.comparable`."""
+
+OF_A_MAPPING: Mapping[str, str] = {
+    "namespaces: user": "that is what is asked for",
+    "devices: made: ": "the kernel lets nobody make devices in a user namespace",
+    "mounts: /dev/": "so each is one of the node, bound",
+    "mounts: /etc/": "shown with the container's ids",
+    "writes: /proc/": "EACCES before EROFS: the node's root owns it",
+    "writes: /sys/": "EACCES before EROFS: the node's root owns it",
+}
+"""By the beginning of its name: what differs where a container has ids of its own, and why."""

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.engine.remapped import RemappedNode
 from tests.parity.__main__ import RECORD
-from tests.parity.differences import DIFFERENCES
+from tests.parity.differences import DIFFERENCES, OF_A_MAPPING
 from tests.parity.looking import WAYS, comparable, differences, look
 from tests.parity.site import DOCKER, a_node
 from tests.support.groups import V2
@@ -49,3 +50,17 @@ def test_what_is_seen_is_what_docker_shows(host, way):
     assert len(refused) > 10
     allowed = {name: ours[name] for name in refused if ours[name] not in _REFUSED}
     assert allowed == {}, "calls that Docker refuses"
+
+
+def test_a_mapping_of_ids_changes_nothing_but_what_is_listed(host):
+    """Both are ours: a container with ids of its own against one without."""
+    plain = comparable(look(host, "default", DOCKER))
+    with a_node(RemappedNode) as remapped:
+        found = differences(comparable(look(remapped, "default", DOCKER)), plain)
+    assert found["namespaces: user"] == ("own", "host's")
+    listed = tuple(OF_A_MAPPING)
+    assert {name: both for name, both in found.items() if not name.startswith(listed)} == {}
+    ours = {name: text for name, (text, _) in found.items()}
+    assert {ours[name] for name in ours if name.startswith("writes: ")} <= {"EACCES"}
+    made = {ours[name] for name in ours if name.startswith("devices: made: ")}
+    assert made <= {"not made: EPERM"}
