@@ -7,7 +7,7 @@ version (Unimplemented): a wish that would be ignored is worse than one that is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from manager.ca.cfssl import URLS_MAX
@@ -16,6 +16,7 @@ from manager.controlapi.validate_networks import attachments
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import DisconnectAction, FailureAction, MountType, PublishMode
+from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
 from shoal.model.reference import parse_reference
 from shoal.model.specs import (
@@ -166,9 +167,11 @@ def _task(task: TaskSpec) -> None:
     attachments(task.networks)
     driver = task.log_driver
     if driver is not None:
-        if driver.name not in {"", "json-file"}:
-            raise Unimplemented(f"log driver: {driver.name} is not available, only json-file")
-        _known("log-opt", driver.options, {"max-size", "max-file"})
+        known = TASK_OPTIONS.get(driver.name or DEFAULT)
+        if known is None:
+            names = ", ".join(sorted(TASK_OPTIONS))
+            raise Unimplemented(f"log driver: {driver.name} is not available, only {names}")
+        _known("log-opt", driver.options, known)
 
 
 def _container(container: ContainerSpec) -> None:
@@ -336,7 +339,7 @@ def _no_nul(field: str, texts: Iterable[str]) -> None:
         raise InvalidArgument(f"{field}: must not hold NUL characters")
 
 
-def _known(field: str, given: Iterable[str], known: set[str]) -> None:
+def _known(field: str, given: Iterable[str], known: Collection[str]) -> None:
     for key in given:
         if key not in known:
             raise InvalidArgument(f"{field}: {key!r} is unknown, use {' or '.join(sorted(known))}")

@@ -24,6 +24,7 @@ from shoal.model.enums import (
     ReturnAction,
     UpdateOrder,
 )
+from shoal.model.log_drivers import TASK_OPTIONS
 from swarmctl.complete import complete_networks
 from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.mounts import parse_mount
@@ -261,7 +262,9 @@ def _common() -> list[Option]:
         click.option("--cap-add", multiple=True, help="Add a capability"),
         click.option("--cap-drop", multiple=True, help="Drop a capability"),
         click.option("--log-opt", type=Parsed("key=value", parse_log_option), multiple=True,
-                     help="Log option: max-size, max-file"),
+                     help="Log option of the driver: max-size, max-file, tag, ..."),
+        click.option("--log-driver", type=click.Choice(sorted(TASK_OPTIONS)),
+                     help="Where the tasks' output goes (default json-file)"),
         click.option("--read-only/--no-read-only", default=None, help="Read-only root file system"),
         click.option("--no-new-privileges/--new-privileges", default=None,
                      help="Whether processes may gain privileges, as by setuid"),
@@ -287,18 +290,15 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
 _REFUSED_VALUES = (
     "config", "credential-spec", "health-cmd", "health-interval",
     "health-retries", "health-start-interval", "health-start-period", "health-timeout",
-    "isolation", "log-driver", "max-concurrent", "secret",
+    "isolation", "max-concurrent", "secret",
 )  # fmt: skip
 _REFUSED_LISTS = ("config", "secret")
 _REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
 
 
 def _refused(*, create: bool) -> list[Option]:
-    names = [
-        name for name in _REFUSED_VALUES if create or name not in (*_REFUSED_LISTS, "log-driver")
-    ]
+    names = [name for name in _REFUSED_VALUES if create or name not in _REFUSED_LISTS]
     if not create:
-        names += ["log-driver"]
         names += [f"{name}-{verb}" for name in _REFUSED_LISTS for verb in ("add", "rm")]
     options = [
         click.option(f"--{name}", hidden=True, expose_value=False, callback=_refuse)

@@ -145,10 +145,13 @@ def _edit_placement(placement: Placement, flags: Flags) -> Placement:
 
 
 def _edit_log_driver(driver: Driver | None, flags: Flags) -> Driver | None:
-    """As in docker, the given options replace all earlier ones."""
+    """As in docker, the given options replace all earlier ones; another driver has none of them."""
+    name = LOG_DRIVER if driver is None else driver.name
+    if "log_driver" in flags:
+        return Driver(name=flags["log_driver"], options=dict(flags.get("log_opt", ())))
     if "log_opt" not in flags:
         return driver
-    return Driver(name=LOG_DRIVER, options=dict(flags["log_opt"]))
+    return Driver(name=name, options=dict(flags["log_opt"]))
 
 
 def _edit_endpoint(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from shoal.errors import InvalidArgument
+from shoal.model.log_drivers import TASK_OPTIONS
 from shoal.model.types import GenericResource, PlacementPreference, Ulimit
 from swarmctl.parsing.units import parse_bytes, parse_count
 
@@ -15,7 +16,7 @@ ULIMIT_NAMES = (
     "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
     "rss", "rtprio", "rttime", "sigpending", "stack",
 )  # fmt: skip
-LOG_OPTIONS = ("max-size", "max-file")
+LOG_OPTIONS = frozenset().union(*TASK_OPTIONS.values())
 LOG_SIZE_BYTES_MIN = 4096
 
 _LOG_SIZE = re.compile(r"\d+(?:[kmg](?:i?b)?|b)?", re.IGNORECASE)
@@ -105,7 +106,7 @@ def parse_generic_resource(text: str) -> GenericResource:
 
 
 def parse_log_option(text: str) -> tuple[str, str]:
-    """`max-size=SIZE` or `max-file=COUNT`, checked; the values stay as they were written."""
+    """An option some driver has; the values stay as they were written."""
     key, value = parse_pair(text)
     match key:
         case "max-size":
@@ -117,10 +118,12 @@ def parse_log_option(text: str) -> tuple[str, str]:
         case "max-file":
             if not value.isdigit() or int(value) < 1:
                 raise InvalidArgument(f"max-file={value} must be 1 or more")
-        case _:
+        case _ if key not in LOG_OPTIONS:
             raise InvalidArgument(
-                f"{key}: not supported: the options are {' and '.join(LOG_OPTIONS)}"
+                f"{key}: not supported: the options are {', '.join(sorted(LOG_OPTIONS))}"
             )
+        case _:
+            pass  # the managers know which driver it is for
     return key, value
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from shoal.errors import InvalidArgument, Unimplemented
-from shoal.model import defaults
+from shoal.model import defaults, log_drivers
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.objects import Task
 from shoal.model.specs import ContainerSpec
@@ -14,6 +15,8 @@ from shoal.model.types import DnsConfig, Driver
 from shoal.model.types import Mount as SpecMount
 from worker.agent.templates import NodeFacts, expand
 from worker.images.model import Image, ImageConfig
+from worker.logs import drivers
+from worker.logs.api import LogDriver, LogSubject
 from worker.network.api import Attachment
 from worker.network.local.ruleset import NAMES_ADDRESS
 from worker.runtime.api import (
@@ -35,8 +38,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 LOG_SIZE_BYTES_MIN = 4096
 LOG_SIZE_BYTES_MAX = 1 << 40
-_LOG_DRIVERS = {"", "json-file"}
-_LOG_OPTIONS = {"max-size", "max-file"}
+_TASK_NAME_LABEL = "com.docker.swarm.task.name"
 _PROPAGATION = {
     MountPropagation.RPRIVATE: "rprivate",
     MountPropagation.PRIVATE: "private",
@@ -67,7 +69,10 @@ def container_config(
     arguments = _arguments(spec, base)
     if not arguments:
         raise InvalidArgument("no command specified: neither the service nor the image has one")
-    size_bytes, files = _log_options(task.log_driver or task.spec.log_driver)
+    driver = log_driver(task)
+    size_bytes, files = _log_options(driver)
+    env = (*base.env, *(expand(text, task, node) for text in spec.env))
+    labels = _labels(task, image, node, volumes.values())
     hostname = expand(spec.hostname, task, node) or task.id[:12]
     limits = task.spec.resources.limits
     dns = _resolver(spec.dns, attachment)
@@ -75,7 +80,7 @@ def container_config(
         id=task.id,
         layers=tuple(layers),
         args=arguments,
-        env=(*base.env, *(expand(text, task, node) for text in spec.env)),
+        env=env,
         cwd=spec.dir or base.working_dir or "/",
         user=spec.user or base.user,
         groups=spec.groups,
@@ -99,10 +104,37 @@ def container_config(
         stop_grace_s=defaults.stop_grace_period_ns(spec) / 1e9,
         sysctls=tuple(sorted(spec.sysctls.items())),
         oom_score_adj=spec.oom_score_adj,
-        labels=_labels(task, image, node, volumes.values()),
+        labels=labels,
         log_max_size_bytes=size_bytes,
         log_max_files=files,
+        log=_told_logger(driver, task, image, env, labels),
     )
+
+
+def log_driver(task: Task) -> LogDriver:
+    """Where the output of a task goes. Raises: Unimplemented for a driver this node has not."""
+    asked = task.log_driver or task.spec.log_driver or Driver()
+    name = asked.name or log_drivers.DEFAULT
+    if name not in log_drivers.TASK_OPTIONS:
+        raise Unimplemented(f"log driver: {name} is not available on this node's version")
+    return LogDriver(name=name, options=dict(asked.options))
+
+
+def _told_logger(
+    driver: LogDriver, task: Task, image: Image, env: tuple[str, ...], labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `log.conf` says besides sizes. Raises: InvalidArgument."""
+    if driver.name == log_drivers.DEFAULT:
+        return {}
+    subject = LogSubject(
+        id=task.id,
+        name=labels[_TASK_NAME_LABEL],
+        image=task.container.image,
+        image_id=image.id,
+        labels=labels,
+        env=env,
+    )
+    return drivers.conf(driver, subject)
 
 
 def _arguments(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
@@ -188,15 +220,15 @@ def _check_supported(spec: ContainerSpec) -> None:
             raise Unimplemented(f"{field}: not possible on this node's version")
 
 
-def _log_options(driver: Driver | None) -> tuple[int, int]:
-    """Size in bytes of a log file, and how many are kept. Raises InvalidArgument."""
-    driver = driver or Driver()
-    if driver.name not in _LOG_DRIVERS:
-        raise Unimplemented(f"log driver: {driver.name} is not available, only json-file")
+def _log_options(driver: LogDriver) -> tuple[int, int]:
+    """Size in bytes of a log file of json-file, and how many are kept. Raises InvalidArgument."""
+    known = log_drivers.TASK_OPTIONS[driver.name]
     for key in driver.options:
-        if key not in _LOG_OPTIONS:
-            raise InvalidArgument(f"log-opt: {key!r} is unknown, use max-size or max-file")
+        if key not in known:
+            raise InvalidArgument(f"log-opt: {key!r} is unknown, use {' or '.join(sorted(known))}")
     size_bytes, files = LOG_SIZE_BYTES_DEFAULT, LOG_FILES_DEFAULT
+    if driver.name != log_drivers.DEFAULT:
+        return size_bytes, files
     if "max-size" in driver.options:
         size_bytes = _size_bytes(driver.options["max-size"])
     if "max-file" in driver.options:
@@ -224,7 +256,7 @@ def _labels(task: Task, image: Image, node: NodeFacts, volumes: Iterable[Volume]
         "com.docker.swarm.service.id": task.service_id,
         "com.docker.swarm.service.name": name,
         TASK_ID_LABEL: task.id,
-        "com.docker.swarm.task.name": f"{name}.{task.slot or task.node_id}.{task.id}",
+        _TASK_NAME_LABEL: f"{name}.{task.slot or task.node_id}.{task.id}",
         "com.docker.swarm.node.id": node.id,
         "dev.shoal.image": task.container.image,
         IMAGE_ID_LABEL: image.id,

@@ -15,12 +15,13 @@ from contextlib import aclosing
 import structlog
 
 from shoal.api.v1 import logs_pb2 as pb
-from shoal.errors import NotFound, SwarmError
+from shoal.errors import NotFound, SwarmError, Unimplemented
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from worker.agent.client import ManagerClient
 from worker.logs.model import LogLine
 from worker.logs.reader import STREAMS_ALL, read
+from worker.logs.service import check_kept
 
 LINES_PER_MESSAGE = 256
 BYTES_PER_MESSAGE = 1 << 20
@@ -189,9 +190,12 @@ class Publication:
         try:
             if self._options.follow:
                 await self._await_container(task_id)
+            await asyncio.to_thread(check_kept, self._container_dir(task_id))
             async with aclosing(self._lines(task_id)) as lines:
                 async for line in whole_lines(lines):
                     await queue.put((task_id, line))
+        except Unimplemented as error:
+            self._errors.add(f"task {task_id}: {error.message}")
         except NotFound:
             pass  # the task never had a container, or it is gone
         except Exception as error:  # noqa: BLE001 - one log must not hold up the others

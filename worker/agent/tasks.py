@@ -20,7 +20,7 @@ from shoal.errors import SwarmError
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import TaskStatus
-from worker.agent.container import TASK_ID_LABEL, container_config
+from worker.agent.container import TASK_ID_LABEL, container_config, log_driver
 from worker.agent.core import failure_state
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
@@ -29,6 +29,7 @@ from worker.agent.templates import NodeFacts
 from worker.agent.volumes import TaskVolumes
 from worker.agent.writer import RecordWriter
 from worker.images.model import Image
+from worker.logs.service import check_driver
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, IdMap, Runtime
 
@@ -229,6 +230,7 @@ class NodeTasks:
         """
         image = self._images.resolve(task.container.image)
         layers = self._images.layers(image)
+        check_driver(log_driver(task))
         volumes = await self.volumes.make(task)
         config = container_config(task, image, layers, attachment, self._facts, volumes=volumes)
         return msgspec.structs.replace(config, userns=self._userns)

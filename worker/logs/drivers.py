@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote_plus, urlsplit
 
 from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.log_drivers import DELIVERY, OPTIONS
 from worker.logs.api import LogDriver, LogSubject
 from worker.logs.sinks import LOCAL_SYSLOG
 
@@ -21,21 +22,7 @@ SIZE_BYTES_DEFAULT, FILES_DEFAULT = 10 << 20, 3
 LOCAL_SIZE, LOCAL_FILES = "20m", "5"
 SIZE_BYTES_MIN = 4096
 BUFFER_DEFAULT = "1m"
-_ATTRIBUTES = frozenset(("labels", "labels-regex", "env", "env-regex", "tag"))
-_FILE = frozenset(("max-size", "max-file", "compress"))
-_CACHE = frozenset(("cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"))
-_TLS = frozenset(
-    ("syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify")
-)
-_OPTIONS: Mapping[str, frozenset[str]] = {
-    "json-file": _FILE | _ATTRIBUTES,
-    "local": _FILE,
-    "none": frozenset(),
-    "syslog": _ATTRIBUTES | _CACHE | _TLS | {"syslog-address", "syslog-facility", "syslog-format"},
-    "journald": _ATTRIBUTES | _CACHE,
-}
-_DELIVERY = frozenset(("mode", "max-buffer-size"))
-NAMES = tuple(sorted(_OPTIONS))
+NAMES = tuple(sorted(OPTIONS))
 _SYSTEM = ("kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron",
            "authpriv", "ftp")  # fmt: skip
 _FACILITIES = {name: number for number, name in enumerate(_SYSTEM)} | {
@@ -54,10 +41,10 @@ def check(driver: LogDriver, sockets: frozenset[str]) -> None:
 
     Raises: InvalidArgument, Unimplemented.
     """
-    if driver.name not in _OPTIONS:
+    if driver.name not in OPTIONS:
         raise InvalidArgument(f"logger: no log driver named '{driver.name}' is registered")
     for option in driver.options:
-        if option not in _OPTIONS[driver.name] | _DELIVERY:
+        if option not in OPTIONS[driver.name] | DELIVERY:
             raise InvalidArgument(f"unknown log opt '{option}' for {driver.name} log driver")
     conf(driver, LogSubject(id="0" * 64))
     if driver.name == "journald" and JOURNAL_SOCKET not in sockets:

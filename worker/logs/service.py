@@ -6,11 +6,15 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
+import msgspec
+
 from shoal.errors import Unimplemented
 from worker.logs import drivers, reader
 from worker.logs.api import LogDriver, LogQuery, LogSubject
 from worker.logs.model import LogLine
 from worker.logs.sinks import LOCAL_SYSLOG
+
+_UNREADABLE = "configured logging driver does not support reading"
 
 
 class NodeLogs:
@@ -21,12 +25,12 @@ class NodeLogs:
 
     def check(self, driver: LogDriver) -> None:
         """Raises: InvalidArgument; Unimplemented: what the machine lacks."""
-        drivers.check(driver, _sockets())
+        check_driver(driver)
 
     def check_readable(self, driver: LogDriver) -> None:
         """Raises: Unimplemented."""
         if not drivers.readable(driver):
-            raise Unimplemented("configured logging driver does not support reading")
+            raise Unimplemented(_UNREADABLE)
 
     def drivers(self) -> tuple[str, ...]:
         """Names this machine offers, sorted."""
@@ -53,6 +57,26 @@ class NodeLogs:
     def attributes(self, driver: LogDriver, subject: LogSubject) -> str:
         """The `k=v,k2=v2` of `details=1`."""
         return drivers.attributes_text(drivers.attributes(driver, subject))
+
+
+def check_driver(driver: LogDriver) -> None:
+    """Raises: InvalidArgument; Unimplemented: what the machine lacks."""
+    drivers.check(driver, _sockets())
+
+
+def check_kept(container_dir: str) -> None:
+    """Raises: Unimplemented: this container's output is nowhere on this node. Blocking."""
+    try:
+        with open(f"{container_dir}/log.conf", "rb") as file:
+            kept = msgspec.json.decode(file.read(), type=_Conf).files
+    except (OSError, msgspec.MsgspecError):
+        return  # what it does not say is the default
+    if not kept:
+        raise Unimplemented(_UNREADABLE)
+
+
+class _Conf(msgspec.Struct, frozen=True):
+    files: bool = True
 
 
 def _sockets() -> frozenset[str]:

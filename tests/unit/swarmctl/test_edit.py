@@ -17,7 +17,7 @@ from shoal.model.enums import (
     UpdateOrder,
 )
 from shoal.model.specs import GlobalMode, ServiceSpec
-from shoal.model.types import DisconnectPolicy
+from shoal.model.types import DisconnectPolicy, Driver
 from swarmctl.commands.service_write import create_service, flags_of, update_service
 from swarmctl.edit.container import edit_capabilities
 from swarmctl.edit.lists import merged
@@ -88,6 +88,7 @@ CREATED = [
     ("--rollback-order", "start-first", "rollback.order", UpdateOrder.START_FIRST),
     ("--publish", "8080:80", "endpoint.ports.0.published_port", 8080),
     ("--log-opt", "max-size=1m", "task.log_driver.options", {"max-size": "1m"}),
+    ("--log-driver", "local", "task.log_driver", Driver(name="local")),
 ]
 # Flags of create that are tested elsewhere, or are no part of the spec.
 ELSEWHERE = {"--env-file", "--detach", "--quiet", "--with-registry-auth"}
@@ -164,6 +165,9 @@ def test_every_flag_of_create_has_its_like_in_update():
         (["--no-read-only"], "task.runtime.read_only", False),
         (["--new-privileges"], "task.runtime.privileges.no_new_privileges", False),
         (["--log-opt", "max-file=2"], "task.log_driver.options", {"max-file": "2"}),
+        (["--log-driver", "none"], "task.log_driver", Driver(name="none")),
+        (["--log-driver", "syslog", "--log-opt", "tag=x"], "task.log_driver",
+         Driver(name="syslog", options={"tag": "x"})),
         (["--update-delay", "2s"], "update.parallelism", 1),
     ],
 )  # fmt: skip
@@ -202,7 +206,7 @@ def test_env_files_go_before_env(tmp_path, monkeypatch):
     "arguments",
     [
         ["--secret", "s"], ["--config", "c"], ["--mode", "global"],
-        ["--health-cmd", "x"], ["--tty"], ["--init"], ["--log-driver", "syslog"],
+        ["--health-cmd", "x"], ["--tty"], ["--init"],
     ],
 )  # fmt: skip
 def test_what_the_daemons_cannot_do_is_refused(arguments):

@@ -272,7 +272,15 @@ def test_generic_resources_are_counts():
 def test_log_options():
     assert values.parse_log_option("max-size=10m") == ("max-size", "10m")
     assert values.parse_log_option("max-file=3") == ("max-file", "3")
-    for text in ("max-size=x", "max-file=0", "tag=x", "max-size=0", "max-size=1.5m", "max-size=1k"):
+    assert values.parse_log_option("tag={{.Name}}") == ("tag", "{{.Name}}")
+    for text in (
+        "max-size=x",
+        "max-file=0",
+        "colour=x",
+        "max-size=0",
+        "max-size=1.5m",
+        "max-size=1k",
+    ):
         with pytest.raises(InvalidArgument):
             values.parse_log_option(text)
 

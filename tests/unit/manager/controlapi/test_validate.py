@@ -142,7 +142,9 @@ SERVICE_RULES = [
         BAD,
         "network alias: 65 on one network, at most 64",
     ),
-    (task(log_driver=Driver("syslog")), LATER, "log driver: syslog is not available"),
+    (task(log_driver=Driver("gelf")), LATER, "log driver: gelf is not available, only journald, "),
+    (task(log_driver=Driver("none", {"tag": "x"})), BAD, "log-opt: 'tag' is unknown, use max-buf"),
+    (task(log_driver=Driver("local", {"tag": "x"})), BAD, "log-opt: 'tag' is unknown, use comp"),
     (task(log_driver=Driver("", {"tag": "x"})), BAD, "log-opt: 'tag' is unknown, use max-file or"),
     (task(placement=Placement(constraints=("zone=1",))), BAD, "constraint 'zone=1'"),
     (preference("zone"), BAD, "placement preference: 'zone' must be spread over node.labels.KEY"),
@@ -260,12 +262,15 @@ def test_a_service_is_refused_with_the_field_and_the_rule(bad, error, text):
         limits(nano_cpus=1_000_000, memory_bytes=4 << 20, pids=1),
         reservations(generic=(GenericResource("gpu", 1), GenericResource("ssd", 0, "a"))),
         task(log_driver=Driver("json-file", {"max-size": "1m", "max-file": "2"})),
+        task(log_driver=Driver("none")),
+        task(log_driver=Driver("local", {"compress": "false"})),
+        task(log_driver=Driver("syslog", {"syslog-address": "udp://192.0.2.1:514", "tag": "x"})),
         preference("engine.labels.zone"),
         ports(port(), port(protocol=PortProtocol.UDP), port(81, 0), port(82, 0)),
         ports(port(publish_mode=PublishMode.HOST)),
         spec(update=UpdateConfig(failure_action=FailureAction.ROLLBACK, max_failure_ratio=1)),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_what_is_right_passes(good):
     validate.service_spec(good)

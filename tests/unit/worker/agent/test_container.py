@@ -172,8 +172,20 @@ def test_log_options_that_would_be_wrong_or_ignored_are_refused(options, named):
 
 
 def test_another_log_driver_is_refused():
-    with pytest.raises(Unimplemented, match="syslog"):
-        config(log_driver=Driver(name="syslog"))
+    with pytest.raises(Unimplemented, match="gelf"):
+        config(log_driver=Driver(name="gelf"))
+
+
+def test_what_other_log_drivers_tell_the_logger():
+    assert config().log == {}
+    assert config(log_driver=Driver(name="none")).log["files"] is False
+    local = config(log_driver=Driver(name="local", options={"max-size": "1m"})).log
+    assert (local["max_size_bytes"], local["files"]) == (1_000_000, True)
+    options = {"syslog-address": "udp://192.0.2.1:514", "tag": "{{.Name}}"}
+    sink = config(log_driver=Driver(name="syslog", options=options)).log["sink"]
+    assert f".{task_id()}" in str(sink)
+    with pytest.raises(InvalidArgument):
+        config(log_driver=Driver(name="syslog", options={"syslog-address": "x"}))
 
 
 @pytest.mark.parametrize(
