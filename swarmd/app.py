@@ -23,7 +23,7 @@ from swarmd.autolock import Autolock
 from swarmd.children import MANAGER, WORKER, Child, CommandFor, daemon_command
 from swarmd.membership import MembershipChanges, ProcessPair
 from swarmd.node import LocalNode
-from swarmd.node_server import Facts, NodeServer
+from swarmd.node_server import Fixed, NodeServer
 from swarmd.proxy import Proxy
 from swarmd.renewal import CertificateRenewal, Routes
 from swarmd.roles import RoleSwitch
@@ -102,7 +102,7 @@ class Daemon:
         await self._stack.enter_async_context(
             socket_server.serve(
                 paths.swarmd_socket,
-                NodeServer(Facts(self.settings, self.metrics_address), node, status, changes),
+                NodeServer(Fixed(self.settings, self.metrics_address), node, status, changes),
                 Proxy({MANAGER: to_manager, WORKER: to_worker}, node.refusal),
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from shoal.security.unlock import parse_unlock_key
 from shoal.wire.objects import from_pb
 from shoal.wire.uploads import GO_ON
 from swarmd.core import InitWish
+from swarmd.doctor import look
+from swarmd.doctor.core import Facts, findings
 from swarmd.host import read_host
 from swarmd.membership import JoinWish, MembershipChanges, RestoreWish
 from swarmd.node import LocalNode
@@ -25,7 +28,7 @@ from swarmd.settings import VERSION, DaemonSettings
 from swarmd.status import NodeStatus
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Fixed(msgspec.Struct, frozen=True):
     """What does not change while swarmd runs. metrics_address: bound, empty: off."""
 
     settings: DaemonSettings
@@ -36,7 +39,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
     """The servicer."""
 
     def __init__(
-        self, facts: Facts, node: LocalNode, status: NodeStatus, changes: MembershipChanges
+        self, facts: Fixed, node: LocalNode, status: NodeStatus, changes: MembershipChanges
     ) -> None:
         self._facts = facts
         self._node = node
@@ -72,6 +75,41 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
             answer.role = _role(peer.role)
             answer.advertise_address = membership.config.advertise_address
         return answer
+
+    @override
+    async def Diagnose(
+        self, request: node_pb2.DiagnoseRequest, context: Any
+    ) -> node_pb2.DiagnoseResponse:
+        if len(request.peers) > look.PEERS_MAX:
+            raise InvalidArgument(f"peers: {len(request.peers)}, at most {look.PEERS_MAX}")
+        peers = [_peer(one) for one in request.peers]
+        config = self._node.membership.config
+        address = "" if config is None else config.data_path_address
+        underlay, underlay_mtu = look.device_with(address)
+        tunnel_mtu = look.tunnel_mtu()
+        facts = Facts(
+            joined=config is not None,
+            not_ready=await self._status.reasons(),
+            has_nft=look.has_nft(),
+            settings=look.settings(),
+            vxlan_mtu=tunnel_mtu,
+            data_path_address=address,
+            underlay=underlay,
+            underlay_mtu=underlay_mtu,
+            clock_synchronized=look.clock_is_synchronized(),
+            peers=await look.reach(peers, tunnel_mtu),
+        )
+        return node_pb2.DiagnoseResponse(
+            findings=[
+                node_pb2.Finding(
+                    check=one.check,
+                    level=node_pb2.FindingLevel.ValueType(one.level),
+                    what=one.what,
+                    remedy=one.remedy,
+                )
+                for one in findings(facts)
+            ]
+        )
 
     @override
     async def Init(self, request: node_pb2.InitRequest, context: Any) -> node_pb2.InitResponse:
@@ -182,3 +220,12 @@ def _optional(request: node_pb2.InitRequest, field: Any) -> int | None:
 def _role(role: Role) -> types_pb2.NodeRole.ValueType:
     number = NodeRole.MANAGER if role is Role.MANAGER else NodeRole.WORKER
     return types_pb2.NodeRole.ValueType(number)
+
+
+def _peer(message: node_pb2.DiagnosePeer) -> look.Peer:
+    try:
+        for text in filter(None, (message.address, message.gateway)):
+            ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise InvalidArgument(f"peer {message.name}: {error}") from error
+    return look.Peer(message.name, message.address, message.gateway)

@@ -15,6 +15,7 @@ from swarmctl import output
 from swarmctl.complete import complete_nodes
 from swarmctl.each import each, exit_with
 from swarmctl.edit.lists import edited_map
+from swarmctl.exits import CommandFailed
 from swarmctl.filters import NODE_RULES, TASK_RULES, parse_filters
 from swarmctl.options import (
     Parsed,
@@ -220,6 +221,28 @@ def list_tasks_of_nodes(
         )
         output.write(output.rows_text(rows, columns=TASK_COLUMNS, template=template, quiet=quiet))
         exit_with(errors)
+
+    session.run(work)
+
+
+@node.command("doctor")
+@format_option
+@click.pass_obj
+def examine_node(session: Session, template: str) -> None:
+    """Look for what is wrong with the node that answers, and say what to do.
+
+    Looks at its processes, kernel settings, MTU, connection tracking and clock, and whether the
+    other nodes answer, below the mesh and through it. The exit code is 1 if there is a problem.
+    """
+
+    async def work(client: Client) -> None:
+        from swarmctl.doctor import FINDING_COLUMNS, diagnose, finding_row, problems
+
+        found = await diagnose(client)
+        rows = [finding_row(item) for item in found]
+        output.write(output.rows_text(rows, columns=FINDING_COLUMNS, template=template))
+        if count := problems(found):
+            raise CommandFailed(f"{count} problem{'s' if count > 1 else ''} found")
 
     session.run(work)
 

@@ -65,6 +65,11 @@ class NodeControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/shoal.api.v1.NodeControl/Diagnose',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
 
 
 class NodeControlServicer:
@@ -109,6 +114,13 @@ class NodeControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """Looks at the node and at its way to others, and changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +153,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -305,6 +322,33 @@ class NodeControl:
             '/shoal.api.v1.NodeControl/Restore',
             shoal_dot_api_dot_v1_dot_node__pb2.RestoreRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.NodeControl/Diagnose',
+            shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,6 +25,8 @@ class NodeControlStub:
     """Makes this node the only manager of a cluster as a backup holds it. The first message carries
     the options, the following ones the file.
     """
+    Diagnose: _aio.UnaryUnaryMultiCallable[_node_pb2.DiagnoseRequest, _node_pb2.DiagnoseResponse]
+    """Looks at the node and at its way to others, and changes nothing."""
 
 class NodeControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,6 +74,14 @@ class NodeControlServicer(metaclass=_abc_1.ABCMeta):
         """Makes this node the only manager of a cluster as a backup holds it. The first message carries
         the options, the following ones the file.
         """
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _node_pb2.DiagnoseRequest,
+        context: _aio.ServicerContext[_node_pb2.DiagnoseRequest, _abc.Awaitable[_node_pb2.DiagnoseResponse]],
+    ) -> _abc.Awaitable[_node_pb2.DiagnoseResponse]:
+        """Looks at the node and at its way to others, and changes nothing."""
 
 def add_NodeControlServicer_to_server(servicer: NodeControlServicer, server: _aio.Server) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -40,6 +41,36 @@ def test_every_node_answers_and_the_client_address_is_true(lab: Lab, service: st
         "every node has acknowledged the newest endpoints",
         lambda: sorted(lab.swarmctl(*at).split()) == sorted([*lab.addresses, "0", "0", "0"]),
     )
+
+
+def test_node_doctor_finds_a_wrong_setting_and_a_path_that_loses_large_packets(lab: Lab) -> None:
+    def problems() -> tuple[int, dict[str, str]]:
+        form = "{{.State}}|{{.Check}}|{{.What}}"
+        done = lab.run("node", "doctor", "--format", form, check=False)
+        lines = [line.split("|") for line in done.stdout.splitlines()]
+        return done.returncode, {check: what for state, check, what in lines if state == "problem"}
+
+    eventually("nothing is wrong", lambda: problems() == (0, {}))
+    for node, ill, well in (
+        (
+            "m1",
+            "sysctl -qw net.ipv4.conf.vxi.rp_filter=1",
+            "sysctl -qw net.ipv4.conf.vxi.rp_filter=2",
+        ),
+        ("w1", "ip link set dev eth0 mtu 1400", "ip link set dev eth0 mtu 1500"),
+    ):
+        inside = ["ip", "netns", "exec", f"shoal-{lab.name}-{node}"]
+        subprocess.run([*inside, *ill.split()], check=True)
+        try:
+            code, found = problems()
+        finally:
+            subprocess.run([*inside, *well.split()], check=True)
+        assert code == 1
+        if node == "m1":
+            assert list(found) == ["sysctl ipv4/conf/vxi/rp_filter"]
+        else:
+            assert "large packets are lost" in found["peer w1"]
+            assert list(found) == ["peer w1"]
 
 
 def test_scaling_up_and_down(lab: Lab, service: str) -> None:

@@ -1,0 +1,1 @@
+"""What is wrong with this node, and what to do about it."""

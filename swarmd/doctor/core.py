@@ -1,0 +1,195 @@
+"""From what was seen of a node to what is wrong with it. Pure.
+
+Every finding says what was looked at; one that is not well says what to do. A finding is a problem
+when something does not work now, and a warning when it will not under some circumstances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+
+import msgspec
+
+VXLAN_OVERHEAD_BYTES = 50
+CONNTRACK_LEAST = 262_144
+"""With entries that outlive their connections by 120 s: 2184 new connections a second."""
+CONNTRACK_FULL = 0.8
+
+
+class Level(IntEnum):
+    """Numbers of the wire."""
+
+    OK = 0
+    WARNING = 1
+    PROBLEM = 2
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at."""
+
+    check: str
+    level: Level
+    what: str
+    remedy: str = ""
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """A peer, and which packets it answered. None: not tried."""
+
+    name: str
+    address: str
+    underlay: bool
+    mesh: bool | None = None
+    mesh_full: bool | None = None
+    """A packet of the tunnel's full size, which must not be cut into pieces."""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen. Names of settings are those below /proc/sys/net; None: there is no such thing.
+
+    vxlan_mtu: of the mesh's tunnel; None: there is no tunnel. underlay: device with the node's
+    data path address, "" if no device has it.
+    """
+
+    joined: bool
+    not_ready: Mapping[str, str] = {}
+    has_nft: bool
+    settings: Mapping[str, str | None] = {}
+    vxlan_mtu: int | None = None
+    data_path_address: str = ""
+    underlay: str = ""
+    underlay_mtu: int = 0
+    clock_synchronized: bool
+    peers: tuple[Reach, ...] = ()
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """Everything that was looked at, in order."""
+    return [
+        *_processes(facts),
+        *_kernel(facts),
+        *(_mesh(facts) if facts.joined else ()),
+        *_conntrack(facts.settings),
+        _clock(facts),
+        *(finding for peer in facts.peers for finding in _peer(peer)),
+    ]
+
+
+def _processes(facts: Facts) -> Iterator[Finding]:
+    if not facts.joined:
+        yield Finding(
+            "cluster",
+            Level.PROBLEM,
+            "this node is in no cluster",
+            "run `swarmctl init` or `swarmctl join`",
+        )
+    for name, reason in sorted(facts.not_ready.items()):
+        yield Finding(f"process {name}", Level.PROBLEM, reason, "see the node's log")
+    if facts.joined and not facts.not_ready:
+        yield Finding("processes", Level.OK, "all are ready")
+
+
+def _kernel(facts: Facts) -> Iterator[Finding]:
+    if facts.has_nft:
+        yield Finding("nft", Level.OK, "the program is installed")
+    else:
+        yield Finding("nft", Level.PROBLEM, "the program is missing", "apt-get install nftables")
+    for name, wanted in (("ipv4/ip_forward", "1"),):
+        found = facts.settings.get(name)
+        yield _setting(name, found, wanted)
+
+
+def _mesh(facts: Facts) -> Iterator[Finding]:
+    if facts.vxlan_mtu is None:
+        yield Finding(
+            "mesh", Level.PROBLEM, "there is no device vxi", "see why process worker is not ready"
+        )
+        return
+    yield _setting("ipv4/conf/vxi/rp_filter", facts.settings.get("ipv4/conf/vxi/rp_filter"), "2")
+    name = "ipv4/conf/vxi/route_localnet"
+    yield _setting(name, facts.settings.get(name), "1")
+    if not facts.underlay:
+        yield Finding(
+            "mtu",
+            Level.PROBLEM,
+            f"no device has the data path address {facts.data_path_address}",
+            "give the address back to a device, or let the node leave and join with another"
+            " --data-path-addr",
+        )
+        return
+    needed = facts.vxlan_mtu + VXLAN_OVERHEAD_BYTES
+    seen = f"{facts.underlay} has {facts.underlay_mtu}, the mesh needs {needed}"
+    if facts.underlay_mtu < needed:
+        remedy = f"ip link set dev {facts.underlay} mtu {needed}"
+        yield Finding("mtu", Level.PROBLEM, seen, remedy)
+    else:
+        yield Finding("mtu", Level.OK, seen)
+
+
+def _setting(name: str, found: str | None, wanted: str) -> Finding:
+    key = "net." + name.replace("/", ".")
+    if found == wanted:
+        return Finding(f"sysctl {name}", Level.OK, f"{key} is {wanted}")
+    seen = f"there is no {key}" if found is None else f"{key} is {found}, {wanted} is needed"
+    return Finding(f"sysctl {name}", Level.PROBLEM, seen, f"sysctl -w {key}={wanted}")
+
+
+def _conntrack(settings: Mapping[str, str | None]) -> Iterator[Finding]:
+    most, used = (
+        settings.get("netfilter/nf_conntrack_max"),
+        settings.get("netfilter/nf_conntrack_count"),
+    )
+    if most is None or used is None:
+        yield Finding(
+            "conntrack", Level.PROBLEM, "the kernel tracks no connections", "modprobe nf_conntrack"
+        )
+        return
+    seen = f"{used} of {most} connections"
+    remedy = f"sysctl -w net.netfilter.nf_conntrack_max={4 * max(int(most), CONNTRACK_LEAST)}"
+    if int(used) > CONNTRACK_FULL * int(most):
+        yield Finding("conntrack", Level.PROBLEM, f"{seen}: nearly full", remedy)
+    elif int(most) < CONNTRACK_LEAST:
+        yield Finding("conntrack", Level.WARNING, f"{seen}: few for a busy node", remedy)
+    else:
+        yield Finding("conntrack", Level.OK, seen)
+
+
+def _clock(facts: Facts) -> Finding:
+    if facts.clock_synchronized:
+        return Finding("clock", Level.OK, "the kernel says that it is synchronized")
+    return Finding(
+        "clock",
+        Level.WARNING,
+        "nothing synchronizes it: certificates fail when it is wrong",
+        "install chrony or systemd-timesyncd, on this machine or on the one below it",
+    )
+
+
+def _peer(peer: Reach) -> Iterator[Finding]:
+    check = f"peer {peer.name}"
+    if not peer.underlay and not peer.mesh:
+        yield Finding(
+            check,
+            Level.PROBLEM,
+            f"{peer.address} does not answer",
+            "look at the network between the nodes, and whether the node is up",
+        )
+    elif peer.mesh is None:
+        yield Finding(check, Level.OK, f"{peer.address} answers")
+    elif not peer.mesh:
+        yield Finding(
+            check,
+            Level.PROBLEM,
+            f"{peer.address} answers, but not through the mesh",
+            "open the cluster's data path port (7789/udp unless set) in both directions",
+        )
+    elif not peer.mesh_full:
+        yield Finding(
+            check,
+            Level.PROBLEM,
+            "large packets are lost on the way: the network's MTU is below 1500",
+            "raise the MTU of every device between the nodes",
+        )
+    else:
+        yield Finding(check, Level.OK, "answers, also through the mesh at full size")
