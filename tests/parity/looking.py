@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.parity.image import COMMAND
+from tests.support.patience import FACTOR
 
 IMAGE = "probe"
-TIMEOUT_S = 300.0
+TIMEOUT_S = 120.0 * FACTOR
 
 WAYS: Mapping[str, tuple[str, ...]] = {
     "default": (),

@@ -29,6 +29,8 @@ DISK_BYTES = 16 << 30
 START_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 10.0
 TIMED_OUT = 124
+SLOWNESS = {"kvm": 1, "tcg": 10}
+"""How many times slower than this machine it is, at worst: what tests multiply deadlines by."""
 _COMMAND_LINE = "console=ttyS0 quiet panic=-1 cgroup_no_v1=all"
 
 
@@ -231,7 +233,11 @@ def _process(words: list[str], output: int | None) -> Iterator[subprocess.Popen[
 
 def _environment(settings: Settings) -> dict[str, str]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    return {"HOME": "/root", "PATH": path, "LANG": "C.UTF-8", **settings.environment}
+    patience = str(SLOWNESS[settings.accelerator])
+    return {
+        "HOME": "/root", "PATH": path, "LANG": "C.UTF-8", "SHOAL_PATIENCE": patience,
+        **settings.environment,
+    }  # fmt: skip
 
 
 def _host_environment() -> dict[str, str]:

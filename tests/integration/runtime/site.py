@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.patience import FACTOR
 from worker.logs import reader
 from worker.runtime import launch
 from worker.runtime.api import ContainerConfig, ContainerStatus
 from worker.runtime.client import NativeRuntime
 from worker.runtime.lean import cgroups, files
 
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0 * FACTOR
 
 
 class Site:
