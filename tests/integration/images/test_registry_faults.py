@@ -85,7 +85,7 @@ class Registry:
             return web.Response(status=307, headers={"Location": f"{self.elsewhere}{path}"})
         if self.busy.get(kind, 0):
             self.busy[kind] -= 1
-            status = 429 if self.busy[kind] % 2 else 503
+            status = (503, 429, 500)[self.busy[kind] % 3]
             return web.json_response(
                 {"errors": [{"code": "TOOMANYREQUESTS", "message": "later"}]},
                 status=status, headers={"Retry-After": "0"},
