@@ -10,7 +10,8 @@ import pytest
 from shoal.model.enums import MountType
 from shoal.model.enums import TaskState as S
 from shoal.model.types import Mount
-from tests.integration.worker.place import Place, a_task
+from tests.integration.worker import test_overlay as overlay
+from tests.integration.worker.place import Place, a_task, task_id
 from tests.support.accounts import GID, UID, Accounts
 
 pytestmark = pytest.mark.root
@@ -58,3 +59,25 @@ async def test_a_task_is_root_of_its_own_ids(place: Place) -> None:
     (data / "go").touch()
     ended = await place.reach(1, S.FAILED)
     assert ended.container.exit_code == 7
+
+
+async def test_tasks_with_ids_of_their_own_are_on_overlay_networks_as_well(place: Place) -> None:
+    place.manager.stream.send(
+        overlay.on_network(1, overlay.SERVE),
+        overlay.on_network(3, overlay.REST),
+        peers=[overlay.SELF],
+        version=2,
+        overlays=[
+            overlay.change(network=overlay.NETWORK),
+            overlay.change(overlay_service=overlay.SERVICE),
+            overlay.endpoint(1, service="service1"),
+            overlay.endpoint(3),
+        ],
+    )
+    statuses = [await place.reach(number, S.RUNNING) for number in (1, 3)]
+    asking = statuses[1].container.pid
+    await place.until(lambda: place.manager.acknowledged[-1:] == [(2, {})])
+    assert os.stat(f"/proc/{asking}").st_uid == UID
+    await place.until(lambda: overlay.answers(asking, "10.5.0.11"))
+    assert overlay.look_up(asking, "front") == ["10.5.0.2"]
+    assert overlay.fetched(asking, "10.5.0.2") == task_id(1)[:12]
