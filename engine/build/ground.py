@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,11 +12,13 @@ from engine.build.context import Contexts
 from engine.build.output import FetchProgress, Output, short
 from engine.build.probing import Made
 from engine.build.request import BuildRequest
+from engine.containers import platforms
 from engine.ports import BuildContainers, BuildStep, StepContainer
 from shoal.errors import NotFound
 from worker.files.downloads import download
 from worker.files.jobs import RestPlace, TreePlace
 from worker.files.service import Files
+from worker.images import oci
 from worker.images.model import Image
 
 LABEL = "dev.shoal.build"
@@ -103,6 +106,7 @@ class Ground:
         if not self.request.pull:
             try:
                 found = self.images.resolve(ref)
+                platforms.check(found, ref, platform, oci.host_platform(os.uname().machine))
             except NotFound:
                 found = None
         if found is None:

@@ -252,7 +252,20 @@ def test_add_fetches_what_is_on_the_web(node, context, site):
     for path, why in (("none", "with status 404 Not Found"), ("short", "ADD failed: Get")):
         ran = build(node, context, f"FROM busybox\nADD {site}/{path} /f\n")
         assert why in ran.err, ran
-    assert not list((node.state / "engine" / "builds").iterdir())
+    until(lambda: not list((node.state / "engine" / "builds").iterdir()))
+
+
+def test_a_base_of_another_platform_is_pulled_anew(node, context):
+    """The one that is here is not taken for it; where it would come from is not reached here."""
+    machine = ok(node, "image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", "busybox")
+    assert build(node, context, f"FROM --platform={machine} busybox\n").code == 0
+    for text, options in (
+        ("FROM --platform=linux/s390x busybox\n", ()),
+        ("FROM busybox\n", ("--platform", "linux/s390x")),
+    ):
+        ran = build(node, context, text, *options)
+        assert ran.code != 0
+        assert "registry-1.docker.io" in ran.err, ran
 
 
 def test_a_missing_dockerfile_and_a_broken_context(node, context):
