@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from engine.http import bodies, credentials, stdcopy
+from engine.http import bodies, credentials, stdcopy, websocket
 from engine.http.errors import Refused
 from engine.http.hijack import Wire
 from engine.http.query import Query
@@ -114,6 +114,15 @@ class Call:
             yield wire
         finally:
             wire.close()
+
+    def websocket(
+        self, *, text: bool, keeps: bool
+    ) -> AbstractAsyncContextManager[websocket.SocketWire]:
+        """Open a WebSocket in the connection; the handler returns `taken()`.
+
+        text: send text, not binary messages. keeps: what the client sends is read by somebody.
+        """
+        return websocket.opened(self._request, self._headers, text=text, keeps=keeps)
 
     def _hijack_head(self, *, tty: bool) -> bytes:
         lines = [f"Content-Type: {self._output_type(tty=tty)}"]

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from engine.containers import detach, top
-from engine.containers.attach import Manner, converse
+from engine.containers.attach import Line, Manner, converse
 from engine.containers.container import Container
 from engine.containers.logs import ContainerLogs, LogWish, parse_tail
 from engine.containers.parts import ContainerParts
 from engine.containers.stats import StatsReader
 from engine.http import stdcopy
 from engine.http.call import Answer, Call, empty, json_answer, taken
-from engine.http.hijack import Wire
 from engine.http.query import Query
 from engine.http.routing import Route
+from engine.http.versions import ApiVersion
 from engine.resources.execs import size_of
 from shoal.errors import FailedPrecondition, InvalidArgument
 from worker.runtime.interactive import Channel
 
+Opening = Callable[[Manner, bool], AbstractAsyncContextManager[Line]]
+"""From how a session goes, and whether it is a terminal's, to the client's connection."""
+BINARY_SINCE = ApiVersion(1, 28)
+CHOOSES_SINCE = ApiVersion(1, 42)
+"""Which streams a WebSocket is for."""
+
 
 def routes(parts: ContainerParts) -> Iterable[Route]:
-    """Five operations."""
+    """Six operations."""
     resource = _Resource(parts)
     yield Route("POST", "/containers/{id}/attach", resource.attach, follows_client=True)
+    yield Route("GET", "/containers/{id}/attach/ws", resource.attach_ws, follows_client=True)
     yield Route("POST", "/containers/{id}/resize", resource.resize)
     yield Route("GET", "/containers/{id}/logs", resource.logs, follows_client=True)
     yield Route("GET", "/containers/{id}/stats", resource.stats, follows_client=True)
@@ -41,9 +48,21 @@ class _Resource:
 
     async def attach(self, call: Call) -> Answer:
         """What comes before the head is an error with its status; the rest is the stream."""
+        return await self._attached(
+            call, _AttachWish(call.query), lambda manner, tty: call.hijack(tty=tty)
+        )
+
+    async def attach_ws(self, call: Call) -> Answer:
+        """The same over a WebSocket; all streams are wished before API 1.42."""
+        wish = _AttachWish(call.query, all_streams=call.version < CHOOSES_SINCE)
+        text = call.version < BINARY_SINCE
+        return await self._attached(
+            call, wish, lambda manner, tty: call.websocket(text=text, keeps=manner.stdin)
+        )
+
+    async def _attached(self, call: Call, wish: _AttachWish, opened: Opening) -> Answer:
         container = self._containers.find(call.path["id"])
         _check_attachable(container)
-        wish = _AttachWish(call.query)
         config = container.record.config
         manner = Manner(
             stdin=wish.stdin and config.open_stdin,
@@ -66,7 +85,7 @@ class _Resource:
             )
         until_ns = self._clock.now_ns() if channel is None else channel.log_time_ns
         try:
-            async with call.hijack(tty=config.tty) as wire:
+            async with opened(manner, config.tty) as wire:
                 if wish.logs and until_ns:
                     await self._replay(container, wire, manner, until_ns)
                 if channel is not None:
@@ -77,7 +96,7 @@ class _Resource:
         return taken()
 
     async def _replay(
-        self, container: Container, wire: Wire, manner: Manner, until_ns: int
+        self, container: Container, wire: Line, manner: Manner, until_ns: int
     ) -> None:
         """What was written before; from then on it comes through the channel."""
         streams = _streams(stdout=manner.stdout, stderr=manner.stderr)
@@ -87,7 +106,7 @@ class _Resource:
                 await wire.output(stream, text)
 
     async def _converse(
-        self, container: Container, wire: Wire, channel: Channel, manner: Manner
+        self, container: Container, wire: Line, channel: Channel, manner: Manner
     ) -> None:
         self._containers.publish(container, "attach")
         end = self._containers.watch(container.id, "next-exit").end
@@ -152,7 +171,7 @@ class _Resource:
 class _AfterStart:
     """The client's connection; what it sends is passed on once the container runs."""
 
-    def __init__(self, wire: Wire, container: Container) -> None:
+    def __init__(self, wire: Line, container: Container) -> None:
         self._wire = wire
         self._container = container
 
@@ -172,12 +191,12 @@ class _AfterStart:
 class _AttachWish:
     """What a client asks for at attach. Raises: InvalidArgument."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, *, all_streams: bool = False) -> None:
         self.stream = query.flag("stream")
         self.logs = query.flag("logs")
-        self.stdin = query.flag("stdin")
-        self.stdout = query.flag("stdout")
-        self.stderr = query.flag("stderr")
+        self.stdin = all_streams or query.flag("stdin")
+        self.stdout = all_streams or query.flag("stdout")
+        self.stderr = all_streams or query.flag("stderr")
         self.keys = detach.parse_keys(query.text("detachKeys"))
 
 

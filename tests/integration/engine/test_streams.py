@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.integration.engine.daemon import DEADLINE_S, DOCKER, EngineNode, Ran
@@ -219,6 +221,51 @@ def exactly(connection: UnixConnection, count: int) -> bytes:
     while len(data) < count and (more := connection.sock.recv(count - len(data))):
         data += more
     return data
+
+
+async def converse(node: EngineNode, path: str, *said: str | bytes) -> list[str | bytes]:
+    """Messages one way, all that come the other until the end."""
+    connector = aiohttp.UnixConnector(str(node.socket))
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession(connector=connector) as session,
+        session.ws_connect(f"http://docker{path}") as socket,
+    ):
+        for each in said:
+            await (socket.send_str(each) if isinstance(each, str) else socket.send_bytes(each))
+        return [message.data async for message in socket]
+
+
+@pytest.mark.parametrize(("version", "kind"), [("v1.45", bytes), ("v1.27", str)])
+def test_attach_over_a_websocket(node: EngineNode, version: str, kind: type):
+    script = "read a; echo got $a; echo two >&2; read b; echo got $b"
+    ok(node, "run", "-d", "-i", "--name", "web", *NONE, "busybox", "sh", "-c", script)
+    wishes = "stream=1&stdin=1&stdout=1&stderr=1" if version == "v1.45" else "stream=1"
+    path = f"/{version}/containers/web/attach/ws?{wishes}"
+    heard = asyncio.run(converse(node, path, b"one\n", "t\u00e4xt\n"))
+    assert {type(each) for each in heard} == {kind}
+    whole = b"".join(each if isinstance(each, bytes) else each.encode() for each in heard)
+    assert sorted(whole.splitlines()) == [b"got one", "got t\u00e4xt".encode(), b"two"]
+
+
+def test_a_websocket_that_closes_leaves_the_container(node: EngineNode):
+    ok(node, "run", "-d", "-i", "--name", "web", *NONE, "busybox", "sh", "-c", "echo 1; cat")
+
+    async def come_and_go() -> object:
+        connector = aiohttp.UnixConnector(str(node.socket))
+        path = "http://docker/containers/web/attach/ws?stream=1&logs=1&stdout=1"
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.ws_connect(path) as socket,
+        ):
+            return (await socket.receive(timeout=60)).data
+
+    until(lambda: ok(node, "logs", "web") == "1")
+    assert asyncio.run(come_and_go()) == b"1\n"
+    assert state_of(node, "web")["Running"]
+    status, words = ask(node, "GET", "/containers/web/attach/ws?stream=1")
+    assert status == 400, words
+    assert "not a WebSocket handshake" in words["message"]
 
 
 def test_attach_is_refused(node: EngineNode):
