@@ -44,6 +44,7 @@ class PortRow(Row, frozen=True):
     target_port: int
     publish_mode: PublishMode
     members: tuple[Member, ...]
+    sticky: bool = False
 
     @property
     def key(self) -> PortKey:
@@ -262,6 +263,7 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
                 target_port=port.target_port,
                 publish_mode=port.publish_mode,
                 members=members,
+                sticky=port.sticky,
             )
 
 

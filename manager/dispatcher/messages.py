@@ -102,6 +102,7 @@ def _port(row: PortRow) -> pb.PublishedPort:
     message = _port_key(row.key)
     message.target_port = row.target_port
     message.publish_mode = types_pb2.PublishMode.ValueType(row.publish_mode)
+    message.sticky = row.sticky
     message.addresses.extend(member.address for member in row.members)
     return message
 

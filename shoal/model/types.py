@@ -205,13 +205,17 @@ class Privileges(Row, frozen=True):
 
 
 class PortConfig(Row, frozen=True):
-    """A published port; `published_port` 0 lets the cluster choose."""
+    """A published port; `published_port` 0 lets the cluster choose.
+
+    sticky: a client's connections that enter at one node go to one task, chosen by its address.
+    """
 
     name: str = ""
     protocol: PortProtocol = PortProtocol.TCP
     target_port: int = 0
     published_port: int = 0
     publish_mode: PublishMode = PublishMode.INGRESS
+    sticky: bool = False
 
 
 class EndpointSpec(Row, frozen=True):

@@ -27,7 +27,7 @@ def format_port(port: PortConfig) -> str:
     published = f"published={port.published_port}," if port.published_port else ""
     return (
         f"{published}target={port.target_port},protocol={port.protocol.name.lower()},"
-        f"mode={port.publish_mode.name.lower()}"
+        f"mode={port.publish_mode.name.lower()}{',sticky=true' if port.sticky else ''}"
     )
 
 
@@ -80,10 +80,12 @@ def _parse_long(text: str) -> PortConfig:
                 port = port.replaced(protocol=_protocol(word))
             case "mode":
                 port = port.replaced(publish_mode=_mode(word))
+            case "sticky":
+                port = port.replaced(sticky=_truth(word, text))
             case _:
                 raise InvalidArgument(
                     f"{text!r}: unknown key {key!r}: the keys are target, published, "
-                    "protocol and mode"
+                    "protocol, mode and sticky"
                 )
     if not port.target_port:
         raise InvalidArgument(f"{text!r}: target is missing, as in target=80")
@@ -109,6 +111,12 @@ def _protocol(name: str) -> PortProtocol:
     if name.lower() in _PROTOCOLS:
         return _PROTOCOLS[name.lower()]
     raise InvalidArgument(f"protocol {name!r} is not supported: use tcp or udp")
+
+
+def _truth(word: str, whole: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise InvalidArgument(f"{whole!r}: sticky is true or false")
+    return word.lower() == "true"
 
 
 def _mode(name: str) -> PublishMode:

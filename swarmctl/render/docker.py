@@ -245,6 +245,7 @@ def ports_json(ports: Iterable[PortConfig]) -> list[Record]:
             Name=port.name,
             PublishedPort=port.published_port,
             PublishMode=spell(port.publish_mode),
+            Sticky=port.sticky,
         )
         for port in ports
     ]

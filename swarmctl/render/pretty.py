@@ -247,6 +247,7 @@ def _ports(endpoint: Endpoint) -> list[str]:
             f"  Protocol = {spell(port.protocol)}",
             f"  TargetPort = {port.target_port}",
             f"  PublishMode = {spell(port.publish_mode)}",
+            *(["  Sticky = true"] if port.sticky else []),
         ]
     return lines
 

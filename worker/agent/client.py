@@ -280,4 +280,5 @@ def _port(message: pb.PublishedPort) -> PublishedPort:
         target_port=message.target_port,
         mode=mode.name.lower(),
         endpoints=tuple(message.addresses),
+        sticky=message.sticky,
     )

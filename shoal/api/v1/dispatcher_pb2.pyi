@@ -324,11 +324,14 @@ class PublishedPort(_message.Message):
     PUBLISH_MODE_FIELD_NUMBER: _builtins.int
     SERVICE_ID_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    STICKY_FIELD_NUMBER: _builtins.int
     protocol: _types_pb2.PortProtocol.ValueType
     published_port: _builtins.int
     target_port: _builtins.int
     publish_mode: _types_pb2.PublishMode.ValueType
     service_id: _builtins.str
+    sticky: _builtins.bool
+    """The task is chosen by the client's address."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the tasks that are ready for traffic."""
@@ -342,10 +345,11 @@ class PublishedPort(_message.Message):
         publish_mode: _types_pb2.PublishMode.ValueType = ...,
         service_id: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        sticky: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

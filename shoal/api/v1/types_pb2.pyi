@@ -1001,12 +1001,15 @@ class PortConfig(_message.Message):
     TARGET_PORT_FIELD_NUMBER: _builtins.int
     PUBLISHED_PORT_FIELD_NUMBER: _builtins.int
     PUBLISH_MODE_FIELD_NUMBER: _builtins.int
+    STICKY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     protocol: Global___PortProtocol.ValueType
     target_port: _builtins.int
     published_port: _builtins.int
     """0: the cluster chooses one from 30000-32767 (ingress mode)."""
     publish_mode: Global___PublishMode.ValueType
+    sticky: _builtins.bool
+    """Connections of a client that enter at one node go to one task, chosen by the client's address."""
     def __init__(
         self,
         *,
@@ -1015,10 +1018,11 @@ class PortConfig(_message.Message):
         target_port: _builtins.int = ...,
         published_port: _builtins.int = ...,
         publish_mode: Global___PublishMode.ValueType = ...,
+        sticky: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

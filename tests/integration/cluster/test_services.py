@@ -73,6 +73,20 @@ def test_node_doctor_finds_a_wrong_setting_and_a_path_that_loses_large_packets(l
             assert list(found) == ["peer w1"]
 
 
+def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
+    lab: Lab, service: str
+) -> None:
+    port = "published=8090,target=80,sticky=true"
+    lab.swarmctl(
+        "service", "create", "--name", service, "--replicas", "3", "--publish", port, "web:1"
+    )
+    for node in lab.addresses:
+        assert len({lab.ask(node, 8090)[0] for _ in range(20)}) == 1
+    lab.swarmctl("service", "update", "--publish-rm", "80", "--publish-add", "8090:80", service)
+    for node in lab.addresses:
+        assert len({lab.ask(node, 8090)[0] for _ in range(60)}) == 3
+
+
 def test_scaling_up_and_down(lab: Lab, service: str) -> None:
     lab.swarmctl("service", "create", "--detach", "--name", service, "web:1")
     lab.swarmctl("service", "scale", "--detach", f"{service}=20")

@@ -26,6 +26,7 @@ PORTS = st.builds(
     target_port=st.integers(1, 65_535),
     published_port=st.integers(0, 65_535),
     publish_mode=st.sampled_from(PublishMode),
+    sticky=st.booleans(),
 )
 
 
@@ -66,6 +67,11 @@ def test_any_text_is_a_port_or_refused(text):
         ),
         ("80-81", [PortConfig(target_port=80), PortConfig(target_port=81)]),
         (
+            "published=8080,target=80,sticky=true",
+            [PortConfig(published_port=8080, target_port=80, sticky=True)],
+        ),
+        ("target=80,sticky=false", [PortConfig(target_port=80)]),
+        (
             "published=8080,target=80,mode=host,protocol=udp",
             [
                 PortConfig(
@@ -97,6 +103,7 @@ def test_ports(text, expected):
         ("1-2:3-5", "equally long"),
         ("published=80", "target is missing"),
         ("target=80,mode=vip", "ingress or host"),
+        ("target=80,sticky=maybe", "sticky is true or false"),
         ("target=80,host=x", "unknown key"),
         ("target=", "needs a value"),
     ],
