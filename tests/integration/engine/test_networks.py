@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,10 @@ from tests.integration.engine.networked import (
     talk,
 )
 from tests.integration.engine.seeded import ask, ok, refused, state_of, until
+from worker.network import netns
+from worker.network.local import ruleset
+from worker.network.local.holders import has_sctp
+from worker.network.local.nftables import Nft, NftError
 
 pytestmark = pytest.mark.root
 SERVE = ("nc", "-ll", "-p", "80", "-e", "hostname")
@@ -142,6 +147,38 @@ def test_how_ports_are_chosen(node: NetworkedNode):
     until(lambda: node.outside(lambda: talk(NODE, number)) == b"a4\n")
     assert node.on_node(lambda: talk("127.0.0.1", 8081)) == b""
     assert "192.0.2.77" in refused(node, "run", "-d", "-p", "192.0.2.77:1:1", "busybox", "true")
+
+
+def test_sctp_where_the_kernel_has_it(node: NetworkedNode):
+    options = ("run", "-d", "--name", "s1", "-p", "8085:80/sctp", "busybox", *SLEEP)
+    if not has_sctp():
+        text = "port 80/sctp: this node's kernel has no SCTP: load its module (modprobe sctp)"
+        assert refused(node, *options).endswith(text)
+        return
+    ok(node, *options)
+    assert settings(node, "s1")["Ports"]["80/sctp"][0]["HostPort"] == "8085"
+    assert "132 . 8085" in node.shell("nft -n list map inet shoal_local any4")
+
+
+def test_the_rules_carry_every_protocol(tmp_path: Path):
+    """Also where this kernel has no sockets of one: the rules are the same."""
+    ports = [
+        ruleset.Published(
+            protocol=protocol, host_address=host, host_port=80, address="10.1.0.2", port=81
+        )
+        for protocol in ("tcp", "udp", "sctp")
+        for host in ("", "127.0.0.1")
+    ]
+    path = tmp_path / "net"
+    try:
+        with netns.fresh(path), Nft() as nft:
+            nft.run(ruleset.whole([], ports))
+            for port in ports:
+                nft.run(ruleset.delete_port(port))
+            with pytest.raises(NftError):
+                nft.run(ruleset.delete_port(ports[-1]))
+    finally:
+        netns.drop(path)
 
 
 def test_a_process_of_the_node_keeps_its_port(node: NetworkedNode):

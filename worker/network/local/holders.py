@@ -23,7 +23,11 @@ from worker.network.local.api import PortBinding
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _QUEUE = 1024
 """Clients that may wait until the relay takes their connections."""
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 
 
 class Taken(Exception):
@@ -84,8 +88,11 @@ class Holders:
         self._held.clear()
 
     def _hold_one(self, binding: PortBinding) -> PortBinding:
-        if binding.protocol not in _KINDS:
-            raise Unimplemented(f"port {binding.container_port}/{binding.protocol}: only tcp, udp")
+        if binding.protocol == "sctp" and not has_sctp():
+            raise Unimplemented(
+                f"port {binding.container_port}/sctp: this node's kernel has no SCTP: load its"
+                " module (modprobe sctp)"
+            )
         for port in self._candidates(binding):
             try:
                 self._hold(binding, port)
@@ -132,6 +139,15 @@ def name(binding: PortBinding) -> str:
     return f"local {binding.protocol} {binding.host_address} {binding.host_port}"
 
 
+def has_sctp() -> bool:
+    """Whether the kernel makes SCTP sockets; asking loads its module where there is one."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
 def _key(binding: PortBinding, port: int) -> tuple[str, str, int]:
     return binding.protocol, binding.host_address, port
 
@@ -160,11 +176,11 @@ def _bound(
 
 def _bind(protocol: str, address: str, port: int) -> socket.socket:
     six = ipaddress.ip_address(address).version == 6
-    made = socket.socket(socket.AF_INET6 if six else socket.AF_INET, _KINDS[protocol])
+    made = socket.socket(socket.AF_INET6 if six else socket.AF_INET, *_KINDS[protocol])
     try:
         if six:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if protocol == "tcp":
+        if protocol != "udp":
             # Connections in TIME_WAIT must not look like a listener; a listener refuses us still.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif six:
@@ -173,8 +189,8 @@ def _bind(protocol: str, address: str, port: int) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         made.setblocking(False)  # who serves it shares this
         made.bind((address, port))
-        if protocol == "tcp":
-            made.listen(_QUEUE if six else 0)
+        if protocol != "udp":
+            made.listen(_QUEUE if six and protocol == "tcp" else 0)
     except BaseException:
         made.close()
         raise

@@ -157,7 +157,8 @@ def shown_ports(
     found: list[PortBinding] = []
     for port in ports:
         found.append(port)
-        if not port.host_address and way is not None and (way.ipv6_address or node_has_ipv6):
+        is_relayed = node_has_ipv6 and port.protocol in RELAYED
+        if not port.host_address and way is not None and (way.ipv6_address or is_relayed):
             found.append(msgspec.structs.replace(port, host_address="::"))
     return tuple(found)
 

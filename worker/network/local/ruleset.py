@@ -16,6 +16,7 @@ import msgspec
 TABLE: Final = "shoal_local"
 NAMES_TABLE: Final = "shoal_names"
 NAMES_ADDRESS: Final = "127.0.0.11"
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 
 _TABLE = """
 table inet shoal_local {
@@ -39,10 +40,10 @@ table inet shoal_local {
   # `::1` leads nowhere but to this node: there the relay listens.
   chain publish {
     ip6 daddr ::1 return
-    meta l4proto { 6, 17 } dnat ip to meta l4proto . ip daddr . th dport map @at4
-    meta nfproto ipv4 meta l4proto { 6, 17 } dnat ip to meta l4proto . th dport map @any4
-    meta l4proto { 6, 17 } dnat ip6 to meta l4proto . ip6 daddr . th dport map @at6
-    meta nfproto ipv6 meta l4proto { 6, 17 } dnat ip6 to meta l4proto . th dport map @any6
+    meta l4proto { 6, 17, 132 } dnat ip to meta l4proto . ip daddr . th dport map @at4
+    meta nfproto ipv4 meta l4proto { 6, 17, 132 } dnat ip to meta l4proto . th dport map @any4
+    meta l4proto { 6, 17, 132 } dnat ip6 to meta l4proto . ip6 daddr . th dport map @at6
+    meta nfproto ipv6 meta l4proto { 6, 17, 132 } dnat ip6 to meta l4proto . th dport map @any6
   }
   chain pre_nat { type nat hook prerouting priority dstnat - 4;
     fib daddr type local jump publish
@@ -161,7 +162,9 @@ def _elements(bridge: Bridge) -> Iterable[str]:
 
 
 def _key(port: Published) -> tuple[str, str]:
+    """Protocols by number: not every machine's `/etc/protocols` knows them all."""
+    protocol = _PROTOCOLS[port.protocol]
     version = ipaddress.ip_address(port.address).version
     if not port.host_address:
-        return f"any{version}", f"{port.protocol} . {port.host_port}"
-    return f"at{version}", f"{port.protocol} . {port.host_address} . {port.host_port}"
+        return f"any{version}", f"{protocol} . {port.host_port}"
+    return f"at{version}", f"{protocol} . {port.host_address} . {port.host_port}"

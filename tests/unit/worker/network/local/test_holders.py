@@ -9,7 +9,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from worker.network.local.api import PortBinding
-from worker.network.local.holders import Holders
+from worker.network.local.holders import Holders, has_sctp
 
 LOOPBACK = "127.0.0.1"
 
@@ -78,7 +78,15 @@ def test_what_cannot_be_held(holders: Holders):
         with pytest.raises(FailedPrecondition, match="address already in use"):
             holders.hold_all([asked(number)])
         assert holders.hold_again([asked(number)]) == ["address already in use"]
-    with pytest.raises(Unimplemented, match="80/sctp"):
-        holders.hold_all([asked(protocol="sctp")])
     with pytest.raises(InvalidArgument, match="no interface of this node has"):
         holders.hold_all([asked(address="192.0.2.77")])
+
+
+def test_sctp_where_the_kernel_has_it(holders: Holders):
+    if not has_sctp():
+        with pytest.raises(Unimplemented, match=r"port 80/sctp: this node's kernel has no SCTP"):
+            holders.hold_all([asked(protocol="sctp")])
+        return
+    (held,) = holders.hold_all([asked(protocol="sctp")])
+    with pytest.raises(FailedPrecondition, match="port is already allocated"):
+        holders.hold_all([asked(held.host_port, protocol="sctp")])
