@@ -11,9 +11,9 @@ from tests.integration.engine.seeded import seeded_node
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    """For tests that only read."""
-    made = EngineNode()
+def node(request: pytest.FixtureRequest) -> Iterator[EngineNode]:
+    """The module's own: what its `MAKE_NODE` makes; without one a bare one, to be read only."""
+    made: EngineNode = getattr(request.module, "MAKE_NODE", EngineNode)()
     try:
         made.start()
         yield made

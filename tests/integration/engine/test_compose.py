@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(COMPOSE is None, reason="docker-compose is not installed"),
 ]
+MAKE_NODE = NetworkedNode
 FILE = """
 version: "3.7"
 services:
@@ -57,16 +57,6 @@ MAKES_ANEW = {"COMPOSE_API_VERSION": "1.44"}
 """docker-compose 1 asks for the newest version unless told otherwise, and makes a changed container
 anew only with an image's `ContainerConfig`, which Docker leaves out since 1.45."""
 GET = b"GET /%s HTTP/1.0\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[NetworkedNode]:
-    made = NetworkedNode()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

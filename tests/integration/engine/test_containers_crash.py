@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,19 +20,10 @@ from tests.integration.engine.seeded import ask, ok, remains, seeded_node, state
 from worker.runtime.lean import cgroups
 
 pytestmark = pytest.mark.root
+MAKE_NODE = seeded_node
 NONE = ("--network", "none")
 ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "3"))
 PAUSES_S = [0.03 * number / max(1, ROUNDS - 1) for number in range(ROUNDS)]
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 def kill_while(node: EngineNode, change: Callable[[], object], pause_s: float) -> None:

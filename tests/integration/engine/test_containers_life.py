@@ -24,17 +24,8 @@ from tests.integration.engine.seeded import (
 )
 
 pytestmark = pytest.mark.root
+MAKE_NODE = seeded_node
 NONE = ("--network", "none")
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,19 +35,10 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(DOCKER is None, reason="the docker command line is not installed"),
 ]
+MAKE_NODE = partial(seeded_node, isolated=False)
 NONE = ("--network", "none")
 ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "1"))
 LAYER_BYTES = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node(isolated=False)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

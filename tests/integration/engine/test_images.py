@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,16 +18,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(DOCKER is None, reason="the docker command line is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+MAKE_NODE = seeded_node
 
 
 def inspected(node: EngineNode, name: str) -> dict[str, Any]:

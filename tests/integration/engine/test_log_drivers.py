@@ -11,17 +11,8 @@ from tests.integration.engine.daemon import EngineNode
 from tests.integration.engine.seeded import ask, ok, refused, seeded_node
 
 pytestmark = pytest.mark.root
+MAKE_NODE = seeded_node
 NONE = ("--network", "none")
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

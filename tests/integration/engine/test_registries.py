@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,8 @@ pytestmark = [
     pytest.mark.skipif(DOCKER is None, reason="the docker command line is not installed"),
     pytest.mark.skipif(REGISTRY is None, reason=MISSING),
 ]
+MAKE_NODE = partial(seeded_node, isolated=False)
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node(isolated=False)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,18 +23,9 @@ from tests.integration.engine.networked import (
 from tests.integration.engine.seeded import ask, ok, refused, until
 
 pytestmark = pytest.mark.root
+MAKE_NODE = NetworkedNode
 HELLO = ("nc", "-ll", "-p", "80", "-e", "hostname")
 ECHO = ("nc", "-ll", "-p", "80", "-e", "cat")
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[NetworkedNode]:
-    made = NetworkedNode()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,9 @@ from tests.integration.engine.seeded import ok, refused, seeded_node
 from worker.runtime import hosting
 
 pytestmark = pytest.mark.root
+MAKE_NODE = seeded_node
 NONE = ("--network", "none")
 V1 = os.path.isdir("/sys/fs/cgroup/memory")
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 def say(node: EngineNode, *options: str, script: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tests.integration.engine.daemon import EngineNode
 from tests.integration.engine.seeded import UnixConnection, seeded_node, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(7200)]
+MAKE_NODE = seeded_node
 
 ROUNDS = int(os.environ.get("SHOAL_SOAK_ROUNDS", "40"))
 WARM_UP = 20
@@ -24,16 +24,6 @@ GROWTH_KIB_MAX = 8 << 10
 processes that ended) is as much as it ever is, and the interpreters have their arenas."""
 PASSING_DESCRIPTORS = 4
 """What threads of the pool and closing pipes hold for a moment, whatever the number of rounds."""
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 class Holdings(msgspec.Struct):

@@ -25,16 +25,7 @@ from tests.integration.engine.test_archive import child_of
 from tests.integration.engine.test_streams import NONE, Terminal, command, docker
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+MAKE_NODE = seeded_node
 
 
 @pytest.fixture(autouse=True)

@@ -17,19 +17,10 @@ from tests.integration.engine.seeded import ask, ok, refused, remains, seeded_no
 from worker.volumes import kernel
 
 pytestmark = pytest.mark.root
+MAKE_NODE = seeded_node
 NONE = ("--network", "none")
 ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "1"))
 PAUSES_S = [0.03 * number / (ROUNDS + 1) for number in range(1, ROUNDS + 1)]
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[EngineNode]:
-    made = seeded_node()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)
