@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf import descriptor_pool
 
-from shoal.errors import InvalidArgument, Unavailable
+from shoal.errors import Unavailable
 from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE, from_rpc_error, is_lost
 
 Pairs = tuple[tuple[str, str | bytes], ...]
@@ -73,15 +73,17 @@ class Attempt:
         """The answers. Raises: AioRpcError as the call ended; Unavailable without a connection."""
         context = self._context
         channel = await self._upstream.channel()
-        single = not streams_requests(self._method)
-        call = await self._call(channel, requests, single=single)
+        call: Any = channel.stream_stream(self._method)(
+            metadata=(*own_metadata(context.invocation_metadata()), *self._extra),
+            timeout=context.time_remaining(),
+            wait_for_ready=True,
+        )
         # gRPC does not close our generator when the client goes away between two messages.
         context.add_done_callback(lambda _: call.cancel())
         pump: asyncio.Task[None] | None = None
         try:
-            await self._connected(call, single=single)
-            if not single:
-                pump = asyncio.create_task(self._pump(requests, call), name=f"relay {self._method}")
+            await self._upstream.connected(call)
+            pump = asyncio.create_task(self._pump(requests, call), name=f"relay {self._method}")
             given = own_metadata(await call.initial_metadata())
             if given:
                 self.answered = True
@@ -122,49 +124,19 @@ class Attempt:
             return "went away during the call, which may or may not have been carried out"
         return "went away before the call was sent"
 
-    async def _call(
-        self, channel: grpc.aio.Channel, requests: AsyncIterator[bytes], *, single: bool
-    ) -> Any:
-        """The call at the upstream.
-
-        A single request leaves together with the end of the requests. Sent one after the other,
-        the answer could come between the two: then gRPC says that the second broke off, and what
-        was answered is lost.
-        """
-        given: list[bytes] = []
-        if single:
-            async for request in requests:
-                given.append(request)
-                if len(given) > 1:
-                    break
-            if len(given) != 1:
-                raise InvalidArgument(f"{self._method}: takes one request, no more and no less")
-        options: Any = {
-            "metadata": (*own_metadata(self._context.invocation_metadata()), *self._extra),
-            "timeout": self._context.time_remaining(),
-            "wait_for_ready": True,
-        }
-        if single:
-            opened: Any = channel.unary_stream(self._method)
-            return opened(given[0], **options)
-        return channel.stream_stream(self._method)(**options)
-
-    async def _connected(self, call: Any, *, single: bool) -> None:
-        try:
-            await self._upstream.connected(call)
-        except Unavailable:
-            raise  # it never was under way
-        except BaseException:
-            self.sent = single
-            raise
-        self.sent = single
-
     async def _pump(self, requests: AsyncIterator[bytes], call: Any) -> None:
-        """Client to process, one message at a time. How the call ended is the reader's to tell."""
+        """Client to process, one message at a time. How the call ended is the reader's to tell.
+
+        The end of a single request is not told: nobody waits for it, and where the answer comes
+        first, gRPC says that the end could not be told in place of what was answered.
+        """
+        single = not streams_requests(self._method)
         try:
             async for request in requests:
                 self.sent = True
                 await call.write(request)
+                if single:
+                    return
             self.sent = True
             await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
