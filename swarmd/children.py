@@ -140,7 +140,7 @@ class Child:
     async def _live(self) -> None:
         """One process from start to end."""
         self._wake = Signal()  # a wake-up of before this start must not shorten the next pause
-        await self._reason()  # of one that no swarmd was there to hear
+        self._reason()  # of one that no swarmd was there to hear
         process = ChildProcess(self._command(), self._stdin())
         self._process = process
         try:
@@ -151,7 +151,7 @@ class Child:
             await process.end()
             self._pid_file.unlink(missing_ok=True)
             self._process = None
-        reason = await self._reason()
+        reason = self._reason()  # not awaited: whoever stops us cancels us as soon as it has ended
         self.last_exit = describe_exit(status) + (f": {reason}" if reason else "")
         lived_s = asyncio.get_running_loop().time() - process.started_s
         if lived_s > STEADY_AFTER_S:
@@ -164,5 +164,5 @@ class Child:
             lived_s=round(lived_s, 3),
         )
 
-    async def _reason(self) -> str:
-        return await asyncio.to_thread(take_reason, self._pid_file.parent, self.name)
+    def _reason(self) -> str:
+        return take_reason(self._pid_file.parent, self.name)
