@@ -14,9 +14,9 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support import groups
 from tests.support.patience import FACTOR
 from worker.network import netns
-from worker.runtime.lean import cgroups
 
 DEADLINE_S = 60.0 * FACTOR
 DOCKER = shutil.which("docker")
@@ -90,10 +90,11 @@ class EngineNode:
         """End everything and leave nothing."""
         if self._process is not None:
             self.stop()
+        groups.end_all(self.cgroup_parent)  # containers outlive the process, and the helpers
         for name in ("keeper", "supervisor", "logger", "resolver", "relay"):
             self._end(name)
         self.uninstall()
-        cgroups.remove_parent(self.cgroup_parent, Path("/proc/self/mountinfo").read_text())
+        groups.end_all(self.cgroup_parent)
         shutil.rmtree(self.base)
         if self._node_ns is not None:
             netns.drop(self._node_ns)
