@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ SERVER = "192.0.2.2"
 HOST, OTHER_HOST = "198.51.100.11", "198.51.100.12"
 TUNNEL, OTHER_TUNNEL = "192.0.2.129", "192.0.2.130"
 VXLAN_PORT = 4799
+PATIENCE_S = 20.0
 _REQUESTS = re.compile(r"(\d+) requests in ([\d.]+)(ms|s|m)")
 _FAILED = re.compile(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)")
 
@@ -78,11 +80,16 @@ class Cpu:
 
     def __exit__(self, *error: object) -> None:
         """Remove it; its processes have ended by now, the kernel may not know yet."""
-        for _ in range(100):
-            with contextlib.suppress(OSError):
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
                 self._path.rmdir()
+            except OSError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.05)
+            else:
                 return
-            time.sleep(0.05)
 
     def inside(self, *words: str) -> tuple[str, ...]:
         """The command, as a member."""
@@ -112,6 +119,7 @@ class Site:
             (self.directory / "big").write_bytes(bytes(BIG_BYTES))
             self._mesh()
             self._plain()
+            self._wait()
         except BaseException:
             self.stack.close()
             raise
@@ -148,6 +156,16 @@ class Site:
             raise RuntimeError(f"{address}: {done.stdout}{done.stderr}")
         count, unit = int(found[1]), {"ms": 0.001, "s": 1.0, "m": 60.0}[found[3]]
         return Sample(count / (float(found[2]) * unit), used_us / max(1, count))
+
+    def _wait(self) -> None:
+        """Until every path answers: haproxy says nowhere that it listens."""
+        until_s = time.monotonic() + PATIENCE_S
+        for address in (one for way in self.ways for one in (way.small, way.big)):
+            host, _, port = address.partition(":")
+            while not self.lab.client.run(lambda h=host, p=int(port): _connects(h, p)):
+                if time.monotonic() > until_s:
+                    raise RuntimeError(f"{address} does not answer")
+                time.sleep(0.02)
 
     def _mesh(self) -> None:
         lab = self.lab
@@ -227,6 +245,14 @@ def _inside(machine: Machine, *words: str) -> tuple[str, ...]:
     return ("nsenter", f"--net=/proc/{machine.tid}/ns/net", *words)
 
 
+def _connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
@@ -240,7 +266,6 @@ def a_site() -> Iterator[Site]:
         Cpu() as cpu,
         Site(Path(scratch), cpu) as site,
     ):
-        time.sleep(1)  # until the servers listen
         yield site
 
 
