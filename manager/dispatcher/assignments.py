@@ -190,7 +190,7 @@ class NodeAssignments:
             return False
         if task.status.state is not TaskState.RUNNING or acknowledged is None:
             return False
-        left_at = table.left_at(task.id) or (FIRST_VERSION if _is_published(task) else 0)
+        left_at = table.left_at(task.id) or (FIRST_VERSION if _may_have_callers(task) else 0)
         return acknowledged < left_at
 
     def _hold(self, view: View, task: Task, now_s: float) -> bool:
@@ -212,7 +212,8 @@ def is_assigned(task: Task) -> bool:
     return bool(task.node_id) and task.status.state >= TaskState.ASSIGNED
 
 
-def _is_published(task: Task) -> bool:
+def _may_have_callers(task: Task) -> bool:
+    """Whether it has a published port or a place on a network."""
     ports = task.endpoint.ports if task.endpoint is not None else ()
     return bool(ports or task.networks)
 
