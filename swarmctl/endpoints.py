@@ -19,6 +19,7 @@ ENDPOINT_COLUMNS = {
     "Task": "TASK",
     "Port": "PORT",
     "Mode": "MODE",
+    "Network": "NETWORK",
     "Node": "NODE",
     "Address": "ADDRESS",
     "State": "STATE",
@@ -59,10 +60,23 @@ def endpoint_row(item: pb.ServiceEndpoint, names: Mapping[str, str]) -> Record:
             "Task": item.task_id,
             "Port": f"{item.published_port}->{item.target_port}/{protocol}",
             "Mode": spell(PublishMode(item.publish_mode)),
-            "Node": names.get(item.node_id, item.node_id),
+            "Network": "",
             "Address": item.address,
-            "State": _STATES.get(item.state, str(item.state)),
-            "WaitsFor": ", ".join(names.get(node_id, node_id) for node_id in item.waits_for),
+            **_place(item, names),
+        }
+    )
+
+
+def network_row(item: pb.NetworkEndpoint, names: Mapping[str, str]) -> Record:
+    """A task on an overlay network. names: of nodes, by id."""
+    return Record(
+        {
+            "Task": item.task_id,
+            "Port": "",
+            "Mode": "overlay",
+            "Network": item.network or item.network_id,
+            "Address": ", ".join(item.addresses),
+            **_place(item, names),
         }
     )
 
@@ -76,5 +90,16 @@ def node_row(item: pb.EndpointNode, version: int, names: Mapping[str, str]) -> R
             "Behind": str(version - item.version) if item.version else "",
             "Connected": "yes" if item.connected else "no",
             "Problem": one_line(item.problem),
+        }
+    )
+
+
+def _place(item: pb.ServiceEndpoint | pb.NetworkEndpoint, names: Mapping[str, str]) -> Record:
+    """What both kinds have: where it is, and how far."""
+    return Record(
+        {
+            "Node": names.get(item.node_id, item.node_id),
+            "State": _STATES.get(item.state, str(item.state)),
+            "WaitsFor": ", ".join(names.get(node_id, node_id) for node_id in item.waits_for),
         }
     )

@@ -65,6 +65,7 @@ class Dispatcher:
         """changes_max: more are not put into one transaction."""
         self._store = store
         self._clock = clock
+        self._manager_id = manager_id
         self.sessions = Sessions(period_s=heartbeat_period_ns(store.view.cluster) / NS_PER_S)
         self._suspects: frozenset[str] = frozenset()
         self._on_probation: set[str] = set()
@@ -198,12 +199,13 @@ class Dispatcher:
         await commit_with_retry(self._store, build)
 
     def show_endpoints(self, reference: str) -> ListServiceEndpointsResponse:
-        """Who answers on the ports of a service. Raises NotFound."""
+        """Who answers on a service's ports and networks. Raises NotFound."""
         view = self._store.view
         return service_endpoints(
             view,
             self.table,
             view.services.resolve(reference),
+            manager_id=self._manager_id,
             acknowledged=self.acknowledged,
             problems=self._conflicts,
             connected=self.sessions.connected(),

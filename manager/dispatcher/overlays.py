@@ -102,8 +102,12 @@ class OverlayTable:
 
     def is_ready(self, task_id: str) -> bool:
         """Whether the task takes connections on some network."""
-        rows = (self.rows[key] for key in self._keys_by_subject.get(_task(task_id), ()))
-        return any(isinstance(row, EndpointRow) and row.ready for row in rows)
+        return any(row.ready for row in self.places_of(task_id))
+
+    def places_of(self, task_id: str) -> list[EndpointRow]:
+        """The task on its networks, in their order."""
+        rows = (self.rows[key] for key in sorted(self._keys_by_subject.get(_task(task_id), ())))
+        return [row for row in rows if isinstance(row, EndpointRow)]
 
     def keys_of(self, network_id: str) -> frozenset[OverlayKey]:
         """Everything that is on the network, and the network itself."""

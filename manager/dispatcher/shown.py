@@ -7,7 +7,7 @@ may still send connections to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from manager.dispatcher.endpoints import EndpointTable, PortRow
 from manager.store.view import View
@@ -17,37 +17,44 @@ from shoal.model.defaults import is_wanted
 from shoal.model.enums import TaskState
 from shoal.model.objects import Service, Task
 
+_READY = pb.SERVICE_ENDPOINT_STATE_READY
+_DRAINING = pb.SERVICE_ENDPOINT_STATE_DRAINING
+
 
 def service_endpoints(
     view: View,
     table: EndpointTable,
     service: Service,
     *,
+    manager_id: str,
     acknowledged: Mapping[str, int],
     problems: Mapping[str, str],
     connected: frozenset[str],
 ) -> pb.ListServiceEndpointsResponse:
-    """acknowledged: newest version by node that is not down. problems: ports a node cannot serve.
+    """manager_id: who counts the versions. acknowledged: newest one by node that is not down.
 
-    connected: nodes that have a session.
+    problems: ports a node cannot serve. connected: nodes that have a session.
     """
-    response = pb.ListServiceEndpointsResponse(version=table.version)
-    draining = [
-        task for _, task in sorted(view.tasks_of_service(service.id).items()) if _is_draining(task)
-    ]
+    response = pb.ListServiceEndpointsResponse(version=table.version, manager_id=manager_id)
+    tasks = [task for _, task in sorted(view.tasks_of_service(service.id).items())]
+    draining = [task for task in tasks if _is_draining(task)]
+    behind = {
+        task.id: sorted(n for n, v in acknowledged.items() if v < table.left_at(task.id))
+        for task in draining
+    }
     for row in _rows(table, service):
         for member in row.members:
-            shown = _endpoint(row, pb.SERVICE_ENDPOINT_STATE_READY)
+            shown = _endpoint(row, _READY)
             shown.task_id, shown.node_id = member.task_id, member.node_id
             shown.address = member.address
             response.endpoints.append(shown)
-        for task in draining:
-            shown = _endpoint(row, pb.SERVICE_ENDPOINT_STATE_DRAINING)
+        for task in filter(_has_address, draining):
+            shown = _endpoint(row, _DRAINING)
             shown.task_id, shown.node_id = task.id, task.node_id
             shown.address = task.status.address
-            left_at = table.left_at(task.id)
-            shown.waits_for.extend(sorted(n for n, v in acknowledged.items() if v < left_at))
+            shown.waits_for.extend(behind[task.id])
             response.endpoints.append(shown)
+    response.network_endpoints.extend(_on_networks(view, table, tasks, behind))
     for node_id in sorted({node.id for node in view.nodes} | acknowledged.keys()):
         response.nodes.add(
             node_id=node_id,
@@ -63,9 +70,32 @@ def _rows(table: EndpointTable, service: Service) -> Iterator[PortRow]:
     yield from sorted(mine, key=lambda row: (row.published_port, row.protocol))
 
 
+def _on_networks(
+    view: View, table: EndpointTable, tasks: Iterable[Task], behind: Mapping[str, list[str]]
+) -> Iterator[pb.NetworkEndpoint]:
+    """Tasks that take connections on overlay networks, and those that drain there."""
+    for task in tasks:
+        for row in table.overlays.places_of(task.id):
+            if not row.ready and task.id not in behind:
+                continue
+            network = view.networks.get(row.network_id)
+            yield pb.NetworkEndpoint(
+                network_id=row.network_id,
+                network=network.spec.annotations.name if network is not None else "",
+                task_id=task.id,
+                node_id=row.node_id,
+                addresses=row.addresses,
+                state=_READY if row.ready else _DRAINING,
+                waits_for=() if row.ready else behind[task.id],
+            )
+
+
 def _is_draining(task: Task) -> bool:
-    running = task.status.state is TaskState.RUNNING and bool(task.status.address)
-    return running and not is_wanted(task)
+    return task.status.state is TaskState.RUNNING and not is_wanted(task)
+
+
+def _has_address(task: Task) -> bool:
+    return bool(task.status.address)
 
 
 def _endpoint(row: PortRow, state: pb.ServiceEndpointState.ValueType) -> pb.ServiceEndpoint:

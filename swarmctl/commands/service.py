@@ -134,7 +134,7 @@ def list_tasks_of_services(
 def list_endpoints(
     session: Session, name: str, template: str, *, nodes: bool, no_resolve: bool
 ) -> None:
-    """List the tasks behind a service's published ports.
+    """List the tasks behind a service's published ports and names.
 
     READY tasks take new connections. A DRAINING one waits for nodes that may still send it some.
     """
@@ -144,6 +144,7 @@ def list_endpoints(
             ENDPOINT_COLUMNS,
             NODE_COLUMNS,
             endpoint_row,
+            network_row,
             node_row,
             service_endpoints,
         )
@@ -154,6 +155,7 @@ def list_endpoints(
             rows = [node_row(item, answer.version, names) for item in answer.nodes]
         else:
             rows = [endpoint_row(item, names) for item in answer.endpoints]
+            rows += [network_row(item, names) for item in answer.network_endpoints]
         columns = NODE_COLUMNS if nodes else ENDPOINT_COLUMNS
         output.write(output.rows_text(rows, columns=columns, template=template))
 

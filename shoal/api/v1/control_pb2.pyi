@@ -999,24 +999,32 @@ class ListServiceEndpointsResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    NETWORK_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    MANAGER_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of the endpoints of all services."""
+    manager_id: _builtins.str
+    """Whose versions these are: each manager counts anew when it comes to lead."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceEndpoint]: ...
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointNode]:
         """All nodes of the cluster."""
 
+    @_builtins.property
+    def network_endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkEndpoint]: ...
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         endpoints: _abc.Iterable[Global___ServiceEndpoint] | None = ...,
         nodes: _abc.Iterable[Global___EndpointNode] | None = ...,
+        network_endpoints: _abc.Iterable[Global___NetworkEndpoint] | None = ...,
+        manager_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "nodes", b"nodes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "manager_id", b"manager_id", "network_endpoints", b"network_endpoints", "nodes", b"nodes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1069,6 +1077,51 @@ class ServiceEndpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceEndpoint: _TypeAlias = ServiceEndpoint  # noqa: Y015
+
+@_typing.final
+class NetworkEndpoint(_message.Message):
+    """A task of the service on an overlay network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    network: _builtins.str
+    task_id: _builtins.str
+    node_id: _builtins.str
+    state: Global___ServiceEndpointState.ValueType
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Without masks."""
+
+    @_builtins.property
+    def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in ServiceEndpoint."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        network: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___ServiceEndpointState.ValueType = ...,
+        waits_for: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "network", b"network", "network_id", b"network_id", "node_id", b"node_id", "state", b"state", "task_id", b"task_id", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkEndpoint: _TypeAlias = NetworkEndpoint  # noqa: Y015
 
 @_typing.final
 class EndpointNode(_message.Message):

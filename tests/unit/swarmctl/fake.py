@@ -343,8 +343,15 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
             node_id=NODE_A, version=7, connected=True, problem="port 8080/tcp is in use"
         )
         never = control_pb2.EndpointNode(node_id="gone")
+        beside = control_pb2.NetworkEndpoint(
+            network_id="n1", network="back", task_id=ready.task_id, node_id=NODE_A,
+            addresses=["10.0.1.2", "fd00::2"], state=control_pb2.SERVICE_ENDPOINT_STATE_READY,
+        )  # fmt: skip
         return control_pb2.ListServiceEndpointsResponse(
-            version=9, endpoints=[ready, draining], nodes=[behind, never]
+            version=9,
+            endpoints=[ready, draining],
+            nodes=[behind, never],
+            network_endpoints=[beside],
         )
 
     @answered

@@ -33,7 +33,9 @@ def test_init_carries_every_flag_and_prints_the_join_command(daemon):
         "init", "--advertise-addr", "192.0.2.1", "--listen-addr", "0.0.0.0:2377",
         "--availability", "drain", "--data-path-addr", "eth1", "--data-path-port", "7790",
         "--task-history-limit", "-1", "--dispatcher-heartbeat", "2s", "--cert-expiry", "48h",
-        "--snapshot-interval", "500", "--ingress-pool", "10.64.0.0/12", host=daemon.address,
+        "--snapshot-interval", "500", "--ingress-pool", "10.64.0.0/12",
+        "--default-addr-pool", "10.20.0.0/16", "--default-addr-pool", "172.16.0.0/12",
+        "--default-addr-pool-mask-length", "26", host=daemon.address,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert f"current node ({NODE_A}) is now a manager" in result.output
@@ -49,6 +51,8 @@ def test_init_carries_every_flag_and_prints_the_join_command(daemon):
         node_certificate_validity_ns=48 * 3600 * 1_000_000_000,
         snapshot_interval=500,
         ingress_pool="10.64.0.0/12",
+        default_address_pools=["10.20.0.0/16", "172.16.0.0/12"],
+        default_address_pool_mask_length=26,
     )
 
 
@@ -297,11 +301,14 @@ def test_a_task_that_fails_for_good_ends_the_wait(daemon):
 def test_service_endpoints(daemon):
     create(daemon, "-p", "8080:80")
     lines = run("service", "endpoints", "web", host=daemon.address).output.splitlines()
-    assert lines[0].split() == ["TASK", "PORT", "MODE", "NODE", "ADDRESS", "STATE", "WAITS", "FOR"]
+    assert lines[0].split() == [
+        "TASK", "PORT", "MODE", "NETWORK", "NODE", "ADDRESS", "STATE", "WAITS", "FOR",
+    ]  # fmt: skip
     assert lines[1].split()[1:] == ["8080->80/tcp", "ingress", "alpha", "10.240.4.2", "ready"]
     assert lines[2].split()[1:] == [
         "8080->80/tcp", "ingress", "alpha", "10.240.4.2", "draining", "alpha",
     ]  # fmt: skip
+    assert lines[3].split()[1:] == ["overlay", "back", "alpha", "10.0.1.2,", "fd00::2", "ready"]
     form = ("--format", "{{.Node}} {{.Acknowledged}} {{.Behind}} {{.Connected}} {{.Problem}}")
     shown = run("service", "endpoints", "--nodes", *form, "web", host=daemon.address).output
     assert shown == "alpha 7 2 yes port 8080/tcp is in use\ngone never  no \n"

@@ -12,6 +12,7 @@ from shoal.model.types import NodeDescription
 from tests.support.managing import HandClock, a_store, put_now, running, until
 from tests.support.planning import a_node
 from tests.unit.manager.dispatcher.test_endpoints import a_member, a_published
+from tests.unit.manager.dispatcher.test_overlays import attached, made, on
 
 
 async def test_ready_and_draining_tasks_and_what_each_node_has_acknowledged():
@@ -46,3 +47,40 @@ async def test_ready_and_draining_tasks_and_what_each_node_has_acknowledged():
     ]
     with pytest.raises(NotFound):
         dispatcher.show_endpoints("db")
+
+
+async def test_places_on_networks_without_a_published_port():
+    clock = HandClock()
+    rows = (
+        a_node("n1"), made("red"), made("blue"), on("red", "blue"),
+        attached("t1", "red", "blue"), attached("t2", "red", number=10),
+        attached("t3", "red", number=11, state=TaskState.STARTING),
+    )  # fmt: skip
+    store, proposer = a_store(rows, clock)
+    dispatcher = Dispatcher(store, clock, manager_id="m1")
+    async with running(dispatcher.run):
+        await dispatcher.register("n1", NodeDescription(), "192.0.2.1")
+        with dispatcher.stream("n1"):
+            await dispatcher.acknowledge("n1", dispatcher.table.version, [])
+            before = dispatcher.table.version
+            stopping = store.view.tasks.resolve("t2").with_desired_state(TaskState.SHUTDOWN)
+            put_now(store, proposer, stopping)
+            await until(lambda: dispatcher.table.version > before)
+            shown = dispatcher.show_endpoints("web")
+            await dispatcher.acknowledge("n1", dispatcher.table.version, [])
+            later = dispatcher.show_endpoints("web")
+
+    def places(answer: pb.ListServiceEndpointsResponse) -> list[tuple[object, ...]]:
+        return [
+            (one.task_id, one.network, list(one.addresses)[:1], one.state, list(one.waits_for))
+            for one in answer.network_endpoints
+        ]
+
+    ready, draining = pb.SERVICE_ENDPOINT_STATE_READY, pb.SERVICE_ENDPOINT_STATE_DRAINING
+    assert places(shown) == [
+        ("t1", "blue", ["10.0.2.9"], ready, []),
+        ("t1", "red", ["10.0.1.9"], ready, []),
+        ("t2", "red", ["10.0.1.10"], draining, ["n1"]),
+    ]
+    assert places(later)[2:] == [("t2", "red", ["10.0.1.10"], draining, [])]
+    assert shown.manager_id == "m1"
