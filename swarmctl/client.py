@@ -111,6 +111,8 @@ class Client:
             node_certificate_validity_ns=options.node_certificate_validity_ns,
             snapshot_interval=options.snapshot_interval,
             ingress_pool=options.ingress_pool,
+            default_address_pools=options.default_address_pools,
+            default_address_pool_mask_length=options.default_address_pool_mask_length,
             autolock=options.autolock,
             external_cas=[to_pb(one, types_pb2.ExternalCa) for one in options.external_cas],
         )

@@ -50,6 +50,8 @@ class InitOptions(msgspec.Struct, frozen=True, kw_only=True):
     node_certificate_validity_ns: int | None = None
     snapshot_interval: int | None = None
     ingress_pool: str = ""
+    default_address_pools: tuple[str, ...] = ()
+    default_address_pool_mask_length: int = 0
     autolock: bool = False
     external_cas: tuple[ExternalCa, ...] = ()
 

@@ -1,12 +1,11 @@
 """The decisions of init and restore: what is refused, and what the new manager begins with. Pure.
 
 Ids, secrets and time are arguments. Defaults of specs stay unwritten (`shoal.model.defaults`);
-what init decides for ever (data path port, ingress pool) is written out.
+what init decides for ever (data path port, address pools) is written out.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 
@@ -45,10 +44,10 @@ from shoal.security.succession import same_root
 from shoal.security.trust import root_digest
 from shoal.security.unlock import UnlockKey
 from swarmd.addresses import NodeAddresses
+from swarmd.pools import default_address_pools, ingress_pool, subnet_length
 
 CLUSTER_NAME = "default"
 DATA_PATH_PORTS = range(1024, 49152)
-INGRESS_PREFIX_MIN = 8
 
 
 class InitWish(msgspec.Struct, frozen=True):
@@ -60,6 +59,8 @@ class InitWish(msgspec.Struct, frozen=True):
     availability: int = NodeAvailability.ACTIVE
     data_path_port: int = 0
     ingress_pool: str = ""
+    default_address_pools: tuple[str, ...] = ()
+    default_address_pool_mask_length: int = 0
     task_history_retention_limit: int | None = None
     dispatcher_heartbeat_period_ns: int | None = None
     node_certificate_validity_ns: int | None = None
@@ -75,6 +76,8 @@ class InitPlan(msgspec.Struct, frozen=True):
     availability: NodeAvailability
     data_path_port: int
     ingress_pool: str
+    default_address_pools: tuple[str, ...]
+    default_address_pool_mask_length: int
     spec: ClusterSpec
 
     @property
@@ -128,11 +131,15 @@ def plan_init(wish: InitWish, addresses: NodeAddresses) -> InitPlan:
     )
     validate.cluster_spec(spec)
     _check_external(wish.external_cas)
+    mesh = ingress_pool(wish.ingress_pool or INGRESS_POOL, addresses)
+    length = subnet_length(wish.default_address_pool_mask_length)
     return InitPlan(
         addresses=addresses,
         availability=parse_availability(wish.availability),
         data_path_port=_data_path_port(wish.data_path_port),
-        ingress_pool=_ingress_pool(wish.ingress_pool or INGRESS_POOL, addresses),
+        ingress_pool=mesh,
+        default_address_pools=default_address_pools(wish.default_address_pools, length, mesh),
+        default_address_pool_mask_length=length,
         spec=spec,
     )
 
@@ -182,7 +189,7 @@ def restored_state(view: Tables, plan: RestorePlan) -> RestoredState:
     cluster's own networks hold.
     """
     for cluster in view.clusters:
-        _ingress_pool(cluster.ingress_pool or INGRESS_POOL, plan.addresses)
+        ingress_pool(cluster.ingress_pool or INGRESS_POOL, plan.addresses)
     meta = Meta(
         version=Version(index=plan.version), created_at_ns=plan.now_ns, updated_at_ns=plan.now_ns
     )
@@ -243,6 +250,8 @@ def _cluster(plan: InitPlan, who: NewNode, secrets: ClusterSecrets) -> Cluster:
             certificate_digest=root_digest(secrets.root_certificate_pem),
             join_tokens=JoinTokens(worker=secrets.tokens.worker, manager=secrets.tokens.manager),
         ),
+        default_address_pools=plan.default_address_pools,
+        default_address_pool_mask_length=plan.default_address_pool_mask_length,
         data_path_port=plan.data_path_port,
         ingress_pool=plan.ingress_pool,
         ingress_subnet_mask_length=INGRESS_SUBNET_MASK_LENGTH,
@@ -282,27 +291,3 @@ def _data_path_port(port: int) -> int:
             f"data path port: {port} must be between {DATA_PATH_PORTS[0]} and {DATA_PATH_PORTS[-1]}"
         )
     return port
-
-
-def _ingress_pool(text: str, addresses: NodeAddresses) -> str:
-    try:
-        pool = ipaddress.IPv4Network(text)
-    except ValueError as error:
-        raise InvalidArgument(
-            f"ingress pool: {text!r} is not an IPv4 network such as {INGRESS_POOL} ({error})"
-        ) from error
-    if not INGRESS_PREFIX_MIN <= pool.prefixlen <= INGRESS_SUBNET_MASK_LENGTH:
-        raise InvalidArgument(
-            f"ingress pool: {text} must have a prefix from /{INGRESS_PREFIX_MIN} to "
-            f"/{INGRESS_SUBNET_MASK_LENGTH}: every node takes a /{INGRESS_SUBNET_MASK_LENGTH} of it"
-        )
-    if pool.is_loopback or pool.is_multicast or pool.is_link_local or pool.is_unspecified:
-        raise InvalidArgument(f"ingress pool: {text} holds addresses that cannot be routed")
-    named = {"advertise": addresses.advertise.host, "data path": addresses.data_path}
-    for name, address in named.items():
-        if address in pool:
-            raise InvalidArgument(
-                f"ingress pool: {text} holds this node's {name} address {address}: choose another "
-                "pool with --default-addr-pool, or another address"
-            )
-    return str(pool)

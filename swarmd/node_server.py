@@ -121,6 +121,8 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
                 availability=request.availability,
                 data_path_port=request.data_path_port,
                 ingress_pool=request.ingress_pool,
+                default_address_pools=tuple(request.default_address_pools),
+                default_address_pool_mask_length=request.default_address_pool_mask_length,
                 task_history_retention_limit=_optional(request, "task_history_retention_limit"),
                 dispatcher_heartbeat_period_ns=_optional(request, "dispatcher_heartbeat_period_ns"),
                 node_certificate_validity_ns=_optional(request, "node_certificate_validity_ns"),

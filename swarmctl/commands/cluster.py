@@ -62,8 +62,10 @@ def _snapshot_interval(text: str) -> int:
 )
 @click.option(
     "--data-path-port",
-    type=click.IntRange(1024, 49151),
-    help="UDP port of that traffic (default 7789)",
+    type=int,
+    default=0,
+    metavar="PORT",
+    help="UDP port of that traffic, 1024 to 49151 (default 7789)",
 )
 @click.option(
     "--task-history-limit", type=int, help="Dead tasks kept per slot (default 5; -1: all)"
@@ -90,6 +92,20 @@ def _snapshot_interval(text: str) -> int:
     metavar="CIDR",
     help="Addresses of the routing mesh (default 10.240.0.0/12)",
 )
+@click.option(
+    "--default-addr-pool",
+    "default_address_pools",
+    multiple=True,
+    metavar="CIDR",
+    help="Where networks get their subnets from (default 10.0.0.0/8)",
+)
+@click.option(
+    "--default-addr-pool-mask-length",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="LENGTH",
+    help="Mask length of these subnets (default 24)",
+)
 @autolock_option
 @click.pass_obj
 def init(session: Session, /, **flags: Any) -> None:
@@ -99,12 +115,14 @@ def init(session: Session, /, **flags: Any) -> None:
         listen_address=flags["listen_addr"],
         availability=flags["availability"],
         data_path_address=flags["data_path_addr"],
-        data_path_port=flags["data_path_port"] or 0,
+        data_path_port=flags["data_path_port"],
         task_history_retention_limit=flags["task_history_limit"],
         dispatcher_heartbeat_period_ns=flags["dispatcher_heartbeat"],
         node_certificate_validity_ns=flags["cert_expiry"],
         snapshot_interval=flags["snapshot_interval"],
         ingress_pool=flags["ingress_pool"],
+        default_address_pools=flags["default_address_pools"],
+        default_address_pool_mask_length=flags["default_addr_pool_mask_length"],
         autolock=bool(flags["autolock"]),
         external_cas=flags["external_cas"],
     )

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.model.defaults import (
+    ADDRESS_POOL,
+    ADDRESS_POOL_MASK_LENGTH,
+    DATA_PATH_PORT,
+    INGRESS_POOL,
     NODE_CERTIFICATE_VALIDITY_NS,
     SNAPSHOT_INTERVAL,
     TASK_HISTORY_RETENTION_LIMIT,
@@ -45,8 +49,9 @@ def cluster_json(cluster: Cluster) -> dict[str, Any]:
         },
         "RootRotationInProgress": cluster.root_ca.rotation is not None,
         "DataPathPort": cluster.data_path_port,
-        "DefaultAddrPool": [cluster.ingress_pool] if cluster.ingress_pool else [],
-        "SubnetSize": cluster.ingress_subnet_mask_length,
+        "DefaultAddrPool": [*(cluster.default_address_pools or (ADDRESS_POOL,))],
+        "SubnetSize": cluster.default_address_pool_mask_length or ADDRESS_POOL_MASK_LENGTH,
+        "IngressPool": cluster.ingress_pool or INGRESS_POOL,
     }
 
 
@@ -68,8 +73,10 @@ def cluster_text(cluster: Cluster) -> str:
         f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
         f"Managers to keep up:\t{wanted or 'as many as there are'}",
         f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",
-        f"Data path port:\t\t{cluster.data_path_port}",
-        f"Ingress pool:\t\t{cluster.ingress_pool}",
+        f"Default address pool:\t{' '.join(cluster.default_address_pools or (ADDRESS_POOL,))}",
+        f"Subnet size:\t\t{cluster.default_address_pool_mask_length or ADDRESS_POOL_MASK_LENGTH}",
+        f"Data path port:\t\t{cluster.data_path_port or DATA_PATH_PORT}",
+        f"Ingress pool:\t\t{cluster.ingress_pool or INGRESS_POOL}",
     ]
     return "\n".join(lines) + "\n"
 

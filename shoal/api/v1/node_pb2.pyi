@@ -290,6 +290,8 @@ class InitRequest(_message.Message):
     INGRESS_POOL_FIELD_NUMBER: _builtins.int
     AUTOLOCK_FIELD_NUMBER: _builtins.int
     EXTERNAL_CAS_FIELD_NUMBER: _builtins.int
+    DEFAULT_ADDRESS_POOLS_FIELD_NUMBER: _builtins.int
+    DEFAULT_ADDRESS_POOL_MASK_LENGTH_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     listen_address: _builtins.str
     availability: _types_pb2.NodeAvailability.ValueType
@@ -302,9 +304,14 @@ class InitRequest(_message.Message):
     ingress_pool: _builtins.str
     autolock: _builtins.bool
     """Locks the managers; the answer carries the unlock key."""
+    default_address_pool_mask_length: _builtins.int
     @_builtins.property
     def external_cas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ExternalCa]:
         """Each with its root: the new cluster rotates to it at once, and from then on they sign."""
+
+    @_builtins.property
+    def default_address_pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CIDR: where networks get their subnets from, each of this length (default 24)."""
 
     def __init__(
         self,
@@ -321,10 +328,12 @@ class InitRequest(_message.Message):
         ingress_pool: _builtins.str = ...,
         autolock: _builtins.bool = ...,
         external_cas: _abc.Iterable[_types_pb2.ExternalCa] | None = ...,
+        default_address_pools: _abc.Iterable[_builtins.str] | None = ...,
+        default_address_pool_mask_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "advertise_address", b"advertise_address", "autolock", b"autolock", "availability", b"availability", "data_path_address", b"data_path_address", "data_path_port", b"data_path_port", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "external_cas", b"external_cas", "ingress_pool", b"ingress_pool", "listen_address", b"listen_address", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns", "_node_certificate_validity_ns", b"_node_certificate_validity_ns", "_snapshot_interval", b"_snapshot_interval", "_task_history_retention_limit", b"_task_history_retention_limit", "advertise_address", b"advertise_address", "autolock", b"autolock", "availability", b"availability", "data_path_address", b"data_path_address", "data_path_port", b"data_path_port", "default_address_pool_mask_length", b"default_address_pool_mask_length", "default_address_pools", b"default_address_pools", "dispatcher_heartbeat_period_ns", b"dispatcher_heartbeat_period_ns", "external_cas", b"external_cas", "ingress_pool", b"ingress_pool", "listen_address", b"listen_address", "node_certificate_validity_ns", b"node_certificate_validity_ns", "snapshot_interval", b"snapshot_interval", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dispatcher_heartbeat_period_ns: _TypeAlias = _typing.Literal["dispatcher_heartbeat_period_ns"]  # noqa: Y015
     _WhichOneofArgType__dispatcher_heartbeat_period_ns: _TypeAlias = _typing.Literal["_dispatcher_heartbeat_period_ns", b"_dispatcher_heartbeat_period_ns"]  # noqa: Y015

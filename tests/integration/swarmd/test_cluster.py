@@ -59,7 +59,8 @@ async def test_init_makes_a_cluster_and_leave_ends_it(node: Node):
     async with node.running(command=with_real_manager):
         made = await init(
             node, availability=types_pb2.NODE_AVAILABILITY_PAUSE, data_path_port=9000,
-            ingress_pool="10.99.0.0/16", task_history_retention_limit=3,
+            ingress_pool="10.99.0.0/16", default_address_pools=["10.96.0.0/12"],
+            default_address_pool_mask_length=27, task_history_retention_limit=3,
         )  # fmt: skip
         now = await info(node)
         assert (now.state, now.error) == ("active", "")
@@ -71,6 +72,8 @@ async def test_init_makes_a_cluster_and_leave_ends_it(node: Node):
         cluster = await cluster_of(node)
         assert cluster.id == made.cluster_id
         assert (cluster.data_path_port, cluster.ingress_pool) == (9000, "10.99.0.0/16")
+        assert list(cluster.default_address_pools) == ["10.96.0.0/12"]
+        assert cluster.default_address_pool_mask_length == 27
         assert cluster.spec.annotations.name == "default"
         assert cluster.spec.orchestration.task_history_retention_limit == 3
         assert cluster.root_ca.join_tokens.worker == made.join_tokens.worker
@@ -154,6 +157,7 @@ async def test_a_taken_port_is_refused_before_anything_is_made(node: Node):
         ({"data_path_port": 49152}, "49151"),
         ({"ingress_pool": "10.0.0.0/33"}, "ingress pool"),
         ({"ingress_pool": "127.0.0.0/16"}, "ingress pool"),
+        ({"default_address_pools": ["10.20.0.0/25"]}, "Subnet size is too small for pool: 24"),
         ({"availability": 9}, "availability"),
         ({"node_certificate_validity_ns": 1}, "1h"),
         ({"dispatcher_heartbeat_period_ns": 1}, "heartbeat"),

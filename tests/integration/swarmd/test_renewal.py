@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import grpc
+import msgspec
 import pytest
 
 from manager.ca.core import new_cluster_secrets
@@ -48,13 +49,7 @@ def make_cluster(node: Node, validity_s: int) -> int:
     addresses = resolve("127.0.0.1", f"127.0.0.1:{port}", "", machine=machine_addresses())
     plan = plan_init(InitWish(), addresses)
     ca = plan.spec.ca.replaced(node_certificate_validity_ns=validity_s * 10**9)
-    plan = type(plan)(
-        addresses=addresses,
-        availability=plan.availability,
-        data_path_port=plan.data_path_port,
-        ingress_pool=plan.ingress_pool,
-        spec=plan.spec.replaced(ca=ca),
-    )
+    plan = msgspec.structs.replace(plan, spec=plan.spec.replaced(ca=ca))
     who = NewNode(NodeId(new_id()), ClusterId(new_id()), "node-1")
     secrets, key = new_cluster_secrets(now_ns=now_ns), make_key()
     peer = PeerIdentity(node_id=who.node_id, role=Role.MANAGER, cluster_id=who.cluster_id)

@@ -39,6 +39,8 @@ def test_what_is_not_said_stays_unsaid_in_the_spec():
     found = plan()
     assert found.data_path_port == defaults.DATA_PATH_PORT
     assert found.ingress_pool == defaults.INGRESS_POOL
+    assert found.default_address_pools == (defaults.ADDRESS_POOL,)
+    assert found.default_address_pool_mask_length == defaults.ADDRESS_POOL_MASK_LENGTH
     assert found.availability is NodeAvailability.ACTIVE
     spec = found.spec
     assert spec.annotations.name == "default"
