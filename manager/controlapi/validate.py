@@ -42,7 +42,7 @@ REPLICAS_MAX = 100_000
 MANAGERS_WANTED_MAX = 9
 PORTS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
-DRAIN_TIMEOUT_MAX_NS = 3600 * 1_000_000_000
+WAIT_MAX_NS = 3600 * 1_000_000_000
 DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
 """Then the task is orphaned, and so replaced, whatever the policy."""
 MEMORY_BYTES_MIN = 4 << 20
@@ -70,7 +70,7 @@ def service_spec(spec: ServiceSpec) -> None:
         )
     _task(spec.task)
     _endpoint(spec)
-    _drain_timeout(spec.drain_timeout_ns)
+    _wait("drain timeout", spec.drain_timeout_ns)
     _update("update", spec.update)
     _update("rollback", spec.rollback)
     if spec.rollback is not None and spec.rollback.failure_action is FailureAction.ROLLBACK:
@@ -157,6 +157,7 @@ def _task(task: TaskSpec) -> None:
         raise InvalidArgument("limit: generic resources can only be reserved")
     _restart(task.restart)
     _disconnect(task.disconnect)
+    _wait("listen timeout", task.listen_timeout_ns)
     parse_constraints(task.placement.constraints)
     for preference in task.placement.preferences:
         if not preference.spread_descriptor.startswith(("node.labels.", "engine.labels.")):
@@ -303,9 +304,9 @@ def _update(field: str, config: UpdateConfig | None) -> None:
         raise InvalidArgument(f"{field} max failure ratio: must be between 0 and 1")
 
 
-def _drain_timeout(timeout_ns: int | None) -> None:
-    if timeout_ns is not None and not 0 <= timeout_ns <= DRAIN_TIMEOUT_MAX_NS:
-        raise InvalidArgument("drain timeout: must be from 0s to 1h")
+def _wait(field: str, timeout_ns: int | None) -> None:
+    if timeout_ns is not None and not 0 <= timeout_ns <= WAIT_MAX_NS:
+        raise InvalidArgument(f"{field}: must be from 0s to 1h")
 
 
 def _endpoint(spec: ServiceSpec) -> None:

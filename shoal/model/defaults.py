@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.model.enums import TaskState
 from shoal.model.objects import Cluster, Service, Task
-from shoal.model.specs import ContainerSpec
+from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import DisconnectPolicy, RestartPolicy, UpdateConfig
 
 RESTART_DELAY_NS = 5_000_000_000
@@ -12,6 +12,7 @@ DISCONNECT_WAIT_NS = 600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
 STOP_GRACE_PERIOD_NS = 10_000_000_000
 DRAIN_TIMEOUT_NS = 2_000_000_000
+LISTEN_TIMEOUT_NS = 5_000_000_000
 STOP_SIGNAL = "SIGTERM"
 TASK_HISTORY_RETENTION_LIMIT = 5
 HEARTBEAT_PERIOD_NS = 250_000_000
@@ -64,6 +65,12 @@ def drain_timeout_ns(service: Service | None) -> int:
     """How long a task waits to leave every load balancer before it is stopped all the same."""
     timeout = None if service is None else service.spec.drain_timeout_ns
     return DRAIN_TIMEOUT_NS if timeout is None else timeout
+
+
+def listen_timeout_ns(spec: TaskSpec) -> int:
+    """How long a started task may take until its program listens on the published ports."""
+    timeout = spec.listen_timeout_ns
+    return LISTEN_TIMEOUT_NS if timeout is None else timeout
 
 
 def disconnect_wait_ns(policy: DisconnectPolicy) -> int:

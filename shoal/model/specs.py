@@ -106,6 +106,7 @@ class TaskSpec(Row, frozen=True):
     networks: tuple[NetworkAttachmentConfig, ...] = ()
     force_update: int = 0
     disconnect: DisconnectPolicy | None = None
+    listen_timeout_ns: int | None = None
 
 
 class ReplicatedMode(Row, frozen=True):

@@ -184,6 +184,11 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
         DURATION,
         "How long a task may wait to leave every load balancer before that signal (default 2s)",
     ),
+    (
+        ("--listen-timeout",),
+        DURATION,
+        "How long a started task may take to listen on its published ports (default 5s)",
+    ),
     (("--oom-score-adj",), Parsed("score", _score), "Preference of the OOM killer, -1000..1000"),
     (("--limit-cpu",), CPUS, "Limit of CPUs"),
     (("--limit-memory",), BYTES, "Limit of memory"),

@@ -50,6 +50,7 @@ def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
         resources=_edit_resources(task.resources, flags),
         restart=_edit_restart(task.restart, flags),
         disconnect=_edit_disconnect(task.disconnect, flags),
+        listen_timeout_ns=flags.get("listen_timeout", task.listen_timeout_ns),
         placement=_edit_placement(task.placement, flags),
         log_driver=_edit_log_driver(task.log_driver, flags),
         networks=merged(

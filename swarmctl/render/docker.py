@@ -118,6 +118,7 @@ def task_spec_json(spec: TaskSpec) -> Record:
         },
         RestartPolicy=spec.restart and _restart(spec.restart),
         DisconnectPolicy=spec.disconnect and _disconnect(spec.disconnect),
+        ListenTimeout=spec.listen_timeout_ns,
         Networks=[_network_config(item) for item in spec.networks],
         LogDriver=spec.log_driver and _driver(spec.log_driver),
     )

@@ -39,6 +39,8 @@ def service_text(service: Service, now_ns: int) -> str:
     lines += _networks(service)
     lines.append(f"Endpoint Mode:\t{spell(spec.endpoint.mode)}")
     lines += _ports(service.endpoint or Endpoint(ports=spec.endpoint.ports))
+    if spec.task.listen_timeout_ns is not None:
+        lines.append(f"Listen Timeout:\t{format_duration(spec.task.listen_timeout_ns)}")
     if spec.drain_timeout_ns is not None:
         lines.append(f"Drain Timeout:\t{format_duration(spec.drain_timeout_ns)}")
     return "\n".join(lines) + "\n"

@@ -235,6 +235,7 @@ class FakeNetworks:
         self.board = Switchboard()
         self.attached: dict[str, str] = {}
         self.taken: dict[tuple[str, int], str] = {}
+        self.silent: frozenset[tuple[str, int]] = frozenset()
 
     async def attach(self, task: Task) -> Attachment:
         task_id = task.id
@@ -249,6 +250,12 @@ class FakeNetworks:
     async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
         await self.board.enter("find_taken", "")
         return next((self.taken[key] for key in ports if key in self.taken), "")
+
+    async def await_listeners(
+        self, task_id: str, ports: frozenset[tuple[str, int]], timeout_s: float
+    ) -> frozenset[tuple[str, int]]:
+        await self.board.enter("await_listeners", task_id)
+        return ports & self.silent
 
 
 class FakeImages:

@@ -29,6 +29,8 @@ VICTIM = "w1"
 SERVICE = "polite"
 PUBLISHED = 8080
 REPLICAS = 6
+SLOW_START_MS = 200
+"""From the server's start until it listens; it has no health check."""
 COMMAND_TIMEOUT_S = 180.0
 AFTER_S = 1.0
 """Load before the first and after the last change."""
@@ -115,7 +117,7 @@ class Run:
         archive = self._lab.base / "polite.tar"
         write_image(archive)
         self._lab.swarmctl(
-            "image", "import", str(archive), IMAGE, "--change", f'CMD ["/server","{PORT}"]'
+            "image", "import", str(archive), IMAGE, "--change", f'CMD ["/server","{PORT}","{SLOW_START_MS}"]'
         )
         if self._size.heartbeat:
             self._swarmctl("cluster", "update", "--dispatcher-heartbeat", self._size.heartbeat)

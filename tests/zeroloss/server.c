@@ -1,5 +1,6 @@
-/* The web server of the zero-loss suite. It listens within a millisecond of its start, answers each
- * request with the path that was asked for and its own host name, and ends politely: after SIGTERM
+/* The web server of the zero-loss suite, `server PORT MILLISECONDS`: it takes that long until it
+ * listens, as most servers do. It answers each request with the path that was asked for and its own
+ * host name, and ends politely: after SIGTERM
  * every answer says `Connection: close`, and it exits when its last connection is closed. It serves
  * 1000 connections at once and refuses requests of more than 4 KiB. */
 #include <arpa/inet.h>
@@ -82,7 +83,9 @@ int main(int argc, char **argv) {
   struct sockaddr_in address = {.sin_family = AF_INET};
   struct sigaction action = {.sa_handler = drain};
   int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-  address.sin_port = htons(argc > 1 ? atoi(argv[1]) : 80);
+  if (argc != 3) return 2;
+  address.sin_port = htons(atoi(argv[1]));
+  usleep(atoi(argv[2]) * 1000);
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1024)) {
     perror("listen");

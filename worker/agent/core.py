@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from shoal.model.enums import PublishMode, TaskState
+from shoal.model.enums import PortProtocol, PublishMode, TaskState
 from shoal.model.objects import Task
 from shoal.model.types import PortConfig
 from worker.runtime.api import ContainerStatus
@@ -64,6 +64,16 @@ def is_newer(status: ContainerStatus, known: ContainerStatus | None) -> bool:
     return (status.created_at_ns, _RANK[status.state]) >= (
         known.created_at_ns,
         _RANK[known.state],
+    )
+
+
+def listened_ports(task: Task) -> frozenset[tuple[str, int]]:
+    """The (protocol, port) pairs on which the task's program is to take traffic: all published."""
+    ports = () if task.endpoint is None else task.endpoint.ports
+    return frozenset(
+        (port.protocol.name.lower(), port.target_port)
+        for port in ports
+        if port.protocol in {PortProtocol.TCP, PortProtocol.UDP}
     )
 
 

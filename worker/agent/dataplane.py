@@ -126,6 +126,16 @@ class DataPlane:
                     return taken
         return ""
 
+    async def await_listeners(
+        self, task_id: str, ports: frozenset[tuple[str, int]], timeout_s: float
+    ) -> frozenset[tuple[str, int]]:
+        """Wait until a task takes traffic on its ports. Result: on which ones it does not by then.
+
+        Raises: SwarmError when nobody can tell.
+        """
+        network, _overlays = await self._await_open()
+        return await network.await_listeners(task_id, ports, timeout_s)
+
     async def link_bytes(self, task_id: str) -> tuple[int, int] | None:
         """Bytes received and sent by a task; None when it has no link."""
         if self._network is None:

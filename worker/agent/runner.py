@@ -13,14 +13,15 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from shoal.aio.signal import Signal
 from shoal.clock import Clock
 from shoal.errors import AlreadyExists, FailedPrecondition, NotFound, SwarmError
-from shoal.model.defaults import stop_grace_period_ns
+from shoal.model.defaults import listen_timeout_ns, stop_grace_period_ns
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import ContainerStatus as TaskContainer
@@ -31,6 +32,7 @@ from worker.agent.core import (
     failure_state,
     host_ports,
     is_newer,
+    listened_ports,
     next_step,
 )
 from worker.network.api import Attachment
@@ -38,6 +40,8 @@ from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
 
 RETRY_PAUSE_S = 1.0
 ERROR_LENGTH_MAX = 1_000
+
+Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
@@ -55,6 +59,15 @@ class Networks(Protocol):
 
     async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
         """Why one of these (protocol, port) pairs cannot be published here; "" when all can."""
+        ...
+
+    async def await_listeners(
+        self, task_id: str, ports: frozenset[tuple[str, int]], timeout_s: float
+    ) -> frozenset[tuple[str, int]]:
+        """Wait until a task takes traffic on its ports. Result: on which ones it does not by then.
+
+        Raises: SwarmError when nobody can tell.
+        """
         ...
 
 
@@ -200,7 +213,7 @@ class TaskRunner:
             case Step.ACCEPT:
                 self._enter(TaskState.ACCEPTED, "accepted")
             case Step.PREPARE:
-                await self._interruptible(self._prepare)
+                await self._interruptible(self._prepare, lambda: False)
             case Step.START:
                 await self._start()
             case Step.WATCH:
@@ -210,18 +223,25 @@ class TaskRunner:
             case Step.IDLE | Step.DONE:
                 await self._signal.wait()
 
-    async def _interruptible(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Run a step that may take long; give it up when the manager wants the task gone."""
+    async def _interruptible(
+        self, step: Callable[[], Awaitable[Result]], is_vain: Callable[[], bool]
+    ) -> Result | None:
+        """Run a step that may take long; give it up when the task is to go, or the step in vain.
+
+        Result: the step's; None when it was given up.
+        """
         work = asyncio.ensure_future(step())
         try:
-            while not work.done() and self.task.desired_state <= TaskState.COMPLETE:
+            while not work.done() and self._is_pursued() and not is_vain():
                 await _first_of(work, self._signal)
         finally:
             if not work.done():
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
-        if not work.cancelled():
-            work.result()
+        return None if work.cancelled() else work.result()
+
+    def _is_pursued(self) -> bool:
+        return self.task.desired_state <= TaskState.COMPLETE and not self._doom
 
     async def _prepare(self) -> None:
         self._enter(TaskState.PREPARING, "preparing")
@@ -252,7 +272,7 @@ class TaskRunner:
             self._enter(TaskState.STARTING, "starting")
         else:  # an attempt was cut short: it may have succeeded
             self.observe(await runtime.status(self.task.id))
-            if self._settle():
+            if await self._settle():
                 return
         try:
             await self._node.volumes.hold(self.task)
@@ -261,10 +281,10 @@ class TaskRunner:
             if error.retryable:
                 raise
             self.observe(await runtime.status(self.task.id))
-            if not self._settle():
+            if not await self._settle():
                 raise
         else:
-            self._settle()
+            await self._settle()
 
     async def _check_ports(self) -> None:
         ports = [(p.protocol.name.lower(), p.published_port) for p in host_ports(self.task)]
@@ -272,16 +292,40 @@ class TaskRunner:
         if taken:
             raise FailedPrecondition(taken)
 
-    def _settle(self) -> bool:
-        """Take the state that the started container has; False when it was not started."""
-        seen = self._container
-        if seen is None or seen.state == "created":
+    async def _settle(self) -> bool:
+        """Take the state that the started container has; False when it was not started.
+
+        RUNNING brings the task into the load balancers, so its program has to listen by then.
+        """
+        if self._container is None or self._container.state == "created":
             return False
+        message = await self._await_listeners()
+        seen = self._container
         if seen.state == "exited":
             self._end(seen)
-        else:
-            self._enter(TaskState.RUNNING, "started", container=seen)
+        elif self._is_pursued():
+            self._enter(TaskState.RUNNING, message, container=seen)
         return True
+
+    async def _await_listeners(self) -> str:
+        """Give the program time to listen on the published ports. Result: what is to be said."""
+        ports = listened_ports(self.task)
+        timeout_s = listen_timeout_ns(self.task.spec) / 1e9
+        if not ports or not timeout_s:
+            return "started"
+        self._enter(TaskState.STARTING, f"waiting for a listener on {_spell(ports)}")
+        try:
+            silent = await self._interruptible(
+                partial(self._node.networks.await_listeners, self.task.id, ports, timeout_s),
+                self._has_ended,
+            )
+        except SwarmError as error:
+            _log.warning("task.listeners_unknown", task_id=self.task.id, reason=error.message)
+            return "started"
+        return f"started; nothing listens on {_spell(silent)}" if silent else "started"
+
+    def _has_ended(self) -> bool:
+        return self._container is not None and self._container.state == "exited"
 
     async def _watch(self) -> None:
         seen = self._container
@@ -411,7 +455,11 @@ def reported(status: ContainerStatus) -> TaskContainer:
     )
 
 
-async def _first_of(work: asyncio.Future[None], news: Signal) -> None:
+def _spell(ports: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{port}/{protocol}" for protocol, port in sorted(ports))
+
+
+async def _first_of(work: asyncio.Future[Any], news: Signal) -> None:
     """Wait until the work is done or the signal is set."""
 
     async def listen() -> None:

@@ -21,7 +21,7 @@ from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import TaskStatus
 from worker.agent.container import TASK_ID_LABEL, container_config, log_driver
-from worker.agent.core import failure_state
+from worker.agent.core import failure_state, listened_ports
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.runner import Networks, TaskRunner, reported
@@ -319,7 +319,7 @@ def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
         return task.with_status(lost)
     reached = {
         "created": state,
-        "running": TaskState.RUNNING,
+        "running": _reached_by_running(task),
         "exited": max(state, TaskState.STARTING),
     }[container.state]
     if reached is state:
@@ -332,6 +332,12 @@ def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
         container=reported(container),
     )
     return task.with_status(status)
+
+
+def _reached_by_running(task: Task) -> TaskState:
+    """Whether the program was seen to listen is asked anew where nothing says that it was."""
+    is_sure = task.status.state is TaskState.RUNNING or not listened_ports(task)
+    return TaskState.RUNNING if is_sure else TaskState.STARTING
 
 
 def _forget(works: dict[str, asyncio.Task[None]], task_id: str, done: asyncio.Task[None]) -> None:

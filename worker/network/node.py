@@ -31,7 +31,9 @@ from worker.network.api import (
 from worker.network.conntrack import ConntrackSocket, Match
 from worker.network.core import check_settings
 from worker.network.fabric import Fabric
+from worker.network.listeners import Listener, await_listeners
 from worker.network.mesh import Mesh
+from worker.network.netlink import NetlinkError
 from worker.network.nft import NftSocket
 from worker.network.tasks import TASK_INTERFACE, TaskLinks
 from worker.network.threads import KernelThread
@@ -145,6 +147,21 @@ class NodeNetwork:
         """Drop a task's namespace after its last process has ended. Idempotent."""
         parts, _conntrack = self._opened()
         await self._forget(await self._kernel.run(lambda: parts.tasks.detach(task_id)))
+
+    async def await_listeners(
+        self, task_id: str, wanted: frozenset[Listener], timeout_s: float
+    ) -> frozenset[Listener]:
+        """Wait until a task takes traffic on its ports. Result: on which ones it does not by then.
+
+        Raises: Internal when the kernel does not say (it has no `CONFIG_INET_DIAG`, say).
+        """
+        parts, _conntrack = self._opened()
+        sockets = await self._kernel.run(lambda: parts.tasks.sockets(task_id))
+        with sockets:
+            try:
+                return await await_listeners(sockets, wanted, timeout_s)
+            except NetlinkError as error:
+                raise Internal(f"the kernel does not tell who listens: {error}") from error
 
     async def stats(self, task_id: str) -> LinkStats:
         """Counters of a task's link, seen from the task. Raises: NotFound."""

@@ -21,6 +21,7 @@ from worker.network.api import Attachment, LinkStats, NetworkSettings
 from worker.network.conntrack import Match
 from worker.network.core import gateway_of, task_mac
 from worker.network.ipam import QUARANTINE_S, AddressPool, Grant
+from worker.network.listeners import NamespaceSockets
 from worker.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
 from worker.network.nft import Element, NftSocket
 
@@ -137,6 +138,12 @@ class TaskLinks:
         self._nft.apply([Element("self4", key) for key in sorted(stale)], [])
         self._hairpins -= stale
         return strays
+
+    def sockets(self, task_id: str) -> NamespaceSockets:
+        """A view of the sockets in the task's namespace; the caller closes it. Raises: OSError."""
+        _check_task(task_id, TASK_INTERFACE)
+        with netns.entered(self._path(task_id)):
+            return NamespaceSockets()
 
     def stats(self, task_id: str) -> LinkStats:
         """Counters of the task's link. Raises: NotFound."""

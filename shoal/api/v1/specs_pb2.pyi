@@ -296,7 +296,10 @@ class TaskSpec(_message.Message):
     NETWORKS_FIELD_NUMBER: _builtins.int
     FORCE_UPDATE_FIELD_NUMBER: _builtins.int
     DISCONNECT_FIELD_NUMBER: _builtins.int
+    LISTEN_TIMEOUT_NS_FIELD_NUMBER: _builtins.int
     force_update: _builtins.int
+    listen_timeout_ns: _builtins.int
+    """How long a started task may take until its program listens on all published ports. Unset: 5 s."""
     @_builtins.property
     def container(self) -> Global___ContainerSpec: ...
     @_builtins.property
@@ -328,13 +331,19 @@ class TaskSpec(_message.Message):
         networks: _abc.Iterable[_types_pb2.NetworkAttachmentConfig] | None = ...,
         force_update: _builtins.int = ...,
         disconnect: _types_pb2.DisconnectPolicy | None = ...,
+        listen_timeout_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "container", b"container", "disconnect", b"disconnect", "generic", b"generic", "log_driver", b"log_driver", "placement", b"placement", "resources", b"resources", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_listen_timeout_ns", b"_listen_timeout_ns", "attachment", b"attachment", "container", b"container", "disconnect", b"disconnect", "generic", b"generic", "listen_timeout_ns", b"listen_timeout_ns", "log_driver", b"log_driver", "placement", b"placement", "resources", b"resources", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "container", b"container", "disconnect", b"disconnect", "force_update", b"force_update", "generic", b"generic", "log_driver", b"log_driver", "networks", b"networks", "placement", b"placement", "resources", b"resources", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_listen_timeout_ns", b"_listen_timeout_ns", "attachment", b"attachment", "container", b"container", "disconnect", b"disconnect", "force_update", b"force_update", "generic", b"generic", "listen_timeout_ns", b"listen_timeout_ns", "log_driver", b"log_driver", "networks", b"networks", "placement", b"placement", "resources", b"resources", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__listen_timeout_ns: _TypeAlias = _typing.Literal["listen_timeout_ns"]  # noqa: Y015
+    _WhichOneofArgType__listen_timeout_ns: _TypeAlias = _typing.Literal["_listen_timeout_ns", b"_listen_timeout_ns"]  # noqa: Y015
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["container", "attachment", "generic"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__listen_timeout_ns) -> _WhichOneofReturnType__listen_timeout_ns | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_runtime) -> _WhichOneofReturnType_runtime | None: ...
 
 Global___TaskSpec: _TypeAlias = TaskSpec  # noqa: Y015

@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -53,8 +54,12 @@ class Machine:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on this machine."""
+        return self.submit(work).result(DEADLINE_S)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on this machine."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Callable[[], T]) -> T:
         """Run a blocking function on this machine."""

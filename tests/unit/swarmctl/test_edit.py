@@ -43,6 +43,7 @@ CREATED = [
     ("--stop-signal", "SIGINT", "task.runtime.stop_signal", "SIGINT"),
     ("--stop-grace-period", "3s", "task.runtime.stop_grace_period_ns", 3_000_000_000),
     ("--drain-timeout", "30s", "drain_timeout_ns", 30_000_000_000),
+    ("--listen-timeout", "1m", "task.listen_timeout_ns", 60_000_000_000),
     ("--oom-score-adj", "-5", "task.runtime.oom_score_adj", -5),
     ("--read-only", None, "task.runtime.read_only", True),
     ("--no-new-privileges", None, "task.runtime.privileges.no_new_privileges", True),

@@ -165,6 +165,7 @@ SERVICE_RULES = [
     (container(command=("a\0",)), BAD, "command: must not hold NUL"),
     (container(dir="\0"), BAD, "dir, user, hostname, stop signal: must not hold NUL"),
     (spec(drain_timeout_ns=-1), BAD, "drain timeout: must be from 0s to 1h"),
+    (task(listen_timeout_ns=-1), BAD, "listen timeout: must be from 0s to 1h"),
     (spec(drain_timeout_ns=3_601 * SECOND_NS), BAD, "drain timeout: must be from 0s to 1h"),
     (container(stop_grace_period_ns=-1), BAD, "stop grace period: must not be negative"),
     (container(oom_score_adj=1001), BAD, "oom score adj: must be between -1000 and 1000"),

@@ -36,16 +36,18 @@ def a_task(
     desired: TaskState = TaskState.RUNNING,
     address: str = "",
     host_port: int = 0,
+    published: Sequence[PortConfig] = (),
+    listen_timeout_ns: int | None = None,
     **spec: object,
 ) -> Task:
     spec.setdefault("image", "web")
-    endpoint = None
+    endpoint = Endpoint(ports=tuple(published)) if published else None
     if host_port:
         port = PortConfig(target_port=80, published_port=host_port, publish_mode=PublishMode.HOST)
         endpoint = Endpoint(ports=(port,))
     return Task(
         id=task_id(number),
-        spec=TaskSpec(runtime=ContainerSpec(**spec)),
+        spec=TaskSpec(runtime=ContainerSpec(**spec), listen_timeout_ns=listen_timeout_ns),
         service_id="service1",
         service_annotations=Annotations(name="front", labels={"tier": "edge"}),
         slot=number,

@@ -9,12 +9,14 @@ import pytest
 from shoal.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
 )
 from shoal.model.enums import TaskState as S
 from shoal.model.specs import PullOptions
+from shoal.model.types import PortConfig
 from tests.unit.worker.agent.support import FakeNode, a_task, task_id, until
 from worker.agent import runner
 from worker.runtime.api import ContainerConfig
@@ -311,3 +313,56 @@ async def test_the_image_is_asked_for_with_the_service_s_login(node):
     node.tasks.assign(a_task(pull_options=PullOptions(registry_auth="secret")))
     await node.reach(S.RUNNING)
     assert node.images.fetched == [("web", "secret")]
+
+
+WEB = (PortConfig(target_port=80, published_port=8080),)
+
+
+async def test_a_task_with_published_ports_runs_when_its_program_listens(node):
+    gate = node.networks.board.gate("await_listeners")
+    node.tasks.assign(a_task(published=WEB))
+    status = await node.reach(S.STARTING)
+    await until(lambda: node.status().message == "waiting for a listener on 80/tcp")
+    assert "RUNNING" not in node.states()
+    gate.set()
+    status = await node.reach(S.RUNNING)
+    assert (status.message, status.container.pid) == ("started", 4_711)
+
+
+async def test_a_program_that_never_listens_runs_all_the_same_and_is_told_of(node):
+    node.networks.silent = frozenset({("tcp", 80)})
+    node.tasks.assign(a_task(published=WEB))
+    status = await node.reach(S.RUNNING)
+    assert status.message == "started; nothing listens on 80/tcp"
+
+
+async def test_without_a_listen_timeout_nobody_asks(node):
+    node.tasks.assign(a_task(published=WEB, listen_timeout_ns=0))
+    await node.reach(S.RUNNING)
+    assert node.networks.board.count("await_listeners") == 0
+
+
+async def test_where_nobody_can_tell_who_listens_the_task_runs(node):
+    node.networks.board.fail("await_listeners", Internal("the kernel does not tell"))
+    node.tasks.assign(a_task(published=WEB))
+    status = await node.reach(S.RUNNING)
+    assert (status.message, status.error) == ("started", "")
+
+
+async def test_a_program_that_ends_before_it_listens_fails_at_once(node):
+    node.networks.board.gate("await_listeners")
+    node.tasks.assign(a_task(published=WEB))
+    await until(lambda: node.networks.board.count("await_listeners"))
+    node.runtime.exit(task_id(), code=3)
+    status = await node.reach(S.FAILED)
+    assert status.error == "task: non-zero exit (3)"
+    assert "RUNNING" not in node.states()
+
+
+async def test_a_task_that_is_unwanted_before_it_listens_is_stopped(node):
+    node.networks.board.gate("await_listeners")
+    node.tasks.assign(a_task(published=WEB))
+    await until(lambda: node.networks.board.count("await_listeners"))
+    node.want(S.SHUTDOWN)
+    await node.reach(S.SHUTDOWN)
+    assert "RUNNING" not in node.states()

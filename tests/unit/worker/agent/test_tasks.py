@@ -8,6 +8,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition, Unavailable
 from shoal.model.enums import TaskState as S
+from shoal.model.types import PortConfig
 from tests.support.fakes import FakeRuntime
 from tests.unit.worker.agent.support import FACTS, FakeNode, a_task, task_id, until
 from worker.agent import runner, tasks
@@ -54,6 +55,14 @@ def test_a_task_whose_container_is_gone_has_failed(state, lost):
 def test_a_running_container_makes_its_task_running(state):
     status = adopt(a_task(state=state), container("running", pid=7), NOW_NS).status
     assert (status.state, status.container.pid) == (S.RUNNING, 7)
+
+
+@pytest.mark.parametrize(
+    ("state", "adopted"), [(S.READY, S.STARTING), (S.STARTING, S.STARTING), (S.RUNNING, S.RUNNING)]
+)
+def test_whether_a_program_listens_is_asked_again_when_no_record_says_so(state, adopted):
+    task = a_task(state=state, published=(PortConfig(target_port=80, published_port=8080),))
+    assert adopt(task, container("running", pid=7), NOW_NS).status.state is adopted
 
 
 @pytest.mark.parametrize(
