@@ -1,4 +1,4 @@
-"""The lab's bridge, namespaces and partitions, made with iproute2, nftables and util-linux.
+"""The lab's switch, namespaces and partitions, made with iproute2, nftables and util-linux.
 
 Everything here is idempotent in both directions: making what exists and removing what is gone are
 no errors, so a half-made lab can be finished or taken down. Invariants: nothing outside the names
@@ -16,10 +16,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shoal.errors import FailedPrecondition, Internal, PermissionDenied
-from swarmctl.lab.plan import UPLINK, LabPlan, NodePaths, NodePlan, netns_name
+from swarmctl.lab.plan import (
+    UPLINK,
+    LabPlan,
+    NodePaths,
+    NodePlan,
+    bridge_name,
+    netns_name,
+    switch_name,
+)
 
 NETNS_DIR = "/run/netns"
 TABLE = "shoal_lab"
+_BRIDGE, _HOST = "br0", "host"
+"""In the switch's namespace: the bridge, and the other end of the host's interface."""
 _TIMEOUT_S = 30
 _PROGRAMS = {
     "ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux",
@@ -95,13 +105,29 @@ def netns_names() -> list[str]:
         return []
 
 
-def make_bridge(lab: LabPlan) -> None:
-    """The lab's switch, with the host on it at the gateway's address."""
-    if link_exists(lab.bridge):
+def make_switch(lab: LabPlan) -> None:
+    """What joins the nodes, in a namespace of its own, and the host at the gateway's address.
+
+    A bridge of the host would be within reach of the host's firewall: while Docker is there, what
+    one node sends to another would meet Docker's policy of dropping what it does not know.
+    """
+    switch = switch_name(lab.name)
+    if link_exists(lab.bridge) and switch in netns_names():
         return
+    remove_switch(lab.name)
+    batch(
+        [f"netns add {switch}", f"link add {lab.bridge} type veth peer name {_HOST} netns {switch}"]
+    )
     batch(
         [
-            f"link add {lab.bridge} type bridge forward_delay 0 mcast_snooping 0",
+            f"link add {_BRIDGE} type bridge forward_delay 0 mcast_snooping 0",
+            f"link set {_HOST} master {_BRIDGE} up",
+            f"link set {_BRIDGE} up",
+        ],
+        netns=switch,
+    )
+    batch(
+        [
             f"address add {lab.gateway}/{lab.prefix_length} dev {lab.bridge}",
             f"link set {lab.bridge} up",
         ]
@@ -109,16 +135,17 @@ def make_bridge(lab: LabPlan) -> None:
 
 
 def make_uplink(lab: LabPlan, node: NodePlan) -> None:
-    """The node's network namespace and its cable to the bridge; kept when it is there."""
+    """The node's network namespace and its cable to the switch; kept when it is there."""
     name = netns_name(lab.name, node.name)
     if name in netns_names():
         return
+    batch([f"netns add {name}"])
     batch(
         [
-            f"netns add {name}",
             f"link add {node.veth} type veth peer name {UPLINK} netns {name}",
-            f"link set {node.veth} master {lab.bridge} up",
-        ]
+            f"link set {node.veth} master {_BRIDGE} up",
+        ],
+        netns=switch_name(lab.name),
     )
     batch(
         [
@@ -131,10 +158,13 @@ def make_uplink(lab: LabPlan, node: NodePlan) -> None:
     )
 
 
-def remove_cable(veth: str) -> None:
+def remove_cable(lab: str, veth: str) -> None:
     """Unplug a node: from here on nothing it sends arrives, not even the end of a connection."""
-    if link_exists(veth):
-        batch([f"link del {veth}"])
+    switch = switch_name(lab)
+    if switch not in netns_names():
+        return
+    if veth in (link["ifname"] for link in json.loads(run(["ip", "-n", switch, "-j", "link"]))):
+        batch([f"link del {veth}"], netns=switch)
 
 
 def remove_netns(name: str) -> None:
@@ -143,12 +173,12 @@ def remove_netns(name: str) -> None:
         batch([f"netns del {name}"])
 
 
-def remove_bridge(bridge: str) -> None:
+def remove_switch(lab: str) -> None:
     """Remove the lab's switch and every cable still in it."""
-    if not link_exists(bridge):
-        return
-    ports = os.listdir(f"/sys/class/net/{bridge}/brif")
-    batch([f"link del {name}" for name in [*ports, bridge]])
+    host = bridge_name(lab)
+    if link_exists(host):
+        batch([f"link del {host}"])
+    remove_netns(switch_name(lab))
 
 
 def make_pin_directory(directory: str) -> None:

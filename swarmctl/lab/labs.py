@@ -37,6 +37,7 @@ from swarmctl.lab.plan import (
     nodes_of_netns,
     parse_subnet,
     plan_lab,
+    switch_name,
 )
 from swarmctl.lab.record import LabRecord
 
@@ -63,7 +64,7 @@ class NodeRow(msgspec.Struct, frozen=True):
 def reserve(
     root: str, name: str, *, managers: int, workers: int, subnet: str = "", store: str = ""
 ) -> LabRecord:
-    """Plan a lab, write its record and make its bridge. The caller holds the lab's lock.
+    """Plan a lab, write its record and make its switch. The caller holds the lab's lock.
 
     Raises: AlreadyExists while anything of a lab of that name is on the machine.
     """
@@ -89,7 +90,7 @@ def reserve(
         os.makedirs(plan.directory, mode=0o700, exist_ok=True)
         record.write(record.lab_file(plan.directory), made)
         try:
-            kernel.make_bridge(plan)
+            kernel.make_switch(plan)
         except BaseException:
             take_down(root, name)
             raise
@@ -129,7 +130,7 @@ def take_down(root: str, name: str) -> bool:
         veth = f"s{name_hash(name)}{node}"
         paths = node_paths(directory, name, node)
         _collect(errors, partial(nodes.switch_off, name, node, veth=veth, paths=paths))
-    _collect(errors, lambda: kernel.remove_bridge(bridge_name(name)))
+    _collect(errors, lambda: kernel.remove_switch(name))
     _collect(errors, lambda: cgroups.remove(lab_cgroup(name)))
     cgroups.remove_if_empty(f"/{CGROUP_ROOT}")
     _collect(errors, lambda: kernel.unmount_below(directory))
@@ -172,6 +173,7 @@ def _remains(root: str, name: str) -> bool:
     return bool(
         os.path.exists(f"{root}/{name}")
         or kernel.link_exists(bridge_name(name))
+        or switch_name(name) in kernel.netns_names()
         or nodes_of_netns(name, kernel.netns_names())
         or cgroups.exists(lab_cgroup(name))
     )

@@ -157,7 +157,7 @@ def switch_off(lab: str, node: str, *, veth: str, paths: NodePaths) -> int:
         inside = processes.in_namespaces(spaces) if spaces else set()
         return processes.read_all(in_daemons | in_containers | inside).values()
 
-    kernel.remove_cable(veth)
+    kernel.remove_cable(lab, veth)
     killed = processes.kill_all(find, what=f"node {node}")
     kernel.remove_mount_namespace(paths)
     kernel.remove_netns(netns_name(lab, node))

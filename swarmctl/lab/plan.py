@@ -41,7 +41,7 @@ _POOL = ipaddress.IPv4Network("10.89.0.0/16")
 
 
 class NodePlan(msgspec.Struct, frozen=True):
-    """One node of a lab. `address` is its own on the lab's bridge; `veth` the host's end."""
+    """One node of a lab. `address` is its own in the subnet, `veth` its port of the switch."""
 
     name: str
     role: Role
@@ -50,7 +50,9 @@ class NodePlan(msgspec.Struct, frozen=True):
 
 
 class LabPlan(msgspec.Struct, frozen=True):
-    """A lab: a bridge with the host at `gateway`, and its nodes, managers first.
+    """A lab: a switch with the host at `gateway`, and its nodes, managers first.
+
+    bridge: the host's interface to the switch.
 
     store: URL of the etcd that keeps the managers' state; empty: they do. stores: those etcds that
     are the lab's own.
@@ -214,8 +216,13 @@ def name_hash(lab: str) -> str:
 
 
 def bridge_name(lab: str) -> str:
-    """The lab's bridge on the host, 12 characters."""
+    """The host's interface to the lab's switch, 12 characters."""
     return f"slab{name_hash(lab)}"
+
+
+def switch_name(lab: str) -> str:
+    """The switch's network namespace, below /run/netns; no node is called so."""
+    return f"shoal-{lab}-switch"
 
 
 def netns_name(lab: str, node: str) -> str:

@@ -183,7 +183,7 @@ def start(
     from swarmctl.lab import cluster  # here: see `_raise_lab`
 
     with node_of(root, name, node) as (lab, known):
-        kernel.make_bridge(lab)
+        kernel.make_switch(lab)
         kernel.make_pin_directory(f"{lab.directory}/ns")
         nodes.prepare(lab, known)
         nodes.launch(lab, known, [*command(lab, known), *extra])

@@ -12,7 +12,14 @@ import pytest
 
 from shoal.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from swarmctl.lab import cgroups, kernel, labs, nodes, record
-from swarmctl.lab.plan import bridge_name, lab_cgroup, netns_name, node_cgroup, nodes_of_netns
+from swarmctl.lab.plan import (
+    bridge_name,
+    lab_cgroup,
+    netns_name,
+    node_cgroup,
+    nodes_of_netns,
+    switch_name,
+)
 from tests.integration.lab.conftest import eventually
 
 pytestmark = pytest.mark.root
@@ -248,7 +255,8 @@ def test_labs_side_by_side_get_their_own_subnets(plan, root):
 
 def left_of(root: str, name: str) -> list[str]:
     found = [f"netns of {node}" for node in nodes_of_netns(name, kernel.netns_names())]
-    found += ["bridge"] if kernel.link_exists(bridge_name(name)) else []
+    found += ["interface"] if kernel.link_exists(bridge_name(name)) else []
+    found += ["switch"] if switch_name(name) in kernel.netns_names() else []
     found += ["cgroup"] if cgroups.exists(lab_cgroup(name)) else []
     found += kernel.mounts_below(f"{root}/{name}")
     found += [f"{root}/{name}"] if os.path.exists(f"{root}/{name}") else []
