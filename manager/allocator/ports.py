@@ -2,7 +2,8 @@
 
 An ingress port is refused when another service has it, in ingress mode or, because the mesh
 answers on every node, in host mode. Ports that are not asked for by number come from 30000-32767,
-the lowest free one; a service keeps it as long as the port stays in its spec.
+the lowest free one; a service keeps it as long as its spec publishes that target port, with
+whatever options.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class PortOwners:
             if port.published_port:
                 self._check(service, port)
         # Ports that are kept come before new ones, which take the lowest that is left then.
-        for choose in (self._kept, self._lowest):
+        for choose in (self._kept, self._kept_otherwise, self._lowest):
             for place, port in enumerate(wishes):
                 if numbers[place] or port.publish_mode is PublishMode.HOST:
                     continue  # in host mode the node chooses
@@ -100,15 +101,18 @@ class PortOwners:
 
     def _kept(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
         """The dynamic number that the service has for this port; 0 where there is none."""
-        for held in (service.endpoint or Endpoint()).ports:
-            number = held.published_port
-            if (
-                number in DYNAMIC_PORTS
-                and held.replaced(published_port=0) == port
-                and self._is_free(service, (port.protocol, number), taken)
-            ):
-                return number
-        return 0
+        alike = (held for held in _held(service) if held.replaced(published_port=0) == port)
+        return self._first_free(service, alike, taken)
+
+    def _kept_otherwise(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
+        """The one it has for the same target with other options."""
+        alike = (held for held in _held(service) if _target(held) == _target(port))
+        return self._first_free(service, alike, taken)
+
+    def _first_free(self, service: Service, held: Iterator[PortConfig], taken: set[PortKey]) -> int:
+        numbers = (port for port in held if port.published_port in DYNAMIC_PORTS)
+        free = (port for port in numbers if self._is_free(service, _key(port), taken))
+        return next((port.published_port for port in free), 0)
 
     def _lowest(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
         """The lowest free dynamic number. Raises: ResourceExhausted."""
@@ -167,6 +171,14 @@ def held_ports(service: Service) -> Iterator[PortConfig]:
 
 def _key(port: PortConfig) -> PortKey:
     return (port.protocol, port.published_port)
+
+
+def _held(service: Service) -> tuple[PortConfig, ...]:
+    return service.endpoint.ports if service.endpoint is not None else ()
+
+
+def _target(port: PortConfig) -> tuple[object, ...]:
+    return port.protocol, port.target_port, port.publish_mode
 
 
 def _seniority(service: Service) -> tuple[int, str]:

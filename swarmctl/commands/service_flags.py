@@ -29,7 +29,7 @@ from swarmctl.complete import complete_networks
 from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.mounts import parse_mount
 from swarmctl.parsing.networks import parse_network
-from swarmctl.parsing.ports import parse_publish, parse_target
+from swarmctl.parsing.ports import parse_publish, parse_targets
 from swarmctl.parsing.units import parse_bytes, parse_count, parse_cpus, parse_duration
 from swarmctl.parsing.values import (
     parse_command,
@@ -163,7 +163,7 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
     (
         "publish",
         Parsed("port", parse_publish),
-        Parsed("port", parse_target),
+        Parsed("port", parse_targets),
         "published port (rm: target port)",
         "-p",
     ),

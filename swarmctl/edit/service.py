@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.errors import InvalidArgument
-from shoal.model.enums import DisconnectAction, PortProtocol
+from shoal.model.enums import DisconnectAction
 from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSpec
 from shoal.model.types import (
     DisconnectPolicy,
@@ -20,6 +20,7 @@ from shoal.model.types import (
 )
 from swarmctl.edit.container import edit_container
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
+from swarmctl.parsing.ports import target_of
 
 LOG_DRIVER = "json-file"
 
@@ -156,15 +157,17 @@ def _edit_log_driver(driver: Driver | None, flags: Flags) -> Driver | None:
 
 
 def _edit_endpoint(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:
-    gone = set(flags.get("publish_rm", ()))
-    kept = [port for port in endpoint.ports if _target(port) not in gone]
+    """An added port that is there already with other options takes its place."""
+    gone = {target for targets in flags.get("publish_rm", ()) for target in targets}
+    kept = [port for port in endpoint.ports if target_of(port) not in gone]
     added = [port for ports in flags.get("publish_add", ()) for port in ports]
+    ports = {_published(port): port for port in [*kept, *added]}
     mode = flags.get("endpoint_mode", endpoint.mode)
-    return endpoint.replaced(ports=tuple(dict.fromkeys([*kept, *added])), mode=mode)
+    return endpoint.replaced(ports=tuple(ports.values()), mode=mode)
 
 
-def _target(port: PortConfig) -> tuple[int, PortProtocol]:
-    return port.target_port, port.protocol
+def _published(port: PortConfig) -> tuple[object, ...]:
+    return port.published_port, *target_of(port)
 
 
 def _network(network: NetworkAttachmentConfig) -> str:

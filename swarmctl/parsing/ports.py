@@ -13,6 +13,8 @@ from swarmctl.parsing.fields import required, split_fields
 
 PORT_MAX = 65_535
 
+Target = tuple[int, PortProtocol, PublishMode]
+
 _PROTOCOLS = {"tcp": PortProtocol.TCP, "udp": PortProtocol.UDP}
 _MODES = {"ingress": PublishMode.INGRESS, "host": PublishMode.HOST}
 
@@ -31,10 +33,14 @@ def format_port(port: PortConfig) -> str:
     )
 
 
-def parse_target(text: str) -> tuple[int, PortProtocol]:
-    """What `--publish-rm` takes: the target port, alone or within a `--publish` value."""
-    port = parse_publish(text)[0]
-    return port.target_port, port.protocol
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """What `--publish-rm` takes: target ports, alone or within a `--publish` value."""
+    return tuple(dict.fromkeys(target_of(port) for port in parse_publish(text)))
+
+
+def target_of(port: PortConfig) -> Target:
+    """What a port is removed by; as in docker the mode belongs to it."""
+    return port.target_port, port.protocol, port.publish_mode
 
 
 def _parse_short(text: str) -> tuple[PortConfig, ...]:
@@ -54,8 +60,8 @@ def _parse_short(text: str) -> tuple[PortConfig, ...]:
         return tuple(PortConfig(protocol=protocol, target_port=target) for target in targets)
     if len(targets) not in (1, len(published)):
         raise InvalidArgument(
-            f"{text!r}: {len(published)} published ports do not match "
-            f"{len(targets)} target ports: make the ranges equally long"
+            f"invalid ranges specified for container and host Ports: {right} and {left}: "
+            "make them equally long, or give one target port"
         )
     return tuple(
         PortConfig(
@@ -73,9 +79,9 @@ def _parse_long(text: str) -> PortConfig:
         word = required(value, key=key)
         match key:
             case "target":
-                port = port.replaced(target_port=_number(word, text, least=1))
+                port = port.replaced(target_port=_single(word, key, least=1))
             case "published":
-                port = port.replaced(published_port=_number(word, text, least=0))
+                port = port.replaced(published_port=_single(word, key, least=0))
             case "protocol":
                 port = port.replaced(protocol=_protocol(word))
             case "mode":
@@ -99,6 +105,16 @@ def _range(text: str, whole: str) -> range:
     if end < start:
         raise InvalidArgument(f"{whole!r}: the range {text} ends before it starts")
     return range(start, end + 1)
+
+
+def _single(word: str, key: str, *, least: int) -> int:
+    """A port of the long form, which as in docker has no ranges."""
+    if word.isascii() and word.isdigit():
+        return _number(word, f"{key}={word}", least=least)
+    raise InvalidArgument(
+        f"invalid {key} port ({word}): value must be an integer: "
+        "for a range use the short form, as in 8080-8085:80-85"
+    )
 
 
 def _number(text: str, whole: str, *, least: int) -> int:

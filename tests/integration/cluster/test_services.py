@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shoal.model.defaults import DYNAMIC_PORTS
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -85,6 +86,24 @@ def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
     lab.swarmctl("service", "update", "--publish-rm", "80", "--publish-add", "8090:80", service)
     for node in lab.addresses:
         assert len({lab.ask(node, 8090)[0] for _ in range(60)}) == 3
+
+
+def test_ranges_and_ports_the_cluster_chooses(lab: Lab, service: str) -> None:
+    ports = ("--publish", "8100-8101:80", "--publish", "80")
+    lab.swarmctl("service", "create", "--name", service, *ports, "web:1")
+    form = "{{range .Endpoint.Ports}}{{.PublishedPort}} {{end}}"
+    *asked, chosen = map(int, lab.swarmctl("service", "inspect", "-f", form, service).split())
+    assert asked == [8100, 8101]
+    assert chosen in DYNAMIC_PORTS
+    shown = lab.swarmctl("service", "ls", "--filter", f"name={service}", "--format", "{{.Ports}}")
+    assert set(shown.strip().split(", ")) == {f"*:{n}->80/tcp" for n in (8100, 8101, chosen)}
+    for port in (8100, 8101, chosen):
+        assert lab.ask("w1", port)[1] == lab.own_address("w1")
+    done = lab.run("service", "create", "--publish", f"{chosen}:80", "web:1", check=False)
+    assert f"port {chosen}/tcp is already in use by service {service}" in done.stderr
+    lab.swarmctl("service", "update", "--publish-add", "target=80,sticky=true", service)
+    kept = lab.swarmctl("service", "inspect", "-f", form, service).split()
+    assert kept == ["8100", "8101", str(chosen)]
 
 
 def test_scaling_up_and_down(lab: Lab, service: str) -> None:

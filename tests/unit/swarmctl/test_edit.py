@@ -17,7 +17,7 @@ from shoal.model.enums import (
     UpdateOrder,
 )
 from shoal.model.specs import GlobalMode, ServiceSpec
-from shoal.model.types import DisconnectPolicy, Driver
+from shoal.model.types import DisconnectPolicy, Driver, PortConfig
 from swarmctl.commands.service_write import create_service, flags_of, update_service
 from swarmctl.edit.container import edit_capabilities
 from swarmctl.edit.lists import merged
@@ -148,6 +148,14 @@ def test_every_flag_of_create_has_its_like_in_update():
         (["--publish-rm", "80"], "endpoint.ports", ()),
         (["--publish-rm", "8080:80", "--publish-add", "81"], "endpoint.ports.0.target_port", 81),
         (["--publish-rm", "80/udp"], "endpoint.ports.0.target_port", 80),
+        (["--publish-rm", "target=80,mode=host"], "endpoint.ports.0.target_port", 80),
+        (["--publish-rm", "8000-8009:78-87"], "endpoint.ports", ()),
+        (
+            ["--publish-add", "published=8080,target=80,sticky=true"],
+            "endpoint.ports",
+            (PortConfig(published_port=8080, target_port=80, sticky=True),),
+        ),
+        (["--publish-add", "8081-8083:81-83"], "endpoint.ports.3.published_port", 8083),
         (["--mount-rm", "/t"], "task.runtime.mounts", ()),
         (
             ["--mount-add", "type=tmpfs,target=/t,tmpfs-size=1m"],

@@ -18,7 +18,7 @@ from shoal.model.types import Driver, GenericResource, Mount, PortConfig, Ulimit
 from swarmctl.parsing import values
 from swarmctl.parsing.fields import split_fields
 from swarmctl.parsing.mounts import parse_mount
-from swarmctl.parsing.ports import format_port, parse_publish, parse_target
+from swarmctl.parsing.ports import format_port, parse_publish, parse_targets
 
 PORTS = st.builds(
     PortConfig,
@@ -100,7 +100,14 @@ def test_ports(text, expected):
         ("[::1]:80:80", "every address"),
         ("80/sctp", "tcp or udp"),
         ("81-80", "ends before"),
-        ("1-2:3-5", "equally long"),
+        (
+            "1-2:3-5",
+            "^invalid ranges specified for container and host Ports: 3-5 and 1-2: .* equally long",
+        ),
+        ("1:3-5", "^invalid ranges specified for container and host Ports: 3-5 and 1:"),
+        ("published=8080-8085,target=80", r"^invalid published port \(8080-8085\): .* integer"),
+        ("published=8080,target=80-85", r"^invalid target port \(80-85\): .* short form"),
+        ("published=70000,target=80", "not a port from 0 to 65535"),
         ("published=80", "target is missing"),
         ("target=80,mode=vip", "ingress or host"),
         ("target=80,sticky=maybe", "sticky is true or false"),
@@ -114,8 +121,14 @@ def test_no_ports(text, why):
 
 
 def test_what_publish_rm_takes():
-    assert parse_target("80") == (80, PortProtocol.TCP)
-    assert parse_target("8080:80/udp") == (80, PortProtocol.UDP)
+    def rm(text):
+        return [(target, kind.name, mode.name) for target, kind, mode in parse_targets(text)]
+
+    assert rm("80") == [(80, "TCP", "INGRESS")]
+    assert rm("8080:80/udp") == [(80, "UDP", "INGRESS")]
+    assert rm("8080-8082:80") == [(80, "TCP", "INGRESS")]
+    assert rm("8080-8081:80-81") == [(80, "TCP", "INGRESS"), (81, "TCP", "INGRESS")]
+    assert rm("target=80,mode=host") == [(80, "TCP", "HOST")]
 
 
 @pytest.mark.parametrize(

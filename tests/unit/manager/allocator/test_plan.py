@@ -63,6 +63,28 @@ def test_a_dynamic_port_stays_across_updates() -> None:
     assert _ports(cell) == [first + 1, first + 2, first]
 
 
+def test_a_dynamic_port_stays_when_its_options_change() -> None:
+    first = DYNAMIC_PORTS.start
+    cell = Cell([a_service(ports=(a_port(80), a_port(80).replaced(sticky=True), a_port(81)))])
+    _settle(cell)
+    assert _ports(cell) == [first, first + 1, first + 2]
+
+    _change_ports(cell, a_port(81).replaced(sticky=True), a_port(80).replaced(sticky=True))
+    assert _ports(cell) == [first + 2, first + 1]
+
+
+def test_a_dynamic_port_gives_way_to_one_asked_for_by_number() -> None:
+    first = DYNAMIC_PORTS.start
+    cell = Cell([a_service(ports=(a_port(80),))])
+    _settle(cell)
+    assert _ports(cell) == [first]
+
+    _change_ports(cell, a_port(80), a_port(81, first))
+    assert _ports(cell) == [first + 1, first]
+    with pytest.raises(InvalidArgument, match=f"port {first}/tcp is already in use by service web"):
+        check_ports(cell.tables, a_service("api", ports=(a_port(80, first),)).spec)
+
+
 def test_a_port_that_is_taken_keeps_the_task_new_and_says_why() -> None:
     cell = Cell([a_service("web", ports=(a_port(80, 8080),))])
     _settle(cell)
