@@ -19,6 +19,7 @@ from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
 from worker.network import netns
 from worker.network.api import NetworkSettings
 from worker.network.conntrack import Match
+from worker.network.keys import PrivateKeys
 from worker.network.netlink import Message, NetlinkError
 from worker.network.overlay import plan
 from worker.network.overlay.api import OverlayNetwork, OverlayState, TaskPlace
@@ -87,10 +88,11 @@ class OverlayKernel:
         """
         wanted = plan.plans(state, self._current(state), self._own_address)
         before, self._refused = self._plans, {}
+        unsealed = self._prepare_encryption(state)
         for network_id, one in list(wanted.items()):
             with self._fresh_on_error(network_id):
                 try:
-                    plan.check_network(one.network)
+                    plan.check_network(one.network, unsealed)
                 except InvalidArgument as error:
                     self._refused[network_id] = error.message
                     del wanted[network_id]
@@ -104,7 +106,33 @@ class OverlayKernel:
                 self._spaces.drop_remotes(network_id, one.remotes)
         self._forget(before)
         self._drop_unused()
+        self._finish_encryption()
         return self._refused
+
+    # Encryption -------------------------------------------------------------------------------
+
+    def use_keys(self, keys: PrivateKeys) -> None:
+        """Keys of encrypted networks from now on. Raises: FailedPrecondition, NetlinkError."""
+        self._spaces.encryption.use_keys(keys)
+
+    def settle(self) -> bool:
+        """Speak to peers by newer keys where they have them. Result: whether all do."""
+        self._spaces.encryption.settle()
+        return self._spaces.encryption.settled
+
+    def _prepare_encryption(self, state: OverlayState) -> str:
+        mtus = [self._spaces.mtu(one) for one in state.networks if one.encrypted]
+        try:
+            return self._spaces.encryption.prepare(state, mtus)
+        except OSError:
+            self._spaces.encryption.forget()
+            raise
+
+    def _finish_encryption(self) -> None:
+        """A network that the managers tell nothing of may be an encrypted one with tasks on it."""
+        ids = self._spaces.ids()
+        is_used = any(one not in self._plans or self._plans[one].network.encrypted for one in ids)
+        self._spaces.encryption.finish(is_used=is_used)
 
     def networks(self) -> Mapping[str, OverlayNetwork]:
         """Those that are in force, by id."""
@@ -154,7 +182,10 @@ class OverlayKernel:
         """Let go of a task whose namespace is about to be dropped. Idempotent."""
         self._tasks.release(task_id)
         self._tables.pop(task_id, None)
-        if self._places.pop(task_id, None) is not None:
+        place = self._places.pop(task_id, None)
+        if place is not None:
+            for link in place.links:
+                self._spaces.unplug(task_id, link)
             self._drop_unused()
 
     def redirect_names(self, task_id: str, ports: tuple[int, int]) -> None:

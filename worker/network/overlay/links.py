@@ -99,6 +99,12 @@ def put_port_entry(index: int, mac: bytes) -> Message:
     return Message(_NEWNEIGH, _REPLACE, head + attr(_NDA_LLADDR, mac))
 
 
+def delete_port_entry(index: int, mac: bytes) -> Message:
+    """No frames for `mac` leave the bridge through this port any more."""
+    head = _NDMSG.pack(socket.AF_BRIDGE, index, 0, _NTF_MASTER, 0)
+    return Message(_DELNEIGH, 0, head + attr(_NDA_LLADDR, mac))
+
+
 def put_neighbour(index: int, address: str, mac: bytes) -> Message:
     """A permanent neighbour of either family."""
     packed = ipaddress.ip_address(address)

@@ -22,10 +22,13 @@ from worker.network.local.links import add_port
 from worker.network.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
 from worker.network.overlay import links
 from worker.network.overlay.api import OverlayLink, OverlayNetwork
+from worker.network.overlay.encryption import Encryption, mtu_within
 from worker.network.overlay.plan import Remotes, hardware_address, version_of
 
 BRIDGE: Final = "br0"
 VXLAN: Final = "vx0"
+SEALED_VXLAN: Final = "vs0"
+"""Of an encrypted network, whose namespace is never taken over for one in the clear."""
 MESSAGES_MAX: Final = 256
 """Messages sent in one call."""
 _ABSENT = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
@@ -61,6 +64,7 @@ class NetworkSpaces:
         self._directory = Path(settings.run_dir) / "overlay" / "netns"
         self._route = NetlinkSocket(NETLINK_ROUTE)
         self._spaces: dict[str, _Space] = {}
+        self.encryption = Encryption(settings, self._route)
 
     def open(self) -> None:
         """Raises: Unimplemented naming what the kernel lacks."""
@@ -71,6 +75,7 @@ class NetworkSpaces:
                 "overlay networks: this kernel has no network devices of type "
                 f"{', '.join(missing)}; load the modules or use a kernel that has them"
             )
+        self.encryption.open()
 
     def close(self, *, remove: bool) -> None:
         """Let go; with `remove`, drop every network."""
@@ -81,6 +86,7 @@ class NetworkSpaces:
         for space in self._spaces.values():
             space.netlink.close()
         self._spaces.clear()
+        self.encryption.close(remove=remove)
         self._route.close()
 
     def ids(self) -> list[str]:
@@ -91,7 +97,9 @@ class NetworkSpaces:
 
     def mtu(self, network: OverlayNetwork) -> int:
         """Bytes of a packet inside the network."""
-        return network.mtu or self._settings.mtu
+        if network.mtu:
+            return network.mtu
+        return mtu_within(self._settings) if network.encrypted else self._settings.mtu
 
     def ensure(self, network: OverlayNetwork) -> None:
         """Make the network's namespace, or take it over. Raises: NetlinkError, InvalidArgument."""
@@ -120,9 +128,10 @@ class NetworkSpaces:
         path = self._path(network_id)
         if netns.is_mounted(path):
             with netns.entered(path), NetlinkSocket(NETLINK_ROUTE) as inside:
-                link = route.link_of(inside, VXLAN)
-                if link is not None:
-                    inside.transact([route.delete_link(link.index)])
+                for name in (VXLAN, SEALED_VXLAN):
+                    link = route.link_of(inside, name)
+                    if link is not None:
+                        inside.transact([route.delete_link(link.index)])
         netns.drop(path)
         self.forget(network_id)
 
@@ -206,18 +215,30 @@ class NetworkSpaces:
                 [links.set_port(found.index, floods=False), links.put_port_entry(found.index, mac)]
             )
 
+    def unplug(self, task_id: str, link: OverlayLink) -> None:
+        """Send a task no more frames: its address may be elsewhere before its namespace ends.
+
+        The interface goes with that namespace, which the kernel ends when it has time. Idempotent.
+        """
+        space = self._spaces.get(link.network_id)
+        port = None if space is None else route.link_of(space.netlink, port_name(task_id))
+        if space is not None and port is not None:
+            mac = hardware_address(link.addresses)
+            space.send([links.delete_port_entry(port.index, mac)], absent_ok=True)
+
     def _made(self, path: Path, network: OverlayNetwork, wanted: route.Vxlan) -> _Space:
         with netns.fresh(path) as inside_fd, contextlib.ExitStack() as undo:
             sysctl.try_write("ipv6/conf/default/disable_ipv6", "1")
             netlink = undo.enter_context(NetlinkSocket(NETLINK_ROUTE))
-            # Made through the socket of the node's namespace: there its packets come and go.
-            self._route.transact([links.add_vxlan(wanted, inside_fd)])
+            # Made through the socket of another namespace: there its packets come and go.
+            outside = self.encryption.netlink if network.encrypted else self._route
+            outside.transact([links.add_vxlan(wanted, inside_fd)])
             netlink.transact([links.add_bridge(BRIDGE, wanted.mtu)])
-            bridge, vxlan = socket.if_nametoindex(BRIDGE), socket.if_nametoindex(VXLAN)
+            bridge, vxlan = socket.if_nametoindex(BRIDGE), socket.if_nametoindex(wanted.name)
             if any(version_of(subnet) == 6 for subnet in network.subnets):
                 # It answers neighbour solicitations only with IPv6 of its own.
-                sysctl.write(f"ipv6/conf/{VXLAN}/accept_dad", "0")
-                sysctl.write(f"ipv6/conf/{VXLAN}/disable_ipv6", "0")
+                sysctl.write(f"ipv6/conf/{wanted.name}/accept_dad", "0")
+                sysctl.write(f"ipv6/conf/{wanted.name}/disable_ipv6", "0")
             netlink.transact([links.join(vxlan, bridge), links.set_port(vxlan, floods=True)])
             space = _Space(netlink, bridge, vxlan)
             undo.pop_all()
@@ -226,7 +247,7 @@ class NetworkSpaces:
     def _device(self, network: OverlayNetwork) -> route.Vxlan:
         settings = self._settings
         underlay = 0
-        if settings.underlay_interface is not None:
+        if settings.underlay_interface is not None and not network.encrypted:
             link = route.link_of(self._route, settings.underlay_interface)
             if link is None:
                 raise InvalidArgument(
@@ -234,7 +255,7 @@ class NetworkSpaces:
                 )
             underlay = link.index
         return route.Vxlan(
-            name=VXLAN,
+            name=SEALED_VXLAN if network.encrypted else VXLAN,
             vni=network.vni,
             local=settings.underlay_address,
             port=settings.data_path_port,
@@ -254,7 +275,7 @@ def port_name(task_id: str) -> str:
 
 def _taken_over(netlink: NetlinkSocket, wanted: route.Vxlan) -> _Space | None:
     """The namespace as it is; None when it is not as it should be."""
-    bridge, vxlan = route.link_of(netlink, BRIDGE), route.link_of(netlink, VXLAN)
+    bridge, vxlan = route.link_of(netlink, BRIDGE), route.link_of(netlink, wanted.name)
     if bridge is None or vxlan is None or vxlan.kind != "vxlan":
         return None
     found = (vxlan.vxlan_id, vxlan.vxlan_port, vxlan.vxlan_local, vxlan.vxlan_link, vxlan.mtu)
