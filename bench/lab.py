@@ -151,12 +151,15 @@ async def lab(*, managers: int = 1, workers: int = 0) -> AsyncIterator[Lab]:
 
 
 def service_spec(name: str, replicas: int, port: int = 0) -> ServiceSpec:
-    """Sleeping containers which end at once when told to, so that cleaning up is quick."""
+    """Sleeping containers which end at once when told to, so that cleaning up is quick.
+
+    Nothing listens on their port, and Swarm does not wait for it either.
+    """
     container = ContainerSpec(image=IMAGE, args=SLEEP, stop_signal="SIGKILL")
     ports = (PortConfig(target_port=80, published_port=port),) if port else ()
     return ServiceSpec(
         annotations=Annotations(name=name),
-        task=TaskSpec(runtime=container),
+        task=TaskSpec(runtime=container, listen_timeout_ns=0),
         mode=ReplicatedMode(replicas=replicas),
         endpoint=EndpointSpec(ports=ports),
     )

@@ -62,7 +62,7 @@ def a_task(
     container = ContainerSpec(image=image, command=("/bin/sh", "-c", script), **spec)
     return Task(
         id=task_id(number),
-        spec=TaskSpec(runtime=container),
+        spec=TaskSpec(runtime=container, listen_timeout_ns=0),
         service_id="service1",
         service_annotations=Annotations(name="front"),
         slot=number,
