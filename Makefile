@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell expr $$(nproc) + 1)
 BY_FILE := --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-powercut test-vm test-zero-loss bench bench-peers clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-names test-powercut test-vm test-zero-loss bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -57,6 +57,9 @@ test: setup ## All tests (root: without it those that need a kernel are skipped)
 
 test-linearizability: setup ## Clients against managers in trouble, checked for linearizability; ARGS=... (root)
 	@$(PYTHON) -m tests.linearizability --managers 1 --seconds 60 $(ARGS) && $(PYTHON) -m tests.linearizability --managers 3 --seconds 60 --runs 5 $(ARGS)
+
+test-names: setup ## Names asked for in every task while services and nodes change; ARGS=... (root)
+	@$(PYTHON) -m tests.names $(ARGS)
 
 test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS=... (root)
 	@$(PYTHON) -m tests.powercut --managers 1 --cuts 20 $(ARGS) && $(PYTHON) -m tests.powercut --managers 3 --cuts 20 $(ARGS)

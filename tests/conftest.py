@@ -21,6 +21,7 @@ LONGEST_FIRST = (
     "tests/linearizability/test_managers.py",
     "tests/powercut/test_powercut.py",
     "tests/zeroloss/test_zeroloss.py",
+    "tests/names/test_names.py",
     "tests/integration/cluster/test_detection.py",
     "tests/integration/swarmd/test_processes.py",
     "tests/integration/cluster/test_etcd.py",
