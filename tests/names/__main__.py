@@ -1,0 +1,65 @@
+"""`python -m tests.names`: names are asked for in every task while services and nodes change; root.
+
+The last line says how many answers were judged, and how many were wrong. Exit code 0: none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.names.run import Outcome, Size, a_run
+
+WRONG_SHOWN = 20
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    size = _size()
+    with tempfile.TemporaryDirectory(prefix="names-") as scratch, a_run(Path(scratch), size) as run:
+        outcome = run.go()
+    _show(outcome)
+    print(f"answers {outcome.judged}, wrong {len(outcome.wrong)}", flush=True)
+    return 1 if outcome.wrong else 0
+
+
+def _size() -> Size:
+    default = Size()
+    parser = argparse.ArgumentParser(prog="python -m tests.names", description=__doc__)
+    parser.add_argument("--managers", type=int, default=default.managers)
+    parser.add_argument("--workers", type=int, default=default.workers, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=default.rounds)
+    parser.add_argument("--pause", type=float, default=default.pause_s, help="of an asker, seconds")
+    parser.add_argument("--no-kill", dest="kill", action="store_false", help="no power cuts")
+    chosen = parser.parse_args()
+    return Size(
+        managers=chosen.managers,
+        workers=chosen.workers,
+        rounds=chosen.rounds,
+        pause_s=chosen.pause,
+        kill=chosen.kill,
+    )
+
+
+def _show(outcome: Outcome) -> None:
+    for one in outcome.wrong[:WRONG_SHOWN]:
+        answer = one.answer
+        print(
+            f"wrong: {one.why}: {answer.question.name} ({answer.question.kind.name.lower()}),"
+            f" asked by {answer.asker.service} {answer.asker.task_id} on {answer.asker.node_id},"
+            f" {answer.asked_s:.3f} to {answer.heard_s:.3f}: {answer.code} {sorted(answer.values)}"
+        )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in outcome.by_kind.items())
+    print(
+        f"asked {outcome.asked} ({kinds}) in {outcome.seconds:.1f} s, unanswered"
+        f" {outcome.unanswered}, slowest {outcome.slowest_s:.2f} s,"
+        f" {outcome.changes} changes, {outcome.tasks} tasks were ready",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
