@@ -20,7 +20,7 @@ from shoal.wire.objects import from_pb
 from shoal.wire.uploads import GO_ON
 from swarmd.core import InitWish
 from swarmd.doctor import look
-from swarmd.doctor.core import Facts, findings
+from swarmd.doctor.examine import examine
 from swarmd.host import read_host
 from swarmd.membership import JoinWish, MembershipChanges, RestoreWish
 from swarmd.node import LocalNode
@@ -83,21 +83,12 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
         if len(request.peers) > look.PEERS_MAX:
             raise InvalidArgument(f"peers: {len(request.peers)}, at most {look.PEERS_MAX}")
         peers = [_peer(one) for one in request.peers]
-        config = self._node.membership.config
-        address = "" if config is None else config.data_path_address
-        underlay, underlay_mtu = look.device_with(address)
-        tunnel_mtu = look.tunnel_mtu()
-        facts = Facts(
-            joined=config is not None,
+        membership = self._node.membership
+        found = await examine(
+            membership.config,
+            is_manager=membership.is_manager,
             not_ready=await self._status.reasons(),
-            has_nft=look.has_nft(),
-            settings=look.settings(),
-            vxlan_mtu=tunnel_mtu,
-            data_path_address=address,
-            underlay=underlay,
-            underlay_mtu=underlay_mtu,
-            clock_synchronized=look.clock_is_synchronized(),
-            peers=await look.reach(peers, tunnel_mtu),
+            peers=peers,
         )
         return node_pb2.DiagnoseResponse(
             findings=[
@@ -107,7 +98,7 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
                     what=one.what,
                     remedy=one.remedy,
                 )
-                for one in findings(facts)
+                for one in found
             ]
         )
 

@@ -21,9 +21,12 @@ from pathlib import Path
 import msgspec
 
 from swarmd.doctor.core import Reach
+from worker.network.fabric import VXLAN_DEVICE
+from worker.network.netlink import NETLINK_ROUTE, NetlinkSocket
+from worker.network.route import link_of
 
 PEERS_MAX = 1024
-_TUNNEL = "vxi"
+TUNNEL = VXLAN_DEVICE
 _SETTINGS = (
     "ipv4/ip_forward", "ipv4/conf/vxi/rp_filter", "ipv4/conf/vxi/route_localnet",
     "netfilter/nf_conntrack_max", "netfilter/nf_conntrack_count",
@@ -48,6 +51,13 @@ class Peer(msgspec.Struct, frozen=True):
     gateway: str
 
 
+class Tunnel(msgspec.Struct, frozen=True):
+    """The mesh's VXLAN. port: UDP, of this node and of the others."""
+
+    mtu: int
+    port: int
+
+
 def settings() -> dict[str, str | None]:
     """Kernel settings that the mesh depends on; None for those this kernel does not have."""
     found: dict[str, str | None] = dict.fromkeys(_SETTINGS)
@@ -62,9 +72,11 @@ def has_nft() -> bool:
     return shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
-def tunnel_mtu() -> int | None:
-    """MTU of the mesh's device; None without one."""
-    return _mtu(_TUNNEL)
+def tunnel() -> Tunnel | None:
+    """The mesh's device; None without one."""
+    with NetlinkSocket(NETLINK_ROUTE) as netlink:
+        link = link_of(netlink, TUNNEL)
+    return None if link is None else Tunnel(link.mtu, link.vxlan_port)
 
 
 def device_with(address: str) -> tuple[str, int]:

@@ -1,0 +1,72 @@
+"""The whole examination of this node: looks everywhere, then says what is wrong.
+
+A look at one thing never keeps the others from being looked at; every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from shoal.settings.node import NodeConfig
+from swarmd.doctor import look
+from swarmd.doctor.core import Facts, Finding, Level, findings
+from swarmd.doctor.filters import read_filters
+from swarmd.doctor.passages import CHECK, Ways, filtered
+
+
+async def examine(
+    config: NodeConfig | None,
+    *,
+    is_manager: bool,
+    not_ready: Mapping[str, str],
+    peers: Sequence[look.Peer],
+) -> list[Finding]:
+    """config: None outside a cluster. peers: the other nodes, as far as they are known."""
+    address = "" if config is None else config.data_path_address
+    underlay, underlay_mtu = look.device_with(address)
+    tunnel = look.tunnel()
+    mesh_mtu = None if tunnel is None else tunnel.mtu
+    reached, filters = await asyncio.gather(look.reach(peers, mesh_mtu), _filters(
+        config, underlay, tunnel, peers, is_manager=is_manager
+    ))  # fmt: skip
+    facts = Facts(
+        joined=config is not None,
+        not_ready=not_ready,
+        has_nft=look.has_nft(),
+        settings=look.settings(),
+        vxlan_mtu=mesh_mtu,
+        data_path_address=address,
+        underlay=underlay,
+        underlay_mtu=underlay_mtu,
+        clock_synchronized=look.clock_is_synchronized(),
+        peers=reached,
+    )
+    return [*findings(facts), *filters]
+
+
+async def _filters(
+    config: NodeConfig | None,
+    underlay: str,
+    tunnel: look.Tunnel | None,
+    peers: Sequence[look.Peer],
+    *,
+    is_manager: bool,
+) -> list[Finding]:
+    """What the packet filters of others keep from getting through."""
+    found = await read_filters()
+    ways = Ways(
+        underlay=underlay,
+        tunnel=look.TUNNEL if tunnel is not None else "",
+        bridges=found.bridges,
+        peers=tuple(peer.address for peer in peers),
+        data_path_port=0 if tunnel is None else tunnel.port,
+        manager_port=_port(config) if is_manager else 0,
+    )
+    remedy = "look at the packet filters yourself, or install what is missing"
+    unread = [Finding(CHECK, Level.WARNING, why, remedy) for why in found.unread]
+    return [*unread, *filtered(found.tables, ways)]
+
+
+def _port(config: NodeConfig | None) -> int:
+    return 0 if config is None else int(config.listen_address.rpartition(":")[2])

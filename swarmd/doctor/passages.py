@@ -1,0 +1,148 @@
+"""Which packets must get through the packet filters of others, and what to say where they do not.
+
+Pure. Our own tables accept what is ours, but that ends only the chain it stands in: a chain of
+anybody else, at the same hook, may still drop the packet. Our tables are the only ones we write to,
+so the remedy is a command for whoever runs the machine, made for the very chain that drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from swarmd.doctor.core import Finding, Level
+from swarmd.doctor.firewall import Blocked, Packet, Table, blocks
+
+FORWARD: Final = ("prerouting", "forward", "postrouting")
+INPUT: Final = ("prerouting", "input")
+OUTPUT: Final = ("output", "postrouting")
+CHECK: Final = "firewall"
+_TASK: Final = "gt0"
+"""Stands for every task's link: they are called `gt` and a number."""
+_LINKS: Final = "gt*"
+_FIREWALLD: Final = "firewalld"
+_DOCKER: Final = "DOCKER-USER"
+
+
+class Ways(msgspec.Struct, frozen=True, kw_only=True):
+    """Between what packets go here. underlay: device to the other nodes and to clients.
+
+    tunnel: the mesh's device, "" without one; bridges: of the node's own networks; peers: addresses
+    of the other nodes; data_path_port: UDP; manager_port: TCP, 0 where no manager runs.
+    """
+
+    underlay: str
+    tunnel: str = ""
+    bridges: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    data_path_port: int = 0
+    manager_port: int = 0
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A packet that must get through."""
+
+    what: str
+    packet: dict[str, str]
+    hooks: tuple[str, ...]
+
+
+def passages(ways: Ways) -> Iterator[Passage]:
+    """Everything that must get through, the first packet of a connection and its answer."""
+    out = ways.underlay
+    if ways.tunnel:
+        yield from _through(out, _TASK, "requests to tasks", dnat=True)
+        yield from _through(out, ways.tunnel, "requests to tasks of other nodes", dnat=True)
+        yield from _through(ways.tunnel, _TASK, "requests from other nodes to tasks")
+        yield from _through(_TASK, out, "what tasks send out")
+    for bridge in ways.bridges:
+        yield from _through(out, bridge, f"requests to containers on {bridge}", dnat=True)
+        yield from _through(bridge, out, f"what containers on {bridge} send out")
+        yield from _through(bridge, bridge, f"what containers on {bridge} send to each other")
+    udp = {"l4proto": "udp", "dport": str(ways.data_path_port), "ct state": "new"}
+    for peer in ways.peers if ways.data_path_port else ():
+        what = f"the data path ({ways.data_path_port}/udp)"
+        yield Passage(what, {"iifname": out, "saddr": peer, **udp}, INPUT)
+        yield Passage(what, {"oifname": out, "daddr": peer, **udp}, OUTPUT)
+    if ways.manager_port:
+        tcp = {"l4proto": "tcp", "dport": str(ways.manager_port), "ct state": "new"}
+        what = f"calls to the manager ({ways.manager_port}/tcp)"
+        yield Passage(what, {"iifname": out, **tcp}, INPUT)
+
+
+def filtered(tables: Sequence[Table], ways: Ways) -> list[Finding]:
+    """One finding for each chain that is in the way; one that says so when none is."""
+    held: dict[Blocked, list[Passage]] = {}
+    mine = [table for table in tables if table.family != "ip6"]  # the mesh's addresses are IPv4
+    for passage in passages(ways):
+        for blocked in blocks(mine, {"nfproto": "ipv4", **passage.packet}, passage.hooks):
+            held.setdefault(blocked, []).append(passage)
+    if not held:
+        return [Finding(CHECK, Level.OK, "no packet filter is in the way")]
+    return [_finding(blocked, found, mine, ways) for blocked, found in sorted(held.items())]
+
+
+def _through(source: str, target: str, what: str, *, dnat: bool = False) -> Iterator[Passage]:
+    status = {"ct status": "dnat"} if dnat else {}
+    there = {"iifname": source, "oifname": target, "ct state": "new", **status}
+    back = {"iifname": target, "oifname": source, "ct state": "established", **status}
+    yield Passage(what, there, FORWARD)
+    yield Passage(what, back, FORWARD)
+
+
+def _finding(
+    blocked: Blocked, found: Sequence[Passage], tables: Sequence[Table], ways: Ways
+) -> Finding:
+    where = f"{blocked.tool}: chain {blocked.chain} of table {blocked.family} {blocked.table}"
+    what = ", ".join(dict.fromkeys(passage.what for passage in found))
+    forwarded = [_interface(one.packet, ways) for one in found if one.hooks == FORWARD]
+    ports = [(one.packet["l4proto"], one.packet["dport"]) for one in found if one.hooks != FORWARD]
+    remedy = _remedy(blocked, list(dict.fromkeys(forwarded)), list(dict.fromkeys(ports)), tables)
+    return Finding(CHECK, Level.PROBLEM, f"{where} drops {what}", " && ".join(remedy))
+
+
+def _interface(packet: Packet, ways: Ways) -> tuple[str, str]:
+    """Direction and name of the interface of ours that a forwarded packet goes by."""
+    for ours in ((_TASK, *ways.bridges), (ways.tunnel,)):
+        for direction in ("oifname", "iifname"):
+            if packet[direction] in ours:
+                return direction, packet[direction].replace(_TASK, _LINKS)
+    raise AssertionError(f"a passage by no interface of ours: {packet}")
+
+
+def _remedy(
+    blocked: Blocked,
+    interfaces: Sequence[tuple[str, str]],
+    ports: Sequence[tuple[str, str]],
+    tables: Sequence[Table],
+) -> Iterator[str]:
+    """The commands, in the words of whoever made the chain."""
+    if blocked.tool == "nft" and blocked.table == _FIREWALLD:
+        yield from _firewalld([name for _, name in interfaces], ports)
+    elif blocked.tool == "nft":
+        at = f"nft insert rule {blocked.family} {blocked.table} {blocked.chain}"
+        yield from (f"{at} {direction} '\"{name}\"' accept" for direction, name in interfaces)
+        yield from (f"{at} {protocol} dport {port} accept" for protocol, port in ports)
+    else:
+        at = f"{blocked.tool} -I {_entry(blocked, tables)}"
+        for direction, name in interfaces:
+            yield f"{at} -{direction[0]} {name.replace('*', '+')} -j ACCEPT"
+        yield from (f"{at} -p {protocol} --dport {port} -j ACCEPT" for protocol, port in ports)
+
+
+def _firewalld(interfaces: Sequence[str], ports: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for name in dict.fromkeys(interfaces):
+        trusted = name.replace("*", "+")
+        yield f"firewall-cmd --permanent --zone=trusted --add-interface={trusted}"
+    yield from (f"firewall-cmd --permanent --add-port={port}/{kind}" for kind, port in ports)
+    yield "firewall-cmd --reload"
+
+
+def _entry(blocked: Blocked, tables: Sequence[Table]) -> str:
+    """Docker's chain for the rules of others stays when Docker makes its own anew."""
+    for table in tables:
+        if (table.tool, table.name) == (blocked.tool, blocked.table) and _DOCKER in table.chains:
+            return _DOCKER if blocked.hook == "forward" else blocked.chain
+    return blocked.chain
