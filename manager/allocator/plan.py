@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from manager.allocator.ingress import IngressIndexes
-from manager.allocator.networks.addresses import Addresses
+from manager.allocator.networks.addresses import Addresses, AddressWish
 from manager.allocator.networks.subnets import Subnets
 from manager.allocator.ports import PortOwners
 from manager.store.draft import Draft
@@ -131,7 +131,10 @@ class Allocation:
         wishes = task.spec.networks
         if not wishes:
             return ()
-        addresses = self._free_addresses().take([wish.target for wish in wishes])
+        places = [
+            AddressWish(wish.target, wish.addresses, task.service_id, task.slot) for wish in wishes
+        ]
+        addresses = self._free_addresses().take(places, task)
         return tuple(
             NetworkAttachment(
                 network_id=wish.target,
@@ -149,9 +152,9 @@ class Allocation:
         for one in (service.endpoint or Endpoint()).virtual_ips:
             held.setdefault(one.network_id, []).append(one)
         missing = [network_id for network_id in wanted if network_id not in held]
-        for network_id, given in zip(
-            missing, self._free_addresses().take(missing) if missing else (), strict=True
-        ):
+        places = [AddressWish(network_id) for network_id in missing]
+        taken = self._free_addresses().take(places, service) if places else ()
+        for network_id, given in zip(missing, taken, strict=True):
             held[network_id] = [VirtualIp(network_id=network_id, address=one) for one in given]
         return tuple(one for network_id in wanted for one in held[network_id])
 

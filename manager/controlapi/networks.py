@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manager.allocator.networks.subnets import Subnets
-from manager.controlapi.validate_networks import network_spec
+from manager.controlapi.validate_networks import address_in, network_spec
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.defaults import is_terminal
 from shoal.model.objects import Network
 from shoal.model.plan import Change, create, remove
 from shoal.model.specs import NetworkSpec, ServiceSpec
-from shoal.model.types import NetworkAttachmentConfig
+from shoal.model.types import Endpoint, NetworkAttachmentConfig
 
 USERS_SHOWN_MAX = 5
 NODE_NETWORKS = frozenset({"bridge", "host", "none"})
@@ -46,10 +46,11 @@ def remove_network(view: View, reference: str) -> list[Change]:
     return [remove(network)]
 
 
-def with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
+def with_network_ids(view: View, spec: ServiceSpec, *, service_id: str = "") -> ServiceSpec:
     """The spec with every network it names by its id.
 
-    Raises: NotFound; InvalidArgument for a network given twice and for those of nodes alone.
+    service_id: whose spec it is; empty: a new service's. Raises: NotFound; InvalidArgument for a
+    network given twice, for those of nodes alone, and for addresses that the service cannot have.
     """
     if not spec.task.networks:
         return spec
@@ -66,8 +67,34 @@ def with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
                 f"network: {network.spec.annotations.name} is given twice: give all its aliases"
                 " at once"
             )
+        _check_addresses(view, network, wish.addresses, service_id)
         resolved[network.id] = wish.replaced(target=network.id)
     return spec.replaced(task=spec.task.replaced(networks=tuple(resolved.values())))
+
+
+def _check_addresses(
+    view: View, network: Network, addresses: Iterable[str], service_id: str
+) -> None:
+    """Refuse addresses that are not the network's, or another service's for as long as it is."""
+    wanted = set(addresses)
+    for address in addresses:
+        address_in(address, network)
+    for service in view.services if wanted else ():
+        endpoint = service.endpoint or Endpoint()
+        held = {
+            one.address.partition("/")[0]
+            for one in endpoint.virtual_ips
+            if one.network_id == network.id
+        }
+        if service.id != service_id:
+            asking = (one for one in service.spec.task.networks if one.target == network.id)
+            held.update(address for one in asking for address in one.addresses)
+        taken = sorted(wanted & held)
+        if taken:
+            raise InvalidArgument(
+                f"network {network.spec.annotations.name}: ip: {taken[0]} belongs to service"
+                f" {service.spec.annotations.name}: choose another one"
+            )
 
 
 def _users(view: View, network_id: str) -> Iterable[str]:

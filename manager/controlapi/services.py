@@ -45,7 +45,7 @@ def update_service(view: View, reference: str, spec: ServiceSpec, *, version: in
     service = _at_version(view, reference, version)
     validate.service_spec(spec)
     validate.service_change(service.spec, spec)
-    spec = with_network_ids(view, spec)
+    spec = with_network_ids(view, spec, service_id=service.id)
     check_ports(view, spec, service_id=service.id)
     changed = service.replaced(
         spec=spec,
@@ -63,7 +63,7 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
         raise FailedPrecondition(
             f"service {service.spec.annotations.name} does not have a previous spec"
         )
-    with_network_ids(view, service.previous_spec)
+    with_network_ids(view, service.previous_spec, service_id=service.id)
     check_ports(view, service.previous_spec, service_id=service.id)
     changed = service.replaced(
         spec=service.previous_spec,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from manager.ca.cfssl import URLS_MAX
 from manager.controlapi.validate_names import object_labels, object_name
-from manager.controlapi.validate_networks import attachments
+from manager.controlapi.validate_networks import attachments, fixed_addresses
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import DisconnectAction, FailureAction, MountType, PublishMode
@@ -69,6 +69,7 @@ def service_spec(spec: ServiceSpec) -> None:
             f"replicas: {spec.mode.replicas} is more than {REPLICAS_MAX}, the most of one service"
         )
     _task(spec.task)
+    fixed_addresses(spec, replicas=spec.mode.replicas)
     _endpoint(spec)
     _wait("drain timeout", spec.drain_timeout_ns)
     _update("update", spec.update)

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from manager.allocator.networks.subnets import DRIVER, IpNetwork
 from manager.controlapi.validate_names import object_labels, object_name
 from shoal.errors import InvalidArgument, Unimplemented
-from shoal.model.specs import NetworkSpec
+from shoal.model.enums import UpdateOrder
+from shoal.model.objects import Network
+from shoal.model.specs import NetworkSpec, ServiceSpec
 from shoal.model.types import IpamConfig, NetworkAttachmentConfig
 
 ATTACHMENTS_MAX = 32
 ALIASES_MAX = 64
 RESERVED_MAX = 1_024
+FIXED_MAX = 1_024
 MTU_OPTION = "com.docker.network.driver.mtu"
 MTU_RANGE = range(576, 65_536)
 MTU_IPV6_MIN = 1_280
@@ -54,8 +57,7 @@ def attachments(wishes: Sequence[NetworkAttachmentConfig]) -> None:
     for wish in wishes:
         if not wish.target:
             raise InvalidArgument("network: must be given by name or id")
-        if wish.addresses:
-            raise Unimplemented("network: fixed addresses are not possible in this version")
+        _fixed(wish.addresses)
         if wish.driver_options:
             raise Unimplemented(
                 f"network: driver option {min(wish.driver_options)!r} is not known for services"
@@ -68,6 +70,56 @@ def attachments(wishes: Sequence[NetworkAttachmentConfig]) -> None:
             # Each part of a name with dots follows the rules of a name.
             for part in alias.split("."):
                 object_name("network alias", part)
+
+
+def fixed_addresses(spec: ServiceSpec, *, replicas: int) -> None:
+    """Refuse a service with addresses of its own whose tasks could not have one each.
+
+    A new task needs the address of the one it replaces, which therefore has to end first.
+    """
+    for wish in spec.task.networks:
+        for version in (4, 6):
+            count = sum((":" in address) == (version == 6) for address in wish.addresses)
+            if count and count < replicas:
+                raise InvalidArgument(
+                    f"network: {count} IPv{version} addresses for {replicas} replicas:"
+                    " give one for each, or none"
+                )
+        for name, config in (("update", spec.update), ("rollback", spec.rollback)):
+            if wish.addresses and config is not None and config.order is UpdateOrder.START_FIRST:
+                raise InvalidArgument(
+                    f"{name} order: start-first needs a second address for each task: leave"
+                    " addresses (ip=) away, or use stop-first"
+                )
+
+
+def address_in(address: str, network: Network) -> None:
+    """Refuse an address that no task can have on the network."""
+    name = network.spec.annotations.name
+    version = 6 if ":" in address else 4
+    subnets = network.ipam.configs or network.spec.ipam.configs
+    for config in subnets:
+        subnet = ipaddress.ip_network(config.subnet)
+        if subnet.version == version:
+            _host(f"network {name}: ip", address, subnet)
+            if address == config.gateway or address in config.reserved.values():
+                raise InvalidArgument(f"network {name}: ip: {address} is the gateway or set aside")
+            return
+    raise InvalidArgument(f"network {name}: ip: {address}: it has no IPv{version} subnet")
+
+
+def _fixed(addresses: Sequence[str]) -> None:
+    if len(addresses) > FIXED_MAX:
+        raise InvalidArgument(f"network: {len(addresses)} addresses, at most {FIXED_MAX}")
+    for text in addresses:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError as error:
+            raise InvalidArgument(f"network: ip: {text!r} must be an IP address") from error
+        if str(address) != text:
+            raise InvalidArgument(f"network: ip: {text} should be written as {address}")
+    if len(set(addresses)) != len(addresses):
+        raise InvalidArgument("network: ip: an address is given twice")
 
 
 def _options(spec: NetworkSpec) -> None:

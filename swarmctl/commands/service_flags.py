@@ -150,7 +150,7 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
         "network",
         NETWORK,
         NETWORK_NAME,
-        "overlay network, NAME or name=NAME,alias=ALIAS (rm: name)",
+        "overlay network, NAME or name=NAME,alias=ALIAS,ip=ADDRESS (rm: name)",
         "",
     ),
     (

@@ -14,27 +14,32 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_network(text: str) -> NetworkAttachmentConfig:
-    """A network of a service: `NAME`, or `name=NAME[,alias=ALIAS...][,driver-opt=K=V...]`."""
+    """A network of a service: `NAME`, or `name=NAME[,alias=ALIAS...][,ip=ADDRESS...]`.
+
+    Also `driver-opt=KEY=VALUE`. The first address is the first replica's, and so on.
+    """
     if "=" not in text:
         if not text:
             raise InvalidArgument("a network needs a name")
         return NetworkAttachmentConfig(target=text)
-    target, aliases, options = "", [], {}
+    target, aliases, addresses, options = "", [], [], {}
     for key, value in split_fields(text):
         if key == "name":
             target = required(value, key=key)
         elif key == "alias":
             aliases.append(required(value, key=key))
+        elif key == "ip":
+            addresses.append(required(value, key=key))
         elif key == "driver-opt":
             name, equals, option = required(value, key=key).partition("=")
             if not name or not equals:
                 raise InvalidArgument(f"{text!r}: write driver-opt=KEY=VALUE")
             options[name] = option
         else:
-            raise InvalidArgument(f"{text!r}: unknown key {key!r}: use name, alias, driver-opt")
+            raise InvalidArgument(f"{text!r}: unknown key {key!r}: use name, alias, ip, driver-opt")
     if not target:
         raise InvalidArgument(f"{text!r}: name=NETWORK is missing")
-    return NetworkAttachmentConfig(target, tuple(aliases), driver_options=options)
+    return NetworkAttachmentConfig(target, tuple(aliases), tuple(addresses), options)
 
 
 def subnet_configs(

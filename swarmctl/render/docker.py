@@ -383,6 +383,7 @@ def _network_config(config: NetworkAttachmentConfig) -> Record:
     return record(
         {"Target": config.target},
         Aliases=list(config.aliases),
+        Addresses=list(config.addresses),
         DriverOpts=OpenMap(config.driver_options),
     )
 

@@ -49,6 +49,10 @@ def put_networks(daemon, *names: str) -> None:
         ("blue", NetworkAttachmentConfig("blue")),
         ("name=blue", NetworkAttachmentConfig("blue")),
         ("alias=a,name=blue,alias=b", NetworkAttachmentConfig("blue", ("a", "b"))),
+        (
+            "name=n,ip=10.1.0.9,ip=fd00::9",
+            NetworkAttachmentConfig("n", (), ("10.1.0.9", "fd00::9")),
+        ),
         ("name=n,driver-opt=k=v", NetworkAttachmentConfig("n", driver_options={"k": "v"})),
     ],
 )
@@ -56,7 +60,7 @@ def test_networks_of_services(text, network):
     assert parse_network(text) == network
 
 
-@pytest.mark.parametrize("text", ["", "alias=a", "name=", "name=n,driver-opt=k", "name=n,ip=1"])
+@pytest.mark.parametrize("text", ["", "alias=a", "name=", "name=n,driver-opt=k", "name=n,ip="])
 def test_networks_that_say_nothing_are_refused(text):
     with pytest.raises(InvalidArgument):
         parse_network(text)

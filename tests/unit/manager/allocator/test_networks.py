@@ -226,3 +226,110 @@ def test_no_address_is_given_twice_and_none_is_lost(
         given = [task.networks[0].addresses[0] for task in rows if task.networks]
         assert len(given) == len(set(given)) == min(len(live), capacity)
         assert all(ip_interface(one).ip in ip_network(subnet) for one in given)
+
+
+def _fixed(*addresses: str) -> TaskSpec:
+    wishes = (NetworkAttachmentConfig(target="net", addresses=addresses),)
+    return TaskSpec(runtime=ContainerSpec(image="nginx:1"), networks=wishes)
+
+
+def _put(cell: Cell, task_id: str, slot: int, spec: TaskSpec) -> None:
+    cell.put(a_task(task_id, slot=slot, node_id="", state=TaskState.NEW, spec=spec))
+
+
+def _address(cell: Cell, task_id: str) -> str:
+    task = cell.tables.tasks.get(task_id)
+    assert task is not None
+    return task.networks[0].addresses[0] if task.networks else task.status.error
+
+
+def test_each_replica_has_the_address_that_was_chosen_for_it() -> None:
+    spec = _fixed("10.1.0.3", "10.1.0.9", "10.1.0.2")
+    cell = Cell([a_network("net", "10.1.0.0/28"), a_service("web", task=spec)])
+    for slot in (3, 1, 2):
+        _put(cell, f"t{slot}", slot, spec)
+    _settle(cell)
+    cell.put(_on("net", name="other"))
+    _start(cell, 8, "net", service_id="other")
+    assert [_address(cell, f"t{slot}") for slot in (1, 2, 3)] == [
+        "10.1.0.3/28", "10.1.0.9/28", "10.1.0.2/28",
+    ]  # fmt: skip
+    # The virtual addresses are .4 and .5: nobody is given what a service asks for.
+    assert _addresses(cell, "other") == [f"10.1.0.{n}" for n in (6, 7, 8, 10, 11, 12, 13, 14)]
+
+
+def test_a_successor_waits_for_the_address_of_the_one_it_replaces() -> None:
+    spec = _fixed("10.1.0.8", "10.1.0.9")
+    cell = Cell([a_network("net", "10.1.0.0/28"), a_service("web", task=spec)])
+    _put(cell, "old", 1, spec)
+    _settle(cell)
+    _put(cell, "new", 1, spec)
+    _settle(cell)
+    assert _address(cell, "new") == (
+        "network net: address 10.1.0.8 is in use by task old: the task waits until it is free"
+    )
+    _end(cell, "old")
+    _settle(cell)
+    assert _address(cell, "new") == "10.1.0.8/28"
+
+
+def test_a_replica_beyond_the_list_takes_what_is_free_of_it() -> None:
+    """After scaling down and up the numbers of replicas have gaps."""
+    spec = _fixed("10.1.0.8", "10.1.0.9")
+    cell = Cell([a_network("net", "10.1.0.0/28"), a_service("web", task=spec)])
+    for slot in (3, 5):  # both would be the first's
+        _put(cell, f"t{slot}", slot, spec)
+    _settle(cell)
+    assert {_address(cell, "t3"), _address(cell, "t5")} == {"10.1.0.8/28", "10.1.0.9/28"}
+
+
+def test_an_address_outside_of_the_range_and_of_one_family_alone() -> None:
+    wish = IpamConfig(subnet="10.1.0.0/24", ip_range="10.1.0.128/25")
+    network = a_network("net", ipam=IpamOptions(configs=(wish,)), ipv6_enabled=True)
+    spec = _fixed("10.1.0.5")
+    cell = Cell([Cluster(id="c"), network, a_service("web", task=spec)])
+    _put(cell, "t1", 1, spec)
+    _settle(cell)
+    task = cell.tables.tasks.get("t1")
+    assert task is not None
+    ipv4, ipv6 = task.networks[0].addresses
+    assert ipv4 == "10.1.0.5/24"
+    assert ip_interface(ipv6).version == 6
+
+
+def test_an_address_that_another_task_has_already_is_named() -> None:
+    cell = Cell([a_network("net", "10.1.0.0/28"), _on("net", name="other")])
+    _start(cell, 1, "net", service_id="other")
+    spec = _fixed(_addresses(cell, "other")[0])
+    cell.put(a_service("web", task=spec))
+    _put(cell, "t1", 1, spec)
+    _settle(cell)
+    assert "is in use by task other-1" in _address(cell, "t1")
+    _end(cell, "other-1")
+    _settle(cell)
+    assert _address(cell, "t1") == "10.1.0.3/28"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=40),
+)
+def test_fixed_addresses_are_held_once_and_never_lost(
+    count: int, steps: list[tuple[bool, int]]
+) -> None:
+    """Against a model: while there are no more replicas than addresses, each has one."""
+    names = tuple(f"10.1.0.{8 + number}" for number in range(count))
+    spec = _fixed(*names)
+    cell = Cell([a_network("net", "10.1.0.0/28"), a_service("web", task=spec)])
+    live: dict[int, str] = {}
+    for number, (starts, slot) in enumerate(steps):
+        if slot in live and not starts:
+            _end(cell, live.pop(slot))
+        elif slot not in live and starts and len(live) < count:
+            live[slot] = f"t{number}"
+            _put(cell, f"t{number}", slot, spec)
+        _settle(cell)
+        given = [_address(cell, task_id) for task_id in live.values()]
+        assert len(set(given)) == len(given)
+        assert {one.partition("/")[0] for one in given} <= set(names)

@@ -6,11 +6,12 @@ import pytest
 
 from manager.allocator.plan import plan
 from manager.controlapi.networks import create_network, remove_network, with_network_ids
+from manager.controlapi.services import create_service, update_service
 from manager.controlapi.validate_networks import MTU_OPTION, network_spec
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError, Unimplemented
-from shoal.model.enums import TaskState
+from shoal.model.enums import TaskState, UpdateOrder
 from shoal.model.objects import Cluster, Service
-from shoal.model.specs import ContainerSpec, NetworkSpec, TaskSpec
+from shoal.model.specs import ContainerSpec, NetworkSpec, ReplicatedMode, TaskSpec
 from shoal.model.types import (
     Annotations,
     Driver,
@@ -18,6 +19,7 @@ from shoal.model.types import (
     IpamOptions,
     NetworkAttachment,
     NetworkAttachmentConfig,
+    UpdateConfig,
 )
 from tests.support.planning import Cell, a_network, a_service, a_task
 
@@ -146,6 +148,52 @@ def test_services_store_the_ids_of_networks() -> None:
         with_network_ids(cell.tables, _on("blue", "id1").spec)
     with pytest.raises(InvalidArgument, match="host is a network of each node"):
         with_network_ids(cell.tables, _on("host").spec)
+
+
+def _fixed(*addresses: str, name: str = "web", replicas: int = 1) -> Service:
+    service = _on("net", name=name)
+    wishes = (NetworkAttachmentConfig("net", addresses=addresses),)
+    task = service.spec.task.replaced(networks=wishes)
+    mode = ReplicatedMode(replicas)
+    return service.replaced(spec=service.spec.replaced(task=task, mode=mode))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "text"),
+    [
+        (["10.1.0"], "network: ip: '10.1.0' must be an IP address"),
+        (["fd00:0::9"], "network: ip: fd00:0::9 should be written as fd00::9"),
+        (["10.1.0.9", "10.1.0.9"], "network: ip: an address is given twice"),
+        (["10.1.0.9"], "network: 1 IPv4 addresses for 2 replicas: give one for each"),
+        (["10.1.0.9", "10.2.0.9"], "network net: ip: 10.2.0.9 must be an address of a host in"),
+        (["10.1.0.9", "10.1.0.1"], "network net: ip: 10.1.0.1 is the gateway or set aside"),
+        (["10.1.0.9", "10.1.0.7"], "network net: ip: 10.1.0.7 is the gateway or set aside"),
+        (["10.1.0.9", "10.1.0.255"], "network net: ip: 10.1.0.255 must be an address of a host"),
+        (["fd00::8", "fd00::9"], "network net: ip: fd00::8: it has no IPv6 subnet"),
+        (["10.1.0.9", "10.1.0.2"], "network net: ip: 10.1.0.2 belongs to service db"),
+        (["10.1.0.9", "10.1.0.20"], "network net: ip: 10.1.0.20 belongs to service db"),
+        ([f"10.1.{n // 250}.{n % 250 + 1}" for n in range(1025)], "network: 1025 addresses, at"),
+    ],
+)
+def test_addresses_that_a_service_cannot_have_are_refused(addresses: list[str], text: str) -> None:
+    wish = IpamConfig(subnet="10.1.0.0/24", reserved={"router": "10.1.0.7"})
+    network = a_network("net", ipam=IpamOptions(configs=(wish,)))
+    cell = _settled(Cell([network, _fixed("10.1.0.20", name="db")]))
+    with pytest.raises(InvalidArgument) as caught:
+        create_service(cell.tables, _fixed(*addresses, replicas=2).spec, service_id="s")
+    assert caught.value.message.startswith(text)
+
+
+def test_a_service_keeps_its_own_addresses_when_it_changes() -> None:
+    cell = _settled(Cell([a_network("net", "10.1.0.0/24"), _fixed("10.1.0.20", "10.1.0.21")]))
+    bigger = _fixed("10.1.0.20", "10.1.0.21", replicas=2).spec
+    assert len(update_service(cell.tables, "web", bigger, version=0)) == 1
+    with pytest.raises(InvalidArgument, match="2 IPv4 addresses for 3 replicas"):
+        update_service(cell.tables, "web", bigger.replaced(mode=ReplicatedMode(3)), version=0)
+    hasty = UpdateConfig(order=UpdateOrder.START_FIRST)
+    for field in ("update", "rollback"):
+        with pytest.raises(InvalidArgument, match=f"{field} order: start-first needs a second"):
+            update_service(cell.tables, "web", bigger.replaced(**{field: hasty}), version=0)
 
 
 def test_a_network_is_kept_while_somebody_uses_it() -> None:

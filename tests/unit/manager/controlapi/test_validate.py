@@ -124,8 +124,8 @@ SERVICE_RULES = [
     (task(networks=(NetworkAttachmentConfig("n"),) * 33), BAD, "network: 33 networks, at most 32"),
     (
         task(networks=(NetworkAttachmentConfig("n", addresses=("10.0.0.9",)),)),
-        LATER,
-        "network: fixed addresses are not possible",
+        BAD,
+        "network: 1 IPv4 addresses for 3 replicas",
     ),
     (
         task(networks=(NetworkAttachmentConfig("n", driver_options={"x": "1"}),)),

@@ -51,3 +51,34 @@ def test_a_rolling_update_goes_on_in_a_network_without_a_free_address() -> None:
     status = cell.service("web").update_status
     assert status is not None
     assert status.state in {UpdateState.UPDATING, UpdateState.COMPLETED}
+
+
+def test_a_rolling_update_keeps_the_addresses_of_the_replicas() -> None:
+    """Each new task waits for the address of the one that it replaces, and nothing else does."""
+    simulation = Simulation(0)
+    simulation.trouble = False
+    cell = simulation.cell
+    cell.put(a_network("net", "10.1.0.0/28"))
+    chosen = tuple(f"10.1.0.{number}" for number in (12, 9, 10, 11))
+
+    def task(image: str) -> TaskSpec:
+        wishes = (NetworkAttachmentConfig("net", addresses=chosen),)
+        return TaskSpec(runtime=ContainerSpec(image=image), networks=wishes)
+
+    def addresses(image: str) -> dict[int, str]:
+        simulation.plan()
+        simulation.agents()
+        cell.advance(1)
+        return {
+            one.slot: one.networks[0].addresses[0].partition("/")[0]
+            for one in cell.tasks("web")
+            if one.status.state is TaskState.RUNNING and one.container.image == image
+        }
+
+    wanted = dict(enumerate(chosen, 1))
+    update = UpdateConfig(parallelism=2, monitor_ns=1)
+    cell.put(a_service("web", replicas=4, task=task("a:1"), update=update))
+    assert any(addresses("a:1") == wanted for _ in range(200))
+    service = cell.service("web")
+    cell.put(service.replaced(spec=service.spec.replaced(task=task("a:2"))))
+    assert any(addresses("a:2") == wanted for _ in range(200))
