@@ -16,6 +16,7 @@ import msgspec
 
 from tests.integration.network.lab import DEADLINE_S, Lab, Node
 from worker.network import netns
+from worker.network.keys import PrivateKeys
 from worker.network.overlay.api import (
     OverlayEndpoint,
     OverlayLink,
@@ -114,10 +115,14 @@ class World:
         self.members: dict[str, Member] = {}
         self.lost: set[str] = set()
         self.overlays: dict[int, OverlayNetworks] = {}
+        self.keys = {
+            node.peer.node_id: PrivateKeys().moved_to(0, os.urandom(32)) for node in lab.nodes
+        }
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def open(self, node: Node) -> None:
         self.overlays[node.settings.index] = node.wait(OverlayNetworks.open(node.settings))
+        node.wait(self.overlay(node).use_keys(self.keys[node.peer.node_id]))
 
     def overlay(self, node: Node) -> OverlayNetworks:
         return self.overlays[node.settings.index]
@@ -134,7 +139,14 @@ class World:
             endpoints=tuple(one for one in self.endpoints if one.network_id in own),
             nodes={peer.node_id: peer.address for peer in self.lab.peers},
             lost=frozenset(self.lost),
+            keys={node_id: keys.public for node_id, keys in self.keys.items()},
         )
+
+    def move_keys(self, node: Node, generation: int) -> None:
+        """The node makes a key of its own; the others have yet to hear of it."""
+        node_id = node.peer.node_id
+        self.keys[node_id] = self.keys[node_id].moved_to(generation, os.urandom(32))
+        node.wait(self.overlay(node).use_keys(self.keys[node_id]))
 
     def push(self, *nodes: Node) -> None:
         for node in nodes or self.lab.nodes:

@@ -20,6 +20,8 @@ class OverlayNetwork(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     """Bytes of a packet inside the network; 0: what the underlay leaves."""
     internal: bool = False
+    encrypted: bool = False
+    """Its packets leave the node through WireGuard, or not at all."""
 
 
 class OverlayService(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,13 +48,17 @@ class OverlayEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverlayState(msgspec.Struct, frozen=True, kw_only=True):
-    """All the node was told. nodes: underlay address by node id; lost: nodes that are down."""
+    """All the node was told. nodes: underlay address by node id; lost: nodes that are down.
+
+    keys: WireGuard public keys by node id and generation.
+    """
 
     networks: tuple[OverlayNetwork, ...] = ()
     services: tuple[OverlayService, ...] = ()
     endpoints: tuple[OverlayEndpoint, ...] = ()
     nodes: dict[str, str] = {}
     lost: frozenset[str] = frozenset()
+    keys: dict[str, dict[int, bytes]] = {}
 
 
 class OverlayLink(msgspec.Struct, frozen=True, kw_only=True):

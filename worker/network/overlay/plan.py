@@ -64,9 +64,14 @@ class NetworkPlan(msgspec.Struct, frozen=True):
     """Of those whose node is down."""
 
 
-def check_network(network: OverlayNetwork) -> None:
-    """Refuse what this node cannot build. Raises: InvalidArgument naming the field."""
+def check_network(network: OverlayNetwork, unsealed: str = "") -> None:
+    """Refuse what this node cannot build. Raises: InvalidArgument naming the field.
+
+    unsealed: why this node cannot encrypt; "" when it can.
+    """
     name = f"network {network.name}"
+    if network.encrypted and unsealed:
+        raise InvalidArgument(f"{name} is encrypted: {unsealed}")
     if not 1 <= network.vni <= VNI_MAX:
         raise InvalidArgument(f"{name}: VXLAN number {network.vni} is not in 1..{VNI_MAX}")
     if network.vni == VNI:

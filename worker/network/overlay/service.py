@@ -17,6 +17,7 @@ import structlog
 
 from shoal.errors import NotFound, Unavailable
 from worker.network.api import NetworkSettings
+from worker.network.keys import PrivateKeys
 from worker.network.local import hostdns
 from worker.network.local.names import Names
 from worker.network.local.naming import Client
@@ -73,6 +74,16 @@ class OverlayNetworks:
             await self._adopt_names()
         async with self._told:
             self._told.notify_all()
+
+    async def use_keys(self, keys: PrivateKeys) -> None:
+        """Keys of encrypted networks from now on. Raises: SwarmError; call again then."""
+        async with self._changing:
+            await self._thread.run(lambda: self._kernel.use_keys(keys))
+
+    async def settle(self) -> bool:
+        """Speak to peers by newer keys where they have proved them. Result: whether all have."""
+        async with self._changing:
+            return await self._thread.run(self._kernel.settle)
 
     async def attach(self, place: TaskPlace) -> None:
         """Put a task on its networks, and let it ask for names. Idempotent.
