@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from typing_extensions import override
 
 from shoal.errors import FailedPrecondition
+from shoal.security.exchange import KEY_BYTES, new_private_key, public_key
 
 FORMAT_VERSION: Final = 1
 FILE_NAME: Final = "wireguard.json"
@@ -81,7 +81,9 @@ class KeyFile:
             raise FailedPrecondition(
                 f"{self._path}: {error}: remove it, and the node makes new keys"
             ) from error
-        if found.version > FORMAT_VERSION or any(len(key) != 32 for key in found.keys.values()):
+        if found.version > FORMAT_VERSION or any(
+            len(key) != KEY_BYTES for key in found.keys.values()
+        ):
             raise FailedPrecondition(
                 f"{self._path}: version {found.version} is not known here: remove it, and the node"
                 " makes new keys"
@@ -90,7 +92,7 @@ class KeyFile:
 
     def move(self, keys: PrivateKeys, generation: int) -> PrivateKeys:
         """The keys with one of this generation, durable when it returns. Raises: OSError."""
-        moved = keys.moved_to(generation, X25519PrivateKey.generate().private_bytes_raw())
+        moved = keys.moved_to(generation, new_private_key())
         if moved != keys:
             self._write(moved)
         return moved
@@ -114,8 +116,3 @@ class KeyFile:
         except OSError:  # a full disk: leave no half of it behind
             temporary.unlink(missing_ok=True)
             raise
-
-
-def public_key(private_key: bytes) -> bytes:
-    """The public half of a key."""
-    return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()

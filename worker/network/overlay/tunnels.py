@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from shoal.errors import FailedPrecondition
+from shoal.security.exchange import public_key
 from worker.network import netns, route, sysctl
 from worker.network.api import NetworkSettings
-from worker.network.keys import PrivateKeys, public_key
+from worker.network.keys import PrivateKeys
 from worker.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
 from worker.network.overlay import secrecy
 from worker.network.overlay.secrecy import Tunnels
