@@ -20,7 +20,7 @@ CONTROL = (
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (
     "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
-    "AcknowledgeEndpoints",
+    "AcknowledgeEndpoints", "ReportNetworkKeys",
 )  # fmt: skip
 
 

@@ -146,6 +146,7 @@ class Cluster(Row, frozen=True):
     data_path_port: int = 0
     ingress_pool: str = ""
     ingress_subnet_mask_length: int = 0
+    network_keys_since_ns: int = 0
 
 
 class Secret(Row, frozen=True):

@@ -183,6 +183,12 @@ class DispatcherConfig(Row, frozen=True):
     heartbeat_period_ns: int | None = None
 
 
+class NetworkConfig(Row, frozen=True):
+    """Encrypted networks. `key_rotation_ns` None: nodes get new keys every 12 hours."""
+
+    key_rotation_ns: int | None = None
+
+
 class TaskDefaults(Row, frozen=True):
     """Defaults of tasks that say nothing."""
 
@@ -199,6 +205,7 @@ class ClusterSpec(Row, frozen=True):
     ca: CaConfig = CaConfig()
     task_defaults: TaskDefaults = TaskDefaults()
     autolock_managers: bool = False
+    network: NetworkConfig = NetworkConfig()
 
 
 class SecretSpec(Row, frozen=True):

@@ -319,6 +319,13 @@ class EngineDescription(Row, frozen=True):
     plugins: tuple[Driver, ...] = ()
 
 
+class NetworkKey(Row, frozen=True):
+    """The public half of a node's WireGuard key, of one generation."""
+
+    generation: int = 0
+    public_key: bytes = b""
+
+
 class NodeDescription(Row, frozen=True):
     """What a node says of itself."""
 
@@ -328,6 +335,7 @@ class NodeDescription(Row, frozen=True):
     engine: EngineDescription = EngineDescription()
     trust_root: bytes = b""
     data_path_address: str = ""
+    network_keys: tuple[NetworkKey, ...] = ()
 
 
 class NodeStatus(Row, frozen=True):

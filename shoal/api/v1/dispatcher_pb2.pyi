@@ -95,10 +95,13 @@ class SessionMessage(_message.Message):
     NETWORK_BOOTSTRAP_KEYS_FIELD_NUMBER: _builtins.int
     ROOT_CA_FIELD_NUMBER: _builtins.int
     DATA_PATH_PORT_FIELD_NUMBER: _builtins.int
+    NETWORK_KEY_GENERATION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     root_ca: _builtins.bytes
     data_path_port: _builtins.int
     """What the node's data plane needs once: VXLAN port."""
+    network_key_generation: _builtins.int
+    """Generation of which the node is to have a key for encrypted networks."""
     @_builtins.property
     def node(self) -> _objects_pb2.Node: ...
     @_builtins.property
@@ -114,10 +117,11 @@ class SessionMessage(_message.Message):
         network_bootstrap_keys: _abc.Iterable[_types_pb2.EncryptionKey] | None = ...,
         root_ca: _builtins.bytes = ...,
         data_path_port: _builtins.int = ...,
+        network_key_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_port", b"data_path_port", "managers", b"managers", "network_bootstrap_keys", b"network_bootstrap_keys", "node", b"node", "root_ca", b"root_ca", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_port", b"data_path_port", "managers", b"managers", "network_bootstrap_keys", b"network_bootstrap_keys", "network_key_generation", b"network_key_generation", "node", b"node", "root_ca", b"root_ca", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,12 +293,15 @@ class PeerNode(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     SUBNET_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    NETWORK_KEYS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     index: _builtins.int
     address: _builtins.str
     subnet: _builtins.str
     lost: _builtins.bool
     """The node is down: connections to its tasks are over."""
+    @_builtins.property
+    def network_keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NetworkKey]: ...
     def __init__(
         self,
         *,
@@ -303,10 +310,11 @@ class PeerNode(_message.Message):
         address: _builtins.str = ...,
         subnet: _builtins.str = ...,
         lost: _builtins.bool = ...,
+        network_keys: _abc.Iterable[_types_pb2.NetworkKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "lost", b"lost", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "lost", b"lost", "network_keys", b"network_keys", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,6 +375,7 @@ class OverlayNetwork(_message.Message):
     SUBNETS_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     INTERNAL_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     name: _builtins.str
     vni: _builtins.int
@@ -374,6 +383,8 @@ class OverlayNetwork(_message.Message):
     """Bytes of a packet inside the network; 0: what the underlay leaves."""
     internal: _builtins.bool
     """Without a way out of the network."""
+    encrypted: _builtins.bool
+    """Its packets go through WireGuard, or not at all."""
     @_builtins.property
     def subnets(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverlaySubnet]:
         """One per address family: CIDR, and the address that the network keeps for its gateway."""
@@ -387,10 +398,11 @@ class OverlayNetwork(_message.Message):
         subnets: _abc.Iterable[Global___OverlaySubnet] | None = ...,
         mtu: _builtins.int = ...,
         internal: _builtins.bool = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["internal", b"internal", "mtu", b"mtu", "name", b"name", "network_id", b"network_id", "subnets", b"subnets", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encrypted", b"encrypted", "internal", b"internal", "mtu", b"mtu", "name", b"name", "network_id", b"network_id", "subnets", b"subnets", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,3 +693,41 @@ class AcknowledgeEndpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcknowledgeEndpointsResponse: _TypeAlias = AcknowledgeEndpointsResponse  # noqa: Y015
+
+@_typing.final
+class ReportNetworkKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NetworkKey]: ...
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        keys: _abc.Iterable[_types_pb2.NetworkKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportNetworkKeysRequest: _TypeAlias = ReportNetworkKeysRequest  # noqa: Y015
+
+@_typing.final
+class ReportNetworkKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportNetworkKeysResponse: _TypeAlias = ReportNetworkKeysResponse  # noqa: Y015

@@ -64,6 +64,11 @@ class DispatcherStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsResponse.FromString,
                 _registered_method=True)
+        self.ReportNetworkKeys = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/ReportNetworkKeys',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
+                _registered_method=True)
 
 
 class DispatcherServicer:
@@ -110,6 +115,13 @@ class DispatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportNetworkKeys(self, request, context):
+        """Says which keys the node has for encrypted networks, after the managers asked for new ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_DispatcherServicer_to_server(servicer, server):
                     servicer.AcknowledgeEndpoints,
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsResponse.SerializeToString,
+            ),
+            'ReportNetworkKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportNetworkKeys,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +323,33 @@ class Dispatcher:
             '/shoal.api.v1.Dispatcher/AcknowledgeEndpoints',
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.AcknowledgeEndpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportNetworkKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/ReportNetworkKeys',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,6 +25,8 @@ class DispatcherStub:
     """The complete set first, then increments."""
     AcknowledgeEndpoints: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.AcknowledgeEndpointsRequest, _dispatcher_pb2.AcknowledgeEndpointsResponse]
     """Says that the endpoints of a version are in force in the node's data plane."""
+    ReportNetworkKeys: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ReportNetworkKeysRequest, _dispatcher_pb2.ReportNetworkKeysResponse]
+    """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
 
 class DispatcherServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -73,5 +75,13 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_dispatcher_pb2.AcknowledgeEndpointsRequest, _abc.Awaitable[_dispatcher_pb2.AcknowledgeEndpointsResponse]],
     ) -> _abc.Awaitable[_dispatcher_pb2.AcknowledgeEndpointsResponse]:
         """Says that the endpoints of a version are in force in the node's data plane."""
+
+    @_abc_1.abstractmethod
+    def ReportNetworkKeys(
+        self,
+        request: _dispatcher_pb2.ReportNetworkKeysRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.ReportNetworkKeysRequest, _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]:
+        """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
 
 def add_DispatcherServicer_to_server(servicer: DispatcherServicer, server: _aio.Server) -> None: ...

@@ -319,14 +319,18 @@ class Cluster(_message.Message):
     DATA_PATH_PORT_FIELD_NUMBER: _builtins.int
     INGRESS_POOL_FIELD_NUMBER: _builtins.int
     INGRESS_SUBNET_MASK_LENGTH_FIELD_NUMBER: _builtins.int
+    NETWORK_KEYS_SINCE_NS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     encryption_key_lamport_clock: _builtins.int
+    """Generation of the nodes' keys for encrypted networks."""
     fips: _builtins.bool
     default_address_pool_mask_length: _builtins.int
     data_path_port: _builtins.int
     ingress_pool: _builtins.str
     """CIDR from which every node's ingress subnet is cut."""
     ingress_subnet_mask_length: _builtins.int
+    network_keys_since_ns: _builtins.int
+    """When the generation of the nodes' keys began; 0: with the cluster."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -358,10 +362,11 @@ class Cluster(_message.Message):
         data_path_port: _builtins.int = ...,
         ingress_pool: _builtins.str = ...,
         ingress_subnet_mask_length: _builtins.int = ...,
+        network_keys_since_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta", "root_ca", b"root_ca", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blacklisted_certificates", b"blacklisted_certificates", "data_path_port", b"data_path_port", "default_address_pool_mask_length", b"default_address_pool_mask_length", "default_address_pools", b"default_address_pools", "encryption_key_lamport_clock", b"encryption_key_lamport_clock", "fips", b"fips", "id", b"id", "ingress_pool", b"ingress_pool", "ingress_subnet_mask_length", b"ingress_subnet_mask_length", "meta", b"meta", "network_bootstrap_keys", b"network_bootstrap_keys", "root_ca", b"root_ca", "spec", b"spec", "unlock_keys", b"unlock_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blacklisted_certificates", b"blacklisted_certificates", "data_path_port", b"data_path_port", "default_address_pool_mask_length", b"default_address_pool_mask_length", "default_address_pools", b"default_address_pools", "encryption_key_lamport_clock", b"encryption_key_lamport_clock", "fips", b"fips", "id", b"id", "ingress_pool", b"ingress_pool", "ingress_subnet_mask_length", b"ingress_subnet_mask_length", "meta", b"meta", "network_bootstrap_keys", b"network_bootstrap_keys", "network_keys_since_ns", b"network_keys_since_ns", "root_ca", b"root_ca", "spec", b"spec", "unlock_keys", b"unlock_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

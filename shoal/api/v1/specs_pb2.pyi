@@ -644,6 +644,7 @@ class ClusterSpec(_message.Message):
     CA_FIELD_NUMBER: _builtins.int
     TASK_DEFAULTS_FIELD_NUMBER: _builtins.int
     AUTOLOCK_MANAGERS_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     autolock_managers: _builtins.bool
     @_builtins.property
     def annotations(self) -> _types_pb2.Annotations: ...
@@ -657,6 +658,8 @@ class ClusterSpec(_message.Message):
     def ca(self) -> _types_pb2.CaConfig: ...
     @_builtins.property
     def task_defaults(self) -> Global___TaskDefaults: ...
+    @_builtins.property
+    def network(self) -> Global___NetworkConfig: ...
     def __init__(
         self,
         *,
@@ -667,14 +670,37 @@ class ClusterSpec(_message.Message):
         ca: _types_pb2.CaConfig | None = ...,
         task_defaults: Global___TaskDefaults | None = ...,
         autolock_managers: _builtins.bool = ...,
+        network: Global___NetworkConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "ca", b"ca", "dispatcher", b"dispatcher", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "ca", b"ca", "dispatcher", b"dispatcher", "network", b"network", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "autolock_managers", b"autolock_managers", "ca", b"ca", "dispatcher", b"dispatcher", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "autolock_managers", b"autolock_managers", "ca", b"ca", "dispatcher", b"dispatcher", "network", b"network", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterSpec: _TypeAlias = ClusterSpec  # noqa: Y015
+
+@_typing.final
+class NetworkConfig(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ROTATION_NS_FIELD_NUMBER: _builtins.int
+    key_rotation_ns: _builtins.int
+    """How long nodes use one generation of keys on encrypted networks. Unset: 12 hours."""
+    def __init__(
+        self,
+        *,
+        key_rotation_ns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key_rotation_ns", b"_key_rotation_ns", "key_rotation_ns", b"key_rotation_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key_rotation_ns", b"_key_rotation_ns", "key_rotation_ns", b"key_rotation_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key_rotation_ns: _TypeAlias = _typing.Literal["key_rotation_ns"]  # noqa: Y015
+    _WhichOneofArgType__key_rotation_ns: _TypeAlias = _typing.Literal["_key_rotation_ns", b"_key_rotation_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key_rotation_ns) -> _WhichOneofReturnType__key_rotation_ns | None: ...
+
+Global___NetworkConfig: _TypeAlias = NetworkConfig  # noqa: Y015
 
 @_typing.final
 class SecretSpec(_message.Message):

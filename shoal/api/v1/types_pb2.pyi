@@ -1441,6 +1441,7 @@ class NodeDescription(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     TRUST_ROOT_FIELD_NUMBER: _builtins.int
     DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
+    NETWORK_KEYS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     trust_root: _builtins.bytes
     """PEM: the root certificate the node trusts."""
@@ -1452,6 +1453,10 @@ class NodeDescription(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def engine(self) -> Global___EngineDescription: ...
+    @_builtins.property
+    def network_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkKey]:
+        """What it can be reached by on encrypted networks, at most two; none: it cannot be on them."""
+
     def __init__(
         self,
         *,
@@ -1461,14 +1466,40 @@ class NodeDescription(_message.Message):
         engine: Global___EngineDescription | None = ...,
         trust_root: _builtins.bytes = ...,
         data_path_address: _builtins.str = ...,
+        network_keys: _abc.Iterable[Global___NetworkKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "engine", b"engine", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "engine", b"engine", "hostname", b"hostname", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeDescription: _TypeAlias = NodeDescription  # noqa: Y015
+
+@_typing.final
+class NetworkKey(_message.Message):
+    """The public half of a node's WireGuard key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The managers count generations; a node has a key of the newest and of the one before."""
+    public_key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkKey: _TypeAlias = NetworkKey  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):
