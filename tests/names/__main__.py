@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.names.run import Outcome, Size, a_run
+from tests.names.run import Size, change
+from tests.names.stage import Outcome, a_stage
 
 WRONG_SHOWN = 20
 
@@ -19,8 +20,15 @@ WRONG_SHOWN = 20
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     size = _size()
-    with tempfile.TemporaryDirectory(prefix="names-") as scratch, a_run(Path(scratch), size) as run:
-        outcome = run.go()
+    with (
+        tempfile.TemporaryDirectory(prefix="names-") as scratch,
+        a_stage(
+            Path(scratch), managers=size.managers, workers=size.workers, pause_s=size.pause_s
+        ) as stage,
+    ):
+        with stage.playing():
+            change(stage, size)
+        outcome = stage.judged()
     _show(outcome)
     print(f"answers {outcome.judged}, wrong {len(outcome.wrong)}", flush=True)
     return 1 if outcome.wrong else 0

@@ -73,7 +73,11 @@ def test_whoever_is_ready_all_the_while_is_named() -> None:
 
 
 def test_under_a_new_leader_a_node_is_held_to_what_it_acknowledged_to_the_one_before() -> None:
-    looks = (*LOOKS[:5], a_look(5, 1, 6, 7, manager="m2"), a_look(6, 1, 6, 7, manager="m2"))
+    looks: tuple[Snapshot, ...] = (
+        *LOOKS[:5],
+        a_look(5, 1, 6, 7, manager="m2"),
+        a_look(6, 1, 6, 7, manager="m2"),
+    )
     assert why(an_answer(Kind.TASKS, "10.0.1.6", at_s=5.5), *looks) == ""
     assert why(an_answer(Kind.TASKS, "10.0.1.6", "10.0.1.7", at_s=5.5), *looks) == ""
     assert "not ready" in why(an_answer(Kind.TASKS, "10.0.1.5", "10.0.1.6", at_s=5.5), *looks)
