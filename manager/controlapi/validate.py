@@ -15,7 +15,13 @@ from manager.controlapi.validate_names import object_labels, object_name
 from manager.controlapi.validate_networks import attachments, fixed_addresses
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
-from shoal.model.enums import DisconnectAction, FailureAction, MountType, PublishMode
+from shoal.model.enums import (
+    DisconnectAction,
+    FailureAction,
+    MountType,
+    PublishMode,
+    PublishPreference,
+)
 from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
 from shoal.model.reference import parse_reference
@@ -334,6 +340,10 @@ def _port(port: PortConfig) -> None:
         raise Unimplemented("publish: sctp is not possible in this version")
     if port.publish_mode is PublishMode.HOST and not port.published_port:
         raise Unimplemented("publish: mode=host needs a published port in this version")
+    if port.publish_mode is PublishMode.HOST and port.prefer is PublishPreference.LOCAL:
+        raise InvalidArgument(
+            "publish: prefer=local is for mode=ingress: with mode=host a node has no other tasks"
+        )
 
 
 def _no_nul(field: str, texts: Iterable[str]) -> None:

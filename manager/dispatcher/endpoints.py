@@ -18,7 +18,14 @@ from collections.abc import Iterable, Mapping
 from manager.dispatcher.overlays import OverlayChanges, OverlayTable
 from manager.store.view import View
 from shoal.model.defaults import is_wanted
-from shoal.model.enums import NodeState, PortProtocol, PublishMode, TaskState
+from shoal.model.enums import (
+    NodeState,
+    PortProtocol,
+    PublishMode,
+    PublishPreference,
+    PublishSource,
+    TaskState,
+)
 from shoal.model.objects import Node, Service, Task
 from shoal.model.row import Row
 
@@ -45,6 +52,8 @@ class PortRow(Row, frozen=True):
     publish_mode: PublishMode
     members: tuple[Member, ...]
     sticky: bool = False
+    source: PublishSource = PublishSource.CLIENT
+    prefer: PublishPreference = PublishPreference.ANY
 
     @property
     def key(self) -> PortKey:
@@ -264,6 +273,8 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
                 publish_mode=port.publish_mode,
                 members=members,
                 sticky=port.sticky,
+                source=port.source,
+                prefer=port.prefer,
             )
 
 

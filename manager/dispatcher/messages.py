@@ -103,6 +103,8 @@ def _port(row: PortRow) -> pb.PublishedPort:
     message.target_port = row.target_port
     message.publish_mode = types_pb2.PublishMode.ValueType(row.publish_mode)
     message.sticky = row.sticky
+    message.source = types_pb2.PublishSource.ValueType(row.source)
+    message.prefer = types_pb2.PublishPreference.ValueType(row.prefer)
     message.addresses.extend(member.address for member in row.members)
     return message
 

@@ -130,6 +130,20 @@ class PublishMode(IntEnum):
     HOST = 1
 
 
+class PublishSource(IntEnum):
+    """Whose address the tasks behind a port see: the client's, or the entry node's in the mesh."""
+
+    CLIENT = 0
+    NODE = 1
+
+
+class PublishPreference(IntEnum):
+    """LOCAL: a node sends new connections to tasks of its own while it has any that are ready."""
+
+    ANY = 0
+    LOCAL = 1
+
+
 class MountType(IntEnum):
     """Kind of a mount."""
 

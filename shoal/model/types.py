@@ -21,6 +21,8 @@ from shoal.model.enums import (
     NodeState,
     PortProtocol,
     PublishMode,
+    PublishPreference,
+    PublishSource,
     RestartCondition,
     ReturnAction,
     TaskState,
@@ -216,6 +218,8 @@ class PortConfig(Row, frozen=True):
     published_port: int = 0
     publish_mode: PublishMode = PublishMode.INGRESS
     sticky: bool = False
+    source: PublishSource = PublishSource.CLIENT
+    prefer: PublishPreference = PublishPreference.ANY
 
 
 class EndpointSpec(Row, frozen=True):

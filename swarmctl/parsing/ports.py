@@ -6,17 +6,23 @@ node, and nobody should believe otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from typing import Final, TypeVar
+
 from shoal.errors import InvalidArgument
-from shoal.model.enums import PortProtocol, PublishMode
+from shoal.model.enums import PortProtocol, PublishMode, PublishPreference, PublishSource
 from shoal.model.types import PortConfig
 from swarmctl.parsing.fields import required, split_fields
+from swarmctl.parsing.words import spell
 
 PORT_MAX = 65_535
 
 Target = tuple[int, PortProtocol, PublishMode]
 
 _PROTOCOLS = {"tcp": PortProtocol.TCP, "udp": PortProtocol.UDP}
-_MODES = {"ingress": PublishMode.INGRESS, "host": PublishMode.HOST}
+_EnumT = TypeVar("_EnumT", bound=IntEnum)
 
 
 def parse_publish(text: str) -> tuple[PortConfig, ...]:
@@ -26,11 +32,16 @@ def parse_publish(text: str) -> tuple[PortConfig, ...]:
 
 def format_port(port: PortConfig) -> str:
     """A port in the long form, which `parse_publish` reads back."""
-    published = f"published={port.published_port}," if port.published_port else ""
-    return (
-        f"{published}target={port.target_port},protocol={port.protocol.name.lower()},"
-        f"mode={port.publish_mode.name.lower()}{',sticky=true' if port.sticky else ''}"
-    )
+    fields = {
+        "published": str(port.published_port or ""),
+        "target": str(port.target_port),
+        "protocol": spell(port.protocol),
+        "mode": spell(port.publish_mode),
+        "sticky": "true" if port.sticky else "",
+        "source": spell(port.source) if port.source else "",
+        "prefer": spell(port.prefer) if port.prefer else "",
+    }
+    return ",".join(f"{key}={word}" for key, word in fields.items() if word)
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
@@ -76,23 +87,10 @@ def _parse_short(text: str) -> tuple[PortConfig, ...]:
 def _parse_long(text: str) -> PortConfig:
     port = PortConfig()
     for key, value in split_fields(text):
-        word = required(value, key=key)
-        match key:
-            case "target":
-                port = port.replaced(target_port=_single(word, key, least=1))
-            case "published":
-                port = port.replaced(published_port=_single(word, key, least=0))
-            case "protocol":
-                port = port.replaced(protocol=_protocol(word))
-            case "mode":
-                port = port.replaced(publish_mode=_mode(word))
-            case "sticky":
-                port = port.replaced(sticky=_truth(word, text))
-            case _:
-                raise InvalidArgument(
-                    f"{text!r}: unknown key {key!r}: the keys are target, published, "
-                    "protocol, mode and sticky"
-                )
+        if key not in _KEYS:
+            raise InvalidArgument(f"{text!r}: unknown key {key!r}: the keys are {', '.join(_KEYS)}")
+        field, read = _KEYS[key]
+        port = port.replaced(**{field: read(required(value, key=key))})
     if not port.target_port:
         raise InvalidArgument(f"{text!r}: target is missing, as in target=80")
     return port
@@ -126,16 +124,34 @@ def _number(text: str, whole: str, *, least: int) -> int:
 def _protocol(name: str) -> PortProtocol:
     if name.lower() in _PROTOCOLS:
         return _PROTOCOLS[name.lower()]
-    raise InvalidArgument(f"protocol {name!r} is not supported: use tcp or udp")
+    raise InvalidArgument(f"protocol {name!r} is not supported: use {' or '.join(_PROTOCOLS)}")
 
 
-def _truth(word: str, whole: str) -> bool:
+def _truth(word: str) -> bool:
     if word.lower() not in ("true", "false"):
-        raise InvalidArgument(f"{whole!r}: sticky is true or false")
+        raise InvalidArgument(f"sticky is true or false, not {word!r}")
     return word.lower() == "true"
 
 
-def _mode(name: str) -> PublishMode:
-    if name.lower() in _MODES:
-        return _MODES[name.lower()]
-    raise InvalidArgument(f"mode {name!r} is unknown: use ingress or host")
+def _member(members: type[_EnumT], key: str) -> Callable[[str], _EnumT]:
+    """Reads a member of an enum by its word."""
+    words = {spell(member): member for member in members}
+
+    def read(word: str) -> _EnumT:
+        if word.lower() in words:
+            return words[word.lower()]
+        raise InvalidArgument(f"{key} {word!r} is unknown: use {' or '.join(words)}")
+
+    return read
+
+
+_KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
+    "target": ("target_port", partial(_single, key="target", least=1)),
+    "published": ("published_port", partial(_single, key="published", least=0)),
+    "protocol": ("protocol", _protocol),
+    "mode": ("publish_mode", _member(PublishMode, "mode")),
+    "sticky": ("sticky", _truth),
+    "source": ("source", _member(PublishSource, "source")),
+    "prefer": ("prefer", _member(PublishPreference, "prefer")),
+}
+"""Keys of the long form: the field, and what reads it."""

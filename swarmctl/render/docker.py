@@ -247,6 +247,8 @@ def ports_json(ports: Iterable[PortConfig]) -> list[Record]:
             PublishedPort=port.published_port,
             PublishMode=spell(port.publish_mode),
             Sticky=port.sticky,
+            Source=spell(port.source) if port.source else "",
+            Prefer=spell(port.prefer) if port.prefer else "",
         )
         for port in ports
     ]

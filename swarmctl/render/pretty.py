@@ -250,6 +250,8 @@ def _ports(endpoint: Endpoint) -> list[str]:
             f"  TargetPort = {port.target_port}",
             f"  PublishMode = {spell(port.publish_mode)}",
             *(["  Sticky = true"] if port.sticky else []),
+            *([f"  Source = {spell(port.source)}"] if port.source else []),
+            *([f"  Prefer = {spell(port.prefer)}"] if port.prefer else []),
         ]
     return lines
 

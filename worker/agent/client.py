@@ -13,7 +13,7 @@ from shoal.api.v1.dispatcher_pb2_grpc import DispatcherStub
 from shoal.api.v1.logs_pb2_grpc import LogBrokerStub
 from shoal.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shoal.model import defaults
-from shoal.model.enums import PublishMode
+from shoal.model.enums import PublishMode, PublishPreference, PublishSource
 from shoal.model.objects import Node, Task
 from shoal.model.row import Row
 from shoal.model.types import NodeDescription, TaskStatus
@@ -267,18 +267,23 @@ def _overlay(item: pb.Assignment) -> OverlayItem:
 
 
 def _port(message: pb.PublishedPort) -> PublishedPort:
-    try:
-        mode = PublishMode(message.publish_mode)
-    except ValueError:
-        raise InvalidArgument(
-            f"port: publish mode {message.publish_mode} is unknown to this version"
-        ) from None
     key = _port_key(message)
     return PublishedPort(
         protocol=key.protocol,
         published_port=key.published_port,
         target_port=message.target_port,
-        mode=mode.name.lower(),
+        mode=_word(PublishMode, message.publish_mode, "publish mode"),
         endpoints=tuple(message.addresses),
         sticky=message.sticky,
+        source=_word(PublishSource, message.source, "source"),
+        prefer=_word(PublishPreference, message.prefer, "preference"),
     )
+
+
+def _word(
+    words: type[PublishMode | PublishSource | PublishPreference], number: int, what: str
+) -> str:
+    try:
+        return words(number).name.lower()
+    except ValueError:
+        raise InvalidArgument(f"port: {what} {number} is unknown to this version") from None

@@ -67,6 +67,10 @@ class PublishedPort(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     endpoints: tuple[str, ...] = ()
     sticky: bool = False
     """Choose by a hash of the client's address instead of at random."""
+    source: str = "client"
+    """`client`: tasks see the client's address; `node`: this node's gateway address."""
+    prefer: str = "any"
+    """`local`: only over this node's own endpoints while it has any."""
 
 
 class PortStatus(msgspec.Struct, frozen=True, gc=False):

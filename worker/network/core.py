@@ -24,6 +24,8 @@ NARROW_SLOTS: Final = 64
 WIDE_SLOTS: Final = 1024
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 MODES: Final = ("ingress", "host")
+SOURCES: Final = ("client", "node")
+PREFERENCES: Final = ("any", "local")
 IPV4_BITS: Final = 32
 MTU_MIN: Final = 576
 MTU_MAX: Final = 65_485
@@ -124,6 +126,10 @@ def check_port(port: PublishedPort) -> str:
         return f"{name}: the mesh carries tcp and udp, not {port.protocol}"
     if port.mode not in MODES:
         return f"{name}: mode must be ingress or host, not {port.mode!r}"
+    if port.source not in SOURCES:
+        return f"{name}: source must be client or node, not {port.source!r}"
+    if port.prefer not in PREFERENCES:
+        return f"{name}: prefer must be any or local, not {port.prefer!r}"
     for value in (port.published_port, port.target_port):
         if not 1 <= value <= 65_535:
             return f"{name}: {value} is not a port (1..65535)"
@@ -131,18 +137,23 @@ def check_port(port: PublishedPort) -> str:
 
 
 def local_view(port: PublishedPort, subnet: ipaddress.IPv4Network) -> PublishedPort:
-    """`port` as this node serves it: in host mode only with the endpoints of its own subnet."""
-    if port.mode != "host":
+    """`port` as the node of `subnet` serves new connections.
+
+    In host mode only with its own endpoints; with prefer=local with those while it has any.
+    """
+    if port.mode != "host" and port.prefer != "local":
         return port
     own = tuple(e for e in port.endpoints if ipaddress.IPv4Address(e) in subnet)
-    return PublishedPort(
-        protocol=port.protocol,
-        published_port=port.published_port,
-        target_port=port.target_port,
-        mode=port.mode,
-        endpoints=own,
-        sticky=port.sticky,
-    )
+    if port.mode != "host" and not own:
+        return port
+    return msgspec.structs.replace(port, endpoints=own)
+
+
+def endpoints_of(port: PublishedPort | None) -> frozenset[Endpoint]:
+    """Where connections to the port may have been sent, by whichever node; None is no port."""
+    if port is None:
+        return frozenset()
+    return frozenset(Endpoint(address, port.target_port) for address in port.endpoints)
 
 
 def gateway_of(subnet: str) -> str:

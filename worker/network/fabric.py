@@ -32,7 +32,16 @@ TABLE_MAX: Final = ROUTE_TABLE_BASE + 4095
 _GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 90, 100, 200
 _TIME_WAIT_S = "30"
 _CONNTRACK_MAX = 1 << 20
-_CARRIED = ("nodes", "self4", "pub", "reserved", "node_mac", "node_zone", *skeleton.SLOT_MAPS)
+_CARRIED = (
+    "nodes",
+    "self4",
+    "pub",
+    "by_node",
+    "reserved",
+    "node_mac",
+    "node_zone",
+    *skeleton.SLOT_MAPS,
+)
 _PEER_SETS = ("nodes", "node_mac", "node_zone")
 Key = TypeVar("Key")
 Value = TypeVar("Value")

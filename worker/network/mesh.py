@@ -24,6 +24,7 @@ from worker.network.core import (
     PortTable,
     check_port,
     element_changes,
+    endpoints_of,
     local_view,
     next_table,
     table_from_slots,
@@ -75,6 +76,7 @@ class Mesh:
         self._tables: dict[PortId, PortTable] = {}
         self._built_from: dict[PortId, PublishedPort] = {}
         self._public: set[PortId] = set()
+        self._by_node: set[PortId] = set()
         self._reserved: set[PortId] = set()
         self._stray: list[Element] = []
 
@@ -93,6 +95,7 @@ class Mesh:
         for port_id, by_map in found.items():
             self._adopt(port_id, by_map)
         self._public = {_port_id(key) for key in self._nft.elements("pub")}
+        self._by_node = {_port_id(key) for key in self._nft.elements("by_node")}
         self._reserved = {_port_id(key) for key in self._nft.elements("reserved")}
 
     def close(self) -> None:
@@ -135,7 +138,7 @@ class Mesh:
             if not error:
                 error = self._holder.hold(*port_id)
             if not error:
-                wanted[port_id] = local_view(port, self._subnet)
+                wanted[port_id] = port
             statuses.append(PortStatus(port.protocol, port.published_port, error))
         return wanted, statuses
 
@@ -144,12 +147,14 @@ class Mesh:
         batch.deletes += self._stray
         tables = self._plan_tables(wanted, batch)
         self._plan_public(wanted, batch)
+        by_node = self._plan_by_node(wanted, batch)
         reserved = self._plan_reserved(wanted, batch)
         self._nft.apply(batch.deletes, batch.adds)
         self._stray.clear()
         self._tables = tables
         self._built_from = dict(wanted)
         self._public = set(wanted)
+        self._by_node = by_node
         self._reserved = reserved
         return batch
 
@@ -162,18 +167,32 @@ class Mesh:
             if port is not None and old is not None and self._built_from.get(port_id) == port:
                 tables[port_id] = old
                 continue
-            new = None if port is None else next_table(old, port)
+            new = None if port is None else next_table(old, local_view(port, self._subnet))
             change = element_changes(old, new)
             batch.deletes += (_element(port_id, e) for e in change.deletes)
             batch.adds += (_element(port_id, e) for e in change.adds)
             if port_id[0] == "udp":
+                over = self._flows_over(port_id, port) | (
+                    change.endpoints_gone - endpoints_of(port)
+                )
                 batch.forget += (
                     Match(address=gone.address, protocol=_UDP, port=gone.port)
-                    for gone in sorted(change.endpoints_gone)
+                    for gone in sorted(over)
                 )
             if new is not None:
                 tables[port_id] = new
         return tables
+
+    def _flows_over(self, port_id: PortId, port: PublishedPort | None) -> frozenset[Endpoint]:
+        """Endpoints whose flows are over: they are gone, or shall see clients otherwise.
+
+        One that is only not preferred any more keeps its flows.
+        """
+        before, after = endpoints_of(self._built_from.get(port_id)), endpoints_of(port)
+        if port is None or port_id not in self._public:
+            return before - after
+        turned = (port.source == "node") != (port_id in self._by_node)
+        return before | after if turned else before - after
 
     def _plan_public(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> None:
         added = wanted.keys() - self._public
@@ -183,6 +202,13 @@ class Mesh:
         batch.forget += (
             Match(protocol=_UDP, port=port) for protocol, port in sorted(added) if protocol == "udp"
         )
+
+    def _plan_by_node(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> set[PortId]:
+        """Ports whose tasks see this node instead of the client."""
+        after = {port_id for port_id, port in wanted.items() if port.source == "node"}
+        batch.deletes += (_port_element("by_node", p) for p in sorted(self._by_node - after))
+        batch.adds += (_port_element("by_node", p) for p in sorted(after - self._by_node))
+        return after
 
     def _plan_reserved(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> set[PortId]:
         """Reserve what only we need: the administrator's own reservations stay."""

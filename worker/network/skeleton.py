@@ -34,6 +34,7 @@ table inet shoal {{
   set self4 {{ type ipv4_addr . ipv4_addr; {self4}}}
   set self6 {{ type ipv6_addr . ipv6_addr; }}
   set pub {{ type inet_proto . inet_service; {pub}}}
+  set by_node {{ type inet_proto . inet_service; {by_node}}}
   set reserved {{ type inet_proto . inet_service; {reserved}}}
   set resting {{ type ipv4_addr; flags timeout; }}
   map node_mac {{ type ether_addr : mark; {node_mac}}}
@@ -92,6 +93,7 @@ table inet shoal {{
     oifname "vxi" ct status dnat fib saddr type local snat ip to {gateway}
     oifname "gt*" ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
     oifname "vxi" ct status dnat ip6 saddr @nodes6 masquerade
+{by_node_rules}
     iifname "gt*" oifname != {{ "gt*", "vxi", "lo" }} masquerade
   }}
   # VXLAN routes its outer packet by the inner packet's mark: without this it would loop.
@@ -196,6 +198,7 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
         rest=f"0x{0xFFFFFFFF ^ mask:08x}",
         maps="\n".join(maps),
         lb="\n".join(_lb_rules()),
+        by_node_rules="\n".join(_by_node_rules(gateway_of(settings.subnet))),
         **known,
     )
 
@@ -212,6 +215,16 @@ def _lb_rules() -> list[str]:
                 f"meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}{suffix}"
             )
     return rules
+
+
+def _by_node_rules(gateway: str) -> list[str]:
+    """Translate the client's address for ports that ask for it: the reply comes back by itself."""
+    # Without one protocol to look at, nft does not know what kind of port `ct original` gives.
+    return [
+        f'    oifname {{ "gt*", "vxi" }} ct status dnat meta l4proto {protocol} '
+        f"meta l4proto . ct original proto-dst @by_node snat ip to {gateway}"
+        for protocol in ("tcp", "udp")
+    ]
 
 
 def _size(name: str) -> int:
@@ -244,6 +257,7 @@ _WRITERS: Final[dict[str, Callable[[bytes, bytes], str]]] = {
     "nodes": lambda key, _: socket.inet_ntoa(key),
     "self4": lambda key, _: f"{socket.inet_ntoa(key[:4])} . {socket.inet_ntoa(key[4:])}",
     "pub": _port,
+    "by_node": _port,
     "reserved": _port,
     "node_mac": lambda key, value: f"{key.hex(':')} : {_number(value, '=I')}",
     "node_zone": lambda key, value: f"{key.hex(':')} : {_number(value, '=H')}",

@@ -333,6 +333,8 @@ class PublishedPort(_message.Message):
     SERVICE_ID_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     STICKY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PREFER_FIELD_NUMBER: _builtins.int
     protocol: _types_pb2.PortProtocol.ValueType
     published_port: _builtins.int
     target_port: _builtins.int
@@ -340,6 +342,8 @@ class PublishedPort(_message.Message):
     service_id: _builtins.str
     sticky: _builtins.bool
     """The task is chosen by the client's address."""
+    source: _types_pb2.PublishSource.ValueType
+    prefer: _types_pb2.PublishPreference.ValueType
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the tasks that are ready for traffic."""
@@ -354,10 +358,12 @@ class PublishedPort(_message.Message):
         service_id: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         sticky: _builtins.bool = ...,
+        source: _types_pb2.PublishSource.ValueType = ...,
+        prefer: _types_pb2.PublishPreference.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -248,6 +248,36 @@ PUBLISH_MODE_INGRESS: PublishMode.ValueType  # 0
 PUBLISH_MODE_HOST: PublishMode.ValueType  # 1
 Global___PublishMode: _TypeAlias = PublishMode  # noqa: Y015
 
+class _PublishSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PublishSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PublishSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUBLISH_SOURCE_CLIENT: _PublishSource.ValueType  # 0
+    PUBLISH_SOURCE_NODE: _PublishSource.ValueType  # 1
+
+class PublishSource(_PublishSource, metaclass=_PublishSourceEnumTypeWrapper): ...
+
+PUBLISH_SOURCE_CLIENT: PublishSource.ValueType  # 0
+PUBLISH_SOURCE_NODE: PublishSource.ValueType  # 1
+Global___PublishSource: _TypeAlias = PublishSource  # noqa: Y015
+
+class _PublishPreference:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PublishPreferenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PublishPreference.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUBLISH_PREFERENCE_ANY: _PublishPreference.ValueType  # 0
+    PUBLISH_PREFERENCE_LOCAL: _PublishPreference.ValueType  # 1
+
+class PublishPreference(_PublishPreference, metaclass=_PublishPreferenceEnumTypeWrapper): ...
+
+PUBLISH_PREFERENCE_ANY: PublishPreference.ValueType  # 0
+PUBLISH_PREFERENCE_LOCAL: PublishPreference.ValueType  # 1
+Global___PublishPreference: _TypeAlias = PublishPreference  # noqa: Y015
+
 class _MountType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1002,6 +1032,8 @@ class PortConfig(_message.Message):
     PUBLISHED_PORT_FIELD_NUMBER: _builtins.int
     PUBLISH_MODE_FIELD_NUMBER: _builtins.int
     STICKY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PREFER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     protocol: Global___PortProtocol.ValueType
     target_port: _builtins.int
@@ -1010,6 +1042,10 @@ class PortConfig(_message.Message):
     publish_mode: Global___PublishMode.ValueType
     sticky: _builtins.bool
     """Connections of a client that enter at one node go to one task, chosen by the client's address."""
+    source: Global___PublishSource.ValueType
+    """Whose address the tasks see: the client's own, or that of the node it came through."""
+    prefer: Global___PublishPreference.ValueType
+    """LOCAL: a node sends new connections to tasks of its own while it has any that are ready."""
     def __init__(
         self,
         *,
@@ -1019,10 +1055,12 @@ class PortConfig(_message.Message):
         published_port: _builtins.int = ...,
         publish_mode: Global___PublishMode.ValueType = ...,
         sticky: _builtins.bool = ...,
+        source: Global___PublishSource.ValueType = ...,
+        prefer: Global___PublishPreference.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import urllib.request
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,26 @@ def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
     lab.swarmctl("service", "update", "--publish-rm", "80", "--publish-add", "8090:80", service)
     for node in lab.addresses:
         assert len({lab.ask(node, 8090)[0] for _ in range(60)}) == 3
+
+
+def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, service: str) -> None:
+    ports = ("published=8091,target=80,source=node", "published=8092,target=80,prefer=local")
+    publish = [word for port in ports for word in ("--publish", port)]
+    spread = ("--replicas", "3", "--replicas-max-per-node", "1")
+    lab.swarmctl("service", "create", "--name", service, *spread, *publish, "web:1")
+    for node in lab.addresses:
+        gateways = {lab.ask(node, 8091)[1] for _ in range(20)}
+        assert len(gateways) == 1
+        assert ip_address(gateways.pop()) in ip_network("10.240.0.0/12")
+        answers = {lab.ask(node, 8092) for _ in range(20)}
+        assert answers == {(answers.copy().pop()[0], lab.own_address(node))}
+    shown = lab.swarmctl("service", "inspect", "--pretty", service)
+    assert "Source = node" in shown
+    assert "Prefer = local" in shown
+    # Once a node has none of its own it sends to the others.
+    only = ("--replicas", "1", "--constraint-add", "node.role==manager")
+    lab.swarmctl("service", "update", *only, service)
+    assert lab.ask("w1", 8092)[1] == lab.own_address("w1")
 
 
 def test_ranges_and_ports_the_cluster_chooses(lab: Lab, service: str) -> None:

@@ -20,6 +20,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import msgspec
+
 from worker.network import netns
 from worker.network.api import (
     Attachment,
@@ -390,10 +392,21 @@ def tcp(published: int, tasks: Sequence[Task], **options: Any) -> PublishedPort:
     )
 
 
-def udp(published: int, tasks: Sequence[Task]) -> PublishedPort:
+def udp(published: int, tasks: Sequence[Task], **options: Any) -> PublishedPort:
     return PublishedPort(
         protocol="udp",
         published_port=published,
         target_port=UDP_PORT,
         endpoints=tuple(task.address for task in tasks),
+        **options,
     )
+
+
+def reopen(lab: Lab, node: Node, **changes: Any) -> None:
+    """Open a closed node's network again, as an agent that starts does."""
+    node.open(msgspec.structs.replace(node.settings, **changes))
+    node.wait(node.network.set_peers(lab.peers))
+    for task in lab.tasks:
+        if task.node is node:
+            node.wait(node.network.adopt(task.task_id, task.address))
+    assert node.wait(node.network.sweep()) == []

@@ -15,6 +15,7 @@ from tests.integration.network.lab import (
     ask_tcp,
     connect,
     eventually,
+    reopen,
     running_lab,
     tcp,
 )
@@ -26,12 +27,7 @@ pytestmark = pytest.mark.root
 
 def _reopen(lab: Lab, node, **changes) -> None:
     node.close()
-    node.open(msgspec.structs.replace(node.settings, **changes))
-    node.wait(node.network.set_peers(lab.peers))
-    for task in lab.tasks:
-        if task.node is node:
-            node.wait(node.network.adopt(task.task_id, task.address))
-    assert node.wait(node.network.sweep()) == []
+    reopen(lab, node, **changes)
 
 
 def test_a_restart_keeps_established_connections_and_changes_nothing(lab: Lab) -> None:

@@ -16,15 +16,17 @@ from tests.integration.network.lab import (
     UDP_PORT,
     Lab,
     Machine,
+    Node,
     ask_tcp,
     ask_udp,
     connect,
     eventually,
+    reopen,
     tcp,
     udp,
 )
 from worker.network.conntrack import ConntrackSocket, Match
-from worker.network.core import task_mac, vtep_mac
+from worker.network.core import gateway_of, task_mac, vtep_mac
 from worker.network.fabric import VNI
 from worker.network.tasks import HOST_MAC
 
@@ -41,6 +43,9 @@ def published(lab: Lab) -> None:
         tcp(8082, lab.tasks[:1]),
         tcp(8083, lab.tasks, sticky=True),
         tcp(8084, lab.tasks, mode="host"),
+        tcp(8070, lab.tasks, source="node"),
+        tcp(8071, lab.tasks, prefer="local"),
+        udp(5371, lab.tasks, prefer="local"),
         tcp(EMPTY, []),
         udp(EMPTY, []),
     )
@@ -128,6 +133,77 @@ def test_host_mode_serves_only_the_nodes_own_tasks(lab: Lab) -> None:
         own = {task.task_id for task in lab.tasks if task.node is node}
         seen = {lab.client.run(lambda n=node: ask_tcp(n.address, 8084))[0] for _ in range(40)}
         assert seen == own
+
+
+def test_tasks_see_the_entry_node_where_a_port_asks_for_it(lab: Lab) -> None:
+    for node in lab.nodes:
+        gateway = gateway_of(node.settings.subnet)
+        seen = {lab.client.run(lambda n=node: ask_tcp(n.address, 8070)) for _ in range(60)}
+        assert seen == {(task.task_id, gateway) for task in lab.tasks}
+        # The same tasks on the same target port, published otherwise as well.
+        assert lab.client.run(lambda n=node: ask_tcp(n.address, 8080))[1] == CLIENT
+
+
+def test_a_udp_client_is_seen_anew_once_its_port_is_published_otherwise(lab: Lab) -> None:
+    entry, task = lab.nodes[0], lab.tasks[4]
+    gateway = gateway_of(entry.settings.subnet)
+    with lab.client.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(5)
+        sock.connect((entry.address, 5370))
+        for options, seen in (({}, CLIENT), ({"source": "node"}, gateway), ({}, CLIENT)):
+            entry.set_ports(udp(5370, [task], **options))
+            sock.send(b"?")
+            assert sock.recv(100).split()[1].decode() == seen
+        # Also where an agent that has just started sees that it is another way.
+        entry.close()
+        reopen(lab, entry)
+        entry.set_ports(udp(5370, [task], source="node"))
+        sock.send(b"?")
+        assert sock.recv(100).split()[1].decode() == gateway
+
+
+def test_a_node_prefers_its_own_tasks_while_it_has_any(lab: Lab) -> None:
+    def seen(node: Node, port: int, ask=ask_tcp) -> set[str]:
+        return {lab.client.run(lambda: ask(node.address, port))[0] for _ in range(40)}
+
+    for node in lab.nodes:
+        own = {task.task_id for task in lab.tasks if task.node is node}
+        assert seen(node, 8071) == seen(node, 5371, ask_udp) == own
+    entry = lab.nodes[2]
+    entry.set_ports(tcp(8071, lab.tasks[:4], prefer="local"))
+    assert seen(entry, 8071) == {task.task_id for task in lab.tasks[:4]}
+
+
+def test_nothing_is_refused_while_the_last_own_task_comes_and_goes(lab: Lab) -> None:
+    entry = lab.nodes[2]
+    asked: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            asked.append(ask_tcp(entry.address, 8071)[0])
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(lab.client.run, ask)
+        for _ in range(20):
+            for tasks in (lab.tasks[:4], lab.tasks):
+                entry.set_ports(tcp(8071, tasks, prefer="local"))
+                count = len(asked) + 10
+                eventually(lambda n=count: len(asked) >= n or asking.done(), "requests")
+        over.set()
+        asking.result(20)
+    assert {"task4"} < set(asked) <= {task.task_id for task in lab.tasks}
+
+
+def test_a_udp_flow_stays_where_it_is_until_its_task_is_gone(lab: Lab) -> None:
+    entry, own, other = lab.nodes[2], lab.tasks[4], lab.tasks[0]
+    with lab.client.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(5)
+        sock.connect((entry.address, 5372))
+        for tasks, answers in (([other], other), ([other, own], other), ([own], own)):
+            entry.set_ports(udp(5372, tasks, prefer="local"))
+            sock.send(b"?")
+            assert sock.recv(100).split()[0].decode() == answers.task_id
 
 
 def test_tasks_reach_the_outside_with_the_nodes_address(lab: Lab) -> None:

@@ -13,6 +13,8 @@ from shoal.model.enums import (
     MountType,
     PortProtocol,
     PublishMode,
+    PublishPreference,
+    PublishSource,
 )
 from shoal.model.types import Driver, GenericResource, Mount, PortConfig, Ulimit
 from swarmctl.parsing import values
@@ -27,6 +29,8 @@ PORTS = st.builds(
     published_port=st.integers(0, 65_535),
     publish_mode=st.sampled_from(PublishMode),
     sticky=st.booleans(),
+    source=st.sampled_from(PublishSource),
+    prefer=st.sampled_from(PublishPreference),
 )
 
 
@@ -72,6 +76,11 @@ def test_any_text_is_a_port_or_refused(text):
         ),
         ("target=80,sticky=false", [PortConfig(target_port=80)]),
         (
+            "target=80,source=node,prefer=local",
+            [PortConfig(target_port=80, source=PublishSource.NODE, prefer=PublishPreference.LOCAL)],
+        ),
+        ("target=80,source=client,prefer=any", [PortConfig(target_port=80)]),
+        (
             "published=8080,target=80,mode=host,protocol=udp",
             [
                 PortConfig(
@@ -111,6 +120,8 @@ def test_ports(text, expected):
         ("published=80", "target is missing"),
         ("target=80,mode=vip", "ingress or host"),
         ("target=80,sticky=maybe", "sticky is true or false"),
+        ("target=80,source=lb", "source 'lb' is unknown: use client or node"),
+        ("target=80,prefer=near", "prefer 'near' is unknown: use any or local"),
         ("target=80,host=x", "unknown key"),
         ("target=", "needs a value"),
     ],

@@ -14,6 +14,7 @@ from shoal.model.enums import (
     NodeMembership,
     PortProtocol,
     PublishMode,
+    PublishPreference,
 )
 from shoal.model.specs import (
     ClusterSpec,
@@ -215,6 +216,11 @@ SERVICE_RULES = [
     (ports(port(80, 70_000)), BAD, "publish: published port 70000 must be 1 to 65535"),
     (ports(port(protocol=PortProtocol.SCTP)), LATER, "publish: sctp"),
     (ports(port(80, 0, publish_mode=PublishMode.HOST)), LATER, "publish: mode=host needs a"),
+    (
+        ports(port(publish_mode=PublishMode.HOST, prefer=PublishPreference.LOCAL)),
+        BAD,
+        "publish: prefer=local is for mode=ingress",
+    ),
     (ports(port(), port(81)), BAD, "publish: port 8080/tcp is given twice"),
     (ports(*(port(80, n) for n in range(1, 1026))), BAD, "publish: 1025 ports, at most 1024"),
     (spec(update=UpdateConfig(delay_ns=-1)), BAD, "update: delay and monitor must not be"),

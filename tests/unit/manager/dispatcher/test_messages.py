@@ -6,13 +6,23 @@ from manager.dispatcher.assignments import AssignmentDiff
 from manager.dispatcher.endpoints import Member, PeerRow, PortKey, PortRow
 from manager.dispatcher.messages import MESSAGE_BYTES_MAX, MessageWriter
 from shoal.api.v1 import dispatcher_pb2 as pb
-from shoal.model.enums import PortProtocol, PublishMode
+from shoal.model.enums import PortProtocol, PublishMode, PublishPreference, PublishSource
 from shoal.model.specs import ContainerSpec, TaskSpec
 from tests.support.planning import a_task
 
 PEER = PeerRow("n1", 3, "192.0.2.1", "10.240.12.0/22")
 KEY = PortKey("web", PortProtocol.UDP, 53)
-PORT = PortRow("web", PortProtocol.UDP, 53, 5353, PublishMode.HOST, (Member("t", "n", "10.0.0.1"),))
+PORT = PortRow(
+    "web",
+    PortProtocol.UDP,
+    53,
+    5353,
+    PublishMode.HOST,
+    (Member("t", "n", "10.0.0.1"),),
+    sticky=True,
+    source=PublishSource.NODE,
+    prefer=PublishPreference.LOCAL,
+)
 GRPC_BYTES_MAX = 4 << 20
 
 
@@ -34,6 +44,7 @@ def test_every_kind_of_change_is_said():
     )
     assert (port.port.published_port, port.port.target_port) == (53, 5353)
     assert list(port.port.addresses) == ["10.0.0.1"]
+    assert (port.port.sticky, port.port.source, port.port.prefer) == (True, 1, 1)
     assert task.task.id == "t1"
     assert (no_task.task.id, no_peer.peer.node_id) == ("t2", "n2")
     assert no_port.port == pb.PublishedPort(service_id="web", protocol=1, published_port=53)

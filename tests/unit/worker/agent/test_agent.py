@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from shoal.api.v1 import dispatcher_pb2 as pb
+from shoal.api.v1 import types_pb2
 from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
 from shoal.model.enums import TaskState as S
 from shoal.model.types import NodeDescription, NodeIngress
@@ -22,7 +23,14 @@ from worker.agent.records import NetworkRecord
 from worker.network.api import Peer
 
 PORT = pb.PublishedPort(
-    protocol=0, published_port=8080, target_port=80, service_id="s", addresses=["10.241.0.2"]
+    protocol=0,
+    published_port=8080,
+    target_port=80,
+    service_id="s",
+    addresses=["10.241.0.2"],
+    sticky=True,
+    source=types_pb2.PUBLISH_SOURCE_NODE,
+    prefer=types_pb2.PUBLISH_PREFERENCE_LOCAL,
 )
 PEER = pb.PeerNode(node_id="node2", index=2, address="192.0.2.2", subnet="10.241.4.0/22")
 
@@ -178,6 +186,7 @@ async def test_endpoints_are_applied_and_acknowledged(setup):
     assert peers == (Peer("node2", 2, "192.0.2.2", "10.241.4.0/22"),)
     assert (ports[0].protocol, ports[0].published_port, ports[0].mode) == ("tcp", 8080, "ingress")
     assert ports[0].endpoints == ("10.241.0.2",)
+    assert (ports[0].sticky, ports[0].source, ports[0].prefer) == (True, "node", "local")
     setup.plane.errors = {("tcp", 8080): "in use"}
     stream.send(version=6)
     await until(lambda: setup.manager.acknowledged[-1] == (6, {8080: "in use"}))
@@ -258,10 +267,14 @@ async def test_any_part_that_ends_begins_a_new_session(setup, how):
 async def test_what_this_version_cannot_read_is_said_and_not_fatal(setup):
     setup.run()
     stream = await setup.session()
-    strange = pb.PublishedPort(protocol=9, published_port=1, service_id="s")
-    stream.send(ports=[strange])
-    await until(lambda: "protocol 9 is unknown" in setup.agent.why_not_ready)
-    await setup.session(2)
+    for number, (field, what) in enumerate(
+        {"protocol": "protocol", "source": "source", "prefer": "preference"}.items(), start=2
+    ):
+        strange = pb.PublishedPort(published_port=1, service_id="s")
+        setattr(strange, field, 9)
+        stream.send(ports=[strange])
+        await until(lambda w=what: f"{w} 9 is unknown" in setup.agent.why_not_ready)
+        stream = await setup.session(number)
 
 
 async def test_a_silent_manager_is_left(setup, monkeypatch):

@@ -20,6 +20,7 @@ from worker.network.core import (
     check_port,
     check_settings,
     element_changes,
+    endpoints_of,
     gateway_of,
     local_view,
     map_name,
@@ -137,9 +138,38 @@ def test_host_mode_sees_only_the_nodes_own_tasks() -> None:
     assert local_view(_port(["10.240.8.2"]), subnet).endpoints == ("10.240.8.2",)
 
 
+SUBNETS = [ipaddress.IPv4Network(f"10.240.{4 * n}.0/22") for n in (1, 2, 3)]
+PLACES = st.sets(st.tuples(st.sampled_from(SUBNETS), st.integers(2, 60)), max_size=90)
+
+
+@given(st.lists(PLACES, min_size=1, max_size=6))
+def test_a_node_prefers_its_own_and_never_has_an_empty_table_while_anyone_is_ready(
+    history: list[set[tuple[ipaddress.IPv4Network, int]]],
+) -> None:
+    tables: dict[ipaddress.IPv4Network, PortTable | None] = dict.fromkeys(SUBNETS)
+    for places in history:
+        ready = {str(subnet[number]) for subnet, number in places}
+        port = msgspec.structs.replace(_port(ready), prefer="local")
+        for subnet in SUBNETS:
+            own = {str(where[number]) for where, number in places if where == subnet}
+            table = next_table(tables[subnet], local_view(port, subnet))
+            assert set(table.slots) == (own or ready)
+            again = next_table(table, local_view(port, subnet))
+            assert element_changes(table, again) == element_changes(None, None)
+            tables[subnet] = table
+
+
+def test_a_port_may_send_connections_to_all_its_endpoints_whatever_is_preferred() -> None:
+    port = msgspec.structs.replace(_port(["10.240.4.2", "10.240.8.2"]), prefer="local")
+    assert endpoints_of(port) == {Endpoint("10.240.4.2", 80), Endpoint("10.240.8.2", 80)}
+    assert endpoints_of(None) == frozenset()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"source": "balancer"}, "client or node, not 'balancer'"),
+        ({"prefer": "near"}, "any or local, not 'near'"),
         ({"protocol": "sctp"}, "tcp and udp, not sctp"),
         ({"mode": "vip"}, "ingress or host"),
         ({"published_port": 0}, "0 is not a port"),
