@@ -21,6 +21,7 @@ OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (
     "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
     "AcknowledgeEndpoints", "ReportNetworkKeys",
+    "AttachNetwork", "DetachNetwork", "ListNodeNetworks",
 )  # fmt: skip
 
 

@@ -103,7 +103,28 @@ class Allocation:
             service = self._draft.view.services.get(task.service_id)
             if service is not None and not service.pending_delete:
                 self._advance(task, service, now_ns=now_ns)
+        self._attach_containers(now_ns=now_ns)
         self._note_cursors()
+
+    def _attach_containers(self, *, now_ns: int) -> None:
+        """Give containers that were put on networks by hand their addresses, or write why not.
+
+        Such a task belongs to no service and has its node from the beginning.
+        """
+        for task in sorted(self._draft.view.tasks_of_service("").values(), key=lambda one: one.id):
+            if task.status.state is not TaskState.NEW or not is_wanted(task):
+                continue
+            if not self._draft.room(task):
+                return
+            try:
+                networks = self._attachments(task)
+            except SwarmError as error:
+                self._explain(task, error.message, now_ns=now_ns)
+                continue
+            status = TaskStatus(
+                state=TaskState.ASSIGNED, timestamp_ns=now_ns, message="attached to the network"
+            )
+            self._draft.update(task.replaced(networks=networks).with_status(status))
 
     def _advance(self, task: Task, service: Service, *, now_ns: int) -> None:
         error = self._error_by_service.get(service.id)
@@ -122,9 +143,12 @@ class Allocation:
                 allocated = task.replaced(endpoint=service.endpoint, networks=networks)
                 self._draft.update(allocated.with_status(status))
         if error:
-            status = task.status.replaced(error=error, message="waiting for allocation")
-            if status != task.status and self._draft.room(task):
-                self._draft.update(task.with_status(status.replaced(timestamp_ns=now_ns)))
+            self._explain(task, error, now_ns=now_ns)
+
+    def _explain(self, task: Task, error: str, *, now_ns: int) -> None:
+        status = task.status.replaced(error=error, message="waiting for allocation")
+        if status != task.status and self._draft.room(task):
+            self._draft.update(task.with_status(status.replaced(timestamp_ns=now_ns)))
 
     def _attachments(self, task: Task) -> tuple[NetworkAttachment, ...]:
         """The task's addresses on all of its networks. Raises: see `Addresses.take`."""

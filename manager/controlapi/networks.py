@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manager.allocator.networks.subnets import Subnets
-from manager.controlapi.validate_networks import address_in, network_spec
+from manager.allocator.networks.wishes import address_in
+from manager.controlapi.validate_networks import network_spec
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.defaults import is_terminal
@@ -108,4 +109,5 @@ def _users(view: View, network_id: str) -> Iterable[str]:
         if task.service_id in asking or is_terminal(task):
             continue
         if any(held.network_id == network_id for held in task.networks):
-            yield f"task {task.annotations.name or task.id}"
+            kind = "task" if task.service_id else "container"
+            yield f"{kind} {task.annotations.name or task.id}"

@@ -9,17 +9,16 @@ import ipaddress
 from collections.abc import Sequence
 
 from manager.allocator.networks.subnets import DRIVER, IpNetwork
+from manager.allocator.networks.wishes import check_addresses, host_address
 from manager.controlapi.validate_names import object_labels, object_name
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import UpdateOrder
-from shoal.model.objects import Network
 from shoal.model.specs import NetworkSpec, ServiceSpec
 from shoal.model.types import IpamConfig, NetworkAttachmentConfig
 
 ATTACHMENTS_MAX = 32
 ALIASES_MAX = 64
 RESERVED_MAX = 1_024
-FIXED_MAX = 1_024
 MTU_OPTION = "com.docker.network.driver.mtu"
 MTU_RANGE = range(576, 65_536)
 MTU_IPV6_MIN = 1_280
@@ -57,7 +56,7 @@ def attachments(wishes: Sequence[NetworkAttachmentConfig]) -> None:
     for wish in wishes:
         if not wish.target:
             raise InvalidArgument("network: must be given by name or id")
-        _fixed(wish.addresses)
+        check_addresses(wish.addresses)
         if wish.driver_options:
             raise Unimplemented(
                 f"network: driver option {min(wish.driver_options)!r} is not known for services"
@@ -91,35 +90,6 @@ def fixed_addresses(spec: ServiceSpec, *, replicas: int) -> None:
                     f"{name} order: start-first needs a second address for each task: leave"
                     " addresses (ip=) away, or use stop-first"
                 )
-
-
-def address_in(address: str, network: Network) -> None:
-    """Refuse an address that no task can have on the network."""
-    name = network.spec.annotations.name
-    version = 6 if ":" in address else 4
-    subnets = network.ipam.configs or network.spec.ipam.configs
-    for config in subnets:
-        subnet = ipaddress.ip_network(config.subnet)
-        if subnet.version == version:
-            _host(f"network {name}: ip", address, subnet)
-            if address == config.gateway or address in config.reserved.values():
-                raise InvalidArgument(f"network {name}: ip: {address} is the gateway or set aside")
-            return
-    raise InvalidArgument(f"network {name}: ip: {address}: it has no IPv{version} subnet")
-
-
-def _fixed(addresses: Sequence[str]) -> None:
-    if len(addresses) > FIXED_MAX:
-        raise InvalidArgument(f"network: {len(addresses)} addresses, at most {FIXED_MAX}")
-    for text in addresses:
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError as error:
-            raise InvalidArgument(f"network: ip: {text!r} must be an IP address") from error
-        if str(address) != text:
-            raise InvalidArgument(f"network: ip: {text} should be written as {address}")
-    if len(set(addresses)) != len(addresses):
-        raise InvalidArgument("network: ip: an address is given twice")
 
 
 def _options(spec: NetworkSpec) -> None:
@@ -176,8 +146,8 @@ def _config(config: IpamConfig) -> int:
     if len(config.reserved) > RESERVED_MAX:
         raise InvalidArgument(f"aux-address: {len(config.reserved)}, at most {RESERVED_MAX}")
     if config.gateway:
-        _host("gateway", config.gateway, subnet)
-    aside = [_host("aux-address", text, subnet) for text in config.reserved.values()]
+        host_address("gateway", config.gateway, subnet)
+    aside = [host_address("aux-address", text, subnet) for text in config.reserved.values()]
     if config.gateway and config.gateway in aside:
         raise InvalidArgument(f"aux-address: {config.gateway} is the gateway")
     if len(set(aside)) != len(aside):
@@ -193,22 +163,6 @@ def _network(field: str, text: str) -> IpNetwork:
     if str(network) != text:
         raise InvalidArgument(f"{field}: {text} should be {network}")
     return network
-
-
-def _host(field: str, text: str, subnet: IpNetwork) -> str:
-    """An address that a machine of the subnet can have."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise InvalidArgument(f"{field}: {text!r} must be an IP address") from error
-    if str(address) != text:
-        raise InvalidArgument(f"{field}: {text} should be written as {address}")
-    no_host = {subnet.network_address}
-    if subnet.version == 4:
-        no_host.add(subnet.broadcast_address)
-    if address not in subnet or address in no_host:
-        raise InvalidArgument(f"{field}: {address} must be an address of a host in {subnet}")
-    return text
 
 
 def _within(inner: IpNetwork, outer: IpNetwork) -> bool:

@@ -17,6 +17,7 @@ from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Network, Service, Task
 from shoal.model.row import Row
+from shoal.model.types import NetworkAttachment
 
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
@@ -260,10 +261,16 @@ def _task_rows(view: View, task_id: str) -> Iterator[tuple[OverlayKey, OverlayRo
             service_id=task.service_id,
             node_id=task.node_id,
             addresses=tuple(map(_bare, held.addresses)),
-            names=(task.annotations.name,) if task.annotations.name else (),
+            names=_names(task, held),
             ready=_is_ready(view, task),
         )
         yield OverlayKey(OverlayKind.ENDPOINT, held.network_id, task_id), row
+
+
+def _names(task: Task, held: NetworkAttachment) -> tuple[str, ...]:
+    """What a task alone is called; aliases of services' tasks are names of the service."""
+    aliases = () if task.service_id else held.aliases
+    return tuple(name for name in (task.annotations.name, *aliases) if name)
 
 
 def _is_ready(view: View, task: Task) -> bool:

@@ -10,18 +10,23 @@ import grpc
 from typing_extensions import override
 
 from manager.ca.rotation import trust_of
+from manager.dispatcher.attachments import Attachments
 from manager.dispatcher.driver import Dispatcher, require_node
 from manager.dispatcher.messages import MessageWriter
 from manager.store.store import Store
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer
+from shoal.api.v1.objects_pb2 import Network as PbNetwork
 from shoal.api.v1.objects_pb2 import Node as PbNode
+from shoal.api.v1.objects_pb2 import Task as PbTask
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
 from shoal.model.enums import TaskState
-from shoal.model.types import NodeDescription, TaskStatus
+from shoal.model.objects import Network
+from shoal.model.types import NetworkAttachmentConfig, NodeDescription, TaskStatus
 from shoal.security.peer import current_caller, current_peer
+from shoal.security.roles import Role
 from shoal.wire.objects import from_pb, to_pb
 
 UPDATES_MAX = 1024
@@ -43,6 +48,7 @@ class DispatcherServer(DispatcherServicer):
         self._dispatcher = dispatcher
         self._store = store
         self._clock = clock
+        self._attachments = Attachments(store, clock)
 
     @override
     async def Session(
@@ -126,6 +132,41 @@ class DispatcherServer(DispatcherServicer):
                     version = self._dispatcher.table.version
                     for message in writer.messages(diff, version=version, more=more):
                         yield message
+
+    @override
+    async def AttachNetwork(
+        self, request: pb.AttachNetworkRequest, context: Context
+    ) -> pb.AttachNetworkResponse:
+        task = await self._attachments.attach(
+            self._check(request.session_id),
+            from_pb(request.config, NetworkAttachmentConfig),
+            container_id=request.container_id,
+            name=request.container_name,
+        )
+        return pb.AttachNetworkResponse(task=to_pb(task, PbTask))
+
+    @override
+    async def DetachNetwork(
+        self, request: pb.DetachNetworkRequest, context: Context
+    ) -> pb.DetachNetworkResponse:
+        await self._attachments.detach(self._check(request.session_id), request.attachment_id)
+        return pb.DetachNetworkResponse()
+
+    @override
+    async def ListNodeNetworks(
+        self, request: pb.ListNodeNetworksRequest, context: Context
+    ) -> pb.ListNodeNetworksResponse:
+        node_id = self._check(request.session_id)
+        overlays = self._dispatcher.table.overlays
+        is_manager = current_peer().role is Role.MANAGER
+
+        def sees(network: Network) -> bool:
+            return is_manager or network.spec.attachable or overlays.is_on(node_id, network.id)
+
+        networks, more = self._attachments.networks(request.after, sees=sees)
+        return pb.ListNodeNetworksResponse(
+            networks=[to_pb(one, PbNetwork) for one in networks], more=more
+        )
 
     def _check(self, session_id: str) -> str:
         node_id = current_peer().node_id

@@ -13,7 +13,8 @@ class Dirty(Row, frozen=True):
 
     services: examined by every planner. nodes: their services are examined, their tasks enforced,
     and waiting tasks of every service are tried again. tasks: ended or gone, so that others may
-    fit where they were. networks: new or gone; subnets are given in every round.
+    fit where they were. networks: new or gone, or somebody wants to be attached to them; subnets
+    and addresses are given in every round.
     """
 
     services: frozenset[str] = frozenset()
@@ -89,6 +90,7 @@ def _service(task: Task, *, freed: bool) -> Dirty:
     return Dirty(
         services=frozenset({task.service_id} if task.service_id else ()),
         tasks=frozenset({task.id} if freed else ()),
+        networks=frozenset(wish.target for wish in (() if task.service_id else task.spec.networks)),
     )
 
 

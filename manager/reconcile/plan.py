@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manager.allocator.plan import Allocation
+from manager.orchestrator.reaper import attachments
 from manager.orchestrator.reaper import plan as reaper
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
@@ -67,6 +68,7 @@ class _Planning:
         allocation.services()
         allocation.nodes()
         waiting = self._orchestrate(service_ids, allocation)
+        self._give_back_attachments()
         allocation.tasks(now_ns=self._now_ns)
         waiting |= self._schedule(dirty, service_ids)
         return self._result(dirty, waiting)
@@ -115,6 +117,12 @@ class _Planning:
         reaper.advance(draft, service_id, now_ns=now_ns)
         if draft.wake_at_ns is not None:
             self._wakes.append((service_id, draft.wake_at_ns))
+
+    def _give_back_attachments(self) -> None:
+        self._draft.wake_at_ns = None
+        attachments.advance(self._draft, now_ns=self._now_ns)
+        if self._draft.wake_at_ns is not None:
+            self._wakes.append(("", self._draft.wake_at_ns))
 
     def _schedule(self, dirty: Dirty, service_ids: list[str]) -> set[str]:
         """Place waiting tasks: of dirty services, or of all when room may have come free."""

@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from manager.allocator.networks.subnets import Subnets
+from manager.allocator.networks.wishes import address_in
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, ResourceExhausted, SwarmError
 from shoal.model.defaults import is_terminal
@@ -58,7 +59,8 @@ class Addresses:
         """An address of each family for each of the wishes, as CIDR; all of them, or none.
 
         Raises: FailedPrecondition for a network that is not there or has no subnet yet, and for an
-        address that somebody has; ResourceExhausted for a network that is full.
+        address that somebody has; InvalidArgument for one that no host can have; ResourceExhausted
+        for a network that is full.
         """
         networks = [self._network(wish.network_id) for wish in wishes]
         chosen = [network.chosen(wish) for network, wish in zip(networks, wishes, strict=True)]
@@ -119,6 +121,7 @@ class _NetworkAddresses:
         if network.ipam.driver is not None:
             cursors = network.ipam.driver.options
         kept = [ipaddress.ip_address(address) for address in {*holders, *asked}]
+        self._network = network
         self._name = network.spec.annotations.name
         self._holders = holders
         self._ranges = [
@@ -157,6 +160,7 @@ class _NetworkAddresses:
         A replica waits for its predecessor, so that it has the same address after an update.
         """
         own = named[(wish.slot - 1) % len(named)] if wish.slot else named[0]
+        address_in(own, self._network)  # the gateway may have been chosen after the request
         holder = self._holders.get(own)
         if holder is None:
             return own

@@ -69,6 +69,21 @@ class DispatcherStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
                 _registered_method=True)
+        self.AttachNetwork = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/AttachNetwork',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkResponse.FromString,
+                _registered_method=True)
+        self.DetachNetwork = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/DetachNetwork',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkResponse.FromString,
+                _registered_method=True)
+        self.ListNodeNetworks = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/ListNodeNetworks',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksResponse.FromString,
+                _registered_method=True)
 
 
 class DispatcherServicer:
@@ -122,6 +137,27 @@ class DispatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachNetwork(self, request, context):
+        """Puts a container of the node on an attachable network; answers when it has an address there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachNetwork(self, request, context):
+        """The container has left the network: its address is free again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodeNetworks(self, request, context):
+        """The networks that the node may know: a manager's all, a worker's attachable ones and its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +195,21 @@ def add_DispatcherServicer_to_server(servicer, server):
                     servicer.ReportNetworkKeys,
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.SerializeToString,
+            ),
+            'AttachNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachNetwork,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkResponse.SerializeToString,
+            ),
+            'DetachNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachNetwork,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkResponse.SerializeToString,
+            ),
+            'ListNodeNetworks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodeNetworks,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +401,87 @@ class Dispatcher:
             '/shoal.api.v1.Dispatcher/ReportNetworkKeys',
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/AttachNetwork',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/DetachNetwork',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.DetachNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodeNetworks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/ListNodeNetworks',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ListNodeNetworksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,12 @@ class DispatcherStub:
     """Says that the endpoints of a version are in force in the node's data plane."""
     ReportNetworkKeys: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ReportNetworkKeysRequest, _dispatcher_pb2.ReportNetworkKeysResponse]
     """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
+    AttachNetwork: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.AttachNetworkRequest, _dispatcher_pb2.AttachNetworkResponse]
+    """Puts a container of the node on an attachable network; answers when it has an address there."""
+    DetachNetwork: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.DetachNetworkRequest, _dispatcher_pb2.DetachNetworkResponse]
+    """The container has left the network: its address is free again. Idempotent."""
+    ListNodeNetworks: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListNodeNetworksRequest, _dispatcher_pb2.ListNodeNetworksResponse]
+    """The networks that the node may know: a manager's all, a worker's attachable ones and its own."""
 
 class DispatcherServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,5 +89,29 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_dispatcher_pb2.ReportNetworkKeysRequest, _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]],
     ) -> _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]:
         """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
+
+    @_abc_1.abstractmethod
+    def AttachNetwork(
+        self,
+        request: _dispatcher_pb2.AttachNetworkRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.AttachNetworkRequest, _abc.Awaitable[_dispatcher_pb2.AttachNetworkResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.AttachNetworkResponse]:
+        """Puts a container of the node on an attachable network; answers when it has an address there."""
+
+    @_abc_1.abstractmethod
+    def DetachNetwork(
+        self,
+        request: _dispatcher_pb2.DetachNetworkRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.DetachNetworkRequest, _abc.Awaitable[_dispatcher_pb2.DetachNetworkResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.DetachNetworkResponse]:
+        """The container has left the network: its address is free again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListNodeNetworks(
+        self,
+        request: _dispatcher_pb2.ListNodeNetworksRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.ListNodeNetworksRequest, _abc.Awaitable[_dispatcher_pb2.ListNodeNetworksResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.ListNodeNetworksResponse]:
+        """The networks that the node may know: a manager's all, a worker's attachable ones and its own."""
 
 def add_DispatcherServicer_to_server(servicer: DispatcherServicer, server: _aio.Server) -> None: ...
