@@ -1,21 +1,16 @@
-"""Placeholders in env, hostname and mount sources: `{{.Service.Name}}`, `{{.Task.Slot}}` ...
+"""Templates as this node expands them: in env, hostname, mounts, and the content of files.
 
-Swarm expands these on the node that runs the task. Only the documented fields exist; anything
-else is an error that names the placeholder, and never text that is passed on half-expanded.
+The language is `shoal.model.templates`; here is what its placeholders stand for.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from shoal.errors import InvalidArgument
+from shoal.model import templates
 from shoal.model.objects import Task
 from shoal.model.row import Row
-
-_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}")
-_FIELD = re.compile(r"\.([A-Za-z.]+)")
-_LABEL = re.compile(r'index \.Service\.Labels "([^"]*)"')
+from shoal.model.templates import Sources
 
 
 class NodeFacts(Row, frozen=True):
@@ -31,27 +26,32 @@ def expand(text: str, task: Task, node: NodeFacts) -> str:
     """The text with every placeholder replaced. Raises InvalidArgument for an unknown one."""
     if "{{" not in text:
         return text
-    if "{{" in _PLACEHOLDER.sub("", text):
-        raise InvalidArgument(f"template: {text!r} has a {{{{ without its }}}}")
-    values = _values(task, node)
-    labels = task.service_annotations.labels
-    return _PLACEHOLDER.sub(lambda match: _value(match.group(1).strip(), values, labels), text)
+    return templates.expand(templates.parse(text), _sources(task, node))
 
 
-def _value(expression: str, values: Mapping[str, str], labels: Mapping[str, str]) -> str:
-    field = _FIELD.fullmatch(expression)
-    if field and field.group(1) in values:
-        return values[field.group(1)]
-    label = _LABEL.fullmatch(expression)
-    if label:
-        return labels.get(label.group(1), "")
-    known = ", ".join(f"{{{{.{name}}}}}" for name in sorted(values))
-    raise InvalidArgument(f"template: {{{{{expression}}}}} is unknown, use one of {known}")
+def expand_content(
+    data: bytes,
+    task: Task,
+    node: NodeFacts,
+    *,
+    functions: Mapping[str, Callable[[str], str]],
+    size_max: int,
+) -> bytes:
+    """The content of a file with every placeholder replaced; other bytes stay as they are.
+
+    size_max: characters. Raises InvalidArgument: an unknown placeholder, or too long a result.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    parts = templates.parse(text, functions=True)
+    expanded = templates.expand(parts, _sources(task, node, functions), size_max=size_max)
+    return expanded.encode("utf-8", "surrogateescape")
 
 
-def _values(task: Task, node: NodeFacts) -> dict[str, str]:
+def _sources(
+    task: Task, node: NodeFacts, functions: Mapping[str, Callable[[str], str]] | None = None
+) -> Sources:
     name = task.service_annotations.name
-    return {
+    fields = {
         "Service.ID": task.service_id,
         "Service.Name": name,
         "Node.ID": node.id,
@@ -62,3 +62,4 @@ def _values(task: Task, node: NodeFacts) -> dict[str, str]:
         "Task.Name": f"{name}.{task.slot or task.node_id}.{task.id}",
         "Task.Slot": str(task.slot),
     }
+    return Sources(fields, task.service_annotations.labels, functions or {})
