@@ -45,6 +45,18 @@ def test_every_node_answers_and_the_client_address_is_true(lab: Lab, service: st
     )
 
 
+def _wait_in_force(lab: Lab, service: str, *, places: int) -> None:
+    """Wait until so many places behind published ports are ready, and every node balances so."""
+    shown = ("service", "endpoints", service, "--format")
+
+    def is_so() -> bool:
+        states = lab.swarmctl(*shown, "{{.State}}").split()
+        behind = lab.swarmctl(*shown, "{{.Behind}}", "--nodes").split()
+        return states.count("ready") == places and behind == ["0"] * len(lab.addresses)
+
+    eventually(f"{places} places are in force", is_so)
+
+
 def test_node_doctor_finds_a_wrong_setting_and_a_path_that_loses_large_packets(lab: Lab) -> None:
     def problems() -> tuple[int, dict[str, str]]:
         form = "{{.State}}|{{.Check}}|{{.What}}"
@@ -92,8 +104,9 @@ def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
 def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, service: str) -> None:
     ports = ("published=8091,target=80,source=node", "published=8092,target=80,prefer=local")
     publish = [word for port in ports for word in ("--publish", port)]
-    spread = ("--replicas", "3", "--replicas-max-per-node", "1")
+    spread = ("--detach", "--replicas", "3", "--replicas-max-per-node", "1")
     lab.swarmctl("service", "create", "--name", service, *spread, *publish, "web:1")
+    _wait_in_force(lab, service, places=6)
     for node in lab.addresses:
         gateways = {lab.ask(node, 8091)[1] for _ in range(20)}
         assert len(gateways) == 1
@@ -104,14 +117,16 @@ def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, servic
     assert "Source = node" in shown
     assert "Prefer = local" in shown
     # Once a node has none of its own it sends to the others.
-    only = ("--replicas", "1", "--constraint-add", "node.role==manager")
+    only = ("--detach", "--replicas", "1", "--constraint-add", "node.role==manager")
     lab.swarmctl("service", "update", *only, service)
+    _wait_in_force(lab, service, places=2)
     assert lab.ask("w1", 8092)[1] == lab.own_address("w1")
 
 
 def test_ranges_and_ports_the_cluster_chooses(lab: Lab, service: str) -> None:
-    ports = ("--publish", "8100-8101:80", "--publish", "80")
+    ports = ("--detach", "--publish", "8100-8101:80", "--publish", "80")
     lab.swarmctl("service", "create", "--name", service, *ports, "web:1")
+    _wait_in_force(lab, service, places=3)
     form = "{{range .Endpoint.Ports}}{{.PublishedPort}} {{end}}"
     *asked, chosen = map(int, lab.swarmctl("service", "inspect", "-f", form, service).split())
     assert asked == [8100, 8101]
@@ -122,9 +137,14 @@ def test_ranges_and_ports_the_cluster_chooses(lab: Lab, service: str) -> None:
         assert lab.ask("w1", port)[1] == lab.own_address("w1")
     done = lab.run("service", "create", "--publish", f"{chosen}:80", "web:1", check=False)
     assert f"port {chosen}/tcp is already in use by service {service}" in done.stderr
-    lab.swarmctl("service", "update", "--publish-add", "target=80,sticky=true", service)
-    kept = lab.swarmctl("service", "inspect", "-f", form, service).split()
-    assert kept == ["8100", "8101", str(chosen)]
+    added = ("--detach", "--publish-add", "target=80,sticky=true")
+    lab.swarmctl("service", "update", *added, service)
+    form = "{{range .Endpoint.Ports}}{{.PublishedPort}}{{if .Sticky}} sticky{{end}} {{end}}"
+    kept = ["8100", "8101", str(chosen), "sticky"]
+    eventually(
+        "the chosen port is kept",
+        lambda: lab.swarmctl("service", "inspect", "-f", form, service).split() == kept,
+    )
 
 
 def test_scaling_up_and_down(lab: Lab, service: str) -> None:
