@@ -23,7 +23,7 @@ from typing_extensions import override
 from shoal.aio.supervise import Supervisor, find_violation
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.clock import SystemClock
-from shoal.errors import FailedPrecondition, NotFound, violated
+from shoal.errors import FailedPrecondition, NotFound, SwarmError, violated
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.security.lock import LockKeys, decode_lock_keys
@@ -37,6 +37,7 @@ from worker.agent.agent import Agent
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
+from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.news import NewsBoard
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
@@ -51,6 +52,8 @@ from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.images.water import Marks
 from worker.metrics import ContainerCollector
+from worker.network import wireguard
+from worker.network.keys import KeyFile, PrivateKeys
 from worker.runtime.api import IdMap
 from worker.runtime.client import NativeRuntime
 from worker.volumes.local import LocalVolumes
@@ -164,7 +167,8 @@ class Membership:
                 return
             config = await asyncio.to_thread(read_node_config, paths.node_config)
             if config is not None:
-                self._start(identity, config)
+                keys = await asyncio.to_thread(_network_keys, KeyFile(paths.worker))
+                self._start(identity, config, keys)
 
     async def reload_identity(self, lock_keys: LockKeys) -> None:
         """Show the certificate on disk from the next connection on; the session stays.
@@ -197,6 +201,7 @@ class Membership:
                 await data_plane.close(remove=True)
             if records is not None:
                 records.clear()
+            await asyncio.to_thread(KeyFile(self._settings.paths.worker).remove)
             self._forget()
 
     async def _left_by_another(self) -> tuple[DataPlane | None, Records]:
@@ -227,7 +232,7 @@ class Membership:
         with contextlib.suppress(NotFound):
             await self._runtime.remove(container, force=True)
 
-    def _start(self, identity: NodeIdentity, config: NodeConfig) -> None:
+    def _start(self, identity: NodeIdentity, config: NodeConfig, keys: PrivateKeys) -> None:
         paths, hostname = self._settings.paths, self._settings.hostname
         description = describe_node(hostname, config.data_path_address, identity.root_pem)
         facts = NodeFacts(
@@ -244,6 +249,7 @@ class Membership:
             run_dir=paths.run,
             underlay_address=config.data_path_address,
             owner=None if userns is None else userns.owner,
+            keys=keys,
         )
         reporter = Reporter()
         self.tasks = NodeTasks(
@@ -269,6 +275,7 @@ class Membership:
             managers=config.managers or (config.advertise_address,),
             connect=self._connect,
             container_dir=self._runtime.container_dir,
+            network_keys=NetworkKeyKeeper(KeyFile(paths.worker), keys, self.data_plane),
             announce=self.news.put,
         )
         self._work = asyncio.create_task(self._keep(self._agent), name="agent")
@@ -313,6 +320,18 @@ class Membership:
         self._credentials = None
         self.news.clear()
         self._agent = self.tasks = self.data_plane = self.records = None
+
+
+def _network_keys(file: KeyFile) -> PrivateKeys:
+    """The node's keys for encrypted networks; none where it cannot encrypt, which is no failure."""
+    try:
+        reason = wireguard.missing()
+        keys = PrivateKeys() if reason else file.load()
+    except (SwarmError, OSError) as error:
+        reason, keys = str(error), PrivateKeys()
+    if reason:
+        _log.warning("encryption.unavailable", reason=reason)
+    return keys
 
 
 def _credentials(identity: NodeIdentity) -> grpc.ChannelCredentials:

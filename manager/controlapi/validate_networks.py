@@ -12,6 +12,7 @@ from manager.allocator.networks.subnets import DRIVER, IpNetwork
 from manager.allocator.networks.wishes import check_addresses, host_address
 from manager.controlapi.validate_names import object_labels, object_name
 from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.defaults import ENCRYPTED_OPTION
 from shoal.model.enums import UpdateOrder
 from shoal.model.specs import NetworkSpec, ServiceSpec
 from shoal.model.types import IpamConfig, NetworkAttachmentConfig
@@ -94,13 +95,17 @@ def fixed_addresses(spec: ServiceSpec, *, replicas: int) -> None:
 
 def _options(spec: NetworkSpec) -> None:
     for key, value in (spec.driver.options if spec.driver is not None else {}).items():
-        if key == "encrypted":
-            raise Unimplemented(
-                "driver option encrypted: networks cannot be encrypted in this version, and are"
-                " not made in the clear instead: leave it out, or use a network that is private"
-            )
+        if key == ENCRYPTED_OPTION:
+            if value not in {"", "true"}:
+                raise InvalidArgument(
+                    f"driver option {ENCRYPTED_OPTION}: {value!r} must be true or nothing: leave"
+                    " the option out for a network in the clear"
+                )
+            continue
         if key != MTU_OPTION:
-            raise InvalidArgument(f"driver option: {key!r} is unknown, use {MTU_OPTION}")
+            raise InvalidArgument(
+                f"driver option: {key!r} is unknown, use {MTU_OPTION} or {ENCRYPTED_OPTION}"
+            )
         least = MTU_IPV6_MIN if spec.ipv6_enabled else MTU_RANGE.start
         if not _is_number(value) or not least <= int(value) < MTU_RANGE.stop:
             raise InvalidArgument(

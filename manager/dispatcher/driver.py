@@ -19,6 +19,7 @@ from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_a
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey, is_down
 from manager.dispatcher.metrics import DRAINS_OVERDUE
+from manager.dispatcher.network_keys import check_keys, generation_of, with_next_generation
 from manager.dispatcher.overlays import OverlayChanges
 from manager.dispatcher.shown import service_endpoints
 from manager.dispatcher.statuses import StatusWriter
@@ -33,7 +34,7 @@ from shoal.model.defaults import heartbeat_period_ns
 from shoal.model.enums import NodeState
 from shoal.model.objects import Cluster, Network, Node, Service, Task
 from shoal.model.plan import CHANGES_MAX, Change, update
-from shoal.model.types import NodeDescription, NodeStatus
+from shoal.model.types import NetworkKey, NodeDescription, NodeStatus
 
 EXPIRY_CHECK_S = 0.25
 """Nodes are looked at so often at least, and when the next one's time is over."""
@@ -106,6 +107,7 @@ class Dispatcher:
             self._set_period()
             present = self._nodes_in(NodeState.READY, NodeState.DISCONNECTED)
             self.sessions.expect(frozenset(present), now_s)
+            await self._renew_network_keys()
         for node_id in self.sessions.expire(now_s):
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
             self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
@@ -198,6 +200,17 @@ class Dispatcher:
 
         await commit_with_retry(self._store, build)
 
+    async def report_network_keys(self, node_id: str, keys: tuple[NetworkKey, ...]) -> None:
+        """The node has these keys for encrypted networks now. Raises: InvalidArgument."""
+        check_keys(keys)
+
+        def build(view: View) -> list[Change]:
+            node = require_node(view, node_id)
+            description = node.description.replaced(network_keys=keys)
+            return [update(node.replaced(description=description))]
+
+        await commit_with_retry(self._store, build)
+
     def show_endpoints(self, reference: str) -> ListServiceEndpointsResponse:
         """Who answers on a service's ports and networks. Raises NotFound."""
         view = self._store.view
@@ -270,6 +283,23 @@ class Dispatcher:
                 message = "waiting for the node after a manager's restart"
                 self._absent[node_id] = (NodeState.UNKNOWN, message)
         await self._write_absences()
+
+    async def _renew_network_keys(self) -> None:
+        """Ask nodes for new keys when it is time; what fails is tried again with the next sweep."""
+
+        def build(view: View) -> list[Change]:
+            renewed = with_next_generation(view, self._clock.now_ns())
+            return [] if renewed is None else [update(renewed)]
+
+        if with_next_generation(self._store.view, self._clock.now_ns()) is None:
+            return
+        try:
+            await commit_with_retry(self._store, build)
+        except SwarmError as error:
+            _log.error("network_keys.not_renewed", reason=error.message)
+            return
+        generation = generation_of(self._store.view.cluster)
+        _log.info("network_keys.renewed", generation=generation)
 
     async def _write_absences(self) -> None:
         """Write why nodes are absent; what fails is tried again at the next check."""
@@ -387,9 +417,7 @@ class Dispatcher:
             elif isinstance(row, Cluster):
                 self._set_period()
                 old = event.old
-                all_concerned |= isinstance(old, Cluster) and trust_of(old.root_ca) != trust_of(
-                    row.root_ca
-                )
+                all_concerned |= isinstance(old, Cluster) and _told(old) != _told(row)
         ports = self.table.update_services(view, services)
         peers = self.table.update_nodes(view, nodes)
         overlays = self.table.update_overlays(
@@ -466,6 +494,11 @@ class Dispatcher:
 
     def _nodes_in(self, *states: NodeState) -> list[str]:
         return [node.id for node in self._store.view.nodes if node.status.state in states]
+
+
+def _told(cluster: Cluster) -> tuple[bytes, int]:
+    """What every session says of the cluster."""
+    return trust_of(cluster.root_ca), generation_of(cluster)
 
 
 def require_node(view: View, node_id: str) -> Node:

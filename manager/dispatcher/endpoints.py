@@ -28,6 +28,7 @@ from shoal.model.enums import (
 )
 from shoal.model.objects import Node, Service, Task
 from shoal.model.row import Row
+from shoal.model.types import NetworkKey
 
 LEFT_REMEMBERED_MAX = 50_000
 FIRST_VERSION = 1
@@ -88,6 +89,7 @@ class PeerRow(Row, frozen=True):
     address: str
     subnet: str
     lost: bool = False
+    network_keys: tuple[NetworkKey, ...] = ()
 
 
 class EndpointTable:
@@ -220,6 +222,7 @@ class EndpointTable:
             address=address,
             subnet=node.ingress.subnet,
             lost=is_down(node),
+            network_keys=node.description.network_keys,
         )
 
     def _note_members(self, old_keys: set[PortKey], new: Mapping[PortKey, PortRow]) -> None:

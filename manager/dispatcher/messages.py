@@ -95,6 +95,10 @@ def _peer(row: PeerRow) -> pb.PeerNode:
         address=row.address,
         subnet=row.subnet,
         lost=row.lost,
+        network_keys=[
+            types_pb2.NetworkKey(generation=key.generation, public_key=key.public_key)
+            for key in row.network_keys
+        ],
     )
 
 

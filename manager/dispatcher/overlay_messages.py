@@ -55,6 +55,7 @@ def _network(row: NetworkRow) -> pb.OverlayNetwork:
         ],
         mtu=row.mtu,
         internal=row.internal,
+        encrypted=row.encrypted,
     )
 
 

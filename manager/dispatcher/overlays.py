@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from manager.allocator.networks.subnets import vni_of
 from manager.store.view import View
-from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.defaults import is_encrypted, is_terminal, is_wanted
 from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Network, Service, Task
 from shoal.model.row import Row
@@ -50,6 +50,7 @@ class NetworkRow(Row, frozen=True):
     subnets: tuple[tuple[str, str], ...]
     mtu: int
     internal: bool
+    encrypted: bool
 
 
 class ServiceRow(Row, frozen=True):
@@ -225,6 +226,7 @@ def _network_row(network: Network) -> NetworkRow:
         subnets=tuple((config.subnet, config.gateway) for config in network.ipam.configs),
         mtu=int(driver.options.get(MTU_OPTION, "0")) if driver is not None else 0,
         internal=network.spec.internal,
+        encrypted=is_encrypted(network),
     )
 
 

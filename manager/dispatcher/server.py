@@ -13,6 +13,7 @@ from manager.ca.rotation import trust_of
 from manager.dispatcher.attachments import Attachments
 from manager.dispatcher.driver import Dispatcher, require_node
 from manager.dispatcher.messages import MessageWriter
+from manager.dispatcher.network_keys import check_keys, generation_of
 from manager.store.store import Store
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
@@ -24,7 +25,7 @@ from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
 from shoal.model.enums import TaskState
 from shoal.model.objects import Network
-from shoal.model.types import NetworkAttachmentConfig, NodeDescription, TaskStatus
+from shoal.model.types import NetworkAttachmentConfig, NetworkKey, NodeDescription, TaskStatus
 from shoal.security.peer import current_caller, current_peer
 from shoal.security.roles import Role
 from shoal.wire.objects import from_pb, to_pb
@@ -62,6 +63,7 @@ class DispatcherServer(DispatcherServicer):
                 "give the engine fewer labels"
             )
         description = from_pb(request.description, NodeDescription)
+        check_keys(description.network_keys)
         session_id = await self._dispatcher.register(node_id, description, current_caller().address)
         try:
             with self._dispatcher.session_changes(node_id) as signal:
@@ -113,6 +115,15 @@ class DispatcherServer(DispatcherServicer):
             node_id, request.endpoints_version, [conflict.error for conflict in request.conflicts]
         )
         return pb.AcknowledgeEndpointsResponse()
+
+    @override
+    async def ReportNetworkKeys(
+        self, request: pb.ReportNetworkKeysRequest, context: Context
+    ) -> pb.ReportNetworkKeysResponse:
+        node_id = self._check(request.session_id)
+        keys = tuple(from_pb(key, NetworkKey) for key in request.keys)
+        await self._dispatcher.report_network_keys(node_id, keys)
+        return pb.ReportNetworkKeysResponse()
 
     @override
     async def Assignments(
@@ -185,6 +196,7 @@ class DispatcherServer(DispatcherServicer):
         if view.cluster is not None:
             message.root_ca = trust_of(view.cluster.root_ca)
             message.data_path_port = view.cluster.data_path_port
+            message.network_key_generation = generation_of(view.cluster)
         return message
 
 

@@ -16,7 +16,9 @@ from manager.scheduler.constraints import (
     parse_constraints,
 )
 from manager.scheduler.usage import Usage, host_ports
+from manager.store.view import View
 from shoal.errors import InvalidArgument
+from shoal.model.defaults import is_encrypted
 from shoal.model.enums import NodeAvailability, NodeMembership, NodeState
 from shoal.model.objects import Node, Task
 from shoal.model.types import Placement, Platform
@@ -25,6 +27,7 @@ READY = "ready"
 RESOURCES = "resources"
 PLATFORM = "platform"
 CONSTRAINT = "constraint"
+ENCRYPTION = "encryption"
 HOST_PORT = "host_port"
 MAX_REPLICAS = "max_replicas"
 
@@ -33,6 +36,9 @@ _TEXTS: dict[str, Callable[[int], str]] = {
     RESOURCES: lambda n: f"insufficient resources on {n} {_nodes(n)}",
     PLATFORM: lambda n: f"unsupported platform on {n} {_nodes(n)}",
     CONSTRAINT: lambda n: f"scheduling constraints not satisfied on {n} {_nodes(n)}",
+    ENCRYPTION: lambda n: (
+        f"no WireGuard (CONFIG_WIREGUARD) for encrypted networks on {n} {_nodes(n)}"
+    ),
     HOST_PORT: lambda n: f"host-mode port already in use on {n} {_nodes(n)}",
     MAX_REPLICAS: lambda n: "max replicas per node limit exceed",
 }
@@ -41,11 +47,14 @@ _TEXTS: dict[str, Callable[[int], str]] = {
 class Pipeline:
     """The filters for one kind of task: equal spec, equal endpoint."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, view: View) -> None:
         placement = task.spec.placement
         self._resources = task.spec.resources.reservations
         self._platforms = placement.platforms
         self._constraints = constraints_of(placement)
+        self._encrypts = any(
+            is_encrypted(view.networks.get(wish.target)) for wish in task.spec.networks
+        )
         self._ports = host_ports(task.endpoint)
         self._max_replicas = placement.max_replicas
 
@@ -62,6 +71,8 @@ class Pipeline:
             return PLATFORM
         if self._constraints is None or not node_matches(usage.node, self._constraints):
             return CONSTRAINT
+        if self._encrypts and not usage.node.description.network_keys:
+            return ENCRYPTION
         if self._ports and not usage.ports.isdisjoint(self._ports):
             return HOST_PORT
         if self._max_replicas and copies >= self._max_replicas:

@@ -81,7 +81,7 @@ class Scheduling:
             name = (
                 "ready"
                 if usage is None
-                else Pipeline(task).refusal(usage, copies.get(task.node_id, 0))
+                else Pipeline(task, self._draft.view).refusal(usage, copies.get(task.node_id, 0))
             )
             if usage is None or name:
                 self._refuse(task, explain(count_refusals([name])))
@@ -124,7 +124,7 @@ class Scheduling:
         """Place equal tasks, or say why they cannot be."""
         view = self._draft.view
         first = group[0]
-        pipeline = Pipeline(first)
+        pipeline = Pipeline(first, view)
         copies = _copies(view, first)
         failures = _failures(view, first, self._now_ns)
         preferences = first.spec.placement.preferences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.model.enums import TaskState
-from shoal.model.objects import Cluster, Service, Task
+from shoal.model.objects import Cluster, Network, Service, Task
 from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import DisconnectPolicy, RestartPolicy, UpdateConfig
 
@@ -22,6 +22,8 @@ HEARTBEATS_PER_SECOND = 400
 """Of all nodes together: more nodes beat more seldom, down to the longest period."""
 NODE_CERTIFICATE_VALIDITY_NS = 90 * 24 * 3600 * 1_000_000_000
 SNAPSHOT_INTERVAL = 10_000
+ENCRYPTED_OPTION = "encrypted"
+"""A network's driver option."""
 NETWORK_KEY_ROTATION_NS = 12 * 3600 * 1_000_000_000
 DATA_PATH_PORT = 7789
 INGRESS_POOL = "10.240.0.0/12"
@@ -83,6 +85,18 @@ def task_history_retention_limit(cluster: Cluster | None) -> int:
     """Dead tasks kept per slot; negative: all."""
     limit = None if cluster is None else cluster.spec.orchestration.task_history_retention_limit
     return TASK_HISTORY_RETENTION_LIMIT if limit is None else limit
+
+
+def network_key_rotation_ns(cluster: Cluster | None) -> int:
+    """How long nodes use one generation of keys on encrypted networks, nanoseconds."""
+    wished = None if cluster is None else cluster.spec.network.key_rotation_ns
+    return NETWORK_KEY_ROTATION_NS if wished is None else wished
+
+
+def is_encrypted(network: Network | None) -> bool:
+    """Whether packets of the network leave a node through WireGuard only."""
+    driver = None if network is None else network.spec.driver
+    return driver is not None and ENCRYPTED_OPTION in driver.options
 
 
 def heartbeat_period_ns(cluster: Cluster | None, nodes: int = 0) -> int:

@@ -94,6 +94,8 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self.statuses: dict[str, TaskStatus] = {}
         self.history: list[tuple[str, TaskStatus]] = []
         self.acknowledged: list[tuple[int, dict[int, str]]] = []
+        self.network_key_generation = 0
+        self.network_keys: list[dict[int, bytes]] = []
         self.lines: list[logs_pb2.LogMessage] = []
         self.published_to_end = 0
         self.refuse_session: Exception | None = None
@@ -158,6 +160,7 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
             node=to_pb(node, objects_pb2.Node),
             data_path_port=self.data_path_port,
             root_ca=self.root_ca,
+            network_key_generation=self.network_key_generation,
         )
         for address in self.managers:
             message.managers.add(address=address, weight=1)
@@ -210,6 +213,14 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         errors = {conflict.published_port: conflict.error for conflict in request.conflicts}
         self.acknowledged.append((request.endpoints_version, errors))
         return pb.AcknowledgeEndpointsResponse()
+
+    @override
+    async def ReportNetworkKeys(
+        self, request: pb.ReportNetworkKeysRequest, context: Context
+    ) -> pb.ReportNetworkKeysResponse:
+        self._check(request.session_id)
+        self.network_keys.append({key.generation: key.public_key for key in request.keys})
+        return pb.ReportNetworkKeysResponse()
 
     @override
     async def ListenSubscriptions(

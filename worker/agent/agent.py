@@ -27,6 +27,7 @@ from shoal.model.types import NodeDescription
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
 from worker.agent.endpoints import EndpointApplier
 from worker.agent.logs import LogPublisher
+from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.overlays import OverlayItem, OverlayKey, key_of, state_of
 from worker.agent.records import NetworkRecord, Records
 from worker.agent.remotes import Remotes
@@ -75,6 +76,7 @@ class Agent:
         managers: tuple[str, ...],
         connect: Connect,
         container_dir: Callable[[str], str],
+        network_keys: NetworkKeyKeeper,
         announce: Callable[[SessionNews], None] = lambda _: None,
     ) -> None:
         """announce: is told what each session says of the node and of the cluster."""
@@ -88,6 +90,7 @@ class Agent:
         self._backoff = Backoff()
         self._connect = connect
         self._container_dir = container_dir
+        self._network_keys = network_keys
         self._announce = announce
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
@@ -101,7 +104,12 @@ class Agent:
     @property
     def why_not_ready(self) -> str:
         """Why the node does not do all it should; empty when it does."""
-        reasons = (self._why_no_session, self._why_no_network, self._applier.problem)
+        reasons = (
+            self._why_no_session,
+            self._why_no_network,
+            self._applier.problem,
+            self._network_keys.problem,
+        )
         return "; ".join(reason for reason in reasons if reason)
 
     async def run(self) -> None:
@@ -114,6 +122,7 @@ class Agent:
         async with Supervisor() as supervisor:
             supervisor.start("runtime events", self._tasks.follow_runtime)
             supervisor.start("data plane", self._keep_data_plane)
+            supervisor.start("network keys", self._network_keys.run)
             await supervisor.guard(self._keep_session())
 
     # -- the node's place in the network -------------------------------------------------------
@@ -166,7 +175,9 @@ class Agent:
         return (self._spread * (2 * attempt + 1)) % 101 / 101
 
     async def _session(self, client: ManagerClient, address: str) -> None:
-        async with aclosing(client.session(self._description)) as news:
+        known = self._network_keys.public
+        description = self._description.replaced(network_keys=known)
+        async with aclosing(client.session(description)) as news:
             first = await _first(news)
             self._learn(first)
             self._why_no_session = ""
@@ -180,6 +191,7 @@ class Agent:
                     group.create_task(self._follow_news(news))
                     group.create_task(self._follow_assignments(client))
                     group.create_task(self._reporter.run(client.report))
+                    group.create_task(self._network_keys.report(known, client.report_network_keys))
                     group.create_task(publisher.run())
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
@@ -200,6 +212,7 @@ class Agent:
     def _learn(self, news: SessionNews) -> None:
         self._announce(news)
         self._remotes.learn(news.weights)
+        self._network_keys.want(news.network_key_generation)
         ingress = news.node.ingress
         if ingress is None:
             return
@@ -268,9 +281,11 @@ class Agent:
 
     async def _apply_endpoints(self) -> Mapping[tuple[str, int], str]:
         peers = tuple(self._peers.values())
-        return await self._data_plane.apply(
+        errors = await self._data_plane.apply(
             peers, tuple(self._ports.values()), state_of(self._overlays, peers)
         )
+        self._network_keys.look()
+        return errors
 
 
 async def _first(news: AsyncIterator[SessionNews]) -> SessionNews:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
 
@@ -16,7 +16,7 @@ from shoal.model import defaults
 from shoal.model.enums import PublishMode, PublishPreference, PublishSource
 from shoal.model.objects import Node, Task
 from shoal.model.row import Row
-from shoal.model.types import NodeDescription, TaskStatus
+from shoal.model.types import NetworkKey, NodeDescription, TaskStatus
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
 from worker.agent.overlays import OverlayItem
@@ -36,6 +36,7 @@ class SessionNews(Row, frozen=True):
     data_path_port: int
     root_ca: bytes = b""
     weights: Mapping[str, int] = {}
+    network_key_generation: int = 0
 
 
 class PortKey(Row, frozen=True):
@@ -78,7 +79,14 @@ class AssignmentsBatch:
             case "peer":
                 peer = item.peer
                 self.peers.append(
-                    Peer(peer.node_id, peer.index, peer.address, peer.subnet, peer.lost)
+                    Peer(
+                        peer.node_id,
+                        peer.index,
+                        peer.address,
+                        peer.subnet,
+                        peer.lost,
+                        tuple((key.generation, key.public_key) for key in peer.network_keys),
+                    )
                 )
             case "port" if change.remove:
                 self.removed_ports.append(_port_key(item.port))
@@ -115,6 +123,7 @@ class ManagerClient:
                     data_path_port=message.data_path_port,
                     root_ca=message.root_ca,
                     weights={one.address: one.weight for one in message.managers},
+                    network_key_generation=message.network_key_generation,
                 )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -188,6 +197,16 @@ class ManagerClient:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
+    async def report_network_keys(self, keys: Iterable[NetworkKey]) -> None:
+        """Say which keys this node has for encrypted networks; returns when it is committed."""
+        request = pb.ReportNetworkKeysRequest(session_id=self.session_id)
+        for key in keys:
+            request.keys.add(generation=key.generation, public_key=key.public_key)
+        try:
+            await self._dispatcher.ReportNetworkKeys(request, timeout=4 * RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
     async def assignments(self) -> AsyncGenerator[AssignmentsBatch, None]:
         """What this node has to run and to know, in messages that build on each other."""
         request = pb.AssignmentsRequest(session_id=self.session_id)
@@ -244,6 +263,7 @@ def _overlay(item: pb.Assignment) -> OverlayItem:
             subnets=tuple(one.subnet for one in network.subnets),
             mtu=network.mtu,
             internal=network.internal,
+            encrypted=network.encrypted,
         )
     if item.HasField("overlay_service"):
         service = item.overlay_service

@@ -21,6 +21,7 @@ from shoal.model.objects import Task
 from worker.agent.overlays import addresses_of, place_of
 from worker.agent.records import NetworkRecord
 from worker.network.api import Attachment, NetworkSettings, Peer, PublishedPort
+from worker.network.keys import PrivateKeys
 from worker.network.local import hostdns
 from worker.network.node import NodeNetwork
 from worker.network.overlay.api import OverlayState
@@ -36,9 +37,20 @@ _log = structlog.get_logger()
 class DataPlane:
     """Owns the NodeNetwork of this node, and its part of the overlay networks."""
 
-    def __init__(self, *, run_dir: Path, underlay_address: str, owner: Owner | None = None) -> None:
-        """owner: whose the tasks' network namespaces are; None: the node's root."""
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        underlay_address: str,
+        owner: Owner | None = None,
+        keys: PrivateKeys | None = None,
+    ) -> None:
+        """owner: whose the tasks' network namespaces are; None: the node's root.
+
+        keys: for encrypted networks, until there are others; None: it can have none.
+        """
         self._owner = owner
+        self._keys = keys or PrivateKeys()
         self._run_dir = run_dir
         self._underlay_address = underlay_address
         self._network: NodeNetwork | None = None
@@ -114,6 +126,18 @@ class DataPlane:
             raise problem
         return errors
 
+    async def use_keys(self, keys: PrivateKeys) -> None:
+        """Keys of encrypted networks from now on. Raises: SwarmError; call again then."""
+        async with self._changing:
+            self._keys = keys
+            if self._overlays is not None:
+                await self._overlays.use_keys(keys)
+
+    async def settle(self) -> bool:
+        """Move peers to newer keys that they have proved to have. Result: whether all are moved."""
+        async with self._changing:
+            return self._overlays is None or await self._overlays.settle()
+
     async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
         """Why one of these (protocol, port) pairs cannot be published here; "" when all can.
 
@@ -177,6 +201,7 @@ class DataPlane:
             undo.push_async_callback(network.close)
             overlays = await OverlayNetworks.open(settings)
             undo.push_async_callback(overlays.close)
+            await overlays.use_keys(self._keys)
             lost = await _adopt_all(network, overlays, known)
             for task_id in await network.sweep():
                 _log.info("task.network_swept", task_id=task_id)

@@ -41,6 +41,7 @@ def state_of(items: Mapping[OverlayKey, OverlayItem], peers: Iterable[Peer]) -> 
         endpoints=tuple(one for one in found if isinstance(one, OverlayEndpoint)),
         nodes={peer.node_id: peer.address for peer in nodes},
         lost=frozenset(peer.node_id for peer in nodes if peer.lost),
+        keys={peer.node_id: dict(peer.keys) for peer in nodes if peer.keys},
     )
 
 

@@ -46,6 +46,8 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     subnet: str
     lost: bool = False
     """The node is down: it has its routes, and connections to its tasks are forgotten once."""
+    keys: tuple[tuple[int, bytes], ...] = ()
+    """Public keys for encrypted networks, each with its generation."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

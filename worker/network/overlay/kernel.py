@@ -115,6 +115,11 @@ class OverlayKernel:
         """Keys of encrypted networks from now on. Raises: FailedPrecondition, NetlinkError."""
         self._spaces.encryption.use_keys(keys)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every peer is spoken to by its newest key."""
+        return self._spaces.encryption.settled
+
     def settle(self) -> bool:
         """Speak to peers by newer keys where they have them. Result: whether all do."""
         self._spaces.encryption.settle()

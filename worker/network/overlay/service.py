@@ -82,6 +82,8 @@ class OverlayNetworks:
 
     async def settle(self) -> bool:
         """Speak to peers by newer keys where they have proved them. Result: whether all have."""
+        if self._kernel.is_settled:
+            return True
         async with self._changing:
             return await self._thread.run(self._kernel.settle)
 

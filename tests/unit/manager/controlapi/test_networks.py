@@ -47,7 +47,7 @@ RULES = [
     (a_spec(ingress=True), LATER, "ingress: the routing mesh is no network here"),
     (a_spec(config_only=True), LATER, "config-only: not possible"),
     (a_spec(config_from="x"), LATER, "config-from: not possible"),
-    (options(encrypted=""), LATER, "driver option encrypted: networks cannot be encrypted"),
+    (options(encrypted="false"), BAD, "driver option encrypted: 'false' must be true or nothing"),
     (options(color="red"), BAD, "driver option: 'color' is unknown"),
     (options(**{MTU_OPTION: "575"}), BAD, f"driver option {MTU_OPTION}: '575' must be 576 to"),
     (options(**{MTU_OPTION: "1_500"}), BAD, f"driver option {MTU_OPTION}: '1_500' must be"),
@@ -103,6 +103,8 @@ def test_a_network_is_refused_with_the_field_and_the_rule(
 def test_what_overlays_can_have() -> None:
     network_spec(a_spec(driver=Driver(""), internal=True, attachable=True))
     network_spec(options(**{MTU_OPTION: "9000"}))
+    for value in ("", "true"):  # as docker writes it, and as people do
+        network_spec(options(encrypted=value))
     network_spec(
         ipam(
             IpamConfig("10.1.0.0/16", "10.1.4.0/24", "10.1.0.9", {"router": "10.1.0.10"}),

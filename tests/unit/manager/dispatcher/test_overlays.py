@@ -157,7 +157,9 @@ def test_what_the_rows_say():
     rig = Rig(made("red", driver=opts, internal=True), on("red"), attached("t1", "red"))
     rig.take()
     network, service, endpoint = (rig.mirrors["n1"][key] for key in sorted(rig.mirrors["n1"]))
-    assert network == NetworkRow("red", "red", 4096, (("10.0.1.0/24", "10.0.1.1"),), 1400, True)
+    assert network == NetworkRow(
+        "red", "red", 4096, (("10.0.1.0/24", "10.0.1.1"),), 1400, True, False
+    )
     assert service == ServiceRow("red", "web", "web", ("10.0.1.2",), ("alias",))
     assert endpoint == EndpointRow(
         "red", "t1", "web", "n1", ("10.0.1.9", "fd00::9"), ("web.1.t1",), ready=True

@@ -11,15 +11,18 @@ from shoal.model.objects import Node, Task
 from shoal.model.plan import CHANGES_MAX
 from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import (
+    Driver,
     Endpoint,
     GenericResource,
+    NetworkAttachmentConfig,
+    NetworkKey,
     Placement,
     PlacementPreference,
     Platform,
     ResourceRequirements,
     Resources,
 )
-from tests.support.planning import SECOND_NS, START_NS, Cell, a_node, a_port, a_task
+from tests.support.planning import SECOND_NS, START_NS, Cell, a_network, a_node, a_port, a_task
 
 GIB = 1 << 30
 
@@ -199,6 +202,32 @@ def test_the_explanation_names_the_filter_that_refused_most_first() -> None:
         "no suitable node (scheduling constraints not satisfied on 3 nodes; "
         "insufficient resources on 2 nodes; 1 node not available for new tasks)"
     )
+
+
+def test_a_service_on_an_encrypted_network_waits_for_nodes_that_can_encrypt() -> None:
+    """Never is it placed where it would be in the clear, also not as a task that has its node."""
+    sealed, plain = (
+        a_network(name, driver=Driver("overlay", options))
+        for name, options in (("sealed", {"encrypted": ""}), ("plain", {}))
+    )
+    wishes = {
+        name: TaskSpec(networks=(NetworkAttachmentConfig(target=name),))
+        for name in ("sealed", "plain")
+    }
+    cell = Cell([a_node("n1"), a_node("n2"), sealed, plain, *_pending(1, spec=wishes["plain"])])
+    _settle(cell)
+    assert cell.tasks()[0].node_id
+
+    cell = Cell([a_node("n1"), a_node("n2"), sealed, plain, *_pending(2, spec=wishes["sealed"])])
+    _settle(cell)
+    assert _error(cell) == (
+        "no suitable node (no WireGuard (CONFIG_WIREGUARD) for encrypted networks on 2 nodes)"
+    )
+    able = a_node("n2")
+    keys = (NetworkKey(0, bytes(32)),)
+    cell.put(able.replaced(description=able.description.replaced(network_keys=keys)))
+    _settle(cell)
+    assert {task.node_id for task in cell.tasks()} == {"n2"}
 
 
 def test_an_unchanged_reason_is_not_written_again() -> None:

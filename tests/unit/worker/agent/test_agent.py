@@ -19,8 +19,10 @@ from tests.unit.worker.agent.support import FakeNode, a_task, task_id, until
 from worker.agent import agent as module
 from worker.agent import endpoints
 from worker.agent.agent import Agent
+from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.records import NetworkRecord
 from worker.network.api import Peer
+from worker.network.keys import KeyFile, PrivateKeys
 
 PORT = pb.PublishedPort(
     protocol=0,
@@ -33,6 +35,7 @@ PORT = pb.PublishedPort(
     prefer=types_pb2.PUBLISH_PREFERENCE_LOCAL,
 )
 PEER = pb.PeerNode(node_id="node2", index=2, address="192.0.2.2", subnet="10.241.4.0/22")
+NO_KEYS = PrivateKeys()
 
 
 class FakePlane:
@@ -46,6 +49,8 @@ class FakePlane:
         self.lost = {}
         self.errors = {}
         self.failures = []
+        self.keys = []
+        self.looks = 0
 
     async def open(self, record, known):
         self.opened.append(record)
@@ -59,6 +64,15 @@ class FakePlane:
         self.overlays.append(overlays)
         return self.errors
 
+    async def use_keys(self, keys):
+        if self.failures:
+            raise self.failures.pop(0)
+        self.keys.append(keys)
+
+    async def settle(self):
+        self.looks += 1
+        return True
+
 
 class Setup:
     """One agent, run as the worker runs it, and its manager."""
@@ -68,11 +82,12 @@ class Setup:
         self.manager = ScriptedDispatcher(self.sockets / "a.sock")
         self.node = FakeNode(directory)
         self.plane = FakePlane()
+        self.keys = KeyFile(directory / "keys")
         self.connected = []
         self.agent = self.new_agent()
         self._work = None
 
-    def new_agent(self, *, managers=(), node_id="node1"):
+    def new_agent(self, *, managers=(), node_id="node1", keys=NO_KEYS):
         return Agent(
             node_id=node_id,
             tasks=self.node.tasks,
@@ -83,6 +98,7 @@ class Setup:
             managers=managers or (self.manager.address,),
             connect=self.connect,
             container_dir=str,
+            network_keys=NetworkKeyKeeper(self.keys, keys, self.plane),
         )
 
     def connect(self, address):
@@ -470,3 +486,26 @@ async def test_overlays_are_applied_with_the_version_that_completes_them(setup):
     await until(lambda: setup.manager.acknowledged[-1][0] == 8)
     assert setup.plane.overlays[-1].endpoints == ()
     assert setup.plane.overlays[-1].networks == state.networks
+
+
+async def test_a_node_makes_the_keys_the_managers_ask_for_and_tells_them(setup):
+    setup.agent = setup.new_agent(keys=setup.keys.load())
+    setup.manager.network_key_generation = 3
+    setup.run()
+    stream = await setup.session()
+    await until(lambda: setup.manager.network_keys)
+    (told,) = setup.manager.network_keys
+    assert [*told] == [3]
+    assert setup.plane.keys[-1].public == told == setup.keys.load().public
+    assert [key.generation for key in setup.manager.descriptions[0].network_keys] == [0]
+    looks = setup.plane.looks
+    key = types_pb2.NetworkKey(generation=3, public_key=bytes(32))
+    network = pb.OverlayNetwork(network_id="n", name="n", vni=4096, encrypted=True)
+    peer = pb.PeerNode(node_id="node2", index=2, address="192.0.2.2", network_keys=[key])
+    stream.send(
+        peers=[peer],
+        overlays=[pb.AssignmentChange(assignment=pb.Assignment(network=network))],
+    )
+    await until(lambda: setup.plane.overlays and setup.plane.looks > looks)
+    assert setup.plane.overlays[-1].keys == {"node2": {3: bytes(32)}}
+    assert setup.plane.overlays[-1].networks[0].encrypted
