@@ -59,6 +59,8 @@ URL_LENGTH_MAX = 500
 IMAGE_LENGTH_MAX = 512
 REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
+KEY_ROTATION_NS = range(60_000_000_000, 8_760 * 3_600_000_000_000 + 1)
+"""Nodes need a minute to hear of each other's keys; none is kept for longer than a year."""
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
@@ -107,6 +109,9 @@ def cluster_spec(spec: ClusterSpec) -> None:
     validity_ns = spec.ca.node_certificate_validity_ns
     if validity_ns is not None and validity_ns < CERTIFICATE_VALIDITY_NS_MIN:
         raise InvalidArgument("certificate expiry: must be at least 1h")
+    rotation_ns = spec.network.key_rotation_ns
+    if rotation_ns is not None and rotation_ns not in KEY_ROTATION_NS:
+        raise InvalidArgument("network key rotation: must be between 1m and 8760h")
     ca = spec.ca
     if ca.signing_ca_certificate or ca.signing_ca_key or ca.force_rotate:
         raise Unimplemented(

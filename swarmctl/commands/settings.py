@@ -85,6 +85,11 @@ def inspect(session: Session, template: str, *, pretty: bool) -> None:
 )
 @click.option("--cert-expiry", type=DURATION, help="Validity of node certificates (default 2160h)")
 @click.option(
+    "--network-key-rotation",
+    type=DURATION,
+    help="How long nodes use one key on encrypted networks (default 12h)",
+)
+@click.option(
     "--snapshot-interval",
     type=_count("the interval"),
     help="Log entries between snapshots (default 10000)",
@@ -127,6 +132,8 @@ def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
                 ca = ca.replaced(external_cas=tuple(one for one in value if one is not None))
             case "cert_expiry":
                 ca = ca.replaced(node_certificate_validity_ns=value)
+            case "network_key_rotation":
+                spec = spec.replaced(network=spec.network.replaced(key_rotation_ns=value))
             case "snapshot_interval":
                 raft = raft.replaced(snapshot_interval=value)
             case "managers":

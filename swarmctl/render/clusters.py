@@ -15,6 +15,7 @@ from shoal.model.defaults import (
     NODE_CERTIFICATE_VALIDITY_NS,
     SNAPSHOT_INTERVAL,
     TASK_HISTORY_RETENTION_LIMIT,
+    network_key_rotation_ns,
 )
 from shoal.model.objects import Cluster
 from shoal.model.types import ExternalCa
@@ -45,9 +46,11 @@ def cluster_json(cluster: Cluster) -> dict[str, Any]:
                 NodeCertExpiry=spec.ca.node_certificate_validity_ns,
                 ExternalCAs=[_external_ca(one) for one in spec.ca.external_cas] or None,
             ),
+            "NetworkConfig": _given(KeyRotation=spec.network.key_rotation_ns),
             "EncryptionConfig": {"AutoLockManagers": spec.autolock_managers},
         },
         "RootRotationInProgress": cluster.root_ca.rotation is not None,
+        "NetworkKeyGeneration": cluster.encryption_key_lamport_clock,
         "DataPathPort": cluster.data_path_port,
         "DefaultAddrPool": [*(cluster.default_address_pools or (ADDRESS_POOL,))],
         "SubnetSize": cluster.default_address_pool_mask_length or ADDRESS_POOL_MASK_LENGTH,
@@ -70,6 +73,7 @@ def cluster_text(cluster: Cluster) -> str:
         f"Dispatcher heartbeat:\t{heartbeat}",
         f"Certificate expiry:\t{format_duration(validity_ns)}",
         *(f"External CA:\t\t{one.protocol} {one.url}" for one in spec.ca.external_cas),
+        f"Network key rotation:\t{format_duration(network_key_rotation_ns(cluster))}",
         f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
         f"Managers to keep up:\t{wanted or 'as many as there are'}",
         f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",

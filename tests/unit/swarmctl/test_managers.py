@@ -87,6 +87,7 @@ def test_cluster_update_changes_what_was_given(daemon):
     result = run(
         "cluster", "update", "--task-history-limit", "2", "--dispatcher-heartbeat", "3s",
         "--cert-expiry", "48h", "--snapshot-interval", "500", "--managers", "3",
+        "--network-key-rotation", "6h",
         host=daemon.address,
     )  # fmt: skip
     assert result.output == "Swarm updated.\n", result.output
@@ -95,6 +96,7 @@ def test_cluster_update_changes_what_was_given(daemon):
     assert spec.dispatcher.heartbeat_period_ns == 3_000_000_000
     assert spec.ca.node_certificate_validity_ns == 48 * 3600 * 1_000_000_000
     assert (spec.raft.snapshot_interval, spec.raft.managers_wanted) == (500, 3)
+    assert spec.network.key_rotation_ns == 6 * 3600 * 1_000_000_000
     assert run("cluster", "update", "--managers", "0", host=daemon.address).exit_code == 0
     assert daemon.state.cluster.spec == spec.replaced(raft=spec.raft.replaced(managers_wanted=0))
 

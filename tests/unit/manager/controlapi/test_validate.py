@@ -22,6 +22,7 @@ from shoal.model.specs import (
     DispatcherConfig,
     GenericRuntimeSpec,
     GlobalMode,
+    NetworkConfig,
     NodeSpec,
     PullOptions,
     RaftConfig,
@@ -330,9 +331,15 @@ def beat(period_ns: int) -> ClusterSpec:
     return ClusterSpec(dispatcher=DispatcherConfig(period_ns))
 
 
+def rotation(period_ns: int) -> ClusterSpec:
+    return ClusterSpec(network=NetworkConfig(period_ns))
+
+
 CLUSTER_RULES = [
     (beat(99_999_999), BAD, "dispatcher heartbeat: must be between 100ms and 1h"),
     (beat(3_600 * SECOND_NS + 1), BAD, "dispatcher heartbeat: must be"),
+    (rotation(60 * SECOND_NS - 1), BAD, "network key rotation: must be between 1m and 8760h"),
+    (rotation(8_760 * 3_600 * SECOND_NS + 1), BAD, "network key rotation: must be"),
     (ClusterSpec(ca=CaConfig(3_599 * SECOND_NS)), BAD, "certificate expiry: must be at least 1h"),
     (external(protocol="acme"), BAD, "external ca: protocol 'acme' must be cfssl"),
     (external(url="http://ca:8888"), BAD, "external ca: url"),
