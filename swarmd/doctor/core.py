@@ -49,12 +49,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen. Names of settings are those below /proc/sys/net; None: there is no such thing.
 
     vxlan_mtu: of the mesh's tunnel; None: there is no tunnel. underlay: device with the node's
-    data path address, "" if no device has it.
+    data path address, "" if no device has it. no_encryption: why no encrypted network can be here.
     """
 
     joined: bool
     not_ready: Mapping[str, str] = {}
     has_nft: bool
+    no_encryption: str = ""
     settings: Mapping[str, str | None] = {}
     vxlan_mtu: int | None = None
     data_path_address: str = ""
@@ -95,6 +96,15 @@ def _kernel(facts: Facts) -> Iterator[Finding]:
         yield Finding("nft", Level.OK, "the program is installed")
     else:
         yield Finding("nft", Level.PROBLEM, "the program is missing", "apt-get install nftables")
+    if facts.no_encryption:
+        yield Finding(
+            "encryption",
+            Level.WARNING,
+            f"{facts.no_encryption}: no task of an encrypted network comes here",
+            "modprobe wireguard, or a kernel that has it; then restart swarmd",
+        )
+    else:
+        yield Finding("encryption", Level.OK, "the kernel has WireGuard")
     for name, wanted in (("ipv4/ip_forward", "1"),):
         found = facts.settings.get(name)
         yield _setting(name, found, wanted)

@@ -34,6 +34,7 @@ async def examine(
         joined=config is not None,
         not_ready=not_ready,
         has_nft=look.has_nft(),
+        no_encryption=await asyncio.to_thread(look.why_no_encryption),
         settings=look.settings(),
         vxlan_mtu=mesh_mtu,
         data_path_address=address,

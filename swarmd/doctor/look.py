@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from swarmd.doctor.core import Reach
+from worker.network import wireguard
 from worker.network.fabric import VXLAN_DEVICE
 from worker.network.netlink import NETLINK_ROUTE, NetlinkSocket
 from worker.network.route import link_of
@@ -70,6 +71,14 @@ def settings() -> dict[str, str | None]:
 def has_nft() -> bool:
     """Whether the program that loads the rules is there."""
     return shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+
+def why_no_encryption() -> str:
+    """Why the kernel cannot carry encrypted networks, "" when it can: a device comes and goes."""
+    try:
+        return wireguard.missing()
+    except OSError as error:
+        return f"the kernel does not say whether it has WireGuard: {error.strerror}"
 
 
 def tunnel() -> Tunnel | None:

@@ -47,6 +47,8 @@ ILLS = [
     (but(joined=False), Level.PROBLEM, "cluster", "swarmctl join"),
     (but(not_ready={"worker": "no cgroups"}), Level.PROBLEM, "process worker", "log"),
     (but(has_nft=False), Level.PROBLEM, "nft", "apt-get install nftables"),
+    (but(no_encryption="node has no WireGuard (CONFIG_WIREGUARD)"), Level.WARNING, "encryption",
+     "modprobe wireguard"),
     (setting("ipv4/ip_forward", "0"), Level.PROBLEM, "sysctl ipv4/ip_forward",
      "sysctl -w net.ipv4.ip_forward=1"),
     (setting("ipv4/conf/vxi/rp_filter", "1"), Level.PROBLEM, "sysctl ipv4/conf/vxi/rp_filter",
