@@ -116,6 +116,13 @@ _log = structlog.get_logger()
     " -v ...:z and :Z); the kernel must run SELinux, with a policy that knows containers.",
 )
 @click.option(
+    "--ingress-ipv6/--no-ingress-ipv6",
+    default=True,
+    show_default=True,
+    help="Answer IPv6 clients on published ports, and give tasks IPv6 addresses for it. Makes the"
+    " node forward IPv6 packets. Where the node has no IPv6 it is off.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -150,6 +157,7 @@ def main(
     image_low_water: int,
     userns_remap: str,
     selinux_enabled: bool,
+    ingress_ipv6: bool,
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -189,6 +197,7 @@ def main(
         image_water=(image_high_water, image_low_water),
         userns_remap=userns_remap,
         selinux_enabled=selinux_enabled,
+        ingress_ipv6=ingress_ipv6,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

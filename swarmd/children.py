@@ -52,6 +52,8 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
             command += [f"--userns-remap={settings.userns_remap}"]
         if settings.selinux_enabled:
             command.append("--selinux-enabled")
+        if not settings.ingress_ipv6:
+            command.append("--no-ingress-ipv6")
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
     return command

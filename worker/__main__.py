@@ -43,6 +43,7 @@ def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--image-low-water", type=int, default=Marks().low)
     parser.add_argument("--userns-remap", default="")
     parser.add_argument("--selinux-enabled", action="store_true")
+    parser.add_argument("--no-ingress-ipv6", action="store_true")
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
     parser.add_argument(
         "--lock-keys-stdin", action="store_true", help="read the node's lock keys from there"
@@ -76,6 +77,7 @@ def _settings(arguments: argparse.Namespace) -> WorkerSettings:
         image_marks=check_marks(arguments.image_high_water, arguments.image_low_water),
         userns=remap.read(arguments.userns_remap),
         selinux=arguments.selinux_enabled,
+        ingress_ipv6=not arguments.no_ingress_ipv6,
         lock_keys=read_lock_keys() if arguments.lock_keys_stdin else LockKeys(),
     )
 

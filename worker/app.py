@@ -52,7 +52,7 @@ from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 from worker.images.water import Marks
 from worker.metrics import ContainerCollector
-from worker.network import wireguard
+from worker.network import ipv6, wireguard
 from worker.network.keys import KeyFile, PrivateKeys
 from worker.runtime.api import IdMap
 from worker.runtime.client import NativeRuntime
@@ -74,6 +74,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 
     registries: how they are spoken to. image_marks: how full images may make the disk.
     userns: the ids containers get; None: the node's. selinux: whether containers are labelled.
+    ingress_ipv6: whether IPv6 clients of published ports are served, where the node has IPv6.
     """
 
     paths: NodePaths
@@ -84,6 +85,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     image_marks: Marks = Marks()
     userns: IdMap | None = None
     selinux: bool = False
+    ingress_ipv6: bool = True
 
 
 class Membership:
@@ -217,7 +219,11 @@ class Membership:
         )
         if record is None or config is None:
             return None, records
-        data_plane = DataPlane(run_dir=paths.run, underlay_address=config.data_path_address)
+        data_plane = DataPlane(
+            run_dir=paths.run,
+            underlay_address=config.data_path_address,
+            ipv6=self._serves_ipv6(),
+        )
         await data_plane.open(record, {})
         return data_plane, records
 
@@ -232,9 +238,19 @@ class Membership:
         with contextlib.suppress(NotFound):
             await self._runtime.remove(container, force=True)
 
+    def _serves_ipv6(self) -> bool:
+        """Whether the data plane is to serve IPv6 clients; why not is logged."""
+        told_not_to = "" if self._settings.ingress_ipv6 else "swarmd --no-ingress-ipv6"
+        if reason := told_not_to or ipv6.why_missing():
+            _log.info("network.without_ipv6", reason=reason)
+        return not reason
+
     def _start(self, identity: NodeIdentity, config: NodeConfig, keys: PrivateKeys) -> None:
         paths, hostname = self._settings.paths, self._settings.hostname
-        description = describe_node(hostname, config.data_path_address, identity.root_pem)
+        serves_ipv6 = self._serves_ipv6()
+        description = describe_node(
+            hostname, config.data_path_address, identity.root_pem, ingress_ipv6=serves_ipv6
+        )
         facts = NodeFacts(
             id=identity.peer.node_id,
             hostname=hostname,
@@ -250,6 +266,7 @@ class Membership:
             underlay_address=config.data_path_address,
             owner=None if userns is None else userns.owner,
             keys=keys,
+            ipv6=serves_ipv6,
         )
         reporter = Reporter()
         self.tasks = NodeTasks(

@@ -14,6 +14,7 @@ whose node is there; of two that are both there, to the one that joined first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 
 from manager.dispatcher.overlays import OverlayChanges, OverlayTable
 from manager.store.view import View
@@ -28,9 +29,10 @@ from shoal.model.enums import (
 )
 from shoal.model.objects import Node, Service, Task
 from shoal.model.row import Row
-from shoal.model.types import NetworkKey
+from shoal.model.types import NetworkKey, NodeDescription
 
 LEFT_REMEMBERED_MAX = 50_000
+ADDRESSES6_MAX = 16
 FIRST_VERSION = 1
 """A node that has acknowledged nothing may still have the table of the manager that led before."""
 
@@ -82,6 +84,7 @@ class PeerRow(Row, frozen=True):
 
     lost: the node is down, and connections to its tasks are over. It stays a peer: clients that
     enter there still reach the tasks of others if it was the managers alone that it has lost.
+    ipv6: its tasks have IPv6 addresses. ipv6_addresses: the node's own.
     """
 
     node_id: str
@@ -90,6 +93,8 @@ class PeerRow(Row, frozen=True):
     subnet: str
     lost: bool = False
     network_keys: tuple[NetworkKey, ...] = ()
+    ipv6: bool = False
+    ipv6_addresses: tuple[str, ...] = ()
 
 
 class EndpointTable:
@@ -223,6 +228,8 @@ class EndpointTable:
             subnet=node.ingress.subnet,
             lost=is_down(node),
             network_keys=node.description.network_keys,
+            ipv6=node.description.ingress_ipv6,
+            ipv6_addresses=_addresses6(node.description),
         )
 
     def _note_members(self, old_keys: set[PortKey], new: Mapping[PortKey, PortRow]) -> None:
@@ -284,6 +291,20 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
 def _address(node: Node | None) -> str:
     """Underlay address of a node that has a place in the mesh; "" without one."""
     return "" if node is None or node.ingress is None else node.description.data_path_address
+
+
+def _addresses6(description: NodeDescription) -> tuple[str, ...]:
+    """Those a node names that are IPv6 addresses, so that no node harms the data plane of all."""
+    found = (_address6(text) for text in description.ipv6_addresses[:ADDRESSES6_MAX])
+    return tuple(sorted({address for address in found if address}))
+
+
+def _address6(text: str) -> str:
+    try:
+        address = IPv6Address(text)
+    except ValueError:
+        return ""
+    return "" if address.scope_id else str(address)
 
 
 def _claim(node: Node) -> tuple[bool, int, str]:

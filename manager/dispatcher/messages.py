@@ -99,6 +99,8 @@ def _peer(row: PeerRow) -> pb.PeerNode:
             types_pb2.NetworkKey(generation=key.generation, public_key=key.public_key)
             for key in row.network_keys
         ],
+        ipv6=row.ipv6,
+        ipv6_addresses=row.ipv6_addresses,
     )
 
 

@@ -340,6 +340,8 @@ class NodeDescription(Row, frozen=True):
     trust_root: bytes = b""
     data_path_address: str = ""
     network_keys: tuple[NetworkKey, ...] = ()
+    ingress_ipv6: bool = False
+    ipv6_addresses: tuple[str, ...] = ()
 
 
 class NodeStatus(Row, frozen=True):

@@ -77,17 +77,7 @@ class AssignmentsBatch:
             case "peer" if change.remove:
                 self.removed_peers.append(item.peer.node_id)
             case "peer":
-                peer = item.peer
-                self.peers.append(
-                    Peer(
-                        peer.node_id,
-                        peer.index,
-                        peer.address,
-                        peer.subnet,
-                        peer.lost,
-                        tuple((key.generation, key.public_key) for key in peer.network_keys),
-                    )
-                )
+                self.peers.append(_peer(item.peer))
             case "port" if change.remove:
                 self.removed_ports.append(_port_key(item.port))
             case "port":
@@ -251,6 +241,19 @@ def _port_key(message: pb.PublishedPort) -> PortKey:
     if protocol is None:
         raise InvalidArgument(f"port: protocol {message.protocol} is unknown to this version")
     return PortKey(message.service_id, protocol, message.published_port)
+
+
+def _peer(message: pb.PeerNode) -> Peer:
+    return Peer(
+        message.node_id,
+        message.index,
+        message.address,
+        message.subnet,
+        message.lost,
+        keys=tuple((key.generation, key.public_key) for key in message.network_keys),
+        ipv6=message.ipv6,
+        ipv6_addresses=tuple(message.ipv6_addresses),
+    )
 
 
 def _overlay(item: pb.Assignment) -> OverlayItem:

@@ -44,13 +44,16 @@ class DataPlane:
         underlay_address: str,
         owner: Owner | None = None,
         keys: PrivateKeys | None = None,
+        ipv6: bool = True,
     ) -> None:
         """owner: whose the tasks' network namespaces are; None: the node's root.
 
         keys: for encrypted networks, until there are others; None: it can have none.
+        ipv6: whether IPv6 clients are served; needs a node with IPv6.
         """
         self._owner = owner
         self._keys = keys or PrivateKeys()
+        self._ipv6 = ipv6
         self._run_dir = run_dir
         self._underlay_address = underlay_address
         self._network: NodeNetwork | None = None
@@ -195,6 +198,7 @@ class DataPlane:
             run_dir=str(self._run_dir),
             data_path_port=record.data_path_port,
             owner=self._owner,
+            ipv6=self._ipv6,
         )
         async with AsyncExitStack() as undo:
             network = await NodeNetwork.open(settings)

@@ -7,12 +7,18 @@ import platform
 from importlib.metadata import version
 
 from shoal.model.types import EngineDescription, NodeDescription, Platform, Resources
+from worker.network import ipv6
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
-def describe_node(hostname: str, data_path_address: str, root_pem: bytes) -> NodeDescription:
-    """Hostname, platform and capacity of the machine."""
+def describe_node(
+    hostname: str, data_path_address: str, root_pem: bytes, *, ingress_ipv6: bool = False
+) -> NodeDescription:
+    """Hostname, platform, capacity and addresses of the machine.
+
+    ingress_ipv6: whether its data plane serves IPv6 clients.
+    """
     machine = platform.machine()
     return NodeDescription(
         hostname=hostname,
@@ -24,4 +30,6 @@ def describe_node(hostname: str, data_path_address: str, root_pem: bytes) -> Nod
         engine=EngineDescription(engine_version=version("shoal")),
         trust_root=root_pem,
         data_path_address=data_path_address,
+        ingress_ipv6=ingress_ipv6,
+        ipv6_addresses=ipv6.own_addresses(),
     )

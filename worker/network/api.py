@@ -1,7 +1,7 @@
 """What the agent and the network say to each other: frozen values, no behaviour.
 
-Addresses are dotted text, subnets CIDR text. Everything here is desired state (settings, peers,
-ports) or an observation (attachments, reports, statistics).
+Addresses are dotted text, subnets CIDR text; those of IPv6 follow from them (twins.py). Everything
+here is desired state (settings, peers, ports) or an observation (attachments, reports, statistics).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Lowest of the 12 mark bits that carry a node index; other software may own the rest."""
     owner: Owner | None = None
     """Who owns the tasks' network namespaces; None: the node's root."""
+    ipv6: bool = True
+    """Whether tasks get IPv6 addresses and IPv6 clients are served; needs a kernel with IPv6."""
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +50,10 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     """The node is down: it has its routes, and connections to its tasks are forgotten once."""
     keys: tuple[tuple[int, bytes], ...] = ()
     """Public keys for encrypted networks, each with its generation."""
+    ipv6: bool = False
+    """Its tasks have IPv6 addresses."""
+    ipv6_addresses: tuple[str, ...] = ()
+    """The IPv6 addresses of the node itself, by which it is known as a client."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

@@ -3,7 +3,9 @@
 A UDP client that keeps sending keeps its entry alive, so it would stay with a dead task for ever; a
 TCP client of a dead node would retransmit for 15 minutes. Once the entry is gone the next packet is
 balanced anew. Invariant: only entries that match the given address are deleted, in every zone.
-Newer kernels delete by filter in one message; others get a dump and one delete per entry.
+Newer kernels delete by filter in one message; others get a dump and one delete per entry. So does
+whatever has an IPv6 address, on every kernel: up to 6.18 at least, the filter compares those the
+wrong way round, and everything but the entries asked for would go (ctnetlink_filter_match_tuple).
 """
 
 from __future__ import annotations
@@ -65,34 +67,44 @@ class ConntrackSocket:
 
     def forget(self, matches: Iterable[Match]) -> None:
         """Delete the entries that match any of `matches`. Raises: NetlinkError."""
-        remaining = [match for match in matches if match != Match()]
-        while remaining and self._filters:
+        wanted = [match for match in matches if match != Match()]
+        six = [match for match in wanted if ":" in match.address]
+        rest = [match for match in wanted if ":" not in match.address]
+        while rest and self._filters:
             try:
-                self._netlink.transact([_delete_by_filter(remaining[-1])])
+                self._netlink.transact(
+                    [_delete_by_filter(rest[-1], f) for f in _families(rest[-1])]
+                )
             except NetlinkError as error:
                 if error.errno not in _REFUSED_FILTER:
                     raise
                 self._filters = False  # kernel before 6.8
             else:
-                remaining.pop()
-        if remaining:
-            self._delete_where(lambda orig, reply: any(_fits(m, orig, reply) for m in remaining))
+                rest.pop()
+        remaining = [*six, *rest]
+        families = {family for match in remaining for family in _families(match)}
+        if families:
+            self._delete_where(
+                lambda orig, reply: any(_fits(m, orig, reply) for m in remaining), families
+            )
 
     def forget_subnet(self, subnet: str) -> int:
         """Delete the entries answered from an address in `subnet`; returns how many."""
-        network = ipaddress.IPv4Network(subnet)
+        network = ipaddress.ip_network(subnet)
         low, high = network.network_address.packed, network.broadcast_address.packed
         return self._delete_where(
-            lambda _orig, reply: len(reply[0]) == len(low) and low <= reply[0] <= high
+            lambda _orig, reply: low <= reply[0] <= high, {_FAMILIES[network.version == 6]}
         )
 
-    def _dump(self) -> Iterator[bytes]:
-        for family in _FAMILIES:
+    def _dump(self, families: Iterable[int]) -> Iterator[bytes]:
+        for family in sorted(families):
             yield from self._netlink.dump(Message(_GET, 0, _nfgen(family)))
 
-    def _delete_where(self, wanted: Callable[[_Tuple, _Tuple], bool]) -> int:
+    def _delete_where(
+        self, wanted: Callable[[_Tuple, _Tuple], bool], families: Iterable[int]
+    ) -> int:
         deletes: list[Message] = []
-        for payload in self._dump():
+        for payload in self._dump(families):
             found = attributes(payload[4:])
             if wanted(_tuple(found.get(_TUPLE_ORIG)), _tuple(found.get(_TUPLE_REPLY))):
                 body = _nfgen(payload[0]) + nested(_TUPLE_ORIG, found[_TUPLE_ORIG])
@@ -111,15 +123,20 @@ _Tuple = tuple[bytes, int, int]
 """Source address, protocol number, source port of one direction."""
 
 
-def _delete_by_filter(match: Match) -> Message:
+def _families(match: Match) -> tuple[int, ...]:
+    """Those that may have such entries."""
+    if not match.address:
+        return _FAMILIES
+    return _FAMILIES[1:] if ":" in match.address else _FAMILIES[:1]
+
+
+def _delete_by_filter(match: Match, family: int) -> Message:
     flags = 0
-    family = socket.AF_INET
     parts: list[bytes] = []
     proto: list[bytes] = []
     if match.address:
         flags |= _MATCH_SOURCE
         packed = _packed(match.address)
-        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         parts.append(nested(_TUPLE_IP, attr(_IP_SOURCE[len(packed)], packed)))
     if match.protocol:
         flags |= _MATCH_PROTOCOL

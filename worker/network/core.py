@@ -19,6 +19,7 @@ import msgspec
 
 from shoal.errors import InvalidArgument
 from worker.network.api import INDEX_MAX, Endpoint, NetworkSettings, Peer, PublishedPort
+from worker.network.twins import twin
 
 NARROW_SLOTS: Final = 64
 WIDE_SLOTS: Final = 1024
@@ -59,10 +60,14 @@ class TableChange(msgspec.Struct, frozen=True):
     endpoints_gone: frozenset[Endpoint]
 
 
-def map_name(*, sticky: bool, size: int) -> str:
-    """The slot map for tables of `size` slots, chosen by hash (`sticky`) or at random."""
+def map_name(*, sticky: bool, size: int, version: int = 4) -> str:
+    """The slot map for tables of `size` slots, chosen by hash (`sticky`) or at random.
+
+    version: 4 or 6, of the addresses in it.
+    """
     kind = "sticky" if sticky else "slots"
-    return f"{kind}_wide" if size == WIDE_SLOTS else kind
+    wide = "_wide" if size == WIDE_SLOTS else ""
+    return f"{kind}{wide}{'6' if version == 6 else ''}"
 
 
 def rebalance(current: Sequence[str], endpoints: Iterable[str], size: int) -> Table:
@@ -89,10 +94,13 @@ def rebalance(current: Sequence[str], endpoints: Iterable[str], size: int) -> Ta
     return tuple(owner or needy.pop() for owner in table)
 
 
-def next_table(current: PortTable | None, port: PublishedPort) -> PortTable:
-    """The table for `port`, built on `current` if that lives in the same map."""
+def next_table(current: PortTable | None, port: PublishedPort, version: int = 4) -> PortTable:
+    """The table for `port`, built on `current` if that lives in the same map.
+
+    version: 4 or 6, of its endpoints.
+    """
     size = NARROW_SLOTS if len(set(port.endpoints)) <= NARROW_SLOTS else WIDE_SLOTS
-    name = map_name(sticky=port.sticky, size=size)
+    name = map_name(sticky=port.sticky, size=size, version=version)
     basis: Table = current.slots if current is not None and current.map_name == name else ()
     return PortTable(name, port.target_port, rebalance(basis, port.endpoints, size))
 
@@ -112,7 +120,7 @@ def table_from_slots(map_: str, owners: Mapping[int, Endpoint]) -> PortTable | N
     targets = {endpoint.port for endpoint in owners.values()}
     if len(targets) != 1:
         return None
-    size = WIDE_SLOTS if map_.endswith("_wide") else NARROW_SLOTS
+    size = WIDE_SLOTS if "_wide" in map_ else NARROW_SLOTS
     if any(slot >= size for slot in owners):
         return None
     slots = tuple(owners[slot].address if slot in owners else "" for slot in range(size))
@@ -154,6 +162,29 @@ def endpoints_of(port: PublishedPort | None) -> frozenset[Endpoint]:
     if port is None:
         return frozenset()
     return frozenset(Endpoint(address, port.target_port) for address in port.endpoints)
+
+
+class Reach:
+    """Where tasks have IPv6 addresses: on the nodes with these ingress subnets."""
+
+    def __init__(self, subnets: Iterable[str] = ()) -> None:
+        self._by_length: dict[int, set[int]] = {}
+        for subnet in subnets:
+            network = ipaddress.IPv4Network(subnet)
+            first = int(network.network_address)
+            self._by_length.setdefault(network.prefixlen, set()).add(first)
+
+    def view(self, port: PublishedPort) -> PublishedPort:
+        """`port` as it is served over IPv6: with the twins of the endpoints that have one."""
+        there = tuple(twin(e) for e in port.endpoints if self._holds(e))
+        return msgspec.structs.replace(port, endpoints=there)
+
+    def _holds(self, address: str) -> bool:
+        number = int(ipaddress.IPv4Address(address))
+        return any(
+            number >> (IPV4_BITS - length) << (IPV4_BITS - length) in firsts
+            for length, firsts in self._by_length.items()
+        )
 
 
 def gateway_of(subnet: str) -> str:

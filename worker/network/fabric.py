@@ -1,6 +1,7 @@
 """The node's own devices and what they know of the peers: gateway bridge, ingress VXLAN, rules.
 
-One neighbour, forwarding entry, route, rule, mark and zone per peer node; nothing per task.
+One neighbour, forwarding entry, route, rule, mark and zone per peer node; nothing per task. What
+has an address is there twice, for IPv4 and for IPv6, as far as the peer and this node have that.
 Invariant: every call compares the kernel with what it should hold and sends the difference, so it
 heals what was tampered with and costs nothing when all is well. A new peer's route and mark are in
 place before the call returns; call it before publishing endpoints on that peer. Removes only what
@@ -19,30 +20,27 @@ from typing import Final, TypeVar
 
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.defaults import INGRESS_VNI
-from worker.network import route, skeleton, sysctl
+from worker.network import ipv6, route, skeleton, sysctl
 from worker.network.api import NetworkSettings, Peer
 from worker.network.core import ROUTE_TABLE_BASE, check_peers, gateway_of, vtep_mac
 from worker.network.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
 from worker.network.nft import Element, NftSocket, elements_of
+from worker.network.twins import twin, twin_subnet
 
 VXLAN_DEVICE: Final = "vxi"
 BRIDGE_DEVICE: Final = "shgw0"
 VNI: Final = INGRESS_VNI
 TABLE_MAX: Final = ROUTE_TABLE_BASE + 4095
-_GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 90, 100, 200
+LOOPBACK6: Final = "::1/128"
+LOOPBACK6_TABLE: Final = ROUTE_TABLE_BASE
+_LOOPBACK6_PRIORITY, _GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 80, 90, 100, 200
 _TIME_WAIT_S = "30"
 _CONNTRACK_MAX = 1 << 20
 _CARRIED = (
-    "nodes",
-    "self4",
-    "pub",
-    "by_node",
-    "reserved",
-    "node_mac",
-    "node_zone",
+    "nodes", "nodes6", "self4", "self6", "pub", "by_node", "reserved", "node_mac", "node_zone",
     *skeleton.SLOT_MAPS,
-)
-_PEER_SETS = ("nodes", "node_mac", "node_zone")
+)  # fmt: skip
+_PEER_SETS = ("nodes", "nodes6", "node_mac", "node_zone")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -67,6 +65,8 @@ class Fabric:
         if missing:
             raise Unimplemented(f"this kernel has no network devices of type {', '.join(missing)}")
         sysctl.ensure("ipv4/ip_forward", "1")
+        if self._settings.ipv6:
+            ipv6.forward()
         self._open_bridge()
         self._open_vxlan()
         self._open_rules()
@@ -86,7 +86,7 @@ class Fabric:
         others = [peer for peer in peers if peer.index != settings.index]
         check_peers(others, settings)
         wanted = self._routes(others)
-        found = {r for r in route.found_routes(self._route) if self._is_peer_route(r)}
+        found = {r for r in self._found_routes() if self._is_peer_route(r)}
         gone = {r.destination for r in found - wanted if r.table == route.TABLE_MAIN}
         gone -= {r.destination for r in wanted}
         sets = self._sets(others)
@@ -99,19 +99,13 @@ class Fabric:
         replaced = {(r.table, r.destination) for r in wanted}
         stale = [r for r in sorted(found - wanted) if (r.table, r.destination) not in replaced]
         self._apply([route.delete_route(r) for r in stale], absent_ok=True)
-        return sorted(gone - {settings.subnet})
+        return sorted(gone - {settings.subnet, twin_subnet(settings.subnet)})
 
     def remove(self) -> None:
         """Take every device, rule, route and the table away."""
         self._nft.delete_table()
-        self._apply(
-            [route.delete_rule(rule) for rule in sorted(route.found_rules(self._route))],
-            absent_ok=True,
-        )
-        self._apply(
-            [route.delete_route(r) for r in sorted(route.found_routes(self._route))],
-            absent_ok=True,
-        )
+        self._apply([route.delete_rule(r) for r in sorted(self._found_rules())], absent_ok=True)
+        self._apply([route.delete_route(r) for r in sorted(self._found_routes())], absent_ok=True)
         for name in (VXLAN_DEVICE, BRIDGE_DEVICE):
             link = route.link_of(self._route, name)
             if link is not None:
@@ -125,21 +119,23 @@ class Fabric:
             link = route.link_of(self._route, BRIDGE_DEVICE)
         if link is None or link.kind != "bridge":
             raise InvalidArgument(f"interface {BRIDGE_DEVICE} is not ours: remove or rename it")
-        here = route.Route(destination=self._settings.subnet, unreachable=True)
+        self._set_ipv6(BRIDGE_DEVICE)
+        subnets = [self._settings.subnet]
+        if self._settings.ipv6:
+            subnets.append(twin_subnet(self._settings.subnet))
         # An address without a task is refused, not sent out of the default route.
-        old = [
-            route.delete_route(r)
-            for r in route.found_routes(self._route)
-            if r.unreachable and r != here
-        ]
+        here = {route.Route(destination=subnet, unreachable=True) for subnet in subnets}
+        old = {r for r in self._found_routes() if r.unreachable} - here
         self._apply(
             [
-                *old,
+                *map(route.delete_route, sorted(old)),
                 route.set_up(link.index),
                 *self._gateway_changes(link.index),
-                route.put_route(here),
+                *map(route.put_route, sorted(here)),
             ]
         )
+        if self._settings.ipv6:
+            self._apply(self._gateway6_changes(link.index))
 
     def _open_vxlan(self) -> None:
         settings = self._settings
@@ -170,7 +166,9 @@ class Fabric:
         # The effective value is the larger of all's and ours: only 2 (loose) works everywhere.
         sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/rp_filter", "2")
         sysctl.ensure(f"ipv4/conf/{VXLAN_DEVICE}/route_localnet", "1")
-        sysctl.try_write(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+        self._set_ipv6(VXLAN_DEVICE)
+        if self._settings.ipv6:
+            self._allow_loopback6(self._vxlan_index)
 
     def _gateway_changes(self, index: int) -> list[Message]:
         """Make the gateway the only address of a device.
@@ -186,6 +184,39 @@ class Fabric:
         ]
         return [*stale, route.add_address(index, gateway)]
 
+    def _gateway6_changes(self, index: int) -> list[Message]:
+        """Make the gateway's twin the only IPv6 address of the bridge; vxi needs none."""
+        gateway = twin(gateway_of(self._settings.subnet))
+        found = route.found_addresses(self._route, index, socket.AF_INET6)
+        stale = [route.delete_address(index, *entry) for entry in found if entry[0] != gateway]
+        return [*stale, route.add_address(index, gateway)]
+
+    def _set_ipv6(self, device: str) -> None:
+        if not self._settings.ipv6:
+            sysctl.try_write(f"ipv6/conf/{device}/disable_ipv6", "1")
+            return
+        sysctl.ensure(f"ipv6/conf/{device}/accept_ra", "0")
+        sysctl.ensure(f"ipv6/conf/{device}/disable_ipv6", "0")
+
+    def _allow_loopback6(self, index: int) -> None:
+        """Let answers to ::1, translated back, come in from a device (route_localnet of IPv6)."""
+        try:
+            self._route.transact([route.add_route(loopback6_route(index))])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    def _found_routes(self) -> set[route.Route]:
+        return set().union(*(route.found_routes(self._route, f) for f in self._families()))
+
+    def _found_rules(self) -> set[route.Rule]:
+        return set().union(*(route.found_rules(self._route, f) for f in self._families()))
+
+    @staticmethod
+    def _families() -> Sequence[int]:
+        """What may hold anything of ours: with IPv6 switched off, too, while the kernel has it."""
+        return route.FAMILIES if ipv6.is_in_kernel() else route.FAMILIES[:1]
+
     def _underlay_index(self) -> int:
         name = self._settings.underlay_interface
         if name is None:
@@ -197,13 +228,29 @@ class Fabric:
 
     def _base_rules(self) -> list[route.Rule]:
         # The target of the jump does nothing: lookup goes on with the administrator's rules.
-        return [
-            route.Rule(priority=_NOP_PRIORITY),
-            route.Rule(priority=_GOTO_PRIORITY, mask=self._mask, goto=_NOP_PRIORITY),
-        ]
+        rules: list[route.Rule] = []
+        for family in self._wanted_families():
+            nop = route.Rule(priority=_NOP_PRIORITY, family=family)
+            jump = route.Rule(
+                priority=_GOTO_PRIORITY, family=family, mask=self._mask, goto=_NOP_PRIORITY
+            )
+            rules += (nop, jump)
+        if self._settings.ipv6:
+            rules.append(
+                route.Rule(
+                    priority=_LOOPBACK6_PRIORITY,
+                    family=socket.AF_INET6,
+                    destination=LOOPBACK6,
+                    table=LOOPBACK6_TABLE,
+                )
+            )
+        return rules
+
+    def _wanted_families(self) -> Sequence[int]:
+        return route.FAMILIES if self._settings.ipv6 else route.FAMILIES[:1]
 
     def _open_rules(self) -> None:
-        found = route.found_rules(self._route)
+        found = self._found_rules()
         self._apply([route.add_rule(rule) for rule in self._base_rules() if rule not in found])
 
     def _open_table(self) -> None:
@@ -235,31 +282,47 @@ class Fabric:
     def _routes(self, peers: Sequence[Peer]) -> set[route.Route]:
         routes: set[route.Route] = set()
         for peer in peers:
-            gateway = gateway_of(peer.subnet)
-            for destination, table in (
-                (peer.subnet, route.TABLE_MAIN),
-                ("0.0.0.0/0", ROUTE_TABLE_BASE + peer.index),
-            ):
-                routes.add(
-                    route.Route(
-                        destination=destination,
-                        device=self._vxlan_index,
-                        gateway=gateway,
-                        table=table,
-                    )
-                )
+            routes |= self._routes_through(peer, peer.subnet, gateway_of(peer.subnet), "0.0.0.0/0")
+            if self._serves6(peer):
+                gateway = twin(gateway_of(peer.subnet))
+                routes |= self._routes_through(peer, twin_subnet(peer.subnet), gateway, "::/0")
         return routes
 
+    def _routes_through(
+        self, peer: Peer, subnet: str, gateway: str, everywhere: str
+    ) -> set[route.Route]:
+        """To the peer's tasks, and for the answers to clients that came through the peer."""
+        return {
+            route.Route(
+                destination=destination, device=self._vxlan_index, gateway=gateway, table=table
+            )
+            for destination, table in (
+                (subnet, route.TABLE_MAIN),
+                (everywhere, ROUTE_TABLE_BASE + peer.index),
+            )
+        }
+
+    def _serves6(self, peer: Peer) -> bool:
+        return self._settings.ipv6 and peer.ipv6
+
     def _is_peer_route(self, found: route.Route) -> bool:
-        return found.device == self._vxlan_index
+        return found.device == self._vxlan_index and not found.local
 
     def _entry_changes(self, peers: Sequence[Peer]) -> list[Message]:
         index = self._vxlan_index
         neighbours = {gateway_of(peer.subnet): vtep_mac(peer.subnet) for peer in peers}
+        neighbours |= {
+            twin(gateway_of(peer.subnet)): vtep_mac(peer.subnet)
+            for peer in peers
+            if self._serves6(peer)
+        }
+        found: dict[str, bytes] = {}
+        for family in self._families():
+            found |= route.found_neighbours(self._route, index, family)
         forwarding = {vtep_mac(peer.subnet): peer.address for peer in peers}
         return [
             *_difference(
-                route.found_neighbours(self._route, index),
+                found,
                 neighbours,
                 put=lambda address, mac: route.put_neighbour(index, address, mac),
                 delete=lambda address: route.delete_neighbour(index, address),
@@ -278,13 +341,15 @@ class Fabric:
         wanted |= {
             route.Rule(
                 priority=_PEER_PRIORITY,
+                family=family,
                 mark=peer.index << shift,
                 mask=self._mask,
                 table=ROUTE_TABLE_BASE + peer.index,
             )
             for peer in peers
+            for family in (route.FAMILIES if self._serves6(peer) else route.FAMILIES[:1])
         }
-        found = route.found_rules(self._route)
+        found = self._found_rules()
         self._apply([route.add_rule(rule) for rule in sorted(wanted - found, reverse=True)])
         self._apply([route.delete_rule(rule) for rule in sorted(found - wanted)], absent_ok=True)
 
@@ -295,6 +360,11 @@ class Fabric:
         macs = {peer.index: vtep_mac(peer.subnet) for peer in peers}
         return {
             "nodes": nodes,
+            "nodes6": {
+                socket.inet_pton(socket.AF_INET6, address): b""
+                for peer in peers
+                for address in peer.ipv6_addresses
+            },
             "node_mac": {mac: struct.pack("=I", i << shift) for i, mac in macs.items()},
             "node_zone": {mac: struct.pack("=H", i) for i, mac in macs.items()},
         }
@@ -321,6 +391,14 @@ class Fabric:
             except NetlinkError as error:
                 if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
                     raise
+
+
+def loopback6_route(device: int) -> route.Route:
+    """What is addressed to ::1 may come in by this device, once it has been translated.
+
+    The kernel drops such packets from the wire before anything could translate them.
+    """
+    return route.Route(destination=LOOPBACK6, device=device, table=LOOPBACK6_TABLE, local=True)
 
 
 def _same_tunnel(found: route.Link, wanted: route.Vxlan) -> bool:

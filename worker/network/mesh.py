@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,7 @@ from worker.network.core import (
     PROTOCOLS,
     ElementChange,
     PortTable,
+    Reach,
     check_port,
     element_changes,
     endpoints_of,
@@ -45,6 +46,8 @@ from worker.network.skeleton import SLOT_MAPS
 
 PortId = tuple[str, int]
 """Protocol name and published port."""
+TableId = tuple[str, int, int]
+"""Protocol name, published port, and 4 or 6: a table holds addresses of one family."""
 _NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 _UDP = PROTOCOLS["udp"]
 _DRIFTED = frozenset({errno.ENOENT, errno.EEXIST})
@@ -66,15 +69,23 @@ class _Batch:
         self.forget: list[Match] = []
 
 
+class _View(NamedTuple):
+    """A port over one family: with all its endpoints, and with those this node balances over."""
+
+    everywhere: PublishedPort
+    here: PublishedPort
+
+
 class Mesh:
     """This node's published ports; every method blocks and belongs to one thread."""
 
     def __init__(self, settings: NetworkSettings, nft: NftSocket) -> None:
         self._subnet = ipaddress.IPv4Network(settings.subnet)
+        self._reach6 = Reach([settings.subnet] if settings.ipv6 else [])
         self._nft = nft
         self._holder = PortHolder()
-        self._tables: dict[PortId, PortTable] = {}
-        self._built_from: dict[PortId, PublishedPort] = {}
+        self._tables: dict[TableId, PortTable] = {}
+        self._built_from: dict[TableId, PublishedPort] = {}
         self._public: set[PortId] = set()
         self._by_node: set[PortId] = set()
         self._reserved: set[PortId] = set()
@@ -85,15 +96,15 @@ class Mesh:
         self._built_from.clear()
         self._tables.clear()
         self._stray.clear()
-        found: dict[PortId, dict[str, dict[int, Endpoint]]] = {}
-        for name in SLOT_MAPS:
+        found: dict[TableId, dict[str, dict[int, Endpoint]]] = {}
+        for name, version in SLOT_MAPS.items():
             for key, value in self._nft.elements(name).items():
                 protocol, port, slot = parse_slot_key(key)
-                port_id = (_NAMES.get(protocol, str(protocol)), port)
-                owners = found.setdefault(port_id, {}).setdefault(name, {})
+                table_id = (_NAMES.get(protocol, str(protocol)), port, version)
+                owners = found.setdefault(table_id, {}).setdefault(name, {})
                 owners[slot] = parse_endpoint(value)
-        for port_id, by_map in found.items():
-            self._adopt(port_id, by_map)
+        for table_id, by_map in found.items():
+            self._adopt(table_id, by_map)
         self._public = {_port_id(key) for key in self._nft.elements("pub")}
         self._by_node = {_port_id(key) for key in self._nft.elements("by_node")}
         self._reserved = {_port_id(key) for key in self._nft.elements("reserved")}
@@ -106,6 +117,10 @@ class Mesh:
         """Give back the reserved port numbers (before the table that lists them goes)."""
         self._holder.close()
         sysctl.reserve_ports(remove={port for _protocol, port in self._reserved})
+
+    def set_reach6(self, reach: Reach) -> None:
+        """Which nodes' tasks have IPv6 addresses, from the next `set_ports` on."""
+        self._reach6 = reach
 
     def set_ports(self, ports: Sequence[PublishedPort]) -> PortsOutcome:
         """Make `ports` all that this node publishes. Raises: NetlinkError."""
@@ -145,34 +160,44 @@ class Mesh:
     def _commit(self, wanted: dict[PortId, PublishedPort]) -> _Batch:
         batch = _Batch()
         batch.deletes += self._stray
-        tables = self._plan_tables(wanted, batch)
+        views = self._views(wanted)
+        tables = self._plan_tables(views, batch)
         self._plan_public(wanted, batch)
         by_node = self._plan_by_node(wanted, batch)
         reserved = self._plan_reserved(wanted, batch)
         self._nft.apply(batch.deletes, batch.adds)
         self._stray.clear()
         self._tables = tables
-        self._built_from = dict(wanted)
+        self._built_from = {table_id: view.everywhere for table_id, view in views.items()}
         self._public = set(wanted)
         self._by_node = by_node
         self._reserved = reserved
         return batch
 
-    def _plan_tables(
-        self, wanted: dict[PortId, PublishedPort], batch: _Batch
-    ) -> dict[PortId, PortTable]:
-        tables: dict[PortId, PortTable] = {}
-        for port_id in [*wanted, *(self._tables.keys() - wanted.keys())]:
-            port, old = wanted.get(port_id), self._tables.get(port_id)
-            if port is not None and old is not None and self._built_from.get(port_id) == port:
-                tables[port_id] = old
+    def _views(self, wanted: dict[PortId, PublishedPort]) -> dict[TableId, _View]:
+        """Each port as it is served over IPv4 and over IPv6."""
+        views: dict[TableId, _View] = {}
+        twins = self._reach6.view
+        for (protocol, number), port in wanted.items():
+            here = local_view(port, self._subnet)
+            views[protocol, number, 4] = _View(port, here)
+            views[protocol, number, 6] = _View(twins(port), twins(here))
+        return views
+
+    def _plan_tables(self, views: dict[TableId, _View], batch: _Batch) -> dict[TableId, PortTable]:
+        tables: dict[TableId, PortTable] = {}
+        for table_id in [*views, *(self._tables.keys() - views.keys())]:
+            view, old = views.get(table_id), self._tables.get(table_id)
+            port = None if view is None else view.everywhere
+            if port is not None and old is not None and self._built_from.get(table_id) == port:
+                tables[table_id] = old
                 continue
-            new = None if port is None else next_table(old, local_view(port, self._subnet))
+            new = None if view is None else next_table(old, view.here, version=table_id[2])
             change = element_changes(old, new)
-            batch.deletes += (_element(port_id, e) for e in change.deletes)
-            batch.adds += (_element(port_id, e) for e in change.adds)
-            if port_id[0] == "udp":
-                over = self._flows_over(port_id, port) | (
+            batch.deletes += (_element(table_id, e) for e in change.deletes)
+            batch.adds += (_element(table_id, e) for e in change.adds)
+            if table_id[0] == "udp":
+                over = self._flows_over(table_id, port) | (
                     change.endpoints_gone - endpoints_of(port)
                 )
                 batch.forget += (
@@ -180,15 +205,16 @@ class Mesh:
                     for gone in sorted(over)
                 )
             if new is not None:
-                tables[port_id] = new
+                tables[table_id] = new
         return tables
 
-    def _flows_over(self, port_id: PortId, port: PublishedPort | None) -> frozenset[Endpoint]:
+    def _flows_over(self, table_id: TableId, port: PublishedPort | None) -> frozenset[Endpoint]:
         """Endpoints whose flows are over: they are gone, or shall see clients otherwise.
 
         One that is only not preferred any more keeps its flows.
         """
-        before, after = endpoints_of(self._built_from.get(port_id)), endpoints_of(port)
+        port_id = table_id[:2]
+        before, after = endpoints_of(self._built_from.get(table_id)), endpoints_of(port)
         if port is None or port_id not in self._public:
             return before - after
         turned = (port.source == "node") != (port_id in self._by_node)
@@ -223,22 +249,22 @@ class Mesh:
         sysctl.reserve_ports(add=numbers, remove=ours - numbers)
         return after
 
-    def _adopt(self, port_id: PortId, by_map: dict[str, dict[int, Endpoint]]) -> None:
+    def _adopt(self, table_id: TableId, by_map: dict[str, dict[int, Endpoint]]) -> None:
         name = next(iter(by_map))
         table = table_from_slots(name, by_map[name])
-        if table is not None and len(by_map) == 1 and port_id[0] in PROTOCOLS:
-            self._tables[port_id] = table
+        if table is not None and len(by_map) == 1 and table_id[0] in PROTOCOLS:
+            self._tables[table_id] = table
             return
         # Not a table this program writes: taken out with the next transaction.
-        protocol = PROTOCOLS.get(port_id[0]) or int(port_id[0])
+        protocol = PROTOCOLS.get(table_id[0]) or int(table_id[0])
         for map_name, owners in by_map.items():
             self._stray += (
-                Element(map_name, slot_key(protocol, port_id[1], slot)) for slot in owners
+                Element(map_name, slot_key(protocol, table_id[1], slot)) for slot in owners
             )
 
 
-def _element(port_id: PortId, change: ElementChange) -> Element:
-    key = slot_key(PROTOCOLS[port_id[0]], port_id[1], change.slot)
+def _element(table_id: TableId, change: ElementChange) -> Element:
+    key = slot_key(PROTOCOLS[table_id[0]], table_id[1], change.slot)
     return Element(change.map_name, key, endpoint_value(change.endpoint))
 
 

@@ -155,13 +155,18 @@ def parse_slot_key(key: bytes) -> tuple[int, int, int]:
 
 
 def endpoint_value(endpoint: Endpoint) -> bytes:
-    """Value of a slot map: address, target port."""
-    return socket.inet_aton(endpoint.address) + struct.pack("!H2x", endpoint.port)
+    """Value of a slot map: address of the map's family, target port."""
+    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
+    return socket.inet_pton(family, endpoint.address) + struct.pack("!H2x", endpoint.port)
 
 
 def parse_endpoint(value: bytes) -> Endpoint:
     """The endpoint of a slot map's value."""
-    return Endpoint(socket.inet_ntoa(value[:4]), int.from_bytes(value[4:6], "big"))
+    size = len(value) - 4
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    return Endpoint(
+        socket.inet_ntop(family, value[:size]), int.from_bytes(value[size : size + 2], "big")
+    )
 
 
 def port_key(protocol: int, port: int) -> bytes:

@@ -29,14 +29,15 @@ from worker.network.api import (
     PublishedPort,
 )
 from worker.network.conntrack import ConntrackSocket, Match
-from worker.network.core import check_settings
+from worker.network.core import Reach, check_settings
 from worker.network.fabric import Fabric
 from worker.network.listeners import Listener, await_listeners
 from worker.network.mesh import Mesh
 from worker.network.netlink import NetlinkError
 from worker.network.nft import NftSocket
-from worker.network.tasks import TASK_INTERFACE, TaskLinks
+from worker.network.tasks import TASK_INTERFACE, TaskLinks, everything_of
 from worker.network.threads import KernelThread
+from worker.network.twins import twin, twin_subnet
 
 _LINGER_S = 5.0
 _LINGER_POLL_S = 0.005
@@ -84,11 +85,16 @@ class NodeNetwork:
         the next `set_ports`, which takes its tasks out. Raises: InvalidArgument.
         """
         parts, conntrack = self._opened()
-        gone = await self._kernel.run(lambda: parts.fabric.set_peers(peers))
+        gone = await self._kernel.run(lambda: parts.set_peers(peers))
         for subnet in gone:
             forgotten = await self._tracker.run(partial(conntrack.forget_subnet, subnet))
             _log.info("network.peer_removed", subnet=subnet, connections_forgotten=forgotten)
-        lost = frozenset(peer.subnet for peer in peers if peer.lost)
+        lost = frozenset(
+            subnet
+            for peer in peers
+            if peer.lost
+            for subnet in (peer.subnet, twin_subnet(peer.subnet))
+        )
         self._to_forget = (self._to_forget & lost) | (lost - self._lost)
         self._lost = lost
 
@@ -112,7 +118,9 @@ class NodeNetwork:
 
     async def forget_endpoints(self, addresses: Sequence[str]) -> None:
         """Forget all connections to tasks at `addresses`: their node is lost."""
-        await self._forget(tuple(Match(address=address) for address in addresses))
+        await self._forget(
+            tuple(Match(address=one) for address in addresses for one in (address, twin(address)))
+        )
 
     async def attach(
         self, task_id: str, *, address: str | None = None, interface: str = TASK_INTERFACE
@@ -124,8 +132,7 @@ class NodeNetwork:
         """
         attachment, early = await self._attach_when_free(task_id, address, interface)
         if early:
-            where = attachment.address
-            await self._forget((Match(address=where), Match(address=where, original=True)))
+            await self._forget(everything_of(attachment.address))
         return attachment
 
     async def adopt(
@@ -236,6 +243,7 @@ class _Parts:
     """What lives in the network thread, opened together and closed in reverse order."""
 
     def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
+        self._settings = settings
         self._nft = _open_nft()
         self.fabric = Fabric(settings, self._nft)
         self.mesh = Mesh(settings, self._nft)
@@ -247,6 +255,14 @@ class _Parts:
         except BaseException:
             self.close(remove=False)
             raise
+
+    def set_peers(self, peers: Sequence[Peer]) -> list[str]:
+        """As the fabric's; from then on it is known which of them have tasks with IPv6."""
+        own = self._settings
+        gone = self.fabric.set_peers(peers)
+        reached = {peer.subnet for peer in peers if peer.ipv6 and peer.index != own.index}
+        self.mesh.set_reach6(Reach({*reached, own.subnet}) if own.ipv6 else Reach())
+        return gone
 
     def close(self, *, remove: bool) -> None:
         """Undo in reverse order; every step runs even if another fails."""

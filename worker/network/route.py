@@ -1,5 +1,7 @@
 """rtnetlink messages for what the mesh needs: links, addresses, routes, neighbours, rules.
 
+Addresses are text of either family; which one it is decides where the kernel looks.
+
 Builders return `Message`s so that a caller can pipeline them in one system call; `found_*` read
 the kernel's tables back. Our routes and rules carry `PROTOCOL`, so that a dump tells them from the
 administrator's, and only ours are ever removed.
@@ -17,6 +19,7 @@ import msgspec
 
 from worker.network.api import LinkStats
 from worker.network.netlink import (
+    NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -33,6 +36,7 @@ from worker.network.netlink import (
 PROTOCOL: Final = 83
 """rtm_protocol / FRA_PROTOCOL of everything we add ("S"); unused by the kernel and by daemons."""
 TABLE_MAIN: Final = 254
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 SCOPE_UNIVERSE: Final = 0
 SCOPE_LINK: Final = 253
 
@@ -45,17 +49,20 @@ _REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 _MAKE = NLM_F_CREATE | NLM_F_EXCL
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64 = 1, 3, 4, 18, 23
-_IFLA_NET_NS_FD = 28
+_IFLA_AF_SPEC, _IFLA_NET_NS_FD = 26, 28
+_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\1"
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 3, 4, 7, 15
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_F_NODAD = 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
-_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
+_RTN_UNICAST, _RTN_LOCAL, _RTN_UNREACHABLE = 1, 2, 7
 _RTNH_ONLINK = 4
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
 _NTF_SELF = 2
+_FRA_DST = 1
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_GOTO, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 4, 15, 16, 21
 _ACT_TABLE, _ACT_GOTO, _ACT_NOP = 1, 2, 3
 _IFF_UP = 1
@@ -63,6 +70,7 @@ _BRIDGE_FAMILY = socket.AF_BRIDGE if hasattr(socket, "AF_BRIDGE") else 7
 _IFINFO = struct.Struct("=BxHiII")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _STATS64 = struct.Struct("=8Q")
+_ADDRESS_BYTES: Final[dict[int, int]] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -93,20 +101,25 @@ class Vxlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, gc=False, order=True, kw_only=True):
-    """An IPv4 route of ours."""
+    """A route of ours."""
 
     destination: str
-    """CIDR text; 0.0.0.0/0 is the default route."""
+    """CIDR text; 0.0.0.0/0 and ::/0 are the default routes."""
     device: int = 0
     gateway: str = ""
     table: int = TABLE_MAIN
     unreachable: bool = False
+    local: bool = False
+    """What is addressed there is for this machine; one destination may be so on many devices."""
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False, order=True, kw_only=True):
-    """An IPv4 policy rule of ours: to a table, a jump to a later rule, or a place to jump to."""
+    """A policy rule of ours: to a table, a jump to a later rule, or a place to jump to."""
 
     priority: int
+    family: int = socket.AF_INET
+    destination: str = ""
+    """CIDR text; empty: any."""
     mark: int = 0
     mask: int = 0
     table: int = 0
@@ -221,28 +234,41 @@ def delete_link(index: int) -> Message:
     return Message(_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
 
 
+def set_without_link_local(name: str) -> Message:
+    """Have a device make no IPv6 address of its own; for before it comes up."""
+    mode = nested(socket.AF_INET6, attr(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name)
+    return Message(_NEWLINK, 0, body + nested(_IFLA_AF_SPEC, mode))
+
+
 def add_address(index: int, address: str) -> Message:
-    """`address`/32 on a device, added or replaced."""
-    packed = socket.inet_aton(address)
-    head = struct.pack("=BBBBI", socket.AF_INET, 32, 0, SCOPE_UNIVERSE, index)
+    """`address` alone (/32 or /128) on a device, added or replaced; in use at once."""
+    family, packed = _packed(address)
+    flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+    head = struct.pack("=BBBBI", family, 8 * len(packed), flags, SCOPE_UNIVERSE, index)
     return Message(_NEWADDR, _REPLACE, head + attr(_IFA_LOCAL, packed) + attr(_IFA_ADDRESS, packed))
 
 
 def delete_address(index: int, address: str, prefix_length: int) -> Message:
     """Remove an address from a device."""
-    head = struct.pack("=BBBBI", socket.AF_INET, prefix_length, 0, 0, index)
-    return Message(_DELADDR, 0, head + attr(_IFA_LOCAL, socket.inet_aton(address)))
+    family, packed = _packed(address)
+    head = struct.pack("=BBBBI", family, prefix_length, 0, 0, index)
+    return Message(_DELADDR, 0, head + attr(_IFA_LOCAL, packed))
 
 
-def found_addresses(netlink: NetlinkSocket, index: int) -> list[tuple[str, int]]:
-    """The IPv4 addresses of a device with their prefix lengths."""
-    request = Message(_GETADDR, 0, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0))
+def found_addresses(
+    netlink: NetlinkSocket, index: int, family: int = socket.AF_INET
+) -> list[tuple[str, int]]:
+    """The addresses of a device, of one family, with their prefix lengths."""
+    request = Message(_GETADDR, 0, struct.pack("=BBBBI", family, 0, 0, 0, 0))
     found: list[tuple[str, int]] = []
     for payload in netlink.dump(request):
         _family, prefix_length, _flags, _scope, device = struct.unpack_from("=BBBBI", payload)
-        local = attributes(payload[8:]).get(_IFA_LOCAL)
-        if device == index and local is not None:
-            found.append((socket.inet_ntoa(local), prefix_length))
+        attrs = attributes(payload[8:])
+        # An IPv6 address has no peer, and is told as its own.
+        address = attrs.get(_IFA_LOCAL) or attrs.get(_IFA_ADDRESS)
+        if device == index and address is not None:
+            found.append((socket.inet_ntop(family, address), prefix_length))
     return found
 
 
@@ -251,56 +277,66 @@ def put_route(route: Route) -> Message:
     return Message(_NEWROUTE, _REPLACE, _route_body(route))
 
 
+def add_route(route: Route) -> Message:
+    """Add a route beside others to its destination; EEXIST if it is there."""
+    return Message(_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, _route_body(route))
+
+
 def delete_route(route: Route) -> Message:
     """Remove a route of ours."""
     return Message(_DELROUTE, 0, _route_body(route))
 
 
-def found_routes(netlink: NetlinkSocket) -> set[Route]:
-    """Our IPv4 routes, in every table."""
-    request = Message(_GETROUTE, 0, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8))
-    found: set[Route] = set()
-    for payload in netlink.dump(request):
-        head = struct.unpack_from("=BBBBBBBBI", payload)
-        if head[5] != PROTOCOL:
-            continue
-        attrs = attributes(payload[12:])
-        address = socket.inet_ntoa(attrs.get(_RTA_DST, bytes(4)))
-        gateway = attrs.get(_RTA_GATEWAY)
-        found.add(
-            Route(
-                destination=f"{address}/{head[1]}",
-                device=_number(attrs.get(_RTA_OIF)),
-                gateway=socket.inet_ntoa(gateway) if gateway else "",
-                table=_number(attrs.get(_RTA_TABLE)) or head[4],
-                unreachable=head[7] == _RTN_UNREACHABLE,
-            )
-        )
-    return found
+def found_routes(netlink: NetlinkSocket, family: int = socket.AF_INET) -> set[Route]:
+    """Our routes of one family, in every table."""
+    request = Message(_GETROUTE, 0, struct.pack("=BBBBBBBBI", family, *[0] * 8))
+    return {
+        _route_of(family, payload) for payload in netlink.dump(request) if payload[5] == PROTOCOL
+    }
+
+
+def _route_of(family: int, payload: bytes) -> Route:
+    head = struct.unpack_from("=BBBBBBBBI", payload)
+    attrs = attributes(payload[12:])
+    address = attrs.get(_RTA_DST, bytes(_ADDRESS_BYTES[family]))
+    gateway = attrs.get(_RTA_GATEWAY)
+    unreachable = head[7] == _RTN_UNREACHABLE
+    return Route(
+        destination=f"{socket.inet_ntop(family, address)}/{head[1]}",
+        # IPv6 tells of `lo`, which nobody asked for.
+        device=0 if unreachable else _number(attrs.get(_RTA_OIF)),
+        gateway=socket.inet_ntop(family, gateway) if gateway else "",
+        table=_number(attrs.get(_RTA_TABLE)) or head[4],
+        unreachable=unreachable,
+        local=head[7] == _RTN_LOCAL,
+    )
 
 
 def put_neighbour(index: int, address: str, mac: bytes) -> Message:
-    """A permanent IPv4 neighbour."""
-    head = _NDMSG.pack(socket.AF_INET, index, _NUD_PERMANENT, 0, 1)
-    body = head + attr(_NDA_DST, socket.inet_aton(address)) + attr(_NDA_LLADDR, mac)
-    return Message(_NEWNEIGH, _REPLACE, body)
+    """A permanent neighbour."""
+    family, packed = _packed(address)
+    head = _NDMSG.pack(family, index, _NUD_PERMANENT, 0, 1)
+    return Message(_NEWNEIGH, _REPLACE, head + attr(_NDA_DST, packed) + attr(_NDA_LLADDR, mac))
 
 
 def delete_neighbour(index: int, address: str) -> Message:
-    """Remove an IPv4 neighbour."""
-    head = _NDMSG.pack(socket.AF_INET, index, 0, 0, 0)
-    return Message(_DELNEIGH, 0, head + attr(_NDA_DST, socket.inet_aton(address)))
+    """Remove a neighbour."""
+    family, packed = _packed(address)
+    head = _NDMSG.pack(family, index, 0, 0, 0)
+    return Message(_DELNEIGH, 0, head + attr(_NDA_DST, packed))
 
 
-def found_neighbours(netlink: NetlinkSocket, index: int) -> dict[str, bytes]:
-    """The permanent IPv4 neighbours of a device: MAC by address."""
-    request = Message(_GETNEIGH, 0, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0))
+def found_neighbours(
+    netlink: NetlinkSocket, index: int, family: int = socket.AF_INET
+) -> dict[str, bytes]:
+    """The permanent neighbours of a device, of one family: MAC by address."""
+    request = Message(_GETNEIGH, 0, _NDMSG.pack(family, 0, 0, 0, 0))
     found: dict[str, bytes] = {}
     for payload in netlink.dump(request):
         _family, device, state, _flags, _type = _NDMSG.unpack_from(payload)
         attrs = attributes(payload[_NDMSG.size :])
         if device == index and state & _NUD_PERMANENT and _NDA_DST in attrs:
-            found[socket.inet_ntoa(attrs[_NDA_DST])] = attrs.get(_NDA_LLADDR, b"")
+            found[socket.inet_ntop(family, attrs[_NDA_DST])] = attrs.get(_NDA_LLADDR, b"")
     return found
 
 
@@ -343,18 +379,21 @@ def delete_rule(rule: Rule) -> Message:
     return Message(_DELRULE, 0, _rule_body(rule))
 
 
-def found_rules(netlink: NetlinkSocket) -> set[Rule]:
-    """Our IPv4 policy rules."""
-    request = Message(_GETRULE, 0, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8))
+def found_rules(netlink: NetlinkSocket, family: int = socket.AF_INET) -> set[Rule]:
+    """Our policy rules of one family."""
+    request = Message(_GETRULE, 0, struct.pack("=BBBBBBBBI", family, *[0] * 8))
     found: set[Rule] = set()
     for payload in netlink.dump(request):
         head = struct.unpack_from("=BBBBBBBBI", payload)
         attrs = attributes(payload[12:])
         if attrs.get(_FRA_PROTOCOL, b"\0")[0] == PROTOCOL:
             table = _number(attrs.get(_FRA_TABLE)) or head[4]
+            target = attrs.get(_FRA_DST)
             found.add(
                 Rule(
                     priority=_number(attrs.get(_FRA_PRIORITY)),
+                    family=family,
+                    destination=f"{socket.inet_ntop(family, target)}/{head[1]}" if target else "",
                     mark=_number(attrs.get(_FRA_FWMARK)),
                     mask=_number(attrs.get(_FRA_FWMASK)),
                     table=table if head[7] == _ACT_TABLE else 0,
@@ -372,26 +411,38 @@ def _number(payload: bytes | None) -> int:
     return struct.unpack_from("=I", payload)[0] if payload and len(payload) >= 4 else 0
 
 
+def _packed(address: str) -> tuple[int, bytes]:
+    """The address's family and bytes. Raises: OSError for what is none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
+
+
 def _route_body(route: Route) -> bytes:
-    network = ipaddress.IPv4Network(route.destination)
+    network = ipaddress.ip_network(route.destination)
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    # The kernel gives IPv6 routes one scope, whatever is asked for.
     scope = SCOPE_UNIVERSE if route.gateway or route.unreachable else SCOPE_LINK
-    kind = _RTN_UNREACHABLE if route.unreachable else _RTN_UNICAST
+    kind = _RTN_UNREACHABLE if route.unreachable else _RTN_LOCAL if route.local else _RTN_UNICAST
     flags = _RTNH_ONLINK if route.gateway else 0
     head = struct.pack(
-        "=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, 0, PROTOCOL, scope, kind, flags
+        "=BBBBBBBBI", family, network.prefixlen, 0, 0, 0, PROTOCOL, scope, kind, flags
     )
     body = head + u32(_RTA_TABLE, route.table)
     if network.prefixlen:
         body += attr(_RTA_DST, network.network_address.packed)
     if route.gateway:
-        body += attr(_RTA_GATEWAY, socket.inet_aton(route.gateway))
+        body += attr(_RTA_GATEWAY, _packed(route.gateway)[1])
     return body + (u32(_RTA_OIF, route.device) if route.device else b"")
 
 
 def _rule_body(rule: Rule) -> bytes:
     action = _ACT_GOTO if rule.goto else _ACT_TABLE if rule.table else _ACT_NOP
-    head = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, action, 0)
+    target = ipaddress.ip_network(rule.destination) if rule.destination else None
+    length = 0 if target is None else target.prefixlen
+    head = struct.pack("=BBBBBBBBI", rule.family, length, 0, 0, 0, 0, 0, action, 0)
     body = head + u32(_FRA_PRIORITY, rule.priority) + attr(_FRA_PROTOCOL, bytes([PROTOCOL]))
+    if target is not None:
+        body += attr(_FRA_DST, target.network_address.packed)
     if rule.mask:
         body += u32(_FRA_FWMARK, rule.mark) + u32(_FRA_FWMASK, rule.mask)
     if rule.table:

@@ -19,10 +19,21 @@ from typing import Final
 
 from shoal.errors import Internal, Unimplemented
 from worker.network.api import NetworkSettings
-from worker.network.core import gateway_of
+from worker.network.core import NARROW_SLOTS, WIDE_SLOTS, gateway_of, map_name
 from worker.network.nft import TABLE, parse_endpoint, parse_port_key, parse_slot_key
+from worker.network.twins import twin
 
-SLOT_MAPS: Final = ("slots", "slots_wide", "sticky", "sticky_wide")
+_VERSIONS: Final = (4, 6)
+_FAMILIES: Final = {4: "ip", 6: "ip6"}
+_KINDS: Final = tuple(
+    (sticky, size) for sticky in (False, True) for size in (NARROW_SLOTS, WIDE_SLOTS)
+)
+SLOT_MAPS: Final = {
+    map_name(sticky=sticky, size=size, version=version): version
+    for version in _VERSIONS
+    for sticky, size in _KINDS
+}
+"""IP version of the addresses in each slot map, by name."""
 _NFT_DEADLINE_S = 20.0
 Elements = Mapping[str, Mapping[bytes, bytes]]
 
@@ -30,9 +41,9 @@ _TEMPLATE = """
 table inet shoal {{
   comment "{version}"
   set nodes {{ type ipv4_addr; {nodes}}}
-  set nodes6 {{ type ipv6_addr; }}
+  set nodes6 {{ type ipv6_addr; {nodes6}}}
   set self4 {{ type ipv4_addr . ipv4_addr; {self4}}}
-  set self6 {{ type ipv6_addr . ipv6_addr; }}
+  set self6 {{ type ipv6_addr . ipv6_addr; {self6}}}
   set pub {{ type inet_proto . inet_service; {pub}}}
   set by_node {{ type inet_proto . inet_service; {by_node}}}
   set reserved {{ type inet_proto . inet_service; {reserved}}}
@@ -44,10 +55,10 @@ table inet shoal {{
   chain guard {{ type filter hook prerouting priority raw;
     iifname != "lo" ip daddr 127.0.0.0/8 drop
   }}
-  # VXLAN knows no authentication: only members of the cluster may send us frames.
+  # VXLAN knows no authentication: only members of the cluster may send us frames, over IPv4.
   chain vtep {{ type filter hook input priority raw;
     udp dport {port} ip saddr != @nodes drop
-    udp dport {port} ip6 saddr != @nodes6 drop
+    meta nfproto ipv6 udp dport {port} drop
   }}
   # The same client address and port may arrive through two nodes: tell the connections apart.
   chain zone {{ type filter hook prerouting priority raw + 10;
@@ -59,6 +70,8 @@ table inet shoal {{
     iifname "gt*" ct direction reply ct mark & {mask} != 0 meta mark set ct mark
   }}
   chain lb {{
+    # Nobody forwards to or from an address that means another machine on each link.
+    ip6 saddr fe80::/10 return
 {lb}
   }}
   chain pre_nat {{ type nat hook prerouting priority dstnat - 5;
@@ -90,9 +103,11 @@ table inet shoal {{
     oifname "gt*" ct status dnat ip saddr . ip daddr @self4 snat ip to {gateway}
     oifname {{ "gt*", "vxi" }} ip saddr 127.0.0.0/8 snat ip to {gateway}
     oifname "vxi" ct status dnat ip saddr @nodes snat ip to {gateway}
-    oifname "vxi" ct status dnat fib saddr type local snat ip to {gateway}
-    oifname "gt*" ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
-    oifname "vxi" ct status dnat ip6 saddr @nodes6 masquerade
+    oifname "vxi" ct status dnat meta nfproto ipv4 fib saddr type local snat ip to {gateway}
+    oifname "gt*" ct status dnat ip6 saddr . ip6 daddr @self6 snat ip6 to {gateway6}
+    oifname {{ "gt*", "vxi" }} ip6 saddr ::1 snat ip6 to {gateway6}
+    oifname "vxi" ct status dnat ip6 saddr @nodes6 snat ip6 to {gateway6}
+    oifname "vxi" ct status dnat meta nfproto ipv6 fib saddr type local snat ip6 to {gateway6}
 {by_node_rules}
     iifname "gt*" oifname != {{ "gt*", "vxi", "lo" }} masquerade
   }}
@@ -182,18 +197,16 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
     mask = 0xFFF << settings.mark_shift
     known = {name: _list(elements.get(name, {}), write) for name, write in _WRITERS.items()}
     known["nodes"] = known["nodes"] or f"elements = {{ {settings.underlay_address} }} "
-    maps: list[str] = []
-    for name in SLOT_MAPS:
-        held = _list(elements.get(name, {}), _slot)
-        for suffix, family, inside in (("", "ip", held), ("6", "ip6", "")):
-            maps.append(
-                f"  map {name}{suffix} {{ typeof meta l4proto . th dport . numgen random mod "
-                f"{_size(name)} : {family} daddr . th dport; {inside}}}"
-            )
+    maps = [
+        f"  map {name} {{ typeof meta l4proto . th dport . numgen random mod {_size(name)} : "
+        f"{_FAMILIES[version]} daddr . th dport; {_list(elements.get(name, {}), _slot)}}}"
+        for name, version in SLOT_MAPS.items()
+    ]
     return _TEMPLATE.format(
         version=version if version else "unversioned",
         port=settings.data_path_port,
         gateway=gateway_of(settings.subnet),
+        gateway6=twin(gateway_of(settings.subnet)),
         mask=f"0x{mask:08x}",
         rest=f"0x{0xFFFFFFFF ^ mask:08x}",
         maps="\n".join(maps),
@@ -205,15 +218,14 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
 
 def _lb_rules() -> list[str]:
     rules: list[str] = []
-    for suffix, protocol, family in (("", "ipv4", "ip"), ("6", "ipv6", "ip6")):
-        for name in SLOT_MAPS:
-            sticky = name.startswith("sticky")
-            chooser = f"jhash {family} saddr" if sticky else "numgen random"
-            # Without the l4proto match nft refuses `th dport` in a translation.
-            rules.append(
-                f"    meta nfproto {protocol} meta l4proto {{ tcp, udp }} dnat {family} to "
-                f"meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}{suffix}"
-            )
+    for name, version in SLOT_MAPS.items():
+        family = _FAMILIES[version]
+        chooser = f"jhash {family} saddr" if name.startswith("sticky") else "numgen random"
+        # Without the l4proto match nft refuses `th dport` in a translation.
+        rules.append(
+            f"    meta nfproto ipv{version} meta l4proto {{ tcp, udp }} dnat {family} to "
+            f"meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}"
+        )
     return rules
 
 
@@ -222,13 +234,14 @@ def _by_node_rules(gateway: str) -> list[str]:
     # Without one protocol to look at, nft does not know what kind of port `ct original` gives.
     return [
         f'    oifname {{ "gt*", "vxi" }} ct status dnat meta l4proto {protocol} '
-        f"meta l4proto . ct original proto-dst @by_node snat ip to {gateway}"
+        f"meta l4proto . ct original proto-dst @by_node snat {_FAMILIES[version]} to {address}"
         for protocol in ("tcp", "udp")
+        for version, address in ((4, gateway), (6, twin(gateway)))
     ]
 
 
 def _size(name: str) -> int:
-    return 1024 if name.endswith("_wide") else 64
+    return WIDE_SLOTS if "_wide" in name else NARROW_SLOTS
 
 
 def _list(elements: Mapping[bytes, bytes], write: Callable[[bytes, bytes], str]) -> str:
@@ -243,6 +256,14 @@ def _slot(key: bytes, value: bytes) -> str:
     return f"{protocol} . {port} . {slot} : {endpoint.address} . {endpoint.port}"
 
 
+def _pair(family: int) -> Callable[[bytes, bytes], str]:
+    def write(key: bytes, _value: bytes) -> str:
+        half = len(key) // 2
+        return " . ".join(socket.inet_ntop(family, part) for part in (key[:half], key[half:]))
+
+    return write
+
+
 def _port(key: bytes, _value: bytes) -> str:
     protocol, port = parse_port_key(key)
     return f"{protocol} . {port}"
@@ -255,7 +276,9 @@ def _number(value: bytes, form: str) -> int:
 
 _WRITERS: Final[dict[str, Callable[[bytes, bytes], str]]] = {
     "nodes": lambda key, _: socket.inet_ntoa(key),
-    "self4": lambda key, _: f"{socket.inet_ntoa(key[:4])} . {socket.inet_ntoa(key[4:])}",
+    "nodes6": lambda key, _: socket.inet_ntop(socket.AF_INET6, key),
+    "self4": _pair(socket.AF_INET),
+    "self6": _pair(socket.AF_INET6),
     "pub": _port,
     "by_node": _port,
     "reserved": _port,

@@ -294,14 +294,22 @@ class PeerNode(_message.Message):
     SUBNET_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     NETWORK_KEYS_FIELD_NUMBER: _builtins.int
+    IPV6_FIELD_NUMBER: _builtins.int
+    IPV6_ADDRESSES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     index: _builtins.int
     address: _builtins.str
     subnet: _builtins.str
     lost: _builtins.bool
     """The node is down: connections to its tasks are over."""
+    ipv6: _builtins.bool
+    """Its tasks have IPv6 addresses."""
     @_builtins.property
     def network_keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NetworkKey]: ...
+    @_builtins.property
+    def ipv6_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the node itself."""
+
     def __init__(
         self,
         *,
@@ -311,10 +319,12 @@ class PeerNode(_message.Message):
         subnet: _builtins.str = ...,
         lost: _builtins.bool = ...,
         network_keys: _abc.Iterable[_types_pb2.NetworkKey] | None = ...,
+        ipv6: _builtins.bool = ...,
+        ipv6_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "lost", b"lost", "network_keys", b"network_keys", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "index", b"index", "ipv6", b"ipv6", "ipv6_addresses", b"ipv6_addresses", "lost", b"lost", "network_keys", b"network_keys", "node_id", b"node_id", "subnet", b"subnet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1480,11 +1480,15 @@ class NodeDescription(_message.Message):
     TRUST_ROOT_FIELD_NUMBER: _builtins.int
     DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
     NETWORK_KEYS_FIELD_NUMBER: _builtins.int
+    INGRESS_IPV6_FIELD_NUMBER: _builtins.int
+    IPV6_ADDRESSES_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     trust_root: _builtins.bytes
     """PEM: the root certificate the node trusts."""
     data_path_address: _builtins.str
     """Underlay address of the data path (VXLAN)."""
+    ingress_ipv6: _builtins.bool
+    """Its tasks have IPv6 addresses, and it answers IPv6 clients on published ports."""
     @_builtins.property
     def platform(self) -> Global___Platform: ...
     @_builtins.property
@@ -1494,6 +1498,10 @@ class NodeDescription(_message.Message):
     @_builtins.property
     def network_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkKey]:
         """What it can be reached by on encrypted networks, at most two; none: it cannot be on them."""
+
+    @_builtins.property
+    def ipv6_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IPv6 addresses of the node, by which it is known as a client of other nodes. At most 16."""
 
     def __init__(
         self,
@@ -1505,10 +1513,12 @@ class NodeDescription(_message.Message):
         trust_root: _builtins.bytes = ...,
         data_path_address: _builtins.str = ...,
         network_keys: _abc.Iterable[Global___NetworkKey] | None = ...,
+        ingress_ipv6: _builtins.bool = ...,
+        ipv6_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "engine", b"engine", "hostname", b"hostname", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "engine", b"engine", "hostname", b"hostname", "ingress_ipv6", b"ingress_ipv6", "ipv6_addresses", b"ipv6_addresses", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

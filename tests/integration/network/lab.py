@@ -37,6 +37,9 @@ DEADLINE_S = 40.0
 CLIENT = "203.0.113.10"
 CLIENT_ROUTER = "203.0.113.254"
 UNDERLAY_ROUTER = "198.51.100.254"
+CLIENT6 = "2001:db8:113::10"
+CLIENT6_ROUTER = "2001:db8:113::ff"
+UNDERLAY6_ROUTER = "2001:db8:51::ff"
 TCP_PORT = 80
 UDP_PORT = 53
 _CLONE_NEWNET = 0x40000000
@@ -110,6 +113,7 @@ class Node(Machine):
     def __init__(self, index: int, run_dir: Path) -> None:
         super().__init__()
         self.address = f"198.51.100.{index}"
+        self.address6 = f"2001:db8:51::{index}"
         self.settings = NetworkSettings(
             index=index,
             subnet=f"10.240.{4 * index}.0/22",
@@ -126,7 +130,12 @@ class Node(Machine):
     @property
     def peer(self) -> Peer:
         return Peer(
-            f"n{self.settings.index}", self.settings.index, self.address, self.settings.subnet
+            f"n{self.settings.index}",
+            self.settings.index,
+            self.address,
+            self.settings.subnet,
+            ipv6=self.settings.ipv6,
+            ipv6_addresses=(self.address6,),
         )
 
     def open(self, settings: NetworkSettings | None = None) -> None:
@@ -166,8 +175,8 @@ class Task:
 
     def serve(self) -> None:
         """Start the servers; sockets stay in the task's namespace, wherever they are served."""
-        tcp, udp = self.inside(_server_sockets)
-        self._servers.wait(self._start(tcp, udp))
+        for tcp, udp in self.inside(_server_sockets):
+            self._servers.wait(self._start(tcp, udp))
 
     def stop(self) -> None:
         """Stop the servers; open connections are cut."""
@@ -218,12 +227,18 @@ class _UdpAnswer(asyncio.DatagramProtocol):
         self._transport.sendto(f"{self._name} {addr[0]}\n".encode(), addr)
 
 
-def _server_sockets() -> tuple[socket.socket, socket.socket]:
-    tcp = socket.create_server(("0.0.0.0", TCP_PORT), backlog=128)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("0.0.0.0", UDP_PORT))
-    udp.setblocking(False)
-    return tcp, udp
+def _server_sockets() -> list[tuple[socket.socket, socket.socket]]:
+    """TCP and UDP, for each family apart: both see addresses as they are."""
+    found: list[tuple[socket.socket, socket.socket]] = []
+    for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        tcp = socket.create_server((anywhere, TCP_PORT), family=family, backlog=128)
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+        if family == socket.AF_INET6:
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        udp.bind((anywhere, UDP_PORT))
+        udp.setblocking(False)
+        found.append((tcp, udp))
+    return found
 
 
 class Connection:
@@ -245,7 +260,7 @@ def connect(
     address: str, port: int, *, source: tuple[str, int] | None = None, timeout_s: float = 20.0
 ) -> Connection:
     """Connect from the calling thread's namespace."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(_family(address), socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout_s)
         if source is not None:
@@ -269,11 +284,15 @@ def ask_tcp(address: str, port: int, *, timeout_s: float = 20.0) -> tuple[str, s
 
 def ask_udp(address: str, port: int, *, timeout_s: float = 20.0) -> tuple[str, str]:
     """One datagram and its answer: (task, client address as seen)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
         sock.settimeout(timeout_s)
         sock.connect((address, port))
         sock.send(b"?")
         return _parse(sock.recv(1000))
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _read_line(sock: socket.socket) -> bytes:
@@ -315,16 +334,22 @@ class Lab:
         self.router.shell(
             "ip link add br0 type bridge",
             f"ip addr add {UNDERLAY_ROUTER}/24 dev br0",
+            f"ip addr add {UNDERLAY6_ROUTER}/64 dev br0 nodad",
             "ip link set br0 up",
-            "sysctl -qw net.ipv4.ip_forward=1",
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         )
         self.cable(self.client, "c0", f"{CLIENT}/24", CLIENT_ROUTER)
-        self.router.shell(f"ip addr add {CLIENT_ROUTER}/24 dev c0")
+        self.router.shell(
+            f"ip addr add {CLIENT_ROUTER}/24 dev c0",
+            f"ip addr add {CLIENT6_ROUTER}/64 dev c0 nodad",
+        )
+        _reach6(self.client, f"{CLIENT6}/64", CLIENT6_ROUTER)
         for index in (1, 2, 3):
             node = Node(index, directory / f"n{index}")
             self._machine(node)
             self.cable(node, f"p{index}", f"{node.address}/24", UNDERLAY_ROUTER)
             self.router.shell(f"ip link set p{index} master br0")
+            _reach6(node, f"{node.address6}/64", UNDERLAY6_ROUTER)
             self.nodes.append(node)
 
     @property
@@ -370,6 +395,12 @@ class Lab:
             "ip link set eth0 up",
             f"ip route add default via {gateway}",
         )
+
+
+def _reach6(machine: Machine, address: str, gateway: str) -> None:
+    machine.shell(
+        f"ip addr add {address} dev eth0 nodad", f"ip -6 route add default via {gateway} dev eth0"
+    )
 
 
 @contextlib.contextmanager

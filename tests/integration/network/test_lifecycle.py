@@ -206,7 +206,9 @@ def _traces(node) -> str:
     return node.shell(
         "ip -o link",
         "ip rule",
+        "ip -6 rule",
         "ip route show table all",
+        "ip -6 route show table all",
         "nft list tables",
         "sysctl net.ipv4.ip_local_reserved_ports",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.dispatcher.endpoints import EndpointTable, Member, PeerRow
+from manager.dispatcher.endpoints import ADDRESSES6_MAX, EndpointTable, Member, PeerRow
 from shoal.model.enums import NodeState, PortProtocol, TaskState
 from shoal.model.objects import Task
 from shoal.model.types import Endpoint, NodeIngress
@@ -109,6 +109,24 @@ def test_peers_are_nodes_that_know_their_place():
     cell.remove(node)
     assert table.update_nodes(cell.tables, ["n1"]) == {"n1"}
     assert table.peers == {}
+
+
+def test_a_peer_tells_of_its_ipv6_what_is_true_and_no_more_than_others_can_bear():
+    named = ("2001:DB8::1", "2001:db8:0::1", "192.0.2.7", "nonsense", "fe80::1%eth0", "2001:db8::2")
+    node = a_peer("n1", "192.0.2.1")
+    description = node.description.replaced(
+        ingress_ipv6=True, ipv6_addresses=(*named, *(f"2001:db8:1::{n}" for n in range(100)))
+    )
+    cell = Cell([node.replaced(description=description)])
+    table = EndpointTable()
+    table.update_nodes(cell.tables, ["n1"])
+    peer = table.peers["n1"]
+    assert peer.ipv6
+    assert peer.ipv6_addresses[-2:] == ("2001:db8::1", "2001:db8::2")
+    assert len(peer.ipv6_addresses) == 2 + ADDRESSES6_MAX - len(named)
+    cell.put(node)
+    assert table.update_nodes(cell.tables, ["n1"]) == {"n1"}
+    assert not table.peers["n1"].ipv6
 
 
 def a_peer(node_id: str, address: str, *, state=NodeState.READY, joined=0, index=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 
 import msgspec
@@ -49,6 +50,8 @@ def test_scalars() -> None:
 def test_nft_keys_have_the_layout_the_kernel_expects() -> None:
     assert slot_key(6, 8080, 5) == b"\x06\0\0\0" + b"\x1f\x90\0\0" + struct.pack("=I", 5)
     assert endpoint_value(Endpoint("10.0.0.1", 80)) == b"\x0a\0\0\x01" + b"\0\x50\0\0"
+    six = endpoint_value(Endpoint("fd53::1", 80))
+    assert six == b"\xfd\x53" + bytes(13) + b"\x01" + b"\0\x50\0\0"
     assert port_key(17, 53) == b"\x11\0\0\0" + b"\0\x35\0\0"
 
 
@@ -56,8 +59,8 @@ def test_nft_keys_have_the_layout_the_kernel_expects() -> None:
 def test_nft_keys_round_trip(protocol: int, port: int, slot: int) -> None:
     assert parse_slot_key(slot_key(protocol, port, slot)) == (protocol, port, slot)
     assert parse_port_key(port_key(protocol, port)) == (protocol, port)
-    endpoint = Endpoint("10.1.2.3", port)
-    assert parse_endpoint(endpoint_value(endpoint)) == endpoint
+    for endpoint in (Endpoint("10.1.2.3", port), Endpoint("fd53:686f:616c::a01:203", port)):
+        assert parse_endpoint(endpoint_value(endpoint)) == endpoint
 
 
 def test_a_netlink_error_keeps_number_place_and_reason() -> None:
@@ -88,6 +91,9 @@ def test_elements_are_carried_over_as_text() -> None:
         SETTINGS,
         {
             "slots": {slot_key(6, 8080, 5): endpoint_value(Endpoint("10.0.0.1", 80))},
+            "slots6": {slot_key(6, 8080, 5): endpoint_value(Endpoint("fd53::1", 80))},
+            "nodes6": {socket.inet_pton(socket.AF_INET6, "2001:db8::9"): b""},
+            "self6": {socket.inet_pton(socket.AF_INET6, "fd53::1") * 2: b""},
             "nodes": {b"\xc0\0\x02\x09": b""},
             "node_mac": {mac: struct.pack("=I", 2 << 20)},
             "node_zone": {mac: struct.pack("=H", 2)},
@@ -96,6 +102,9 @@ def test_elements_are_carried_over_as_text() -> None:
     )
     for line in (
         "elements = { 6 . 8080 . 5 : 10.0.0.1 . 80 }",
+        "elements = { 6 . 8080 . 5 : fd53::1 . 80 }",
+        "elements = { 2001:db8::9 }",
+        "elements = { fd53::1 . fd53::1 }",
         "elements = { 192.0.2.9 }",
         "elements = { 02:fe:0a:f0:08:01 : 2097152 }",
         "elements = { 02:fe:0a:f0:08:01 : 2 }",
