@@ -16,6 +16,8 @@ CONTROL = (
     "ListServiceEndpoints",
     "GetTask", "ListTasks",
     "CreateNetwork", "GetNetwork", "ListNetworks", "RemoveNetwork",
+    "CreateSecret", "GetSecret", "ListSecrets", "UpdateSecret", "RemoveSecret",
+    "CreateConfig", "GetConfig", "ListConfigs", "UpdateConfig", "RemoveConfig",
 )  # fmt: skip
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from manager.ca.autolock import LockWish, relocked
 from manager.ca.rotation import external_for
 from manager.controlapi import validate
-from manager.controlapi.services import check_version
+from manager.controlapi.versions import check_version
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS

@@ -13,7 +13,7 @@ from manager.orchestrator.update.dirty import is_dirty
 from manager.store.view import View
 from shoal.errors import InvalidArgument, SwarmError
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
-from shoal.model.objects import AnyObject, Network, Node, Service, Task
+from shoal.model.objects import AnyObject, Config, Network, Node, Secret, Service, Task
 from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
 
@@ -29,6 +29,7 @@ _MODES: dict[str, type[Row]] = {
 }
 
 RowT = TypeVar("RowT", bound=AnyObject)
+FileT = TypeVar("FileT", Secret, Config)
 
 
 class Filters(Row, frozen=True):
@@ -119,6 +120,20 @@ def select_networks(view: View, filters: Filters) -> list[Network]:
         )
 
     return [network for network in view.networks if matches(network)]
+
+
+def select_files(rows: Iterable[FileT], filters: Filters) -> list[FileT]:
+    """Secrets or configs that match."""
+
+    def matches(row: FileT) -> bool:
+        annotations = row.spec.annotations
+        return (
+            _prefix(row.id, filters.ids)
+            and _prefix(annotations.name, filters.names)
+            and _labels(annotations.labels, filters.labels)
+        )
+
+    return [row for row in rows if matches(row)]
 
 
 def task_name(task: Task) -> str:

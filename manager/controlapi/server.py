@@ -14,8 +14,9 @@ from manager.ca.replacing import RootChanges
 from manager.ca.signing import STORED_KEYS, Signer
 from manager.controlapi import networks, nodes, services, tokens, validate
 from manager.controlapi.backup import Backups
+from manager.controlapi.file_calls import FileCalls
+from manager.controlapi.filters import filters_of
 from manager.controlapi.select import (
-    Filters,
     page,
     select_networks,
     select_nodes,
@@ -27,11 +28,10 @@ from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import objects_pb2, types_pb2
-from shoal.api.v1.control_pb2_grpc import ControlServicer
 from shoal.clock import Clock
 from shoal.errors import InvalidArgument, PermissionDenied, Unimplemented
 from shoal.ids import new_id
-from shoal.model.enums import NodeMembership, NodeRole, NodeState, TaskState
+from shoal.model.enums import NodeRole, NodeState
 from shoal.model.objects import AnyObject, Network, Node, Service, Task
 from shoal.model.plan import Change
 from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ServiceSpec
@@ -49,7 +49,7 @@ ShowEndpoints = Callable[[str], pb.ListServiceEndpointsResponse]
 """The endpoints of a service; raises NotFound."""
 
 
-class ControlServer(ControlServicer):
+class ControlServer(FileCalls):
     """Serves `shoal.api.v1.Control` from the store of this manager."""
 
     def __init__(
@@ -180,7 +180,7 @@ class ControlServer(ControlServicer):
             return message.ByteSize()
 
         response.next_page_token = page(
-            select_nodes(self._store.view, _filters(request.filters)),
+            select_nodes(self._store.view, filters_of(request.filters)),
             size=request.page_size,
             token=request.page_token,
             attach=attach,
@@ -252,7 +252,7 @@ class ControlServer(ControlServicer):
             return message.ByteSize()
 
         response.next_page_token = page(
-            select_services(self._store.view, _filters(request.filters)),
+            select_services(self._store.view, filters_of(request.filters)),
             size=request.page_size,
             token=request.page_token,
             attach=attach,
@@ -312,7 +312,7 @@ class ControlServer(ControlServicer):
             return message.ByteSize()
 
         response.next_page_token = page(
-            select_tasks(self._store.view, _filters(request.filters)),
+            select_tasks(self._store.view, filters_of(request.filters)),
             size=request.page_size,
             token=request.page_token,
             attach=attach,
@@ -351,7 +351,7 @@ class ControlServer(ControlServicer):
             return message.ByteSize()
 
         response.next_page_token = page(
-            select_networks(self._store.view, _filters(request.filters)),
+            select_networks(self._store.view, filters_of(request.filters)),
             size=request.page_size,
             token=request.page_token,
             attach=attach,
@@ -408,28 +408,6 @@ def _require_spec(
             f"spec: {size_bytes} bytes, at most {SPEC_BYTES_MAX}: "
             "keep large content in the image or in a mount"
         )
-
-
-def _filters(message: pb.Filters) -> Filters:
-    """The trust boundary of the list calls. Raises InvalidArgument for unknown enum values."""
-    try:
-        return Filters(
-            ids=tuple(message.ids),
-            names=tuple(message.names),
-            labels=tuple(message.labels),
-            node_labels=tuple(message.node_labels),
-            roles=tuple(NodeRole(role) for role in message.roles),
-            memberships=tuple(NodeMembership(value) for value in message.memberships),
-            modes=tuple(message.modes),
-            services=tuple(message.services),
-            nodes=tuple(message.nodes),
-            desired_states=tuple(TaskState(state) for state in message.desired_states),
-            up_to_date=message.up_to_date,
-            slot=message.slot,
-            drivers=tuple(message.drivers),
-        )
-    except ValueError as error:
-        raise InvalidArgument(f"filters: {error}") from error
 
 
 def _written(commit: Commit, kind: type[AnyObject]) -> AnyObject:

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 
 from manager.allocator.ports import check_ports
 from manager.controlapi import validate
+from manager.controlapi.files import with_file_ids
 from manager.controlapi.networks import with_network_ids
+from manager.controlapi.versions import check_version
 from manager.store.view import View
-from shoal.errors import FailedPrecondition, SequenceConflict
+from shoal.errors import FailedPrecondition
 from shoal.model.defaults import is_terminal, is_wanted, restart_policy, update_config
 from shoal.model.enums import TaskState, UpdateState
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Change, create, remove, update
 from shoal.model.row import Row
 from shoal.model.specs import ReplicatedMode, ServiceSpec
-from shoal.model.types import UpdateStatus, Version
+from shoal.model.types import UpdateStatus
 
 
 class ServiceStatus(Row, frozen=True):
@@ -32,7 +34,7 @@ class ServiceStatus(Row, frozen=True):
 def create_service(view: View, spec: ServiceSpec, *, service_id: str) -> list[Change]:
     """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
     validate.service_spec(spec)
-    spec = with_network_ids(view, spec)
+    spec = with_file_ids(view, with_network_ids(view, spec))
     check_ports(view, spec, service_id=service_id)
     return [create(Service(id=service_id, spec=spec))]
 
@@ -45,7 +47,7 @@ def update_service(view: View, reference: str, spec: ServiceSpec, *, version: in
     service = _at_version(view, reference, version)
     validate.service_spec(spec)
     validate.service_change(service.spec, spec)
-    spec = with_network_ids(view, spec, service_id=service.id)
+    spec = with_file_ids(view, with_network_ids(view, spec, service_id=service.id))
     check_ports(view, spec, service_id=service.id)
     changed = service.replaced(
         spec=spec,
@@ -63,7 +65,7 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
         raise FailedPrecondition(
             f"service {service.spec.annotations.name} does not have a previous spec"
         )
-    with_network_ids(view, service.previous_spec, service_id=service.id)
+    with_file_ids(view, with_network_ids(view, service.previous_spec, service_id=service.id))
     check_ports(view, service.previous_spec, service_id=service.id)
     changed = service.replaced(
         spec=service.previous_spec,
@@ -113,12 +115,3 @@ def _at_version(view: View, reference: str, version: int) -> Service:
     service = view.services.resolve(reference)
     check_version(service.meta.version, version, "service")
     return service
-
-
-def check_version(stored: Version, read: int, kind: str) -> None:
-    """Refuse a change made against an old version. 0 means: whatever is there."""
-    if read not in (0, stored.index):
-        raise SequenceConflict(
-            f"{kind}: update out of sequence (read at version {read}, now at {stored.index}): "
-            "read it again and retry"
-        )

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from manager.ca.cfssl import URLS_MAX
+from manager.controlapi.validate_files import file_references
 from manager.controlapi.validate_names import object_labels, object_name
 from manager.controlapi.validate_networks import attachments, fixed_addresses
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model import templates
 from shoal.model.enums import (
     DisconnectAction,
     FailureAction,
@@ -211,6 +213,8 @@ def _container(container: ContainerSpec) -> None:
         _mount(mount)
     if len({mount.target for mount in container.mounts}) != len(container.mounts):
         raise InvalidArgument("mount: two mounts have the same target")
+    file_references(container)
+    _templates(container)
     grace_ns = container.stop_grace_period_ns
     if grace_ns is not None and grace_ns < 0:
         raise InvalidArgument("stop grace period: must not be negative")
@@ -220,6 +224,14 @@ def _container(container: ContainerSpec) -> None:
     if options is not None and len(options.registry_auth) > REGISTRY_AUTH_MAX:
         raise InvalidArgument(f"registry auth: longer than {REGISTRY_AUTH_MAX} characters")
     _unsupported_container(container)
+
+
+def _templates(container: ContainerSpec) -> None:
+    """Refuse what nodes could not expand: `shoal.model.templates`."""
+    texts = [*container.env, container.hostname]
+    texts += [text for mount in container.mounts for text in (mount.source, mount.target)]
+    for text in texts:
+        templates.parse(text)
 
 
 def _unsupported_container(container: ContainerSpec) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msgspec import field
+from typing_extensions import override
 
 from shoal.model.enums import NodeAvailability, NodeMembership, NodeRole
 from shoal.model.row import Row
@@ -145,6 +146,7 @@ class ServiceSpec(Row, frozen=True):
     rollback: UpdateConfig | None = None
     endpoint: EndpointSpec = EndpointSpec()
     drain_timeout_ns: int | None = None
+    ttl_after_finish_ns: int | None = None
 
 
 class NetworkSpec(Row, frozen=True):
@@ -215,6 +217,11 @@ class SecretSpec(Row, frozen=True):
     data: bytes = b""
     driver: Driver | None = None
     templating: Driver | None = None
+
+    @override
+    def __repr__(self) -> str:
+        """What logs and errors may show of it."""
+        return f"SecretSpec({self.annotations.name!r}, {len(self.data)} bytes)"
 
 
 class ConfigSpec(Row, frozen=True):

@@ -46,6 +46,19 @@ class ControlStub:
     ListNetworks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNetworksRequest, _control_pb2.ListNetworksResponse]
     RemoveNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveNetworkRequest, _control_pb2.RemoveNetworkResponse]
     """Refused while services or tasks are on it."""
+    CreateSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateSecretRequest, _control_pb2.CreateSecretResponse]
+    """Answers about secrets never hold their data."""
+    GetSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.GetSecretRequest, _control_pb2.GetSecretResponse]
+    ListSecrets: _aio.UnaryUnaryMultiCallable[_control_pb2.ListSecretsRequest, _control_pb2.ListSecretsResponse]
+    UpdateSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateSecretRequest, _control_pb2.UpdateSecretResponse]
+    """Only labels may change."""
+    RemoveSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveSecretRequest, _control_pb2.RemoveSecretResponse]
+    """Refused while services refer to it."""
+    CreateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateConfigRequest, _control_pb2.CreateConfigResponse]
+    GetConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.GetConfigRequest, _control_pb2.GetConfigResponse]
+    ListConfigs: _aio.UnaryUnaryMultiCallable[_control_pb2.ListConfigsRequest, _control_pb2.ListConfigsResponse]
+    UpdateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateConfigRequest, _control_pb2.UpdateConfigResponse]
+    RemoveConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveConfigRequest, _control_pb2.RemoveConfigResponse]
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -223,5 +236,78 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_control_pb2.RemoveNetworkRequest, _abc.Awaitable[_control_pb2.RemoveNetworkResponse]],
     ) -> _abc.Awaitable[_control_pb2.RemoveNetworkResponse]:
         """Refused while services or tasks are on it."""
+
+    @_abc_1.abstractmethod
+    def CreateSecret(
+        self,
+        request: _control_pb2.CreateSecretRequest,
+        context: _aio.ServicerContext[_control_pb2.CreateSecretRequest, _abc.Awaitable[_control_pb2.CreateSecretResponse]],
+    ) -> _abc.Awaitable[_control_pb2.CreateSecretResponse]:
+        """Answers about secrets never hold their data."""
+
+    @_abc_1.abstractmethod
+    def GetSecret(
+        self,
+        request: _control_pb2.GetSecretRequest,
+        context: _aio.ServicerContext[_control_pb2.GetSecretRequest, _abc.Awaitable[_control_pb2.GetSecretResponse]],
+    ) -> _abc.Awaitable[_control_pb2.GetSecretResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListSecrets(
+        self,
+        request: _control_pb2.ListSecretsRequest,
+        context: _aio.ServicerContext[_control_pb2.ListSecretsRequest, _abc.Awaitable[_control_pb2.ListSecretsResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ListSecretsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateSecret(
+        self,
+        request: _control_pb2.UpdateSecretRequest,
+        context: _aio.ServicerContext[_control_pb2.UpdateSecretRequest, _abc.Awaitable[_control_pb2.UpdateSecretResponse]],
+    ) -> _abc.Awaitable[_control_pb2.UpdateSecretResponse]:
+        """Only labels may change."""
+
+    @_abc_1.abstractmethod
+    def RemoveSecret(
+        self,
+        request: _control_pb2.RemoveSecretRequest,
+        context: _aio.ServicerContext[_control_pb2.RemoveSecretRequest, _abc.Awaitable[_control_pb2.RemoveSecretResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RemoveSecretResponse]:
+        """Refused while services refer to it."""
+
+    @_abc_1.abstractmethod
+    def CreateConfig(
+        self,
+        request: _control_pb2.CreateConfigRequest,
+        context: _aio.ServicerContext[_control_pb2.CreateConfigRequest, _abc.Awaitable[_control_pb2.CreateConfigResponse]],
+    ) -> _abc.Awaitable[_control_pb2.CreateConfigResponse]: ...
+
+    @_abc_1.abstractmethod
+    def GetConfig(
+        self,
+        request: _control_pb2.GetConfigRequest,
+        context: _aio.ServicerContext[_control_pb2.GetConfigRequest, _abc.Awaitable[_control_pb2.GetConfigResponse]],
+    ) -> _abc.Awaitable[_control_pb2.GetConfigResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListConfigs(
+        self,
+        request: _control_pb2.ListConfigsRequest,
+        context: _aio.ServicerContext[_control_pb2.ListConfigsRequest, _abc.Awaitable[_control_pb2.ListConfigsResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ListConfigsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateConfig(
+        self,
+        request: _control_pb2.UpdateConfigRequest,
+        context: _aio.ServicerContext[_control_pb2.UpdateConfigRequest, _abc.Awaitable[_control_pb2.UpdateConfigResponse]],
+    ) -> _abc.Awaitable[_control_pb2.UpdateConfigResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveConfig(
+        self,
+        request: _control_pb2.RemoveConfigRequest,
+        context: _aio.ServicerContext[_control_pb2.RemoveConfigRequest, _abc.Awaitable[_control_pb2.RemoveConfigResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RemoveConfigResponse]: ...
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,48 @@
+"""Secrets and configs as files of a container: where they are, and how large they may be. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shoal.model.objects import Config, Secret
+from shoal.model.specs import ContainerSpec
+from shoal.model.types import FileReference
+
+SECRETS_DIR = "/run/secrets"
+SECRET_BYTES_MAX = 512_000
+"""A secret has fewer bytes, and at least one."""
+CONFIG_BYTES_MAX = 1_024_000
+FILES_MAX = 256
+"""Secrets and configs of one container."""
+FILES_BYTES_MAX = 16 << 20
+"""All secrets and configs of one container together: a node keeps them in memory."""
+FILE_MODE = 0o444
+
+FileRow = Secret | Config
+
+
+def secret_path(reference: FileReference) -> str:
+    """Where a secret is in its container."""
+    return _below(SECRETS_DIR, reference.target)
+
+
+def config_path(reference: FileReference) -> str:
+    """Where a config is in its container."""
+    return _below("", reference.target)
+
+
+def files_of(container: ContainerSpec) -> Iterator[tuple[type[FileRow], FileReference, str]]:
+    """Every secret and config of a container, with its kind and its path there."""
+    for reference in container.secrets:
+        yield Secret, reference, secret_path(reference)
+    for reference in container.configs:
+        yield Config, reference, config_path(reference)
+
+
+def size_max(kind: type[FileRow]) -> int:
+    """Bytes that are too many for one object of a kind."""
+    return SECRET_BYTES_MAX if kind is Secret else CONFIG_BYTES_MAX
+
+
+def _below(directory: str, target: str) -> str:
+    return target if target.startswith("/") else f"{directory}/{target}"
