@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shoal.errors import FailedPrecondition
@@ -346,17 +347,58 @@ def test_a_restart_changes_nothing_and_keeps_connections(world: World) -> None:
 
 
 @needs_wireguard
+def test_new_keys_that_cannot_be_used_leave_those_of_before(tmp_path: Path) -> None:
+    with running_world(tmp_path) as world:
+        one, two, _three = world.lab.nodes
+        world.networks.append(SECRET)
+        world.start(one, "vault1", SECRET, "10.9.0.11/24")
+        world.start(two, "vault2", SECRET, "10.9.0.12/24")
+        asking = world.members["vault1"]
+        assert asking.ask("10.9.0.12") == "vault2"
+        before = dict(world.keys)
+        with one.run(lambda: _taken(SEALED[1])), pytest.raises(FailedPrecondition, match="7791"):
+            world.move_keys(one, 1)
+        world.keys.update(before)
+        world.push()
+        assert asking.ask("10.9.0.12") == "vault2"
+        world.start(one, "vault3", SECRET, "10.9.0.13/24")
+        assert asking.ask("10.9.0.13") == "vault3"
+        world.move_keys(one, 1)
+        assert asking.ask("10.9.0.12") == "vault2"
+
+
+def _taken(port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    found.bind(("0.0.0.0", port))
+    return found
+
+
+@needs_wireguard
+def test_a_node_with_another_address_makes_its_tunnels_anew(tmp_path: Path) -> None:
+    with running_world(tmp_path) as world:
+        one, two, _three = world.lab.nodes
+        world.networks.append(SECRET)
+        world.start(one, "vault1", SECRET, "10.9.0.11/24")
+        world.start(two, "vault2", SECRET, "10.9.0.12/24")
+        asking = world.members["vault1"]
+        assert asking.ask("10.9.0.12") == "vault2"
+        world.close(one)
+        one.shell("ip addr add 198.51.100.77/24 dev eth0")
+        one.address = "198.51.100.77"
+        one.settings = msgspec.structs.replace(one.settings, underlay_address=one.address)
+        world.open(one)
+        one.wait(world.overlay(one).adopt(asking.place))
+        world.push()
+        one.wait(world.overlay(one).attach(asking.place))
+        assert asking.ask("10.9.0.12") == "vault2"
+
+
+@needs_wireguard
 def test_a_taken_port_is_named_and_the_network_comes_when_it_is_free(tmp_path: Path) -> None:
     with running_world(tmp_path) as world:
         one, two, _three = world.lab.nodes
         world.networks.append(SECRET)
-
-        def take() -> socket.socket:
-            found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            found.bind(("0.0.0.0", SEALED[0]))
-            return found
-
-        with one.run(take):
+        with one.run(lambda: _taken(SEALED[0])):
             with pytest.raises(FailedPrecondition, match="7790/udp is in use by another process"):
                 world.start(one, "vault1", SECRET, "10.9.0.11/24")
             one.wait(one.network.detach("vault1"))

@@ -52,10 +52,17 @@ class Encryption:
         self._is_missing = not route.probe_kind(self._home, "wireguard")
 
     def use_keys(self, keys: PrivateKeys) -> None:
-        """Speak with these keys from now on. Raises: FailedPrecondition, NetlinkError."""
-        self._keys = keys
-        if self._space.is_open and keys.by_generation:
-            self._build()
+        """Speak with these keys from now on, or with those of before when it raises.
+
+        Raises: FailedPrecondition, NetlinkError.
+        """
+        before, self._keys = self._keys, keys
+        try:
+            if self._space.is_open and keys.by_generation:
+                self._build()
+        except BaseException:
+            self._keys = before
+            raise
 
     def prepare(self, state: OverlayState, mtus: Iterable[int]) -> str:
         """Make whoever is needed reachable. Result: why encrypted networks cannot be built here.

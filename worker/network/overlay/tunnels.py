@@ -83,12 +83,10 @@ class TunnelSpace:
 
         Raises: FailedPrecondition (a port is taken), NetlinkError.
         """
-        if not netns.is_mounted(self._path):
-            self.forget()
+        if not self._take_over():
+            self.drop()
             netns.share_directory(self._directory)
-            netns.drop(self._path)
             self._make()
-        if self._inside_or_none is None:
             with netns.entered(self._path):
                 self._inside_or_none = _Inside()
         least = self._settings.mtu + VXLAN_BYTES - OVERHEAD_BYTES
@@ -161,6 +159,17 @@ class TunnelSpace:
         if self._inside_or_none is None:
             raise FailedPrecondition("encrypted networks: their namespace is not open")
         return self._inside_or_none
+
+    def _take_over(self) -> bool:
+        """Whether the namespace is there, and in it this node's address of now."""
+        if not netns.is_mounted(self._path):
+            return False
+        if self._inside_or_none is None:
+            with netns.entered(self._path):
+                self._inside_or_none = _Inside()
+            addresses = route.found_addresses(self._inside.netlink, LOOPBACK)
+            return (self._settings.underlay_address, 32) in addresses
+        return True
 
     def _make(self) -> None:
         """A namespace in which this node has its address, and peers answer by either device."""
