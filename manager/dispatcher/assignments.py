@@ -17,12 +17,14 @@ from manager.dispatcher.endpoints import (
     PortKey,
     PortRow,
 )
+from manager.dispatcher.file_sending import FileKey, FileSending
 from manager.dispatcher.overlay_sending import OverlaySending
 from manager.dispatcher.overlays import OverlayKey, OverlayRow
 from manager.store.view import View
 from shoal.clock import NS_PER_S
 from shoal.model.defaults import drain_timeout_ns, is_wanted
 from shoal.model.enums import TaskState
+from shoal.model.files import FileRow
 from shoal.model.objects import Task
 from shoal.model.row import Row
 
@@ -40,6 +42,8 @@ class AssignmentDiff(Row, frozen=True):
     removed_ports: tuple[PortKey, ...] = ()
     overlays: tuple[OverlayRow, ...] = ()
     removed_overlays: tuple[OverlayKey, ...] = ()
+    files: tuple[FileRow, ...] = ()
+    removed_files: tuple[FileKey, ...] = ()
     overdue: tuple[str, ...] = ()
     """Those of `tasks` that stop although some data plane may still balance to them."""
 
@@ -54,6 +58,8 @@ class AssignmentDiff(Row, frozen=True):
             or self.removed_ports
             or self.overlays
             or self.removed_overlays
+            or self.files
+            or self.removed_files
         )
 
 
@@ -63,6 +69,7 @@ class NodeAssignments:
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.overlays = OverlaySending(node_id)
+        self._files = FileSending()
         self._sent_tasks: dict[str, Task] = {}
         self._sent_peers: dict[str, PeerRow] = {}
         self._sent_ports: dict[PortKey, PortRow] = {}
@@ -112,6 +119,7 @@ class NodeAssignments:
         peers, removed_peers = self._take_peers(table)
         ports, removed_ports = self._take_ports(table)
         tasks, removed_tasks, overdue = self._take_tasks(view, table, acknowledged, now_s)
+        files, removed_files = self._files.take()
         overlays, removed_overlays = self.overlays.take(table.overlays)
         return AssignmentDiff(
             tasks=tasks,
@@ -122,6 +130,8 @@ class NodeAssignments:
             removed_ports=removed_ports,
             overlays=overlays,
             removed_overlays=removed_overlays,
+            files=files,
+            removed_files=removed_files,
             overdue=overdue,
         )
 
@@ -162,9 +172,11 @@ class NodeAssignments:
         removed: list[str] = []
         overdue: list[str] = []
         for task_id in list(self._dirty_tasks):
-            if len(changed) + len(removed) >= CHANGES_PER_MESSAGE_MAX:
+            if len(changed) + len(removed) >= CHANGES_PER_MESSAGE_MAX or self._files.is_full:
                 break
             task = view.tasks.get(task_id)
+            is_ours = task is not None and task.node_id == self.node_id and is_assigned(task)
+            self._files.follow(view, task_id, task if is_ours else None)
             if task is not None and task.node_id == self.node_id:
                 if self._may_be_balanced_to(task, table, acknowledged):
                     if self._hold(view, task, now_s):

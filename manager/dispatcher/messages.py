@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from manager.dispatcher.assignments import AssignmentDiff
 from manager.dispatcher.endpoints import PeerRow, PortKey, PortRow
+from manager.dispatcher.file_sending import key_of
 from manager.dispatcher.overlay_messages import overlay_change, overlay_removal
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
@@ -72,6 +73,10 @@ def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
     for port in diff.ports:
         yield pb.AssignmentChange(assignment=pb.Assignment(port=_port(port)))
     yield from map(overlay_change, diff.overlays)
+    for row in diff.files:
+        change = pb.AssignmentChange()
+        fill_pb(row, getattr(change.assignment, key_of(row).kind))
+        yield change
     for task in diff.tasks:
         change = pb.AssignmentChange()
         fill_pb(task, change.assignment.task)
@@ -79,6 +84,10 @@ def _changes(diff: AssignmentDiff) -> Iterator[pb.AssignmentChange]:
     for task_id in diff.removed_tasks:
         change = pb.AssignmentChange(remove=True)
         change.assignment.task.id = task_id
+        yield change
+    for file_key in diff.removed_files:
+        change = pb.AssignmentChange(remove=True)
+        getattr(change.assignment, file_key.kind).id = file_key.id
         yield change
     yield from map(overlay_removal, diff.removed_overlays)
     for key in diff.removed_ports:
