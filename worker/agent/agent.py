@@ -29,6 +29,7 @@ from worker.agent.endpoints import EndpointApplier
 from worker.agent.logs import LogPublisher
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.overlays import OverlayItem, OverlayKey, key_of, state_of
+from worker.agent.reach import Reach
 from worker.agent.records import NetworkRecord, Records
 from worker.agent.remotes import Remotes
 from worker.agent.reporter import Reporter
@@ -87,6 +88,7 @@ class Agent:
         self._reporter = reporter
         self._description = description
         self._remotes = Remotes(managers)
+        self._reach = Reach()
         self._backoff = Backoff()
         self._connect = connect
         self._container_dir = container_dir
@@ -164,9 +166,14 @@ class Agent:
                 _log.warning("session.lost", manager=address, reason=reason)
             raise_if_cancelled()
             # Nodes that lost the same manager come back one after the other.
-            await asyncio.sleep(self._backoff.next_s(self._draw(attempt)))
+            pause_s = self._backoff.next_s(self._draw(attempt))
+            back = await self._reach.pause(pause_s, self._remotes.addresses)
+            if back:  # no load kept the node away: it was cut off
+                self._remotes.answers(back)
+                self._backoff.reset()
 
     async def _try_session(self, address: str) -> None:
+        await self._reach.require(address)
         async with self._connect(address) as channel:
             await self._session(ManagerClient(channel), address)
 

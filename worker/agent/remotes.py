@@ -52,6 +52,10 @@ class Remotes:
         self._last_failed = address
         self._failures[address] = min(self._failures.get(address, 0) + 1, FAILURES_MAX)
 
+    def answers(self, address: str) -> None:
+        """It can be reached again: what it failed before, it failed for that."""
+        self._failures.pop(address, None)
+
     def succeeded(self, address: str) -> None:
         """A session was opened."""
         self._failures.pop(address, None)
