@@ -11,10 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.names.report import show
 from tests.names.run import Size, change
-from tests.names.stage import Outcome, a_stage
-
-WRONG_SHOWN = 20
+from tests.names.stage import a_stage
 
 
 def main() -> int:
@@ -29,7 +28,7 @@ def main() -> int:
         with stage.playing():
             change(stage, size)
         outcome = stage.judged()
-    _show(outcome)
+    show(outcome)
     print(f"answers {outcome.judged}, wrong {len(outcome.wrong)}", flush=True)
     return 1 if outcome.wrong else 0
 
@@ -49,23 +48,6 @@ def _size() -> Size:
         rounds=chosen.rounds,
         pause_s=chosen.pause,
         kill=chosen.kill,
-    )
-
-
-def _show(outcome: Outcome) -> None:
-    for one in outcome.wrong[:WRONG_SHOWN]:
-        answer = one.answer
-        print(
-            f"wrong: {one.why}: {answer.question.name} ({answer.question.kind.name.lower()}),"
-            f" asked by {answer.asker.service} {answer.asker.task_id} on {answer.asker.node_id},"
-            f" {answer.asked_s:.3f} to {answer.heard_s:.3f}: {answer.code} {sorted(answer.values)}"
-        )
-    kinds = ", ".join(f"{count} {kind}" for kind, count in outcome.by_kind.items())
-    print(
-        f"asked {outcome.asked} ({kinds}) in {outcome.seconds:.1f} s, unanswered"
-        f" {outcome.unanswered}, slowest {outcome.slowest_s:.2f} s,"
-        f" {outcome.changes} changes, {outcome.tasks} tasks were ready",
-        flush=True,
     )
 
 

@@ -38,6 +38,7 @@ class Timeline:
     def __init__(self, snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
         self._asked = [one.asked_s for one in snapshots]
+        self._heard = [one.heard_s for one in snapshots]
         self._in_force: dict[str, tuple[list[float], list[int]]] = {}
         """By node: when it was known, and the place of the newest look it had in force."""
         for number, snapshot in enumerate(snapshots):
@@ -51,6 +52,14 @@ class Timeline:
         if before < 0 or end == len(self._snapshots):
             return ()
         return self._snapshots[places[before] : end + 1]
+
+    def meanwhile(self, asked_s: float, heard_s: float) -> Sequence[Snapshot]:
+        """The looks from the last one before the question to the first after the answer."""
+        before = bisect_right(self._heard, asked_s) - 1
+        end = bisect_left(self._asked, heard_s)
+        if before < 0 or end == len(self._snapshots):
+            return ()
+        return self._snapshots[before : end + 1]
 
     def _note(self, number: int, snapshot: Snapshot) -> None:
         for node_id, version in snapshot.acknowledged.items():
@@ -88,6 +97,33 @@ def judge(
         if why:
             wrong.append(Wrong(answer, why))
     return judged, wrong
+
+
+def last_fault(
+    answers: Iterable[Answer],
+    timelines: Mapping[str, Timeline],
+    virtual: Mapping[str, frozenset[tuple[str, str]]],
+    *,
+    from_s: float,
+) -> Wrong | None:
+    """The last answer to a question from then on that was not what the managers said meanwhile.
+
+    Whatever the asker's node had acknowledged: this is how far behind the managers it was. Askers
+    that have ended are not heard any more, and are no matter.
+    """
+    last: Wrong | None = None
+    for answer in answers:
+        looks = timelines[answer.question.service].meanwhile(answer.asked_s, answer.heard_s)
+        if (
+            answer.asked_s < from_s
+            or not looks
+            or (answer.error and not _is_there(answer, timelines))
+        ):
+            continue
+        why = _fault(answer, looks, virtual, ())
+        if why and (last is None or answer.asked_s > last.answer.asked_s):
+            last = Wrong(answer, why)
+    return last
 
 
 def _is_there(answer: Answer, timelines: Mapping[str, Timeline]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from shoal.api.v1 import control_pb2 as pb
-from shoal.api.v1 import control_pb2_grpc
+from shoal.api.v1 import control_pb2_grpc, types_pb2
 from shoal.security.grpc_tls import channel_options
 from tests.names.facts import Asker, Place, Snapshot
 
@@ -68,7 +68,7 @@ class Managers:
                 networks=frozenset(),
             )
             for task in (shown.tasks if shown is not None else ())
-            if task.status.container.pid
+            if task.status.state == types_pb2.TASK_STATE_RUNNING and task.status.container.pid
         }
 
     def close(self) -> None:

@@ -70,6 +70,8 @@ class Outcome(msgspec.Struct, frozen=True):
     tasks: int
     """Tasks that were ready at some time."""
     changes: int
+    killed: int
+    """Nodes whose power was cut."""
 
 
 class Stage:
@@ -82,7 +84,9 @@ class Stage:
         self.managers = Managers([Path(one.removeprefix("unix://")) for one in sockets])
         self.observer = Observer(self.managers, [one.name for one in SERVICES])
         self.prober = Prober(pause_s=pause_s)
-        self.changes = 0
+        self.changes, self.killed = 0, 0
+        self.kept: frozenset[str] = frozenset()
+        """Tasks that go on asking though they are not ready: their node is cut off."""
         self._began_s = time.monotonic()
         self._troubles: list[Trouble] = []
 
@@ -144,7 +148,7 @@ class Stage:
         wanted: dict[str, tuple[Asker, list[Questions]]] = {}
         for service in SERVICES:
             askers = self.managers.askers(service.name)
-            for task_id in self.ready(service) & askers.keys():
+            for task_id in (self.ready(service) | self.kept) & askers.keys():
                 asker = msgspec.structs.replace(askers[task_id], networks=service.networks)
                 lists: list[Questions] = [
                     partial(self._names, asker),
@@ -183,11 +187,11 @@ class Stage:
                 yield Question(Kind.REVERSE, address, service.name)
 
     def judged(self) -> Outcome:
+        """All answers, judged, and figures."""
         if self.prober.crashes:
             raise self.prober.crashes[0]
         answers: list[Answer] = self.prober.answers
-        timelines = {one.name: Timeline(self.observer.seen(one.name)) for one in SERVICES}
-        virtual = {one.name: self._virtual(one) for one in SERVICES}
+        timelines, virtual = self.timelines(), self.virtual()
         judged, wrong = judge(answers, timelines, virtual, self._troubles)
         by_kind = {kind.name.lower(): 0 for kind in Kind}
         for answer in answers:
@@ -203,20 +207,31 @@ class Stage:
             seconds=time.monotonic() - self._began_s,
             tasks=len({place.task_id for look in looks for place in look.ready}),
             changes=self.changes,
+            killed=self.killed,
         )
 
-    def _virtual(self, service: Service) -> frozenset[tuple[str, str]]:
-        shown: list[dict[str, Any]] = msgspec.json.decode(
-            self.lab.swarmctl("service", "inspect", service.name)
-        )
-        names = dict(
-            line.split()
-            for line in self.lab.swarmctl(
-                "network", "ls", "--no-trunc", "--format", "{{.ID}} {{.Name}}"
-            ).splitlines()
-        )
-        held = shown[0]["Endpoint"].get("VirtualIPs") or []
-        return frozenset((names[one["NetworkID"]], one["Addr"].partition("/")[0]) for one in held)
+    def timelines(self) -> dict[str, Timeline]:
+        """All looks so far, by service."""
+        return {one.name: Timeline(self.observer.seen(one.name)) for one in SERVICES}
+
+    def virtual(self) -> dict[str, frozenset[tuple[str, str]]]:
+        """Networks and virtual addresses, by service."""
+        names, found = self.network_names(), {}
+        for one in SERVICES:
+            shown: list[dict[str, Any]] = msgspec.json.decode(
+                self.lab.swarmctl("service", "inspect", one.name)
+            )
+            found[one.name] = frozenset(
+                (names[held["NetworkID"]], held["Addr"].partition("/")[0])
+                for held in shown[0]["Endpoint"].get("VirtualIPs") or []
+            )
+        return found
+
+    def network_names(self) -> dict[str, str]:
+        """By id."""
+        form = ("--no-trunc", "--format", "{{.ID}} {{.Name}}")
+        lines = self.lab.swarmctl("network", "ls", *form).splitlines()
+        return dict(line.split() for line in lines)
 
     def ready(self, service: Service) -> frozenset[str]:
         return frozenset(place.task_id for place in self.observer.latest(service.name).ready)
