@@ -62,6 +62,7 @@ async def _filters(
         bridges=found.bridges,
         peers=tuple(peer.address for peer in peers),
         data_path_port=0 if tunnel is None else tunnel.port,
+        sealed_ports=() if tunnel is None else look.sealed_ports(tunnel.port),
         manager_port=_port(config) if is_manager else 0,
     )
     remedy = "look at the packet filters yourself, or install what is missing"

@@ -24,6 +24,7 @@ from swarmd.doctor.core import Reach
 from worker.network import wireguard
 from worker.network.fabric import VXLAN_DEVICE
 from worker.network.netlink import NETLINK_ROUTE, NetlinkSocket
+from worker.network.overlay.secrecy import GENERATIONS_MAX, port_of
 from worker.network.route import link_of
 
 PEERS_MAX = 1024
@@ -86,6 +87,17 @@ def tunnel() -> Tunnel | None:
     with NetlinkSocket(NETLINK_ROUTE) as netlink:
         link = link_of(netlink, TUNNEL)
     return None if link is None else Tunnel(link.mtu, link.vxlan_port)
+
+
+def sealed_ports(data_path_port: int) -> tuple[int, ...]:
+    """The ports of encrypted networks that are open on this node."""
+    try:
+        lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+    except OSError:
+        return ()
+    bound = {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
+    ours = (port_of(generation, data_path_port) for generation in range(GENERATIONS_MAX))
+    return tuple(port for port in ours if port in bound)
 
 
 def device_with(address: str) -> tuple[str, int]:

@@ -30,7 +30,8 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
     """Between what packets go here. underlay: device to the other nodes and to clients.
 
     tunnel: the mesh's device, "" without one; bridges: of the node's own networks; peers: addresses
-    of the other nodes; data_path_port: UDP; manager_port: TCP, 0 where no manager runs.
+    of the other nodes; data_path_port: UDP; sealed_ports: UDP, of encrypted networks while some are
+    here; manager_port: TCP, 0 where no manager runs.
     """
 
     underlay: str
@@ -38,6 +39,7 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
     bridges: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     data_path_port: int = 0
+    sealed_ports: tuple[int, ...] = ()
     manager_port: int = 0
 
 
@@ -61,11 +63,16 @@ def passages(ways: Ways) -> Iterator[Passage]:
         yield from _through(out, bridge, f"requests to containers on {bridge}", dnat=True)
         yield from _through(bridge, out, f"what containers on {bridge} send out")
         yield from _through(bridge, bridge, f"what containers on {bridge} send to each other")
-    udp = {"l4proto": "udp", "dport": str(ways.data_path_port), "ct state": "new"}
-    for peer in ways.peers if ways.data_path_port else ():
-        what = f"the data path ({ways.data_path_port}/udp)"
-        yield Passage(what, {"iifname": out, "saddr": peer, **udp}, INPUT)
-        yield Passage(what, {"oifname": out, "daddr": peer, **udp}, OUTPUT)
+    data_path = (ways.data_path_port,) if ways.data_path_port else ()
+    for port in (*data_path, *ways.sealed_ports):
+        name = "the data path" if port == ways.data_path_port else "encrypted networks"
+        udp, what = (
+            {"l4proto": "udp", "dport": str(port), "ct state": "new"},
+            f"{name} ({port}/udp)",
+        )
+        for peer in ways.peers:
+            yield Passage(what, {"iifname": out, "saddr": peer, **udp}, INPUT)
+            yield Passage(what, {"oifname": out, "daddr": peer, **udp}, OUTPUT)
     if ways.manager_port:
         tcp = {"l4proto": "tcp", "dport": str(ways.manager_port), "ct state": "new"}
         what = f"calls to the manager ({ways.manager_port}/tcp)"

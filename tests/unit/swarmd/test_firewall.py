@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +127,19 @@ def test_firewalld_is_told_in_its_own_words():
     assert found.remedy == (
         "firewall-cmd --permanent --zone=trusted --add-interface=gt+ && firewall-cmd --reload"
     )
+
+
+def test_encrypted_networks_need_their_ports_while_some_are_here():
+    text = (
+        "*filter\n:INPUT DROP [0:0]\n-A INPUT -p tcp -j ACCEPT\n"
+        "-A INPUT -p udp -m udp --dport 7789 -j ACCEPT\nCOMMIT\n"
+    )
+    tables = from_iptables(text, "iptables")
+    ways = Ways(underlay="eth0", peers=("192.0.2.2",), data_path_port=7789)
+    assert problems(tables, ways) == []
+    (found,) = problems(tables, msgspec.structs.replace(ways, sealed_ports=(7790, 7791)))
+    assert "encrypted networks (7790/udp), encrypted networks (7791/udp)" in found.what
+    assert found.remedy.endswith("-p udp --dport 7791 -j ACCEPT")
 
 
 @pytest.mark.parametrize(
