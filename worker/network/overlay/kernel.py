@@ -23,6 +23,7 @@ from worker.network.keys import PrivateKeys
 from worker.network.netlink import Message, NetlinkError
 from worker.network.overlay import plan
 from worker.network.overlay.api import OverlayNetwork, OverlayState, TaskPlace
+from worker.network.overlay.encryption import Encryption
 from worker.network.overlay.insides import TaskSpaces, elements, versions_of
 from worker.network.overlay.plan import NetworkPlan, Tables
 from worker.network.overlay.spaces import NetworkSpaces
@@ -113,7 +114,8 @@ class OverlayKernel:
 
     def use_keys(self, keys: PrivateKeys) -> None:
         """Keys of encrypted networks from now on. Raises: FailedPrecondition, NetlinkError."""
-        self._spaces.encryption.use_keys(keys)
+        with self._fresh_encryption_on_error() as encryption:
+            encryption.use_keys(keys)
 
     @property
     def is_settled(self) -> bool:
@@ -122,22 +124,31 @@ class OverlayKernel:
 
     def settle(self) -> bool:
         """Speak to peers by newer keys where they have them. Result: whether all do."""
-        self._spaces.encryption.settle()
-        return self._spaces.encryption.settled
+        with self._fresh_encryption_on_error() as encryption:
+            encryption.settle()
+        return encryption.settled
 
     def _prepare_encryption(self, state: OverlayState) -> str:
         mtus = [self._spaces.mtu(one) for one in state.networks if one.encrypted]
-        try:
-            return self._spaces.encryption.prepare(state, mtus)
-        except OSError:
-            self._spaces.encryption.forget()
-            raise
+        with self._fresh_encryption_on_error() as encryption:
+            reason = encryption.prepare(state, mtus)
+        return reason
 
     def _finish_encryption(self) -> None:
         """A network that the managers tell nothing of may be an encrypted one with tasks on it."""
         ids = self._spaces.ids()
         is_used = any(one not in self._plans or self._plans[one].network.encrypted for one in ids)
-        self._spaces.encryption.finish(is_used=is_used)
+        with self._fresh_encryption_on_error() as encryption:
+            encryption.finish(is_used=is_used)
+
+    @contextlib.contextmanager
+    def _fresh_encryption_on_error(self) -> Iterator[Encryption]:
+        """As for networks: after a refusal the next try looks at what is there."""
+        try:
+            yield self._spaces.encryption
+        except OSError:
+            self._spaces.encryption.forget()
+            raise
 
     def networks(self) -> Mapping[str, OverlayNetwork]:
         """Those that are in force, by id."""
