@@ -215,6 +215,15 @@ def node_json(node: Node) -> Record:
                 },
                 TLSInfo=description.trust_root
                 and record({"TrustRoot": description.trust_root.decode(errors="replace")}),
+                NetworkKeys=[
+                    record(
+                        {
+                            "Generation": key.generation,
+                            "PublicKey": base64.b64encode(key.public_key).decode(),
+                        }
+                    )
+                    for key in description.network_keys
+                ],
             ),
             "Status": record(
                 {"State": spell(node.status.state), "Addr": node.status.address},

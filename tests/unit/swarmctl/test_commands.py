@@ -9,6 +9,7 @@ import pytest
 from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, types_pb2
 from shoal.model.enums import NodeAvailability, TaskState, UpdateState
 from shoal.model.specs import ServiceSpec
+from shoal.model.types import NetworkKey
 from shoal.security.root import RootCA
 from shoal.wire.objects import from_pb
 from tests.unit.swarmctl.conftest import run
@@ -237,6 +238,19 @@ def test_node_inspect_self_rm_and_missing(daemon):
     removed = run("node", "rm", "beta", "--force", host=daemon.address)
     assert removed.output == "beta\n"
     assert last(daemon, control_pb2.RemoveNodeRequest).force
+
+
+def test_node_inspect_shows_the_keys_of_encrypted_networks(daemon):
+    node = daemon.state.nodes[NODE_A]
+    keys = (NetworkKey(4, bytes(32)),)
+    daemon.state.nodes[NODE_A] = node.replaced(
+        description=node.description.replaced(network_keys=keys)
+    )
+    shown = json.loads(run("node", "inspect", NODE_A, NODE_B, host=daemon.address).stdout)
+    assert shown[0]["Description"]["NetworkKeys"] == [
+        {"Generation": 4, "PublicKey": "A" * 43 + "="}
+    ]
+    assert "NetworkKeys" not in shown[1]["Description"]
 
 
 def test_service_create_waits_until_tasks_run(daemon):
