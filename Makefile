@@ -58,8 +58,8 @@ test: setup ## All tests (root: without it those that need a kernel are skipped)
 test-linearizability: setup ## Clients against managers in trouble, checked for linearizability; ARGS=... (root)
 	@$(PYTHON) -m tests.linearizability --managers 1 --seconds 60 $(ARGS) && $(PYTHON) -m tests.linearizability --managers 3 --seconds 60 --runs 5 $(ARGS)
 
-test-names: setup ## Names asked for in every task while services and nodes change; ARGS=... (root)
-	@$(PYTHON) -m tests.names $(ARGS)
+test-names: setup ## Names asked for in every task while services and nodes change and are cut off; ARGS=... (root)
+	@$(PYTHON) -m tests.names $(ARGS) && $(PYTHON) -m tests.names.partition
 
 test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS=... (root)
 	@$(PYTHON) -m tests.powercut --managers 1 --cuts 20 $(ARGS) && $(PYTHON) -m tests.powercut --managers 3 --cuts 20 $(ARGS)

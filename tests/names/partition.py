@@ -38,7 +38,10 @@ BAR_S = 2.0
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """What one cut and its heal did. late_s: from the heal to the last question whose answer was behind."""
+    """What one cut and its heal did.
+
+    late_s: from the heal to the last question whose answer was not what the managers said.
+    """
 
     node: str
     away_s: float
