@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell expr $$(nproc) + 1)
 BY_FILE := --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-names test-powercut test-vm test-zero-loss bench bench-peers clean help
+.PHONY: setup demo demo-down check fmt fmt-check lint type imports proto proto-check tidy unit sim test test-linearizability test-names test-powercut test-vm test-zero-loss test-coexistence bench bench-peers clean help
 
 setup: ## Install what is missing from Debian and make .venv
 	@tools/setup.sh
@@ -66,6 +66,9 @@ test-powercut: setup ## Cut the power of 1 and of 3 managers 20 times each; ARGS
 
 test-vm: setup ## Parity, escapes and runtime on control groups version 2, in a virtual machine; TESTS=... ARGS=... (root)
 	@$(PYTHON) -P -m tests.vm --timeout 10800 $(ARGS) -- sh -c 'echo "Linux $$(uname -r), control groups: $$(stat -f -c %T /sys/fs/cgroup) $$(cat /sys/fs/cgroup/cgroup.controllers)"; exec $(PYTHON) -m pytest -v --tb=short -o timeout=900 $(or $(TESTS),tests/parity tests/escape tests/integration/runtime)'
+
+test-coexistence: setup ## A lab and a node beside Docker with a swarm of its own, and beside other packet filters (root)
+	@SHOAL_COEXISTENCE=all $(PYTHON) -m pytest -v $(ARGS) tests/integration/coexistence
 
 test-zero-loss: setup ## A million requests while a service is changed in every way; ARGS=... (root)
 	@$(PYTHON) -m tests.zeroloss $(ARGS)

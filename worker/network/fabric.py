@@ -16,15 +16,17 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
-from shoal.errors import InvalidArgument, Unimplemented
+from shoal.errors import InvalidArgument, Unavailable, Unimplemented
 from shoal.model.defaults import INGRESS_VNI
 from worker.network import ipv6, route, skeleton, sysctl
 from worker.network.api import NetworkSettings, Peer
 from worker.network.core import ROUTE_TABLE_BASE, check_peers, gateway_of, vtep_mac
 from worker.network.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
 from worker.network.nft import Element, NftSocket, elements_of
+from worker.network.ports import is_taken
 from worker.network.twins import twin, twin_subnet
 
 VXLAN_DEVICE: Final = "vxi"
@@ -151,6 +153,8 @@ class Fabric:
         link = route.link_of(self._route, VXLAN_DEVICE)
         if link is not None and link.kind != "vxlan":
             raise InvalidArgument(f"interface {VXLAN_DEVICE} is not ours: remove or rename it")
+        if link is None or link.vxlan_port != wanted.port:
+            self._check_data_path_port()
         if link is not None and not _same_tunnel(link, wanted):
             self._apply([route.delete_link(link.index)])
             link = None
@@ -169,6 +173,23 @@ class Fabric:
         self._set_ipv6(VXLAN_DEVICE)
         if self._settings.ipv6:
             self._allow_loopback6(self._vxlan_index)
+
+    def _check_data_path_port(self) -> None:
+        """Raise Unavailable when somebody else has the port.
+
+        Two VXLAN devices may share one, and the kernel tells their packets apart by number. But we
+        drop what does not come from a node of the cluster, and that would be the other's, too.
+        """
+        port = self._settings.data_path_port
+        overlays = Path(self._settings.run_dir, "overlay", "netns")
+        if overlays.is_dir() and any(overlays.iterdir()):
+            return  # our own, which an earlier process left
+        if is_taken("udp", port):
+            raise Unavailable(
+                f"data path port {port}/udp is in use by other software on this node, such as"
+                " Docker's swarm, and we would drop its packets: take it off the node, or make the"
+                " cluster with another --data-path-port"
+            )
 
     def _gateway_changes(self, index: int) -> list[Message]:
         """Make the gateway the only address of a device.

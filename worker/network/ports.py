@@ -41,7 +41,7 @@ class PortHolder:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 return f"port {port}/{protocol} cannot be bound on this node: {error.strerror}"
-            if _is_taken(protocol, port):
+            if is_taken(protocol, port):
                 return f"port {port}/{protocol} is in use by another process on this node"
         return ""
 
@@ -88,7 +88,7 @@ def _bind(bound: socket.socket, address: str, port: int) -> socket.socket:
     return bound
 
 
-def _is_taken(protocol: str, port: int) -> bool:
+def is_taken(protocol: str, port: int) -> bool:
     """Whether a socket waits for strangers on the port (and not just talks from it)."""
     wanted = _BOUND_STATES[protocol]
     return any(

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 
 from tests.integration.cluster.lab import root_file_system
-from tests.integration.coexistence.host import ADDRESS, DEADLINE_S, Host, eventually
+from tests.integration.coexistence.host import ADDRESS, Host, eventually
 
 DOCKER, DOCKERD = shutil.which("docker"), shutil.which("dockerd", path="/usr/sbin:/usr/bin:/sbin")
 IMAGE = "web:1"
 CMD = 'CMD ["httpd","-f","-p","80","-h","/www"]'
 
 _FETCH = r"""
-found=$(busybox nslookup "$1" 127.0.0.11 | busybox awk '/^Address/ { last = $NF } END { print last }')
+found=$(busybox nslookup "$1" 127.0.0.11 |
+  busybox awk '/^Address/ { last = $NF } END { print last }')
 printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 "$found" 80 | busybox tail -n 1
 """
 
@@ -80,5 +81,4 @@ class Dockerd:
     def close(self) -> None:
         """End it in order; what it leaves ends with the host."""
         self("swarm", "leave", "--force")
-        self._process.terminate()
-        self._process.wait(DEADLINE_S)
+        self._process.end()

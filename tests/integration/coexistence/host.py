@@ -1,7 +1,7 @@
 """A machine for a test: network, mounts and processes of its own, and a client outside of it.
 
-Whatever is started on it ends with it, and what it does to rules, routes, links and settings is seen
-by nobody else. What it looks like can be written down and compared: that is what these tests are for.
+Whatever is started on it ends with it, and what it does to rules, routes, links and settings is
+seen by nobody else. What it looks like can be written down and compared: these tests are for that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.support.patience import FACTOR
 
@@ -26,7 +27,7 @@ CLIENT = "192.0.2.100"
 _OUTSIDE = "outside"
 _CGROUPS = Path("/sys/fs/cgroup")
 
-# A /run of its own, since names of namespaces and sockets live there; a /sys that shows its devices.
+# A /run of its own for names of namespaces and sockets; a /sys that shows its own devices.
 _BOOT = f"""
 set -e
 mount --make-rprivate /
@@ -36,6 +37,8 @@ mount --rbind /sys/fs/cgroup /run/stage
 mount -t sysfs sysfs /sys
 mount --move /run/stage /sys/fs/cgroup
 rmdir /run/stage
+echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
+echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up
 ip netns add {_OUTSIDE}
 ip link add eth0 type veth peer name eth0 netns {_OUTSIDE}
@@ -51,6 +54,20 @@ exec sleep infinity
 _COUNTS = re.compile(r"\[\d+:\d+\]|^#.*$", re.MULTILINE)
 _VOLATILE = re.compile(r"conf/|neigh/|nf_conntrack_count|/route/flush")
 """Settings that belong to a device, which comes and goes, or count."""
+
+
+class Started:
+    """A program that runs on a host."""
+
+    def __init__(self, host: Host, note: Path, process: subprocess.Popen[bytes]) -> None:
+        self._host = host
+        self._note = note
+        self._process = process
+
+    def end(self) -> None:
+        """Ask it to, and wait."""
+        self._host.run("kill", self._note.read_text().strip(), check=False)
+        self._process.wait(DEADLINE_S)
 
 
 class Host:
@@ -78,6 +95,7 @@ class Host:
             )  # fmt: skip
         eventually("the host is there", (self.base / "booted").exists)
         (self._pid,) = map(int, self._children())
+        self._inherited = set(self._mounts())
 
     def run(
         self, *words: str, check: bool = True, text: str | None = None
@@ -91,12 +109,15 @@ class Host:
             raise AssertionError(f"{words}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *words: str) -> Started:
         """Start a program on the host; its output goes to a file of that name."""
+        note = self.base / f"{name}.pid"
+        noting = ("sh", "-c", 'echo $$ >"$0"; exec "$@"', str(note), *words)
         with (self.base / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                self.inside(*words), stdout=log, stderr=log, env=self.environment
+            process = subprocess.Popen(
+                self.inside(*noting), stdout=log, stderr=log, env=self.environment
             )
+        return Started(self, note, process)
 
     def inside(self, *words: str) -> list[str]:
         """The command line that runs a program on the host."""
@@ -113,23 +134,20 @@ class Host:
             *where, "curl", "-sS", "-m", "3", "--noproxy", "*", url, check=False
         ).stdout.strip()
 
-    def picture(self) -> dict[str, object]:
+    def picture(self) -> dict[str, Any]:
         """What a user of the machine could notice: rules, routes, devices, settings, namespaces."""
 
         def told(*words: str) -> object:
             return json.loads(self.run("ip", "-j", *words).stdout or "[]")
 
         rules = json.loads(self.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
-        found: dict[str, object] = {
+        found: dict[str, Any] = {
             "nft": _without_counts(rules),
             "iptables": _COUNTS.sub("", self.run("iptables-save").stdout),
             "ip6tables": _COUNTS.sub("", self.run("ip6tables-save").stdout),
             "links": [(one["ifname"], one["flags"], one["mtu"]) for one in told("link")],
             "namespaces": sorted(one["name"] for one in told("netns")),
-            "mounts": sorted(
-                line.split(" ", 2)[2]
-                for line in self.run("cat", "/proc/1/mountinfo").stdout.splitlines()
-            ),
+            "mounts": sorted(set(self._mounts()) - self._inherited),
             "settings": dict(self._settings()),
             "cgroups": sorted(self._cgroups()),
         }
@@ -137,6 +155,26 @@ class Host:
             found[f"routes {family}"] = told(family, "route", "show", "table", "all")
             found[f"rules {family}"] = told(family, "rule")
         return found
+
+    def quiet(self) -> dict[str, Any]:
+        """The picture once nothing changes any more."""
+        seen: list[dict[str, Any]] = [self.picture()]
+
+        def same() -> bool:
+            seen.append(self.picture())
+            return seen[-1] == seen[-2]
+
+        eventually("nothing changes", same)
+        return seen[-1]
+
+    def changed(self, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What the picture shows differently than it did, with what it was and what it is."""
+        after = self.quiet()
+        return {
+            key: (_only(before[key], after[key]), _only(after[key], before[key]))
+            for key in before
+            if before[key] != after[key]
+        }
 
     def close(self) -> None:
         """End everything on it and take away what it left."""
@@ -148,6 +186,10 @@ class Host:
     def _children(self) -> list[str]:
         pid = self._process.pid
         return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    def _mounts(self) -> list[str]:
+        lines = self.run("cat", "/proc/1/mountinfo").stdout.splitlines()
+        return [line.split(" ", 2)[2] for line in lines]
 
     def _settings(self) -> Iterator[tuple[str, str]]:
         lines = self.run("sysctl", "-a", "--pattern", "^net[.]", check=False).stdout.splitlines()
@@ -185,6 +227,15 @@ def _remove(top: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _only(these: Any, those: Any) -> Any:
+    """The part of these that is not in those."""
+    if isinstance(these, str):
+        return _only(these.splitlines(), those.splitlines())
+    if isinstance(these, dict):
+        return {key: value for key, value in these.items() if those.get(key) != value}
+    return [one for one in these if one not in those]
 
 
 def _without_counts(value: object) -> object:

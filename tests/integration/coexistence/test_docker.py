@@ -1,20 +1,23 @@
-"""Beside Docker with a swarm of its own: both work, before, during and after, and nothing is left."""
+"""Beside Docker with a swarm of its own: both work at all times, and nothing of ours is left."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integration.coexistence.dockerd import CMD, DOCKER, DOCKERD, IMAGE, Dockerd, fetch
-from tests.integration.coexistence.host import ADDRESS, Host, eventually
+from tests.integration.coexistence.host import ADDRESS, CLIENT, Host, eventually
+from tests.integration.coexistence.node import Node
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.timeout(600),
     pytest.mark.skipif(DOCKER is None or DOCKERD is None, reason="dockerd is not installed"),
 ]
-THEIRS = 9000
+THEIRS, OURS = 9000, 9100
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def docker(host: Host) -> Iterator[Dockerd]:
 
 def test_a_lab_comes_and_goes_beside_docker_and_both_work(host: Host, docker: Dockerd) -> None:
     assert ":FORWARD DROP" in host.run("iptables-save").stdout
-    before = host.picture()
+    before = host.quiet()
     host.swarmctl("lab", "up", "--name", host.name, "--workers", "1")
     try:
         form = "{{.Address}} {{.DockerSocket}}"
@@ -68,5 +71,66 @@ def test_a_lab_comes_and_goes_beside_docker_and_both_work(host: Host, docker: Do
         assert docker.works(THEIRS)
     finally:
         host.swarmctl("lab", "down", "--name", host.name)
-    assert host.picture() == before
+    assert host.changed(before) == {}
     assert docker.works(THEIRS)
+
+
+@pytest.mark.skipif(os.environ.get("SHOAL_COEXISTENCE") != "all", reason="make test-coexistence")
+def test_a_node_on_the_same_host_says_what_keeps_its_packets_from_passing(
+    host: Host, docker: Dockerd
+) -> None:
+    before = host.quiet()
+    node = Node(host)
+    try:
+        taken = node.said("init", "--advertise-addr", ADDRESS)
+        assert "0.0.0.0:2377 cannot be used" in taken
+        assert "--listen-addr" in taken
+        node.init()
+        node.serve("web", OURS)
+        page = f"http://{ADDRESS}:{OURS}/cgi-bin/who"
+        eventually("the node itself is answered", lambda: host.ask(page, outside=False))
+        assert host.ask(page) == "", "Docker's FORWARD lets nobody through"
+        what, remedy = node.problems()["firewall"]
+        assert "iptables: chain FORWARD of table ip filter drops requests to tasks" in what
+        node.docker("network", "create", "our-local")
+        node.docker(
+            "run", "-d", "--name", "box", "--network", "our-local", "-p", f"{OURS + 1}:80", IMAGE
+        )
+        _, remedy = node.problems()["firewall"]
+        host.run("sh", "-ec", remedy)
+        assert node.problems() == {}
+        eventually("the client is answered", lambda: CLIENT in host.ask(page))
+        local = f"http://{ADDRESS}:{OURS + 1}/cgi-bin/who"
+        eventually("networks of the node work", lambda: CLIENT in host.ask(local))
+        assert docker.works(THEIRS)
+
+        node.run("service", "create", "--detach", "--name", "taken", "-p", f"{THEIRS}:80", IMAGE)
+        told = f"port {THEIRS}/tcp is in use by another process on this node"
+        form = "{{.Status.Message}}"
+        eventually(told, lambda: told in node.run("node", "inspect", "host", "--format", form))
+        assert docker.works(THEIRS)
+        host.run("sh", "-ec", remedy.replace(" -I ", " -D "))
+        node.docker("rm", "-f", "box")
+        node.docker("network", "rm", "our-local")
+    finally:
+        node.close()
+    changed = host.changed(before)
+    _, groups = changed.pop("cgroups")
+    assert {Path(group).name for group in groups} == {"ours"}, "the empty parent stays"
+    # As documented: others may rely on it by then.
+    time_out = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
+    assert changed == {"settings": ({time_out: "120"}, {time_out: "30"})}
+    assert docker.works(THEIRS)
+
+
+def test_the_same_udp_port_for_both_data_paths_is_refused(host: Host, docker: Dockerd) -> None:
+    node = Node(host)
+    try:
+        node.init("--data-path-port", "4789")
+        eventually("it is said", lambda: "process worker" in node.problems())
+        what, _ = node.problems()["process worker"]
+        assert "data path port 4789/udp is in use by other software on this node" in what
+        assert "--data-path-port" in what
+        assert docker.works(THEIRS)
+    finally:
+        node.close()
