@@ -1,5 +1,7 @@
 """The slots of a service: its tasks sorted into the places they fill, oldest first.
 
+A place is a number, or with a global service a node; those of a job belong to one iteration of it.
+
 Everything the planners know about the past is read from here, that is from stored tasks, so a new
 leader decides as the old one would have. Tasks with desired state REMOVE are on their way out and
 belong to no slot any more.
@@ -7,11 +9,10 @@ belong to no slot any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import NodeAvailability, NodeState, ReturnAction, TaskState
+from shoal.model.modes import is_global, is_of_this_iteration
 from shoal.model.objects import Service, Task
 from shoal.model.row import Row
 from shoal.model.types import Endpoint
@@ -19,12 +20,24 @@ from shoal.model.types import Endpoint
 _ENDED_BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 _NOT_YET_STORED_NS = 1 << 63
 
+Place = tuple[int, str]
+"""Number and node of a slot; one of the two says nothing."""
+
 
 class Slot(Row, frozen=True):
-    """One place of a service. `tasks` is never empty, oldest first."""
+    """One place of a service. `tasks` is never empty, oldest first.
+
+    number: 0 where the place is the node `node_id`, as with all places of a global service.
+    """
 
     number: int
     tasks: tuple[Task, ...]
+    node_id: str = ""
+
+    @property
+    def place(self) -> Place:
+        """What tells it from the service's others."""
+        return self.number, self.node_id
 
     @property
     def wanted(self) -> tuple[Task, ...]:
@@ -43,6 +56,11 @@ class Slot(Row, frozen=True):
         """Whether a wanted task runs."""
         return any(task.status.state is TaskState.RUNNING for task in self.tasks if is_wanted(task))
 
+    @property
+    def completed(self) -> bool:
+        """Whether a task of it completed: what a job asks for, whatever became of the others."""
+        return any(task.status.state is TaskState.COMPLETE for task in self.tasks)
+
     def streak(self, of: Task) -> tuple[Task, ...]:
         """The newest tasks in a row, up to `of`, that were made from the same spec version."""
         tasks = self.tasks[: self.tasks.index(of) + 1]
@@ -52,21 +70,21 @@ class Slot(Row, frozen=True):
         return tasks[start:]
 
 
-def slots_of(tasks: Iterable[Task]) -> list[Slot]:
-    """The slots in use, by number."""
-    tasks_by_slot: dict[int, list[Task]] = {}
-    for task in tasks:
-        if task.desired_state < TaskState.REMOVE:
-            tasks_by_slot.setdefault(task.slot, []).append(task)
-    for members in tasks_by_slot.values():
-        members.sort(key=age_key)
-    return [Slot(number=number, tasks=tuple(tasks_by_slot[number]))
-            for number in sorted(tasks_by_slot)]  # fmt: skip
+def place_of(service: Service, task: Task) -> Place:
+    """The place of a task of the service."""
+    return (0, task.node_id) if is_global(service.spec.mode) else (task.slot, "")
 
 
 def service_slots(view: View, service: Service) -> list[Slot]:
-    """The slots of a service, by number."""
-    return slots_of(view.tasks_of_service(service.id).values())
+    """The slots in use of a service, by place; of a job those of its present iteration."""
+    tasks_by_place: dict[Place, list[Task]] = {}
+    for task in view.tasks_of_service(service.id).values():
+        if task.desired_state < TaskState.REMOVE and is_of_this_iteration(service, task):
+            tasks_by_place.setdefault(place_of(service, task), []).append(task)
+    return [
+        Slot(number=number, node_id=node_id, tasks=tuple(sorted(tasks, key=age_key)))
+        for (number, node_id), tasks in sorted(tasks_by_place.items())
+    ]
 
 
 def age_key(task: Task) -> tuple[int, str]:

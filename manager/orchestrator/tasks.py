@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from manager.orchestrator.slots import Place
 from manager.store.view import View
 from shoal.model.enums import TaskState
+from shoal.model.modes import goal_of, iteration_of
 from shoal.model.objects import Service, Task
 from shoal.model.types import Annotations, TaskStatus
 
@@ -12,16 +14,20 @@ def new_task(
     view: View,
     service: Service,
     *,
-    slot: int,
+    place: Place,
     task_id: str,
     now_ns: int,
-    desired: TaskState = TaskState.RUNNING,
+    waits: bool = False,
     start_after_ns: int = 0,
     replaces: Task | None = None,
 ) -> Task:
-    """A task in state NEW, made from the service's current spec."""
+    """A task in state NEW, made from the service's current spec.
+
+    waits: it is prepared, and starts when the restart planner says so.
+    """
     cluster = view.cluster
     spec = service.spec.task
+    slot, node_id = place
     default_driver = None if cluster is None else cluster.spec.task_defaults.log_driver
     return Task(
         id=task_id,
@@ -29,11 +35,15 @@ def new_task(
         spec_version=service.spec_version,
         service_id=service.id,
         slot=slot,
-        annotations=Annotations(name=f"{service.spec.annotations.name}.{slot}.{task_id}"),
+        node_id=node_id,
+        annotations=Annotations(
+            name=f"{service.spec.annotations.name}.{node_id or slot}.{task_id}"
+        ),
         service_annotations=service.spec.annotations,
         status=TaskStatus(state=TaskState.NEW, timestamp_ns=now_ns, message="created"),
-        desired_state=desired,
+        desired_state=TaskState.READY if waits else goal_of(service.spec.mode),
         log_driver=spec.log_driver or default_driver,
+        job_iteration=iteration_of(service),
         start_after_ns=start_after_ns,
         replaces_task_id="" if replaces is None else replaces.id,
     )

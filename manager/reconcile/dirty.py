@@ -11,10 +11,10 @@ from shoal.model.row import Row
 class Dirty(Row, frozen=True):
     """Ids of what changed; `everything` stands for all of them (start-up, resync).
 
-    services: examined by every planner. nodes: their services are examined, their tasks enforced,
-    and waiting tasks of every service are tried again. tasks: ended or gone, so that others may
-    fit where they were. networks: new or gone, or somebody wants to be attached to them; subnets
-    and addresses are given in every round.
+    services: examined by every planner. nodes: their services and all global ones are examined,
+    their tasks enforced, and waiting tasks of every service are tried again. tasks: ended or gone,
+    so that others may fit where they were. networks: new or gone, or somebody wants to be attached
+    to them; subnets and addresses are given in every round.
     """
 
     services: frozenset[str] = frozenset()
@@ -103,6 +103,7 @@ def _of_service(old: Service | None, row: Service) -> Dirty:
             and old.pending_delete == row.pending_delete
             and old.update_status == row.update_status
             and old.endpoint == row.endpoint
+            and old.job_status == row.job_status
         )
     )
     return NOTHING if same else Dirty(services=frozenset({row.id}))

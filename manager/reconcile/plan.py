@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manager.allocator.plan import Allocation
+from manager.orchestrator.global_ import plan as global_
+from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import attachments
 from manager.orchestrator.reaper import plan as reaper
 from manager.orchestrator.replicated import plan as replicated
@@ -21,7 +23,7 @@ from manager.scheduler import enforcer
 from manager.scheduler.plan import Scheduling
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.enums import TaskState
+from shoal.model.modes import is_global
 from shoal.model.plan import CHANGES_MAX, Plan
 
 __all__ = ["EXAMINED_MAX", "Dirty", "Round", "dirty_from_event", "plan_round"]
@@ -82,6 +84,8 @@ class _Planning:
             found = set(dirty.services)
             for node_id in dirty.nodes:
                 found.update(task.service_id for task in view.tasks_of_node(node_id).values())
+            if dirty.nodes:
+                found.update(one.id for one in view.services if is_global(one.spec.mode))
         found.discard("")
         return found
 
@@ -110,10 +114,13 @@ class _Planning:
         if service is None or service.pending_delete:
             replicated.retire(draft, service_id)
         else:
+            jobs.drop_earlier(draft, service)
             restart.advance(draft, service, now_ns=now_ns, ids=ids)
             replicated.advance(draft, service, now_ns=now_ns, ids=ids)
+            global_.advance(draft, service, now_ns=now_ns, ids=ids)
             update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)
             restart.start_waiting(draft, service, now_ns=now_ns)
+            jobs.advance(draft, service, now_ns=now_ns, ids=ids)
         reaper.advance(draft, service_id, now_ns=now_ns)
         if draft.wake_at_ns is not None:
             self._wakes.append((service_id, draft.wake_at_ns))
@@ -126,17 +133,9 @@ class _Planning:
 
     def _schedule(self, dirty: Dirty, service_ids: list[str]) -> set[str]:
         """Place waiting tasks: of dirty services, or of all when room may have come free."""
-        view = self._draft.view
         retry_all = bool(dirty.everything or dirty.nodes or dirty.tasks)
         mine = set(service_ids)
         scheduling = Scheduling(self._draft, now_ns=self._now_ns)
-        preassigned = [
-            task
-            for service_id in service_ids
-            for task in view.tasks_of_service(service_id).values()
-            if task.status.state is TaskState.PENDING and task.node_id
-        ]
-        scheduling.confirm(preassigned)
         return scheduling.run(lambda service_id: retry_all or service_id in mine)
 
     def _result(self, dirty: Dirty, waiting: set[str]) -> Round:

@@ -1,8 +1,9 @@
 """The enforcer: tasks whose node changed so that they may not be there any more are rejected.
 
 Looked at are nodes that take tasks (DRAIN is the orchestrator's business, PAUSE leaves all in
-place). A task is judged by the placement it was made with. Of tasks that together reserve more
-than the node now has, the youngest go.
+place). A task is judged by the placement it was made with; those of global services, which a node
+that does not fit is to be without, are the orchestrator's business too. Of tasks that together
+reserve more than the node now has, the youngest go.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import TaskState
+from shoal.model.modes import is_global
 from shoal.model.objects import Node, Task
 from shoal.model.plan import Plan
 from shoal.model.types import Resources
@@ -44,14 +46,16 @@ def advance(draft: Draft, node_id: str, *, now_ns: int) -> None:
     tasks.sort(key=lambda task: (is_wanted(task), task.meta.created_at_ns, task.id))
     usage = Usage(node, ())
     for task in tasks:
-        if is_wanted(task) and not _may_stay(node, usage, task):
+        if is_wanted(task) and not _may_stay(draft.view, node, usage, task):
             _reject(draft, task, now_ns=now_ns)
         else:
             usage.add(task)
 
 
-def _may_stay(node: Node, usage: Usage, task: Task) -> bool:
-    if not fits_placement(node, task.spec.placement):
+def _may_stay(view: View, node: Node, usage: Usage, task: Task) -> bool:
+    service = view.services.get(task.service_id)
+    anywhere = service is None or not is_global(service.spec.mode)
+    if anywhere and not fits_placement(node, task.spec.placement):
         return False
     reserved = task.spec.resources.reservations
     if not usage.has_room(Resources(nano_cpus=reserved.nano_cpus,

@@ -7,7 +7,7 @@ The first three look at node and spec alone; the others at what is on the node a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from manager.scheduler.constraints import (
     Constraint,
@@ -67,7 +67,7 @@ class Pipeline:
             return READY
         if not usage.has_room(self._resources):
             return RESOURCES
-        if self._platforms and not _fits_platform(usage.node, self._platforms):
+        if not fits_platforms(usage.node, self._platforms):
             return PLATFORM
         if self._constraints is None or not node_matches(usage.node, self._constraints):
             return CONSTRAINT
@@ -111,7 +111,7 @@ def fits_placement(node: Node, placement: Placement) -> bool:
     constraints = constraints_of(placement)
     if constraints is None or not node_matches(node, constraints):
         return False
-    return not placement.platforms or _fits_platform(node, placement.platforms)
+    return fits_platforms(node, placement.platforms)
 
 
 def constraints_of(placement: Placement) -> tuple[Constraint, ...] | None:
@@ -124,9 +124,10 @@ def constraints_of(placement: Placement) -> tuple[Constraint, ...] | None:
         return None
 
 
-def _fits_platform(node: Node, platforms: Iterable[Platform]) -> bool:
+def fits_platforms(node: Node, platforms: Sequence[Platform]) -> bool:
+    """Whether the node has one of these platforms; none given: any will do."""
     own = node.description.platform
-    return any(
+    return not platforms or any(
         (not wish.os or wish.os.lower() == own.os.lower())
         and (
             not wish.architecture

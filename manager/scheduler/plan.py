@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from manager.scheduler.filters import Pipeline, count_refusals, explain, is_ready
+from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready
 from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
 from manager.scheduler.usage import PortKey, Usage, host_ports
 from manager.store.draft import Draft
@@ -51,7 +51,7 @@ class Scheduling:
     def __init__(self, draft: Draft, *, now_ns: int) -> None:
         self._draft = draft
         self._now_ns = now_ns
-        self._usage: list[Usage] | None = None
+        self._usage: dict[str, Usage] | None = None
         self._emptiest: EmptiestFirst | None = None
         self._evaluations = 0
 
@@ -70,23 +70,8 @@ class Scheduling:
             if len(tasks) < len(group):
                 waiting.add(group[0].service_id)
             if tasks:
-                self._place_group(tasks)
+                self._take_group(tasks)
         return waiting
-
-    def confirm(self, tasks: Iterable[Task]) -> None:
-        """Check tasks that came with a node, and assign those that fit."""
-        for task in sorted(tasks, key=lambda row: row.id):
-            usage = next((one for one in self._nodes() if one.node.id == task.node_id), None)
-            copies = _copies(self._draft.view, task)
-            name = (
-                "ready"
-                if usage is None
-                else Pipeline(task, self._draft.view).refusal(usage, copies.get(task.node_id, 0))
-            )
-            if usage is None or name:
-                self._refuse(task, explain(count_refusals([name])))
-            elif self._draft.room(task):
-                self._assign(task, usage, CONFIRMED_MESSAGE)
 
     def _ready(self) -> list[Usage]:
         return [usage for usage in self._nodes() if is_ready(usage.node)]
@@ -111,14 +96,38 @@ class Scheduling:
             for key in sorted(tasks_by_group)
         ]
 
-    def _nodes(self) -> list[Usage]:
+    def _by_id(self) -> dict[str, Usage]:
         if self._usage is None:
             view = self._draft.view
-            self._usage = [
-                Usage(node, view.tasks_of_node(node.id).values())
+            self._usage = {
+                node.id: Usage(node, view.tasks_of_node(node.id).values())
                 for node in sorted(view.nodes, key=lambda node: node.id)
-            ]
+            }
         return self._usage
+
+    def _nodes(self) -> Iterable[Usage]:
+        return self._by_id().values()
+
+    def _take_group(self, group: list[Task]) -> None:
+        """Confirm or place tasks of one version."""
+        given = [task for task in group if task.node_id]
+        free = [task for task in group if not task.node_id]
+        if given:
+            self._confirm_group(given)
+        if free:
+            self._place_group(free)
+
+    def _confirm_group(self, group: list[Task]) -> None:
+        """Assign equal tasks to the nodes that they came with, or say why they cannot be."""
+        pipeline = Pipeline(group[0], self._draft.view)
+        for task in group:
+            usage = self._by_id().get(task.node_id)
+            self._evaluations += 1
+            refusal = READY if usage is None else pipeline.refusal(usage, 0)
+            if usage is None or refusal:
+                self._refuse(task, explain({refusal: 1}))
+            else:
+                self._assign(task, usage, CONFIRMED_MESSAGE)
 
     def _place_group(self, group: list[Task]) -> None:
         """Place equal tasks, or say why they cannot be."""

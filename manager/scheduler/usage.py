@@ -1,7 +1,7 @@
 """What a node has left: reservations, host-mode ports and the number of tasks on it.
 
-Counted are reservations of tasks that have not ended, also of those that are being stopped: their
-memory is not free before they are. The number of tasks counts only wanted ones.
+Counted are reservations of tasks that are assigned and have not ended, also of those that are being
+stopped: their memory is not free before they are. The number of tasks counts only wanted ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from shoal.model.specs import TaskSpec
 from shoal.model.types import Endpoint, GenericResource, Resources
 
 PortKey = tuple[PortProtocol, int]
+_ASSIGNED = TaskState.ASSIGNED
 _RUNNING = TaskState.RUNNING
+_COMPLETE = TaskState.COMPLETE
 _NO_WISH = TaskSpec().resources
 
 
@@ -41,9 +43,9 @@ class Usage:
 
     def add(self, task: Task) -> None:
         """Count a task that is on the node."""
-        if task.status.state > _RUNNING:
+        if not _ASSIGNED <= task.status.state <= _RUNNING:
             return
-        self.tasks += task.desired_state <= _RUNNING
+        self.tasks += task.desired_state <= _COMPLETE
         resources = task.spec.resources
         if resources is not _NO_WISH:  # the common case: this is the hot path of large clusters
             self.nano_cpus -= resources.reservations.nano_cpus

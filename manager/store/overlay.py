@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from manager.store.view import TableView, View, oldest_first, resolve_in, unique_name
+from manager.store.view import (
+    TableView,
+    View,
+    is_unassigned,
+    oldest_first,
+    resolve_in,
+    unique_name,
+)
 from shoal.errors import violated
 from shoal.model.enums import ActionKind
 from shoal.model.objects import AnyObject, Cluster, Config, Network, Node, Secret, Service, Task
@@ -96,6 +103,7 @@ class Overlay:
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}
+        self._unassigned: dict[str, Task] | None = None
         self._merged: dict[tuple[type[AnyObject], str], Change] = {}
 
     @property
@@ -111,15 +119,12 @@ class Overlay:
     def tasks_of_node(self, node_id: str) -> Mapping[str, Task]:
         """Tasks assigned to a node by task id."""
         found = self._by_node.get(node_id)
-        if found is not None:
-            return found
-        if node_id == "":
-            return self._below.unassigned_tasks()
-        return self._below.tasks_of_node(node_id)
+        return self._below.tasks_of_node(node_id) if found is None else found
 
     def unassigned_tasks(self) -> Mapping[str, Task]:
-        """Tasks without a node by task id."""
-        return self.tasks_of_node("")
+        """Tasks that the scheduler has not assigned yet, by task id."""
+        found = self._unassigned
+        return self._below.unassigned_tasks() if found is None else found
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Put changes on top."""
@@ -151,15 +156,22 @@ class Overlay:
             self._bucket(self._by_service, old.service_id, self._below.tasks_of_service).pop(
                 old.id, None
             )
-            self._bucket(self._by_node, old.node_id, self._node_below).pop(old.id, None)
+            self._bucket(self._by_node, old.node_id, self._below.tasks_of_node).pop(old.id, None)
         if new is not None:
             self._bucket(self._by_service, new.service_id, self._below.tasks_of_service)[new.id] = (
                 new
             )
-            self._bucket(self._by_node, new.node_id, self._node_below)[new.id] = new
+            self._bucket(self._by_node, new.node_id, self._below.tasks_of_node)[new.id] = new
+        if any(task is not None and is_unassigned(task) for task in (old, new)):
+            self._reindex_unassigned(old, new)
 
-    def _node_below(self, node_id: str) -> Mapping[str, Task]:
-        return self._below.tasks_of_node(node_id) if node_id else self._below.unassigned_tasks()
+    def _reindex_unassigned(self, old: Task | None, new: Task | None) -> None:
+        if self._unassigned is None:
+            self._unassigned = dict(self._below.unassigned_tasks())
+        if old is not None:
+            self._unassigned.pop(old.id, None)
+        if new is not None and is_unassigned(new):
+            self._unassigned[new.id] = new
 
     @staticmethod
     def _bucket(index: dict[str, dict[str, Task]], key: str, below: Any) -> dict[str, Task]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from manager.store.view import Table
+from manager.store.view import Table, is_unassigned
 from shoal.model.objects import (
     AnyObject,
     Cluster,
@@ -48,6 +48,7 @@ class Tables:
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}
+        self._unassigned: dict[str, Task] = {}
         for row in rows:
             self.put(row)
 
@@ -65,8 +66,8 @@ class Tables:
         return self._by_node.get(node_id, _EMPTY)
 
     def unassigned_tasks(self) -> Mapping[str, Task]:
-        """Tasks without a node by task id."""
-        return self._by_node.get("", _EMPTY)
+        """Tasks that the scheduler has not assigned yet, by task id."""
+        return MappingProxyType(self._unassigned)
 
     def table_of(self, row: AnyObject) -> Table[Any]:
         """The table that holds objects of this class."""
@@ -84,6 +85,8 @@ class Tables:
             self._unindex(table.get(row.id))
             self._by_service.setdefault(row.service_id, {})[row.id] = row
             self._by_node.setdefault(row.node_id, {})[row.id] = row
+            if is_unassigned(row):
+                self._unassigned[row.id] = row
         table.put(row)
 
     def remove(self, row: AnyObject) -> None:
@@ -100,6 +103,7 @@ class Tables:
     def _unindex(self, task: Task | None) -> None:
         if task is None:
             return
+        self._unassigned.pop(task.id, None)
         for index, key in ((self._by_service, task.service_id), (self._by_node, task.node_id)):
             bucket = index.get(key)
             if bucket is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from shoal.errors import InvalidArgument, NotFound
+from shoal.model.enums import TaskState
 from shoal.model.objects import (
     AnyObject,
     Cluster,
@@ -114,8 +115,16 @@ class View(Protocol):
         ...
 
     def unassigned_tasks(self) -> Mapping[str, Task]:
-        """Tasks without a node, by task id; do not keep the mapping over an await."""
+        """Tasks below ASSIGNED, by task id; do not keep the mapping over an await.
+
+        Those of global services have their node from the beginning.
+        """
         ...
+
+
+def is_unassigned(task: Task) -> bool:
+    """Whether the task still waits for the allocator or the scheduler."""
+    return task.status.state < TaskState.ASSIGNED
 
 
 class Table(Generic[RowT]):

@@ -114,5 +114,5 @@ def is_terminal(task: Task) -> bool:
 
 
 def is_wanted(task: Task) -> bool:
-    """Whether the cluster still wants the task to run."""
-    return task.desired_state <= TaskState.RUNNING
+    """Whether the cluster still wants the task to run, or to complete."""
+    return task.desired_state <= TaskState.COMPLETE

@@ -146,6 +146,7 @@ class ServiceSpec(Row, frozen=True):
     rollback: UpdateConfig | None = None
     endpoint: EndpointSpec = EndpointSpec()
     drain_timeout_ns: int | None = None
+    ttl_after_finish_ns: int | None = None
 
 
 class NetworkSpec(Row, frozen=True):

@@ -3,8 +3,8 @@
 Deleted are: tasks marked REMOVE that do not run; tasks given up before they had a node; dead tasks
 beyond the history limit of their slot; removed services whose tasks are gone. A task whose node
 left the cluster, or has been DOWN for a day, is ORPHANED. Kept, whatever the limit: tasks not
-answered yet, the last task of a finished slot (it shows that the slot did its work), attempts that
-max_attempts still counts, and what a running update still judges.
+answered yet, the last task of a finished slot and those of a job that completed (they show that the
+work was done), attempts that max_attempts still counts, and what a running update still judges.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted, task_history_retention_limit
 from shoal.model.enums import NodeState, TaskState
+from shoal.model.modes import is_job
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
 from shoal.model.types import RestartPolicy
@@ -117,6 +118,9 @@ def _needed(service: Service, slot: Slot) -> set[str]:
     policy = newest.spec.restart or RestartPolicy()
     if policy.max_attempts:
         needed.update(task.id for task in attempts_of(slot, newest)[-(policy.max_attempts + 1) :])
+    if is_job(service.spec.mode):
+        done = (task.id for task in slot.tasks if task.status.state is TaskState.COMPLETE)
+        needed.update(done)
     if is_updating(service):
         needed.update(task.id for task in made_by(service, slot)[:1])
     return needed

@@ -89,7 +89,7 @@ def _scale_up(
         if number not in used:
             missing -= 1
             draft.create(
-                new_task(draft.view, service, slot=number, task_id=next(ids), now_ns=now_ns)
+                new_task(draft.view, service, place=(number, ""), task_id=next(ids), now_ns=now_ns)
             )
 
 

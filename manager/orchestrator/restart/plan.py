@@ -4,13 +4,15 @@ A replacement is made in the same commit that gives up the old task. It waits wi
 READY, so its image is there when the delay has passed and the old container has stopped; then it
 is raised to RUNNING. Both times are in the store (`start_after_ns`), so they survive a new leader.
 A task whose node is DOWN or gone is replaced at once, unless the service's disconnect policy says
-otherwise (`absence`).
+otherwise (`absence`). A slot of a global service is its node: while that takes no tasks, ended ones
+are given up, and replaced when it does again. A slot of a job that has completed is left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from manager.orchestrator.ground import Ground
 from manager.orchestrator.restart.absence import absence_of, returned
 from manager.orchestrator.restart.policy import START_WAIT_NS, may_replace
 from manager.orchestrator.slots import (
@@ -19,7 +21,7 @@ from manager.orchestrator.slots import (
     ended_at_ns,
     ended_by_itself,
     is_stopping,
-    node_is_invalid,
+    place_of,
     service_slots,
 )
 from manager.orchestrator.tasks import new_task
@@ -28,9 +30,9 @@ from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, restart_delay_ns
 from shoal.model.enums import TaskState
+from shoal.model.modes import goal_of, is_job
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
-from shoal.model.specs import ReplicatedMode
 
 
 def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[str]) -> Plan:
@@ -45,28 +47,41 @@ def plan(view: View, service_ids: Iterable[str], *, now_ns: int, ids: Iterator[s
 
 def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) -> None:
     """Write the restarts of one service into a draft."""
-    if service.pending_delete or not isinstance(service.spec.mode, ReplicatedMode):
+    if service.pending_delete:
         return
+    ground = Ground(draft.view, service)
     for slot in service_slots(draft.view, service):
-        if _reunite(draft, service, slot, now_ns=now_ns):
-            continue
-        _answer(draft, service, slot, now_ns=now_ns, ids=ids)
+        if is_job(service.spec.mode) and slot.completed:
+            _rest(draft, slot)
+        elif not _reunite(draft, service, slot, now_ns=now_ns):
+            _answer(draft, service, slot, ground, now_ns=now_ns, ids=ids)
     start_waiting(draft, service, now_ns=now_ns)
 
 
 def start_waiting(draft: Draft, service: Service, *, now_ns: int) -> None:
-    """Raise the replacements of a service whose time has come to desired state RUNNING."""
+    """Raise the replacements of a service whose time has come to what its tasks are to reach."""
     tasks = draft.view.tasks_of_service(service.id).values()
     waiting = [
         task for task in tasks if task.desired_state is TaskState.READY and not is_terminal(task)
     ]
     if waiting:
-        blocked = {task.slot for task in tasks if is_stopping(draft.view, task)}
+        blocked = {place_of(service, task) for task in tasks if is_stopping(draft.view, task)}
         for task in sorted(waiting, key=age_key):
-            _start(draft, task, blocked=task.slot in blocked, now_ns=now_ns)
+            is_blocked = place_of(service, task) in blocked
+            _start(draft, task, goal_of(service.spec.mode), blocked=is_blocked, now_ns=now_ns)
 
 
-def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Iterator[str]) -> None:
+def _rest(draft: Draft, slot: Slot) -> None:
+    """Let go of what would do the work of a completed slot once more."""
+    others = [task for task in slot.wanted if task.status.state is not TaskState.COMPLETE]
+    if others and draft.room(*others):
+        for task in others:
+            draft.update(task.with_desired_state(TaskState.SHUTDOWN))
+
+
+def _answer(
+    draft: Draft, service: Service, slot: Slot, ground: Ground, *, now_ns: int, ids: Iterator[str]
+) -> None:
     """Give up the tasks of a slot that ended or must leave, and replace what they did."""
     view = draft.view
     absence = absence_of(view, service, slot, now_ns=now_ns)
@@ -77,7 +92,7 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
     lost = [
         task
         for task in wanted
-        if task not in absence.awaited and (is_terminal(task) or node_is_invalid(view, task))
+        if task not in absence.awaited and (is_terminal(task) or ground.must_leave(task))
     ]
     if not lost:
         head = slot.newest  # nothing of it runs any more: finished, unless the policy says go on
@@ -92,6 +107,7 @@ def _answer(draft: Draft, service: Service, slot: Slot, *, now_ns: int, ids: Ite
         # What is lost needs no answer, but it covered for the newest task, which may need one now.
         head = slot.newest
         replaced = _is_uncovered(view, service, head, kept) and may_replace(slot, head)
+    replaced = replaced and ground.takes(slot)
     if replaced and ended_by_itself(head) and head.start_after_ns > now_ns:
         # It ended before its turn (no image, say). A replacement made now would be prepared now,
         # and so fail without any pause: it is made when the turn has come.
@@ -158,16 +174,16 @@ def _replacement(view: View, service: Service, head: Task, *, now_ns: int, task_
     return new_task(
         view,
         service,
-        slot=head.slot,
+        place=place_of(service, head),
         task_id=task_id,
         now_ns=now_ns,
-        desired=TaskState.READY,
+        waits=True,
         start_after_ns=start_after_ns,
         replaces=head,
     )
 
 
-def _start(draft: Draft, task: Task, *, blocked: bool, now_ns: int) -> None:
+def _start(draft: Draft, task: Task, goal: TaskState, *, blocked: bool, now_ns: int) -> None:
     """Raise a waiting task; `blocked`: a container that was in its slot before may still run."""
     if now_ns < task.start_after_ns:
         draft.wake(task.start_after_ns)
@@ -177,4 +193,4 @@ def _start(draft: Draft, task: Task, *, blocked: bool, now_ns: int) -> None:
         draft.wake(patience_ns)
         return
     if draft.room(task):
-        draft.update(task.with_desired_state(TaskState.RUNNING))
+        draft.update(task.with_desired_state(goal))

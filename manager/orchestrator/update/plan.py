@@ -12,6 +12,9 @@ get a replacement that is prepared while the old task stops; start-first keeps t
 the new one runs, unless the old one does not run either or holds a port of its node that the new
 one needs: waiting would never end there.
 
+Jobs are not updated: a change begins another iteration of them. A global service's slots on nodes
+that take no tasks at this moment are left as they are, and no part of the update.
+
 While the new spec cannot be served (another service has its port), no slot is begun: the old tasks
 go on, the status names what is waited for, and the update goes on once it is there.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from manager.orchestrator.ground import Ground
 from manager.orchestrator.slots import Slot, node_is_lost, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.progress import SlotProgress, progress_of
@@ -27,9 +31,9 @@ from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
 from shoal.model.enums import FailureAction, PublishMode, TaskState, UpdateOrder, UpdateState
+from shoal.model.modes import is_job
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
-from shoal.model.specs import ReplicatedMode
 from shoal.model.types import UpdateConfig, UpdateStatus
 
 _IN_PROGRESS = frozenset({UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED})
@@ -66,13 +70,13 @@ def advance(
 
     hindrance: why tasks of the present spec cannot be started by now, "" when they can.
     """
-    if service.pending_delete or not isinstance(service.spec.mode, ReplicatedMode):
+    if service.pending_delete or is_job(service.spec.mode):
         return
-    progress = [
-        progress_of(draft.view, service, slot) for slot in service_slots(draft.view, service)
-    ]
-    for slot in progress:
+    slots = [progress_of(draft.view, service, slot) for slot in service_slots(draft.view, service)]
+    for slot in slots:
         _retire_outdated(draft, slot)
+    ground = Ground(draft.view, service)
+    progress = [one for one in slots if ground.takes(one.slot)]
     if state_of(service) in _PAUSED:
         return
     if not is_updating(service):
@@ -271,10 +275,10 @@ def _update_slot(
         new_task(
             draft.view,
             service,
-            slot=progress.slot.number,
+            place=progress.slot.place,
             task_id=next(ids),
             now_ns=now_ns,
-            desired=TaskState.RUNNING if kept is not None else TaskState.READY,
+            waits=kept is None,
             start_after_ns=now_ns,
             replaces=kept or _predecessor(progress.slot, old),
         )

@@ -433,8 +433,11 @@ class ServiceSpec(_message.Message):
     ROLLBACK_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     DRAIN_TIMEOUT_NS_FIELD_NUMBER: _builtins.int
+    TTL_AFTER_FINISH_NS_FIELD_NUMBER: _builtins.int
     drain_timeout_ns: _builtins.int
     """How long a task that shall stop may wait until every node balances without it. Unset: 2 s."""
+    ttl_after_finish_ns: _builtins.int
+    """Jobs: how long after its end the service is kept. Unset: for good."""
     @_builtins.property
     def annotations(self) -> _types_pb2.Annotations: ...
     @_builtins.property
@@ -463,17 +466,22 @@ class ServiceSpec(_message.Message):
         rollback: _types_pb2.UpdateConfig | None = ...,
         endpoint: _types_pb2.EndpointSpec | None = ...,
         drain_timeout_ns: _builtins.int | None = ...,
+        ttl_after_finish_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__drain_timeout_ns: _TypeAlias = _typing.Literal["drain_timeout_ns"]  # noqa: Y015
     _WhichOneofArgType__drain_timeout_ns: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_after_finish_ns: _TypeAlias = _typing.Literal["ttl_after_finish_ns"]  # noqa: Y015
+    _WhichOneofArgType__ttl_after_finish_ns: _TypeAlias = _typing.Literal["_ttl_after_finish_ns", b"_ttl_after_finish_ns"]  # noqa: Y015
     _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["replicated", "global", "replicated_job", "global_job"]  # noqa: Y015
     _WhichOneofArgType_mode: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_timeout_ns) -> _WhichOneofReturnType__drain_timeout_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_after_finish_ns) -> _WhichOneofReturnType__ttl_after_finish_ns | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_mode) -> _WhichOneofReturnType_mode | None: ...
 

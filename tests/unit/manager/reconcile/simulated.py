@@ -30,7 +30,7 @@ from shoal.model.enums import (
     UpdateState,
 )
 from shoal.model.objects import Node, Service, Task
-from shoal.model.specs import ContainerSpec, ReplicatedMode, TaskSpec
+from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceMode, TaskSpec
 from shoal.model.types import (
     ContainerStatus,
     DisconnectPolicy,
@@ -208,7 +208,7 @@ class Simulation:
             self._create()
         elif action < 0.3:
             service = self.random.choice(live)
-            self._change(service, mode=ReplicatedMode(replicas=self.random.randint(0, 7)))
+            self._change(service, mode=self._scaled(service))
         elif action < 0.6:
             service = self.random.choice(live)
             self._change(service, task=self._task(service.id), update=self._update(service.id))
@@ -238,8 +238,18 @@ class Simulation:
             update=self._update(name),
             rollback=UpdateConfig(parallelism=2, failure_action=FailureAction.CONTINUE),
         )
+        service = self._born(service)
         if self._accepts(service):
             self.cell.put(service)
+
+    def _born(self, service: Service) -> Service:
+        """The service as it is created; for other kinds of simulation."""
+        return service
+
+    def _scaled(self, service: Service) -> ServiceMode:
+        """The mode with other numbers."""
+        del service
+        return ReplicatedMode(replicas=self.random.randint(0, 7))
 
     def _change(self, service: Service, **fields: object) -> None:
         spec = service.spec.replaced(**fields)
@@ -426,12 +436,12 @@ class Simulation:
         Two with a start-first update, and one more that may come back with its node. Start-first
         does not wait for those that an update before it has told to stop: they are not counted.
         """
-        wanted: Counter[tuple[str, int]] = Counter()
-        at_work: Counter[tuple[str, int]] = Counter()
+        wanted: Counter[tuple[str, object]] = Counter()
+        at_work: Counter[tuple[str, object]] = Counter()
         for task in self.cell.tables.tasks:
             if task.desired_state >= TaskState.REMOVE or is_terminal(task):
                 continue
-            key = (task.service_id, task.slot)
+            key = (task.service_id, self._place(task))
             wanted[key] += is_wanted(task)
             in_the_way = is_wanted(task) or task.service_id not in self.start_first
             if task.node_id not in self.has_been_down and in_the_way:
@@ -440,6 +450,10 @@ class Simulation:
             for key, count in count_by_slot.items():
                 most = 1 + (key[0] in self.start_first) + (key[0] in self.keeping)
                 assert count <= most, self.cell.tasks(key[0])
+
+    def _place(self, task: Task) -> object:
+        """What no two tasks of a service that are at work have in common."""
+        return task.slot
 
     def _check_rest(self) -> None:
         """When planning came to rest: all is answered, and the slots are those of the spec."""

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manager.allocator import plan as allocator
+from manager.orchestrator.global_ import plan as global_
+from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import plan as reaper
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
@@ -24,6 +26,7 @@ from shoal.model.enums import ActionKind
 from shoal.model.plan import CHANGES_MAX, Plan
 from tests.support.planning import Cell, a_node, a_service
 from tests.unit.manager.reconcile.simulated import Simulation
+from tests.unit.manager.reconcile.simulated_modes import ModesSimulation
 
 Planner = Callable[[Tables, int, Iterator[str]], Plan]
 
@@ -53,6 +56,8 @@ def _round(tables: Tables, now_ns: int, ids: Iterator[str]) -> Plan:
 
 PLANNERS: dict[str, Planner] = {
     "replicated": _of_services(replicated.plan),
+    "global": _of_services(global_.plan),
+    "jobs": _of_services(jobs.plan),
     "restart": _of_services(restart.plan),
     "update": _of_services(update.plan),
     "reaper": _of_services(reaper.plan),
@@ -71,7 +76,7 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 def _in_trouble(seed: int, steps: int) -> Cell:
     """A cluster on which more happened since it was last planned."""
-    simulation = Simulation(seed)
+    simulation = ModesSimulation(seed) if seed % 2 else Simulation(seed)
     simulation.run(steps)
     simulation.user()
     for _ in range(3):

@@ -19,11 +19,11 @@ from shoal.errors import (
     SequenceConflict,
     SwarmError,
 )
-from shoal.model.enums import ActionKind
+from shoal.model.enums import ActionKind, TaskState
 from shoal.model.objects import AnyObject, Network, Node, Service, StoreAction, StoreEntry, Task
 from shoal.model.plan import Change
 from shoal.model.specs import NetworkSpec, ReplicatedMode, ServiceSpec, TaskSpec
-from shoal.model.types import Annotations, Meta, NodeDescription, Version
+from shoal.model.types import Annotations, Meta, NodeDescription, TaskStatus, Version
 
 IDS = [f"{letter}{number}" for letter in "ab" for number in range(3)]
 NAMES = ["web", "WEB", "db", ""]
@@ -62,6 +62,7 @@ def rows(draw) -> AnyObject:
         service_id=draw(st.sampled_from(["", "s1", "s2"])),
         node_id=draw(st.sampled_from(["", "n1", "n2"])),
         slot=number,
+        status=TaskStatus(state=draw(st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED]))),
     )
 
 
@@ -139,7 +140,8 @@ def check_same(view: View, expected: dict[Key, AnyObject]) -> None:
     for node_id in ("", "n1", "n2"):
         mine = {task.id: task for task in tasks if task.node_id == node_id}
         assert dict(view.tasks_of_node(node_id)) == mine
-    assert dict(view.unassigned_tasks()) == dict(view.tasks_of_node(""))
+    waiting = {task.id: task for task in tasks if task.status.state < TaskState.ASSIGNED}
+    assert dict(view.unassigned_tasks()) == waiting
 
 
 def resolved(table, reference: str) -> AnyObject | int:

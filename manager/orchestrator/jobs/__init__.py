@@ -1,0 +1,1 @@
+"""Services whose tasks run to completion."""
