@@ -37,6 +37,7 @@ from worker.agent.agent import Agent
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
+from worker.agent.files import TaskFiles, remove_others
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.news import NewsBoard
 from worker.agent.records import Records
@@ -60,6 +61,8 @@ from worker.volumes.local import LocalVolumes
 
 STOP_GRACE_S = 1.0
 AGENT_RESTART_PAUSE_S = 1.0
+FILES_DIR = "files"
+"""Below the run directory: the secrets and configs of tasks, each in a file system of its own."""
 COLLECT_DELAY_S = 30.0
 JOBS_END_S = 5.0
 JOBS_POLL_S = 0.05
@@ -197,6 +200,7 @@ class Membership:
             for status in await self._runtime.list():
                 if TASK_ID_LABEL in status.labels:
                     await self._remove_container(status.id)
+            await remove_others(self._settings.paths.run / FILES_DIR, ())
             await self.volume_users_known.wait()
             await remove_of_tasks(self._volumes)
             if data_plane is not None:
@@ -276,6 +280,7 @@ class Membership:
             volumes=TaskVolumes(
                 self._volumes, Layers(self._runtime.container_dir), facts, self.volume_users_known
             ),
+            files=TaskFiles(paths.run / FILES_DIR, facts, userns),
             records=self.records,
             reporter=reporter,
             facts=facts,

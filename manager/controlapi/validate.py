@@ -242,8 +242,6 @@ def _unsupported_container(container: ContainerSpec) -> None:
         "init": container.init,
         "health check": container.health_check is not None
         and container.health_check.test != ("NONE",),
-        "secret": container.secrets,
-        "config": container.configs,
         "isolation": container.isolation not in {"", "default"},
         "credential spec": privileges.credential_spec_config
         or privileges.credential_spec_file

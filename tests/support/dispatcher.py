@@ -15,7 +15,7 @@ from shoal.api.v1 import logs_pb2, objects_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer, add_DispatcherServicer_to_server
 from shoal.api.v1.logs_pb2_grpc import LogBrokerServicer, add_LogBrokerServicer_to_server
 from shoal.errors import FailedPrecondition
-from shoal.model.objects import Node, Task
+from shoal.model.objects import Config, Node, Secret, Task
 from shoal.model.specs import NodeSpec
 from shoal.model.types import NodeCertificate, NodeDescription, NodeIngress, TaskStatus
 from shoal.security.grpc_tls import server_options
@@ -39,6 +39,8 @@ class AssignmentStream:
         ports: Iterable[pb.PublishedPort] = (),
         peers: Iterable[pb.PeerNode] = (),
         overlays: Iterable[pb.AssignmentChange] = (),
+        files: Iterable[Secret | Config] = (),
+        removed_secrets: Iterable[str] = (),
         version: int = 1,
         more: bool = False,
         applies_to: int | None = None,
@@ -54,10 +56,15 @@ class AssignmentStream:
             endpoints_version=version,
             more=more,
         )
+        for row in files:
+            assignment = message.changes.add().assignment
+            fill_pb(row, assignment.secret if isinstance(row, Secret) else assignment.config)
         for task in tasks:
             fill_pb(task, message.changes.add().assignment.task)
         for task_id in removed:
             message.changes.add(remove=True).assignment.task.id = task_id
+        for secret_id in removed_secrets:
+            message.changes.add(remove=True).assignment.secret.id = secret_id
         for port in ports:
             message.changes.add().assignment.port.CopyFrom(port)
         for peer in peers:

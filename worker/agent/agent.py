@@ -26,6 +26,7 @@ from shoal.model.objects import Task
 from shoal.model.types import NodeDescription
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
 from worker.agent.endpoints import EndpointApplier
+from worker.agent.files import FileKey
 from worker.agent.logs import LogPublisher
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.overlays import OverlayItem, OverlayKey, key_of, state_of
@@ -248,6 +249,7 @@ class Agent:
     async def _take_assignments(self, client: ManagerClient) -> None:
         sequence = 0
         complete: set[str] | None = set()
+        files: set[FileKey] = set()
         async with aclosing(client.assignments()) as batches:
             async for batch in batches:
                 if batch.applies_to != sequence or batch.complete != (complete is not None):
@@ -256,14 +258,19 @@ class Agent:
                     )
                 sequence = batch.results_in
                 self._merge_endpoints(batch)
+                self._tasks.files.contents.deliver(batch.files)
                 await self._assign(batch)
+                self._tasks.files.contents.withdraw(batch.removed_files)
                 if complete is not None:
                     complete.update(task.id for task in batch.tasks)
                     complete.difference_update(batch.removed_tasks)
+                    files.update((type(row), row.id) for row in batch.files)
+                    files.difference_update(batch.removed_files)
                 if batch.more:
                     continue
                 if complete is not None:
                     self._tasks.keep_only(complete)
+                    self._tasks.files.contents.keep_only(files)
                     complete = None
                 self._applier.want(batch.endpoints_version)
 

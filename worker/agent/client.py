@@ -14,16 +14,19 @@ from shoal.api.v1.logs_pb2_grpc import LogBrokerStub
 from shoal.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shoal.model import defaults
 from shoal.model.enums import PublishMode, PublishPreference, PublishSource
-from shoal.model.objects import Node, Task
+from shoal.model.files import FileRow
+from shoal.model.objects import Config, Node, Secret, Task
 from shoal.model.row import Row
 from shoal.model.types import NetworkKey, NodeDescription, TaskStatus
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
+from worker.agent.files import FileKey
 from worker.agent.overlays import OverlayItem
 from worker.network.api import Peer, PublishedPort
 from worker.network.overlay.api import OverlayEndpoint, OverlayNetwork, OverlayService
 
 RPC_TIMEOUT_S = 5.0
+_FILES: dict[str, type[FileRow]] = {"secret": Secret, "config": Config}
 PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
 
 
@@ -64,6 +67,8 @@ class AssignmentsBatch:
         self.removed_ports: list[PortKey] = []
         self.overlays: list[OverlayItem] = []
         self.removed_overlays: list[OverlayItem] = []
+        self.files: list[FileRow] = []
+        self.removed_files: list[FileKey] = []
         for change in message.changes:
             self._add(change)
 
@@ -82,6 +87,10 @@ class AssignmentsBatch:
                 self.removed_ports.append(_port_key(item.port))
             case "port":
                 self.ports[_port_key(item.port)] = _port(item.port)
+            case "secret" | "config" as kind if change.remove:
+                self.removed_files.append((_FILES[kind], getattr(item, kind).id))
+            case "secret" | "config" as kind:
+                self.files.append(from_pb(getattr(item, kind), _FILES[kind]))
             case "network" | "overlay_service" | "overlay_endpoint":
                 items = self.removed_overlays if change.remove else self.overlays
                 items.append(_overlay(item))

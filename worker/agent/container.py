@@ -57,12 +57,14 @@ def container_config(
     node: NodeFacts,
     *,
     volumes: Mapping[str, Volume],
+    file_mounts: Sequence[Mount] = (),
 ) -> ContainerConfig:
     """The container of a task.
 
     layers: lower directories of the image, topmost first. attachment: None for a namespace of its
-    own without a link. volumes: the task's, by their mounts' targets. Raises InvalidArgument for
-    what only shows here: no command, bad template; Unimplemented for a wish that would be ignored.
+    own without a link. volumes: the task's, by their mounts' targets. file_mounts: its
+    secrets and configs. Raises InvalidArgument for what only shows here: no command, bad template;
+    Unimplemented for a wish that would be ignored.
     """
     spec, base = task.container, image.config
     _check_supported(spec)
@@ -90,7 +92,7 @@ def container_config(
         dns_servers=dns.nameservers,
         dns_search=dns.search,
         dns_options=dns.options,
-        mounts=tuple(_mount(mount, task, node, volumes) for mount in spec.mounts),
+        mounts=(*(_mount(mount, task, node, volumes) for mount in spec.mounts), *file_mounts),
         nano_cpus=limits.nano_cpus,
         memory_bytes=limits.memory_bytes,
         memory_reservation_bytes=task.spec.resources.reservations.memory_bytes,
@@ -199,8 +201,6 @@ def _check_supported(spec: ContainerSpec) -> None:
         "open stdin": spec.open_stdin,
         "init": spec.init,
         "health check": health is not None and health.test != ("NONE",),
-        "secret": spec.secrets,
-        "config": spec.configs,
         "isolation": spec.isolation not in {"", "default"},
         "seccomp": spec.privileges.seccomp_mode not in {"", "default"},
         "apparmor": spec.privileges.apparmor_mode not in {"", "default"},

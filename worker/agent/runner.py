@@ -87,6 +87,14 @@ class Volumes(Protocol):
         ...
 
 
+class Files(Protocol):
+    """What the tasks need of their secrets and configs."""
+
+    async def remove(self, task_id: str) -> None:
+        """The container has ended. Idempotent; never raises."""
+        ...
+
+
 class Surroundings(Protocol):
     """What a runner needs of the node."""
 
@@ -103,6 +111,11 @@ class Surroundings(Protocol):
     @property
     def volumes(self) -> Volumes:
         """The volumes."""
+        ...
+
+    @property
+    def files(self) -> Files:
+        """Secrets and configs of the tasks."""
         ...
 
     @property
@@ -186,6 +199,7 @@ class TaskRunner:
         grace_s = stop_grace_period_ns(self.task.container) / 1e9
         await self._halt(grace_s if grace_max_s is None else min(grace_s, grace_max_s))
         await self._remove_container()
+        await self._node.files.remove(self.task.id)
         await self._node.networks.detach(self.task.id)
         await self._node.volumes.release(self.task)
         await self._node.volumes.remove(self.task.id)
@@ -421,6 +435,7 @@ class TaskRunner:
         """Free what an ended task no longer needs; its container's files hold the logs."""
         while not await self._is_released():
             await self._signal.wait(RETRY_PAUSE_S)
+        await self._node.files.remove(self.task.id)
         try:
             await self._node.networks.detach(self.task.id)
         except (SwarmError, OSError) as error:  # tried again when the task is disposed of

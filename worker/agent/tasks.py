@@ -22,6 +22,7 @@ from shoal.model.objects import Task
 from shoal.model.types import TaskStatus
 from worker.agent.container import TASK_ID_LABEL, container_config, log_driver
 from worker.agent.core import failure_state, listened_ports
+from worker.agent.files import TaskFiles
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.runner import Networks, TaskRunner, reported
@@ -73,6 +74,7 @@ class NodeTasks:
         images: Images,
         networks: Networks,
         volumes: TaskVolumes,
+        files: TaskFiles,
         records: Records,
         reporter: Reporter,
         facts: NodeFacts,
@@ -84,6 +86,7 @@ class NodeTasks:
         self.runtime = runtime
         self.networks = networks
         self.volumes = volumes
+        self.files = files
         self.clock = clock
         self.starts = asyncio.Semaphore(STARTS_MAX)
         self._images = images
@@ -111,6 +114,7 @@ class NodeTasks:
             self._add(adopted, container)
         gate = asyncio.Semaphore(REMOVALS_MAX)
         ours = self._runners.keys() | self._disposals.keys()
+        await self.files.keep_only(ours)
         async with asyncio.TaskGroup() as group:
             for status in containers.values():
                 if TASK_ID_LABEL in status.labels and status.id not in ours:
@@ -224,15 +228,17 @@ class NodeTasks:
         await self._images.fetch(task.container.image, auth)
 
     async def container_config(self, task: Task, attachment: Attachment) -> ContainerConfig:
-        """The container's configuration; volumes that are missing are made.
+        """The container's configuration; volumes that are missing are made, and its files.
 
-        Raises NotFound when the image is not on this node, or as `TaskVolumes.make`.
+        Raises NotFound when the image is not on this node, or as the `make` of both.
         """
         image = self._images.resolve(task.container.image)
         layers = self._images.layers(image)
         check_driver(log_driver(task))
-        volumes = await self.volumes.make(task)
-        config = container_config(task, image, layers, attachment, self._facts, volumes=volumes)
+        volumes, files = await self.volumes.make(task), await self.files.make(task)
+        config = container_config(
+            task, image, layers, attachment, self._facts, volumes=volumes, file_mounts=files
+        )
         return msgspec.structs.replace(config, userns=self._userns)
 
     async def fill_volumes(self, task: Task) -> None:
@@ -291,6 +297,7 @@ class NodeTasks:
             try:
                 await self.runtime.remove(status.id, force=True)
                 await self.volumes.remove(status.id)
+                await self.files.remove(status.id)
             except SwarmError as error:
                 _log.warning("container.not_removed", container_id=status.id, reason=error.message)
 

@@ -11,6 +11,10 @@ import os
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+_MNT_DETACH = 2
 _RESOLVE_BENEATH = 0x08
 _RENAME_NOREPLACE = 1
 _SYS_OPENAT2 = 437  # the same on every architecture
@@ -41,6 +45,11 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 def umount(target: str) -> None:
     """Unmount; fails while somebody uses the mount itself."""
     _check(_libc.umount2(os.fsencode(target), 0), target)
+
+
+def detach(target: str) -> None:
+    """Take a mount away; who uses it keeps it until they have done."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
 
 
 def open_beneath(directory: int, path: str) -> int:

@@ -13,6 +13,7 @@ from shoal.model.objects import Task
 from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import Annotations, Endpoint, PortConfig, TaskStatus
 from tests.support.fakes import DEADLINE_S, FakeClock, FakeImages, FakeNetworks, FakeRuntime
+from worker.agent.files import TaskFiles
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
@@ -112,6 +113,7 @@ class FakeNode:
             images=self.images,
             networks=self.networks,
             volumes=TaskVolumes(self.volumes, self.contents, FACTS, self.users_known),
+            files=TaskFiles(directory / "files", FACTS),
             records=self.records,
             reporter=self.reporter,
             facts=FACTS,

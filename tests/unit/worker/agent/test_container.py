@@ -10,7 +10,6 @@ from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.types import (
     DnsConfig,
     Driver,
-    FileReference,
     HealthCheck,
     Mount,
     Privileges,
@@ -195,8 +194,6 @@ def test_what_other_log_drivers_tell_the_logger():
         ("open stdin", {"open_stdin": True}),
         ("init", {"init": True}),
         ("health check", {"health_check": HealthCheck(test=("CMD", "true"))}),
-        ("secret", {"secrets": (FileReference(id="s"),)}),
-        ("config", {"configs": (FileReference(id="c"),)}),
         ("isolation", {"isolation": "hyperv"}),
         ("seccomp", {"privileges": Privileges(seccomp_mode="unconfined")}),
         ("apparmor", {"privileges": Privileges(apparmor_mode="disabled")}),
