@@ -13,6 +13,7 @@ from manager.orchestrator.update.dirty import is_dirty
 from manager.store.view import View
 from shoal.errors import InvalidArgument, SwarmError
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
+from shoal.model.modes import is_of_this_iteration
 from shoal.model.objects import AnyObject, Config, Network, Node, Secret, Service, Task
 from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
@@ -186,7 +187,9 @@ def _labels(labels: Mapping[str, str], wanted: tuple[str, ...]) -> bool:
 
 def _is_up_to_date(view: View, task: Task) -> bool:
     service = view.services.get(task.service_id)
-    return service is not None and not is_dirty(view, service, task)
+    if service is None or not is_of_this_iteration(service, task):
+        return False
+    return not is_dirty(view, service, task)
 
 
 def _resolve(resolve: Callable[[str], AnyObject], references: tuple[str, ...]) -> set[str]:

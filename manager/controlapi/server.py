@@ -222,7 +222,9 @@ class ControlServer(FileCalls):
         spec = from_pb(request.spec, ServiceSpec)
         service_id = new_id()
         commit = await self._commit(
-            lambda view: services.create_service(view, spec, service_id=service_id)
+            lambda view: services.create_service(
+                view, spec, service_id=service_id, now_ns=self._clock.now_ns()
+            )
         )
         service = _written(commit, Service)
         return pb.CreateServiceResponse(service=to_pb(service, objects_pb2.Service))
@@ -271,11 +273,14 @@ class ControlServer(FileCalls):
         spec = from_pb(request.spec, ServiceSpec)
 
         def build(view: View) -> Sequence[Change]:
+            now_ns = self._clock.now_ns()
             if request.rollback:
                 return services.roll_back_service(
-                    view, request.service, version=version, now_ns=self._clock.now_ns()
+                    view, request.service, version=version, now_ns=now_ns
                 )
-            return services.update_service(view, request.service, spec, version=version)
+            return services.update_service(
+                view, request.service, spec, version=version, now_ns=now_ns
+            )
 
         service = _written(await self._commit(build, version=version), Service)
         return pb.UpdateServiceResponse(service=to_pb(service, objects_pb2.Service))

@@ -12,15 +12,17 @@ from manager.controlapi import validate
 from manager.controlapi.files import with_file_ids
 from manager.controlapi.networks import with_network_ids
 from manager.controlapi.versions import check_version
+from manager.orchestrator.slots import place_of
 from manager.store.view import View
 from shoal.errors import FailedPrecondition
 from shoal.model.defaults import is_terminal, is_wanted, restart_policy, update_config
 from shoal.model.enums import TaskState, UpdateState
+from shoal.model.modes import concurrency, is_job, is_of_this_iteration, iteration_of
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Change, create, remove, update
 from shoal.model.row import Row
-from shoal.model.specs import ReplicatedMode, ServiceSpec
-from shoal.model.types import UpdateStatus
+from shoal.model.specs import GlobalJobMode, ReplicatedJobMode, ReplicatedMode, ServiceSpec
+from shoal.model.types import JobStatus, UpdateStatus
 
 
 class ServiceStatus(Row, frozen=True):
@@ -31,16 +33,19 @@ class ServiceStatus(Row, frozen=True):
     completed_tasks: int
 
 
-def create_service(view: View, spec: ServiceSpec, *, service_id: str) -> list[Change]:
+def create_service(view: View, spec: ServiceSpec, *, service_id: str, now_ns: int) -> list[Change]:
     """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
     validate.service_spec(spec)
     spec = with_file_ids(view, with_network_ids(view, spec))
     check_ports(view, spec, service_id=service_id)
-    return [create(Service(id=service_id, spec=spec))]
+    job = JobStatus(last_execution_at_ns=now_ns) if is_job(spec.mode) else None
+    return [create(Service(id=service_id, spec=spec, job_status=job))]
 
 
-def update_service(view: View, reference: str, spec: ServiceSpec, *, version: int) -> list[Change]:
-    """Another spec for a service; the spec it had becomes the previous one.
+def update_service(
+    view: View, reference: str, spec: ServiceSpec, *, version: int, now_ns: int
+) -> list[Change]:
+    """Another spec for a service; the spec it had becomes the previous one. A job begins again.
 
     version: what the caller read. Raises as `create_service`, and SequenceConflict.
     """
@@ -54,6 +59,7 @@ def update_service(view: View, reference: str, spec: ServiceSpec, *, version: in
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,
         update_status=None,
+        job_status=_next_iteration(service, now_ns),
     )
     return [update(changed)]
 
@@ -67,15 +73,17 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
         )
     with_file_ids(view, with_network_ids(view, service.previous_spec, service_id=service.id))
     check_ports(view, service.previous_spec, service_id=service.id)
+    status = UpdateStatus(
+        state=UpdateState.ROLLBACK_STARTED,
+        started_at_ns=now_ns,
+        message="manually requested rollback",
+    )
     changed = service.replaced(
         spec=service.previous_spec,
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,
-        update_status=UpdateStatus(
-            state=UpdateState.ROLLBACK_STARTED,
-            started_at_ns=now_ns,
-            message="manually requested rollback",
-        ),
+        update_status=None if is_job(service.spec.mode) else status,
+        job_status=_next_iteration(service, now_ns),
     )
     return [update(changed)]
 
@@ -86,19 +94,48 @@ def remove_service(view: View, reference: str) -> list[Change]:
 
 
 def status_of(service: Service, tasks: Mapping[str, Task], down_nodes: set[str]) -> ServiceStatus:
-    """Count a service's tasks as Swarm does: those on nodes that are down do not run."""
+    """Count a service's tasks as Swarm does: those on nodes that are down do not run.
+
+    Of a job those of its present iteration; a place that completed counts once.
+    """
+    tasks = {key: task for key, task in tasks.items() if is_of_this_iteration(service, task)}
     running = sum(
         task.status.state is TaskState.RUNNING
         and is_wanted(task)
         and task.node_id not in down_nodes
         for task in tasks.values()
     )
-    completed = sum(task.status.state is TaskState.COMPLETE for task in tasks.values())
-    if isinstance(service.spec.mode, ReplicatedMode):
-        desired = service.spec.mode.replicas
+    completed = [task for task in tasks.values() if task.status.state is TaskState.COMPLETE]
+    if is_job(service.spec.mode):
+        completed_count = len({place_of(service, task) for task in completed})
     else:
-        desired = sum(is_wanted(task) and not is_terminal(task) for task in tasks.values())
-    return ServiceStatus(running_tasks=running, desired_tasks=desired, completed_tasks=completed)
+        completed_count = len(completed)
+    return ServiceStatus(
+        running_tasks=running,
+        desired_tasks=_desired(service, tasks),
+        completed_tasks=completed_count,
+    )
+
+
+def _desired(service: Service, tasks: Mapping[str, Task]) -> int:
+    match service.spec.mode:
+        case ReplicatedMode(replicas=replicas):
+            return replicas
+        case ReplicatedJobMode() as mode:
+            return concurrency(mode)
+        case GlobalJobMode():
+            wanted = (task for task in tasks.values() if is_wanted(task))
+            return len({place_of(service, task) for task in wanted})
+        case _:
+            return sum(is_wanted(task) and not is_terminal(task) for task in tasks.values())
+
+
+def _next_iteration(service: Service, now_ns: int) -> JobStatus | None:
+    """Where the job stands when its work begins again; None for other services."""
+    iteration = iteration_of(service)
+    if iteration is None:
+        return None
+    return JobStatus(iteration=iteration + 1, last_execution_at_ns=now_ns)
 
 
 def with_defaults(service: Service) -> Service:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from manager.ca.cfssl import URLS_MAX
 from manager.controlapi.validate_files import file_references
+from manager.controlapi.validate_modes import service_mode
 from manager.controlapi.validate_names import object_labels, object_name
 from manager.controlapi.validate_networks import attachments, fixed_addresses
 from manager.scheduler.constraints import parse_constraints
@@ -46,7 +47,6 @@ from shoal.model.types import (
 )
 from shoal.security.succession import check_root
 
-REPLICAS_MAX = 100_000
 MANAGERS_WANTED_MAX = 9
 PORTS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
@@ -72,14 +72,10 @@ def service_spec(spec: ServiceSpec) -> None:
     """Refuse a service that cannot be run as it is written."""
     object_name("service name", spec.annotations.name)
     object_labels("service labels", spec.annotations)
-    if not isinstance(spec.mode, ReplicatedMode):
-        raise Unimplemented("mode: only replicated services can be run by this version")
-    if spec.mode.replicas > REPLICAS_MAX:
-        raise InvalidArgument(
-            f"replicas: {spec.mode.replicas} is more than {REPLICAS_MAX}, the most of one service"
-        )
+    service_mode(spec)
     _task(spec.task)
-    fixed_addresses(spec, replicas=spec.mode.replicas)
+    if isinstance(spec.mode, ReplicatedMode):
+        fixed_addresses(spec, replicas=spec.mode.replicas)
     _endpoint(spec)
     _wait("drain timeout", spec.drain_timeout_ns)
     _update("update", spec.update)

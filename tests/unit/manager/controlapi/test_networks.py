@@ -182,20 +182,24 @@ def test_addresses_that_a_service_cannot_have_are_refused(addresses: list[str], 
     network = a_network("net", ipam=IpamOptions(configs=(wish,)))
     cell = _settled(Cell([network, _fixed("10.1.0.20", name="db")]))
     with pytest.raises(InvalidArgument) as caught:
-        create_service(cell.tables, _fixed(*addresses, replicas=2).spec, service_id="s")
+        create_service(cell.tables, _fixed(*addresses, replicas=2).spec, service_id="s", now_ns=1)
     assert caught.value.message.startswith(text)
 
 
 def test_a_service_keeps_its_own_addresses_when_it_changes() -> None:
     cell = _settled(Cell([a_network("net", "10.1.0.0/24"), _fixed("10.1.0.20", "10.1.0.21")]))
     bigger = _fixed("10.1.0.20", "10.1.0.21", replicas=2).spec
-    assert len(update_service(cell.tables, "web", bigger, version=0)) == 1
+    assert len(update_service(cell.tables, "web", bigger, version=0, now_ns=1)) == 1
     with pytest.raises(InvalidArgument, match="2 IPv4 addresses for 3 replicas"):
-        update_service(cell.tables, "web", bigger.replaced(mode=ReplicatedMode(3)), version=0)
+        update_service(
+            cell.tables, "web", bigger.replaced(mode=ReplicatedMode(3)), version=0, now_ns=1
+        )
     hasty = UpdateConfig(order=UpdateOrder.START_FIRST)
     for field in ("update", "rollback"):
         with pytest.raises(InvalidArgument, match=f"{field} order: start-first needs a second"):
-            update_service(cell.tables, "web", bigger.replaced(**{field: hasty}), version=0)
+            update_service(
+                cell.tables, "web", bigger.replaced(**{field: hasty}), version=0, now_ns=1
+            )
 
 
 def test_a_network_is_kept_while_somebody_uses_it() -> None:

@@ -119,7 +119,6 @@ SERVICE_RULES = [
     (named("web", {"": "x"}), BAD, "service labels: '' must not be empty"),
     (named("web", {"a b": "x"}), BAD, "service labels: 'a b' must not"),
     (named("web", {str(n): "" for n in range(1025)}), BAD, "service labels: 1025, at most 1024"),
-    (spec(mode=GlobalMode()), LATER, "mode: only replicated"),
     (spec(mode=ReplicatedMode(replicas=100_001)), BAD, "replicas: 100001 is more than 100000"),
     (task(runtime=GenericRuntimeSpec(kind="vm")), LATER, "runtime: only containers"),
     (task(networks=(NetworkAttachmentConfig(""),)), BAD, "network: must be given by name or id"),

@@ -12,7 +12,13 @@ from manager.orchestrator.slots import Slot, ended_by_itself, node_is_lost, serv
 from manager.orchestrator.update.dirty import is_dirty
 from manager.reconcile.agenda import Agenda
 from shoal.model.defaults import is_terminal, is_wanted
-from shoal.model.enums import NodeState, RestartCondition, TaskState
+from shoal.model.enums import (
+    NodeAvailability,
+    NodeState,
+    RestartCondition,
+    ReturnAction,
+    TaskState,
+)
 from shoal.model.modes import concurrency, is_global, is_job, is_of_this_iteration, iteration_of
 from shoal.model.objects import Node, Service, Task
 from shoal.model.specs import (
@@ -196,6 +202,18 @@ class ModesSimulation(Simulation):
                 assert not ground.must_leave(task) or self._may_be_away(task), task
 
     @override
+    def _may_be_away(self, task: Task) -> bool:
+        service = self.cell.tables.services.get(task.service_id)
+        policy = None if service is None else service.spec.task.disconnect
+        node = self.cell.tables.nodes.get(task.node_id)
+        mode = self.modes.get(task.service_id, ReplicatedMode())
+        if is_global(mode) and policy is not None and node is not None and not is_terminal(task):
+            stays = policy.on_return is ReturnAction.KEEP_ORIGINAL  # nobody can replace it
+            if stays and node.spec.availability is not NodeAvailability.DRAIN:
+                return True
+        return super()._may_be_away(task)
+
+    @override
     def check_goal(self) -> None:
         for service in self.cell.tables.services:
             if service_slots(self.cell.tables, service):  # else no node fits
@@ -217,7 +235,9 @@ class ModesSimulation(Simulation):
                 assert all(is_terminal(task) for task in slot.wanted), slot
             elif is_job(mode):
                 assert slot.completed or self._gave_up(slot), slot
-            elif not self._gave_up(slot):
+            elif self._gave_up(slot):
+                assert len(slot.wanted) <= 1, slot  # a start-first update leaves the old task
+            else:
                 (task,) = slot.wanted
                 assert task.status.state is TaskState.RUNNING, task
                 assert not is_dirty(self.cell.tables, service, task), task
@@ -231,4 +251,4 @@ class ModesSimulation(Simulation):
         ended = is_terminal(slot.newest) and (
             ended_by_itself(slot.newest) or policy.condition is RestartCondition.NONE
         )
-        return bool(finite) and ended and not slot.running
+        return bool(finite) and ended

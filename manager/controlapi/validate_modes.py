@@ -1,0 +1,48 @@
+"""Rules of services' modes: what each one counts, and what it cannot be combined with. Pure."""
+
+from __future__ import annotations
+
+from shoal.errors import InvalidArgument
+from shoal.model.modes import is_global, is_job
+from shoal.model.specs import ReplicatedJobMode, ReplicatedMode, ServiceSpec
+
+REPLICAS_MAX = 100_000
+TTL_MAX_NS = 8_760 * 3600 * 1_000_000_000
+
+
+def service_mode(spec: ServiceSpec) -> None:
+    """Refuse numbers out of range, and settings that would mean nothing in the service's mode."""
+    _numbers(spec)
+    if is_global(spec.mode) and spec.task.placement.max_replicas:
+        raise InvalidArgument(
+            "replicas-max-per-node can only be used with replicated or replicated-job mode"
+        )
+    if is_job(spec.mode) and (spec.update is not None or spec.rollback is not None):
+        raise InvalidArgument(
+            "update and rollback configuration is not supported for jobs: a change of a job runs "
+            "it again as a whole"
+        )
+    if not isinstance(spec.mode, ReplicatedMode) and any(
+        wish.addresses for wish in spec.task.networks
+    ):
+        raise InvalidArgument("network: addresses (ip=) can only be used with replicated mode")
+    ttl_ns = spec.ttl_after_finish_ns
+    if ttl_ns is not None and not is_job(spec.mode):
+        raise InvalidArgument("ttl after finish: only jobs finish: leave it out")
+    if ttl_ns is not None and not 0 <= ttl_ns <= TTL_MAX_NS:
+        raise InvalidArgument("ttl after finish: must be from 0s to 8760h")
+
+
+def _numbers(spec: ServiceSpec) -> None:
+    match spec.mode:
+        case ReplicatedMode(replicas=replicas):
+            numbers = {"replicas": replicas}
+        case ReplicatedJobMode(max_concurrent=at_once, total_completions=total):
+            numbers = {"replicas": total, "max concurrent": at_once}
+        case _:
+            numbers = {}
+    for name, number in numbers.items():
+        if number > REPLICAS_MAX:
+            raise InvalidArgument(
+                f"{name}: {number} is more than {REPLICAS_MAX}, the most of one service"
+            )
