@@ -52,9 +52,11 @@ _log = structlog.get_logger()
 class Stream:
     """An open assignments stream and the signal that wakes it."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, concerned: int) -> None:
         self.assignments = NodeAssignments(node_id)
         self.signal = Signal()
+        self.concerned = concerned
+        """The newest endpoint version that is another one for this node than the one before."""
 
 
 class Dispatcher:
@@ -184,8 +186,10 @@ class Dispatcher:
         """
         if node_id in self._streams:
             before = self._acknowledged_by_all()
-            known = self.acknowledged.get(node_id, 0)
-            self.acknowledged[node_id] = max(known, min(version, self.table.version))
+            newest = self.table.version
+            if version >= self._streams[node_id].concerned:
+                version = newest  # those after it are the same for this node
+            self.acknowledged[node_id] = max(self.acknowledged[node_id], min(version, newest))
             if self._acknowledged_by_all() != before:
                 self._wake_holding()
         message = "; ".join(conflicts)[:MESSAGE_LENGTH_MAX]
@@ -227,7 +231,7 @@ class Dispatcher:
     @contextmanager
     def stream(self, node_id: str) -> Iterator[Stream]:
         """Open the node's assignments stream, in place of an older one."""
-        stream = Stream(node_id)
+        stream = Stream(node_id, self.table.version)
         previous = self._streams.get(node_id)
         self._streams[node_id] = stream
         if previous is not None:
@@ -385,6 +389,7 @@ class Dispatcher:
         )
         for stream in self._streams.values():
             stream.assignments.mark_all(view, self.table)
+            stream.concerned = self.table.version
             stream.signal.set()
         for signal in self._session_signals.values():
             signal.set()
@@ -451,6 +456,10 @@ class Dispatcher:
         for node_id, stream in self._streams.items():
             stream.assignments.mark(tasks=by_node.get(node_id, ()), peers=peers, ports=ports)
             stream.assignments.overlays.mark(self.table.overlays, overlays)
+            if peers or ports or stream.assignments.overlays.is_dirty:
+                stream.concerned = self.table.version
+            elif self.acknowledged[node_id] >= stream.concerned:
+                self.acknowledged[node_id] = self.table.version
             if stream.assignments.is_dirty:
                 stream.signal.set()
 

@@ -48,7 +48,8 @@ async def test_nodes_hear_of_networks_as_tasks_come_and_go():
 
 
 async def test_a_task_on_networks_alone_is_held_until_all_have_acknowledged():
-    rig = Rig(a_node("n1"), a_node("n2"), made("red"), attached("t1", "red"))
+    other = attached("t2", "red", number=10, node_id="n2")
+    rig = Rig(a_node("n1"), a_node("n2"), made("red"), attached("t1", "red"), other)
     dispatcher = rig.dispatcher
     async with running(dispatcher.run):
         for node in ("n1", "n2"):
@@ -66,6 +67,33 @@ async def test_a_task_on_networks_alone_is_held_until_all_have_acknowledged():
             await dispatcher.acknowledge("n1", dispatcher.table.version, [])
             assert dispatcher.take(own)[0].tasks == ()
             await dispatcher.acknowledge("n2", dispatcher.table.version, [])
+            assert [task.id for task in dispatcher.take(own)[0].tasks] == ["t1"]
+
+
+async def test_a_node_that_a_change_does_not_concern_has_nothing_to_acknowledge():
+    """A node without a task on the network is told nothing of it, and holds nobody back."""
+    rig = Rig(a_node("n1"), a_node("n2"), made("red"), attached("t1", "red"))
+    dispatcher = rig.dispatcher
+    async with running(dispatcher.run):
+        for node in ("n1", "n2"):
+            await rig.register(node)
+        with dispatcher.stream("n1") as own, dispatcher.stream("n2"):
+            said(rig, own)
+            first = dispatcher.table.version
+            await dispatcher.acknowledge("n1", first, [])
+            rig.put(attached("t2", "red", number=10))
+            await until(lambda: dispatcher.table.version > first)
+            assert dispatcher.acknowledged == {"n1": first, "n2": 0}, "n2 has to say where it is"
+            await dispatcher.acknowledge("n2", first, [])
+            assert dispatcher.acknowledged == {"n1": first, "n2": dispatcher.table.version}
+
+            before = dispatcher.table.version
+            rig.put(rig.store.view.tasks.resolve("t1").with_desired_state(TaskState.SHUTDOWN))
+            await until(lambda: dispatcher.table.version > before)
+            assert dispatcher.acknowledged == {"n1": first, "n2": dispatcher.table.version}
+            assert said(rig, own) == ["+t1", "+t2"]
+            assert dispatcher.take(own)[0].tasks == (), "its own node has not acknowledged"
+            await dispatcher.acknowledge("n1", dispatcher.table.version, [])
             assert [task.id for task in dispatcher.take(own)[0].tasks] == ["t1"]
 
 
