@@ -142,9 +142,11 @@ def with_defaults(service: Service) -> Service:
     """The service with every unset field of its spec at the value in force."""
     spec = service.spec
     task = spec.task.replaced(restart=restart_policy(spec.task.restart))
-    filled = spec.replaced(
-        task=task, update=update_config(spec.update), rollback=update_config(spec.rollback)
-    )
+    filled = spec.replaced(task=task)
+    if not is_job(spec.mode):
+        filled = filled.replaced(
+            update=update_config(spec.update), rollback=update_config(spec.rollback)
+        )
     return service.replaced(spec=filled)
 
 

@@ -14,7 +14,8 @@ from swarmctl import output
 from swarmctl.commands.service_flags import REPLICAS, create_flags, update_flags
 from swarmctl.complete import complete_services
 from swarmctl.each import each, exit_with
-from swarmctl.edit.service import edit_service, with_replicas
+from swarmctl.edit.modes import scaled
+from swarmctl.edit.service import edit_service
 from swarmctl.exits import INTERRUPTED
 from swarmctl.options import detach_option, given, quiet_progress_option
 from swarmctl.progress.display import make_display
@@ -124,7 +125,8 @@ def scale_services(session: Session, pairs: tuple[str, ...], *, detach: bool) ->
     def change(name: str, replicas: int) -> Callable[[Client], Awaitable[Written]]:
         async def scale(client: Client) -> Written:
             service = (await client.service(name)).service
-            written = await client.update_service(service, with_replicas(service.spec, replicas))
+            mode = scaled(service.spec.mode, replicas, name)
+            written = await client.update_service(service, service.spec.replaced(mode=mode))
             click.echo(f"{name} scaled to {replicas}")
             return written
 

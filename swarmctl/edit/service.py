@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.errors import InvalidArgument
 from shoal.model.enums import DisconnectAction
-from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceSpec, TaskSpec
+from shoal.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from shoal.model.types import (
     DisconnectPolicy,
     Driver,
@@ -20,6 +20,7 @@ from shoal.model.types import (
 )
 from swarmctl.edit.container import edit_container
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
+from swarmctl.edit.modes import edit_mode
 from swarmctl.parsing.ports import target_of
 
 LOG_DRIVER = "json-file"
@@ -34,11 +35,12 @@ def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
     return spec.replaced(
         annotations=annotations,
         task=edit_task(spec.task, flags),
-        mode=with_replicas(spec, flags["replicas"]).mode if "replicas" in flags else spec.mode,
+        mode=edit_mode(spec.mode, flags),
         update=_edit_update(spec.update, flags, "update"),
         rollback=_edit_update(spec.rollback, flags, "rollback"),
         endpoint=_edit_endpoint(spec.endpoint, flags),
         drain_timeout_ns=flags.get("drain_timeout", spec.drain_timeout_ns),
+        ttl_after_finish_ns=flags.get("ttl_after_finish", spec.ttl_after_finish_ns),
     )
 
 
@@ -62,15 +64,6 @@ def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
         ),
         force_update=task.force_update + (1 if flags.get("force") else 0),
     )
-
-
-def with_replicas(spec: ServiceSpec, replicas: int) -> ServiceSpec:
-    """The spec with another number of tasks. Raises InvalidArgument for other modes."""
-    if not isinstance(spec.mode, ReplicatedMode):
-        raise InvalidArgument(
-            f"service {spec.annotations.name!r}: replicas can only be set in replicated mode"
-        )
-    return spec.replaced(mode=ReplicatedMode(replicas=replicas))
 
 
 def _edit_resources(resources: ResourceRequirements, flags: Flags) -> ResourceRequirements:

@@ -15,14 +15,18 @@ import msgspec
 from shoal.clock import NS_PER_S
 from shoal.model.defaults import UPDATE_WAITS, update_config
 from shoal.model.enums import RestartCondition, TaskState, UpdateState
+from shoal.model.modes import is_job
 from shoal.model.objects import Service, Task
 from shoal.model.specs import ReplicatedMode
 from swarmctl.parsing.words import spell
+from swarmctl.progress.jobs import JobLook, look_at_job
 from swarmctl.render.tables import ellipsis, one_line
 
 BARS_MAX = 20
 STEPS = 9
 ERROR_WIDTH = 75
+NO_NODE_WAIT_S = 5.0
+"""So long a global job is given to have its first task."""
 
 _STEP_BY_STATE = {
     TaskState.NEW: 1,
@@ -33,6 +37,7 @@ _STEP_BY_STATE = {
     TaskState.READY: 7,
     TaskState.STARTING: 8,
     TaskState.RUNNING: 9,
+    TaskState.COMPLETE: 9,
 }
 
 _UNDER_WAY = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
@@ -74,6 +79,8 @@ class Wait(msgspec.Struct, frozen=True):
 
 def step(wait: Wait, look: Look, now_s: float) -> Wait:
     """The wait after one more look. `now_s`: seconds on any clock that never jumps."""
+    if is_job(look.service.spec.mode):
+        return _job_step(wait, look, now_s)
     status = look.service.update_status
     state = status.state if status else UpdateState.UNKNOWN
     message = status.message.partition(UPDATE_WAITS)[0] if status else ""
@@ -89,6 +96,34 @@ def step(wait: Wait, look: Look, now_s: float) -> Wait:
         message=(wait.message or message) if rolling_back or rolled_back else "",
     )
     return _judge(wait, look, now_s)
+
+
+def _job_step(wait: Wait, look: Look, now_s: float) -> Wait:
+    """A job is done when all of it is complete; a global one without a node, when it stays so."""
+    job = look_at_job(look.service, look.tasks)
+    lines = list(_job_lines(job))
+    if not job.over and job.total is not None:
+        return _with(wait, converged_at_s=None, lines=lines)
+    since_s = now_s if wait.converged_at_s is None else wait.converged_at_s
+    if job.total is None and now_s - since_s < NO_NODE_WAIT_S:
+        return _with(wait, converged_at_s=since_s, lines=lines)
+    if job.failed:
+        task = job.failed[0]
+        reason = task.status.error or task.status.message
+        left = f"{job.done} out of {job.total} complete"
+        return _failed(wait, f"job failed ({left}): task {task.id}: {reason}", lines)
+    lines.append(Line("job", "complete" if job.total is not None else "complete: no node fits"))
+    result = _with(wait, converged_at_s=since_s, lines=lines)
+    return msgspec.structs.replace(result, outcome=Outcome.CONVERGED)
+
+
+def _job_lines(job: JobLook) -> Iterable[Line]:
+    total = job.total or 0
+    yield Line("job progress", f"{job.done} out of {total} complete")
+    yield Line("active tasks", f"{job.active} out of {job.at_once} tasks")
+    if total <= BARS_MAX:
+        for number, task in enumerate(sorted(job.shown, key=_slot_order), start=1):
+            yield _task_line(f"{task.slot + 1 if task.slot else number}/{total}", task)
 
 
 def _judge(wait: Wait, look: Look, now_s: float) -> Wait:
@@ -193,11 +228,14 @@ def progress_lines(
     if wanted > BARS_MAX or len(tasks) > BARS_MAX:
         return
     for number, task in enumerate(sorted(tasks, key=_slot_order), start=1):
-        key = f"{task.slot or number}/{wanted}"
-        if task.status.error and task.status.state is not TaskState.RUNNING:
-            yield Line(key, ellipsis(one_line(task.status.error), ERROR_WIDTH))
-        else:
-            yield Line(key, spell(task.status.state), _STEP_BY_STATE.get(task.status.state))
+        yield _task_line(f"{task.slot or number}/{wanted}", task)
+
+
+def _task_line(key: str, task: Task) -> Line:
+    state = task.status.state
+    if task.status.error and state is not TaskState.RUNNING:
+        return Line(key, ellipsis(one_line(task.status.error), ERROR_WIDTH))
+    return Line(key, spell(state), _STEP_BY_STATE.get(state))
 
 
 def hindrance_lines(service: Service) -> Iterable[Line]:

@@ -76,7 +76,12 @@ def service_json(service: Service, counts: ServiceCounts | None = None) -> Recor
         UpdateStatus=service.update_status and _update_status(service.update_status),
         ServiceStatus=status,
         JobStatus=service.job_status
-        and record({"JobIteration": {"Index": service.job_status.iteration}}),
+        and record(
+            {
+                "JobIteration": {"Index": service.job_status.iteration},
+                "LastExecution": timestamp(service.job_status.last_execution_at_ns),
+            }
+        ),
     )
 
 

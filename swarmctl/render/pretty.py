@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shoal.model.defaults import disconnect_wait_ns, restart_policy, update_config
 from shoal.model.enums import DisconnectAction
+from shoal.model.modes import concurrency
 from shoal.model.objects import Node, Service
 from shoal.model.specs import ContainerSpec, ReplicatedJobMode, ReplicatedMode, TaskSpec
 from shoal.model.types import Endpoint, Mount, ResourceRequirements, Resources, UpdateConfig
@@ -25,7 +26,8 @@ def service_text(service: Service, now_ns: int) -> str:
         lines.append(f" Replicas:\t{spec.mode.replicas}")
     if isinstance(spec.mode, ReplicatedJobMode):
         lines.append(f" Total Completions:\t{spec.mode.total_completions}")
-        lines.append(f" Max Concurrent:\t{spec.mode.max_concurrent}")
+        lines.append(f" Max Concurrent:\t{concurrency(spec.mode)}")
+    lines += _job(service, now_ns)
     lines += _update_status(service, now_ns)
     lines += _placement(spec.task)
     lines += _update("UpdateConfig", "Update", spec.update)
@@ -44,6 +46,20 @@ def service_text(service: Service, now_ns: int) -> str:
     if spec.drain_timeout_ns is not None:
         lines.append(f"Drain Timeout:\t{format_duration(spec.drain_timeout_ns)}")
     return "\n".join(lines) + "\n"
+
+
+def _job(service: Service, now_ns: int) -> list[str]:
+    status, ttl_ns = service.job_status, service.spec.ttl_after_finish_ns
+    if status is None:
+        return []
+    begun = distance(now_ns - status.last_execution_at_ns).lower()
+    kept = "for good" if ttl_ns is None else format_duration(ttl_ns)
+    return [
+        "JobStatus:",
+        f" Iteration:\t{status.iteration}",
+        f" Begun:\t\t{begun} ago",
+        f" Kept After End:\t{kept}",
+    ]
 
 
 def role_obstacle(node: Node) -> str:

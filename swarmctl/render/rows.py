@@ -188,11 +188,16 @@ def mode_name(mode: ServiceMode) -> str:
 
 
 def replicas(entry: ServiceEntry) -> str:
-    """Running and wanted tasks, with the most per node: `2/3 (max 1 per node)`."""
+    """Running and wanted tasks, and the most per node: `2/3 (max 1 per node)`.
+
+    Of a job what it has done besides: `1/1 (5/5 completed)`.
+    """
     counts, spec = entry.counts, entry.service.spec
     result = f"{counts.running}/{counts.desired}"
     if isinstance(spec.mode, ReplicatedJobMode):
-        result += f" ({counts.completed}/{spec.mode.total_completions} completed)"
+        return f"{result} ({counts.completed}/{spec.mode.total_completions} completed)"
+    if isinstance(spec.mode, GlobalJobMode):
+        return f"{result} ({counts.completed}/{counts.desired} completed)"
     if spec.task.placement.max_replicas:
         result += f" (max {spec.task.placement.max_replicas} per node)"
     return result

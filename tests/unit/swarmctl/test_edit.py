@@ -21,7 +21,8 @@ from shoal.model.types import DisconnectPolicy, Driver, PortConfig
 from swarmctl.commands.service_write import create_service, flags_of, update_service
 from swarmctl.edit.container import edit_capabilities
 from swarmctl.edit.lists import merged
-from swarmctl.edit.service import edit_service, with_replicas
+from swarmctl.edit.modes import scaled
+from swarmctl.edit.service import edit_service
 from tests.unit.swarmctl.rows import a_spec
 
 # Flag of create, value, path to the field and what must be there.
@@ -257,8 +258,11 @@ def test_adding_a_dropped_capability_undoes_the_drop():
 
 
 def test_replicas_need_replicated_mode():
-    with pytest.raises(InvalidArgument, match="replicated mode"):
-        with_replicas(a_spec(mode=GlobalMode()), 3)
+    text = "can only be used with replicated or replicated-job mode"
+    with pytest.raises(InvalidArgument, match=f"^replicas {text}$"):
+        edit_service(a_spec(mode=GlobalMode()), {"replicas": 3})
+    with pytest.raises(InvalidArgument, match=f"^web: scale {text}$"):
+        scaled(GlobalMode(), 3, "web")
 
 
 @given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)))
