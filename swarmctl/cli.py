@@ -18,6 +18,7 @@ MEMBERS = {
         "swarmctl.commands.settings:cluster", "Settings, backup and leadership of the cluster"
     ),
     "completion": Lazy("swarmctl.commands.completion:completion", "Print a completion script"),
+    "config": Lazy("swarmctl.commands.files:config", "Files for tasks that need no secrecy"),
     "context": Lazy("swarmctl.commands.context:context", "Name clusters and choose one"),
     "image": Lazy("swarmctl.commands.image:image", "Images of a node or of all nodes"),
     "info": Lazy("swarmctl.commands.cluster:info", "Show the node and its cluster"),
@@ -30,6 +31,7 @@ MEMBERS = {
     "leave": Lazy("swarmctl.commands.cluster:leave", "Let this node leave its cluster"),
     "network": Lazy("swarmctl.commands.network:network", "Overlay networks of the cluster"),
     "node": Lazy("swarmctl.commands.node:node", "Nodes of the cluster"),
+    "secret": Lazy("swarmctl.commands.files:secret", "Secret files for tasks"),
     "service": Lazy("swarmctl.commands.service:service", "Services of the cluster"),
     "task": Lazy("swarmctl.commands.task:task", "Tasks of the cluster"),
     "unlock": Lazy("swarmctl.commands.locking:unlock", "Unlock this node's manager"),

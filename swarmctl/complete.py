@@ -47,6 +47,16 @@ def complete_networks(ctx: click.Context, _param: click.Parameter, incomplete: s
     return _asked(ctx, names, incomplete)
 
 
+def complete_secrets(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of secrets that start with what was typed."""
+    return _asked(ctx, _names_of_files("Secret"), incomplete)
+
+
+def complete_configs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of configs that start with what was typed."""
+    return _asked(ctx, _names_of_files("Config"), incomplete)
+
+
 def complete_join_tokens(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of join tokens that start with what was typed."""
 
@@ -64,6 +74,18 @@ def complete_contexts(_ctx: click.Context, _param: click.Parameter, incomplete: 
         known = [contexts.DEFAULT_CONTEXT, *contexts.load().contexts]
         return sorted(name for name in known if name.startswith(incomplete))
     return []
+
+
+def _names_of_files(kind: str) -> Callable[[Client], Awaitable[list[str]]]:
+    async def names(client: Client) -> list[str]:
+        from shoal.model.objects import Config, Secret  # here: they need msgspec, and the client
+        from swarmctl.files import FileCalls
+
+        if kind == "Secret":
+            return [row.spec.annotations.name for row in await FileCalls(client, Secret).list()]
+        return [row.spec.annotations.name for row in await FileCalls(client, Config).list()]
+
+    return names
 
 
 def _asked(

@@ -61,6 +61,11 @@ NETWORK_RULES: Mapping[str, _Rule] = {
     "label": ("labels", _same),
     "driver": ("drivers", _same),
 }
+FILE_RULES: Mapping[str, _Rule] = {
+    "id": ("ids", _same),
+    "name": ("names", _same),
+    "label": ("labels", _same),
+}
 TASK_RULES: Mapping[str, _Rule] = {
     "id": ("ids", _same),
     "name": ("names", _same),

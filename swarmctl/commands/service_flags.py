@@ -25,8 +25,10 @@ from shoal.model.enums import (
     UpdateOrder,
 )
 from shoal.model.log_drivers import TASK_OPTIONS
-from swarmctl.complete import complete_networks
+from swarmctl.complete import complete_configs, complete_networks, complete_secrets
+from swarmctl.edit.modes import MODES
 from swarmctl.options import FunctionT, Parsed, Word, combined
+from swarmctl.parsing.files import parse_file
 from swarmctl.parsing.mounts import parse_mount
 from swarmctl.parsing.networks import parse_network
 from swarmctl.parsing.ports import parse_publish, parse_targets
@@ -89,19 +91,33 @@ def _score(text: str) -> int:
     return score
 
 
-class _Network(Parsed):
-    """A network, completed with the names there are."""
+class _Named(Parsed):
+    """A value that begins with a name, completed with the names there are."""
+
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], Any],
+        complete: Callable[[click.Context, click.Parameter, str], list[str]],
+    ) -> None:
+        super().__init__(name, parse)
+        self._complete = complete
 
     @override
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Names that start with what was typed."""
-        return [CompletionItem(name) for name in complete_networks(ctx, param, incomplete)]
+        return [CompletionItem(name) for name in self._complete(ctx, param, incomplete)]
 
 
-NETWORK = _Network("network", parse_network)
-NETWORK_NAME = _Network("network", str)
+NETWORK = _Named("network", parse_network, complete_networks)
+NETWORK_NAME = _Named("network", str, complete_networks)
+SECRET = _Named("secret", parse_file, complete_secrets)
+SECRET_NAME = _Named("secret", str, complete_secrets)
+CONFIG = _Named("config", parse_file, complete_configs)
+CONFIG_NAME = _Named("config", str, complete_configs)
+FILE_FORMS = "NAME or source=NAME,target=PATH,uid=ID,gid=ID,mode=0444 (rm: name)"
 COUNT = Parsed("count", _count)
 DURATION = Parsed("duration", parse_duration)
 BYTES = Parsed("bytes", parse_bytes)
@@ -111,6 +127,7 @@ REPLICAS = Parsed("count", _replica_count)
 
 # name, type of what is added, type of what is removed, help, short flag of create
 _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], ...] = (
+    ("config", CONFIG, CONFIG_NAME, f"config as a file, {FILE_FORMS}", ""),
     (
         "constraint",
         Parsed("expression", parse_constraint),
@@ -167,6 +184,7 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
         "published port (rm: target port)",
         "-p",
     ),
+    ("secret", SECRET, SECRET_NAME, f"secret as a file in /run/secrets, {FILE_FORMS}", ""),
     ("sysctl", Parsed("key=value", parse_pair), click.STRING, "sysctl of the container", ""),
     ("ulimit", Parsed("ulimit", parse_ulimit), click.STRING, "ulimit, name=soft[:hard]", ""),
 )
@@ -200,7 +218,9 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
         Word(*EndpointMode),
         "What the service's name stands for: vip (default) one address, dnsrr the tasks' own",
     ),
-    (("--replicas",), REPLICAS, "Number of tasks"),
+    (("--replicas",), REPLICAS, "Number of tasks, or of completions of a job"),
+    (("--max-concurrent",), REPLICAS, "Tasks of a job at once (default: all)"),
+    (("--ttl-after-finish",), DURATION, "How long a job is kept after its end (default: for good)"),
     (("--replicas-max-per-node",), COUNT, "Most tasks per node (default 0: no limit)"),
     (("--restart-condition",), Word(*RestartCondition), "When a task is replaced (default any)"),
     (("--restart-delay",), DURATION, "Delay before that (default 5s)"),
@@ -234,7 +254,12 @@ def create_flags(function: FunctionT) -> FunctionT:
         help="File of environment variables",
     )
     name = click.option("--name", help="Name of the service")
-    return combined(name, *lists, env_file, *_common(), *_refused(create=True))(function)
+    mode = click.option(
+        "--mode",
+        type=click.Choice(list(MODES)),
+        help="A number of tasks, or one on every node; jobs run to completion (default replicated)",
+    )
+    return combined(name, mode, *lists, env_file, *_common(), *_refused(create=True))(function)
 
 
 def update_flags(function: FunctionT) -> FunctionT:
@@ -293,21 +318,17 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
 
 
 _REFUSED_VALUES = (
-    "config", "credential-spec", "health-cmd", "health-interval",
+    "credential-spec", "health-cmd", "health-interval",
     "health-retries", "health-start-interval", "health-start-period", "health-timeout",
-    "isolation", "max-concurrent", "secret",
+    "isolation",
 )  # fmt: skip
-_REFUSED_LISTS = ("config", "secret")
 _REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
 
 
 def _refused(*, create: bool) -> list[Option]:
-    names = [name for name in _REFUSED_VALUES if create or name not in _REFUSED_LISTS]
-    if not create:
-        names += [f"{name}-{verb}" for name in _REFUSED_LISTS for verb in ("add", "rm")]
     options = [
         click.option(f"--{name}", hidden=True, expose_value=False, callback=_refuse)
-        for name in names
+        for name in _REFUSED_VALUES
     ]
     options += [
         click.option(
@@ -316,23 +337,12 @@ def _refused(*, create: bool) -> list[Option]:
         )
         for name in _REFUSED_SWITCHES
     ]  # fmt: skip
-    if create:
-        options.append(
-            click.option("--mode", hidden=True, expose_value=False, callback=_refuse_mode)
-        )
     return options
 
 
 def _refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
     if value is not None:
         raise click.UsageError(f"{param.opts[0]} is not supported by this version", ctx)
-
-
-def _refuse_mode(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
-    if value not in (None, "replicated"):
-        raise click.UsageError(
-            f"--mode {value} is not supported by this version: services are replicated", ctx
-        )
 
 
 def _parameter(name: str, verb: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shoal.model.specs import ContainerSpec
-from shoal.model.types import DnsConfig, Mount, Ulimit
+from shoal.model.types import DnsConfig, FileReference, Mount, Ulimit
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 
 _PLAIN = {
@@ -49,6 +49,8 @@ def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
             remove=flags.get("mount_rm", ()),
             key=_target,
         ),
+        secrets=_edit_files(container.secrets, flags, "secret"),
+        configs=_edit_files(container.configs, flags, "config"),
         ulimits=merged(
             container.ulimits,
             add=flags.get("ulimit_add", ()),
@@ -93,6 +95,19 @@ def _edit_dns(dns: DnsConfig, flags: Flags) -> DnsConfig:
         search=edited_list(dns.search, flags, "dns_search"),
         options=edited_list(dns.options, flags, "dns_option"),
     )
+
+
+def _edit_files(
+    current: Iterable[FileReference], flags: Flags, name: str
+) -> tuple[FileReference, ...]:
+    """Removed by name or id; an added one takes the place of who had its target."""
+    gone = set(flags.get(f"{name}_rm", ()))
+    kept = [one for one in current if not gone & {one.name, one.id}]
+    return merged(kept, add=flags.get(f"{name}_add", ()), key=_file_target)
+
+
+def _file_target(reference: FileReference) -> str:
+    return reference.target
 
 
 def _variable(assignment: str) -> str:

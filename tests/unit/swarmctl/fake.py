@@ -26,8 +26,16 @@ from shoal.api.v1 import (
 )
 from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict, SwarmError
 from shoal.model.enums import NodeRole, TaskState, UpdateState
-from shoal.model.objects import Cluster, Network, Node, Service, Task
-from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ReplicatedMode, ServiceSpec
+from shoal.model.objects import Cluster, Config, Network, Node, Secret, Service, Task
+from shoal.model.specs import (
+    ClusterSpec,
+    ConfigSpec,
+    NetworkSpec,
+    NodeSpec,
+    ReplicatedMode,
+    SecretSpec,
+    ServiceSpec,
+)
 from shoal.model.types import (
     ExtraJoinToken,
     JoinTokens,
@@ -60,6 +68,7 @@ class FakeCluster:
         self.services: dict[str, Service] = {}
         self.tasks: dict[str, Task] = {}
         self.networks: dict[str, Network] = {}
+        self.files: dict[str, Secret | Config] = {}
         self.looks_to_run = 2
         self.looks = 0
         self.update_state: UpdateState | None = None
@@ -364,6 +373,59 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
     def RemoveNetwork(self, request, context):
         del self.state.networks[self._network(request.network).id]
         return control_pb2.RemoveNetworkResponse()
+
+    @answered
+    def CreateSecret(self, request, context):
+        return control_pb2.CreateSecretResponse(secret=self._put_file(request, Secret, SecretSpec))
+
+    @answered
+    def GetSecret(self, request, context):
+        return control_pb2.GetSecretResponse(secret=self._file(Secret, request.secret))
+
+    @answered
+    def ListSecrets(self, request, context):
+        return control_pb2.ListSecretsResponse(secrets=self._all_files(Secret))
+
+    @answered
+    def RemoveSecret(self, request, context):
+        del self.state.files[self._file(Secret, request.secret).id]
+        return control_pb2.RemoveSecretResponse()
+
+    @answered
+    def CreateConfig(self, request, context):
+        return control_pb2.CreateConfigResponse(config=self._put_file(request, Config, ConfigSpec))
+
+    @answered
+    def GetConfig(self, request, context):
+        return control_pb2.GetConfigResponse(config=self._file(Config, request.config))
+
+    @answered
+    def ListConfigs(self, request, context):
+        return control_pb2.ListConfigsResponse(configs=self._all_files(Config))
+
+    @answered
+    def RemoveConfig(self, request, context):
+        del self.state.files[self._file(Config, request.config).id]
+        return control_pb2.RemoveConfigResponse()
+
+    def _put_file(self, request, kind, spec):
+        index = self.state.next_version()
+        row = kind(id=f"file{index:021d}", meta=meta(index), spec=from_pb(request.spec, spec))
+        self.state.files[row.id] = row
+        return self._file(kind, row.id)
+
+    def _file(self, kind, reference):
+        """As managers answer: of a secret never the data."""
+        of_kind = {key: row for key, row in self.state.files.items() if isinstance(row, kind)}
+        noun = kind.__name__.lower()
+        row = self.state.find(of_kind, reference, lambda one: one.spec.annotations.name, noun)
+        if kind is Secret:
+            row = row.replaced(spec=row.spec.replaced(data=b""))
+        return to_pb(row, getattr(objects_pb2, kind.__name__))
+
+    def _all_files(self, kind):
+        rows = self.state.files.values()
+        return [self._file(kind, row.id) for row in rows if isinstance(row, kind)]
 
     @answered
     def GetTask(self, request, context):

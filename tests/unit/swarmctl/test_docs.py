@@ -39,7 +39,9 @@ def test_every_flag_is_described(command):
 def test_every_command_is_described():
     for name in MEMBERS:
         assert re.search(rf"`{name}\b", TEXT), name
-    for name in ("cluster", "network", "node", "service", "task", "image", "context"):
+    for name in (
+        "cluster", "network", "node", "service", "task", "image", "context", "secret", "config",
+    ):  # fmt: skip
         group = cli.load(name)
         assert isinstance(group, click.Group)
         row = re.search(rf"`{name} ([a-z|\\]+)`", TEXT)

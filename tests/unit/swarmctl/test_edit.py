@@ -215,7 +215,7 @@ def test_env_files_go_before_env(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--secret", "s"], ["--config", "c"], ["--mode", "global"],
+        ["--mode", "global"], ["--isolation", "x"],
         ["--health-cmd", "x"], ["--tty"], ["--init"],
     ],
 )  # fmt: skip
@@ -225,7 +225,7 @@ def test_what_the_daemons_cannot_do_is_refused(arguments):
 
 
 def test_update_refuses_the_same():
-    for arguments in (["--config-add", "n"], ["--secret-rm", "s"], ["--health-cmd", "x"]):
+    for arguments in (["--isolation", "x"], ["--health-cmd", "x"]):
         with pytest.raises(click.UsageError, match="not supported by this version"):
             update_service.make_context("x", [*arguments, "web"])
 
