@@ -56,8 +56,8 @@ class Detector:
     """One node's beats. Times are seconds on a clock that never goes back."""
 
     def __init__(self, *, period_s: float, bounds: Bounds | None = None) -> None:
-        """period_s: how often it is to beat; may be set at any time, and counts from then on."""
-        self.period_s = period_s
+        """period_s: how often it is to beat."""
+        self._period_s = period_s
         self._bounds = bounds or Bounds()
         self._delays: deque[float] = deque(maxlen=HISTORY_MAX)
         self._failures: deque[float] = deque(maxlen=FAILURES_MAX)
@@ -65,6 +65,20 @@ class Detector:
         self._beats = 0
         self._owed_s = 0.0
         self._tolerance_s = self._tolerated_s()
+
+    @property
+    def period_s(self) -> float:
+        """How often it is to beat; may be set at any time.
+
+        It counts at once: the next beat comes a new period after the last one.
+        """
+        return self._period_s
+
+    @period_s.setter
+    def period_s(self, period_s: float) -> None:
+        if period_s != self._period_s:
+            self._period_s = period_s
+            self._tolerance_s = self._tolerated_s()
 
     @property
     def tolerance_s(self) -> float:

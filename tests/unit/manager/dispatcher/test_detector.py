@@ -149,6 +149,15 @@ def test_a_late_node_is_suspected_until_it_has_beaten_three_times():
     assert detector.verdict(now_s) is Verdict.ALIVE
 
 
+def test_a_node_that_is_told_to_beat_more_rarely_is_waited_for_at_once():
+    detector, now_s = beating([PERIOD_S] * 20)
+    detector.period_s = 5.0  # what the answer to this beat says
+    assert detector.verdict(now_s + 5.0) is Verdict.ALIVE
+    assert detector.next_wakeup() == pytest.approx(now_s + 20.0)
+    detector.beat(now_s + 5.0)
+    assert detector.verdict(now_s + 10.0) is Verdict.ALIVE
+
+
 def test_the_wait_for_trust_doubles_with_each_failure_and_is_bounded():
     detector, now_s = Detector(period_s=PERIOD_S), 1000.0
     waits = []
