@@ -259,7 +259,7 @@ def create_flags(function: FunctionT) -> FunctionT:
         type=click.Choice(list(MODES)),
         help="A number of tasks, or one on every node; jobs run to completion (default replicated)",
     )
-    return combined(name, mode, *lists, env_file, *_common(), *_refused(create=True))(function)
+    return combined(name, mode, *lists, env_file, *_common(), *_refused())(function)
 
 
 def update_flags(function: FunctionT) -> FunctionT:
@@ -278,7 +278,7 @@ def update_flags(function: FunctionT) -> FunctionT:
         click.option("--args", type=COMMAND, help="Arguments of the command"),
         click.option("--force", is_flag=True, default=None, help="Replace tasks without a change"),
     ]
-    return combined(*own, *lists, *_common(), *_refused(create=False))(function)
+    return combined(*own, *lists, *_common(), *_refused())(function)
 
 
 def _common() -> list[Option]:
@@ -325,7 +325,7 @@ _REFUSED_VALUES = (
 _REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
 
 
-def _refused(*, create: bool) -> list[Option]:
+def _refused() -> list[Option]:
     options = [
         click.option(f"--{name}", hidden=True, expose_value=False, callback=_refuse)
         for name in _REFUSED_VALUES

@@ -29,6 +29,7 @@ from tests.unit.swarmctl.rows import a_spec
 CREATED = [
     ("--name", "x", "annotations.name", "x"),
     ("--label", "a=1", "annotations.labels", {"a": "1"}),
+    ("--ttl-after-finish", "2m", "ttl_after_finish_ns", 120_000_000_000),
     ("--container-label", "a=1", "task.runtime.labels", {"a": "1"}),
     ("--env", "A=1", "task.runtime.env", ("A=1",)),
     ("--group", "adm", "task.runtime.groups", ("adm",)),
@@ -93,7 +94,10 @@ CREATED = [
     ("--log-driver", "local", "task.log_driver", Driver(name="local")),
 ]
 # Flags of create that are tested elsewhere, or are no part of the spec.
-ELSEWHERE = {"--env-file", "--detach", "--quiet", "--with-registry-auth"}
+ELSEWHERE = {
+    "--env-file", "--detach", "--quiet", "--with-registry-auth", "--mode", "--max-concurrent",
+    "--config", "--secret",
+}  # fmt: skip
 
 
 def reached(spec, path):
@@ -215,8 +219,7 @@ def test_env_files_go_before_env(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--mode", "global"], ["--isolation", "x"],
-        ["--health-cmd", "x"], ["--tty"], ["--init"],
+        ["--isolation", "x"], ["--health-cmd", "x"], ["--tty"], ["--init"],
     ],
 )  # fmt: skip
 def test_what_the_daemons_cannot_do_is_refused(arguments):
