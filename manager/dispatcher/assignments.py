@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manager.dispatcher.endpoints import (
-    FIRST_VERSION,
     EndpointTable,
     PeerRow,
     PortKey,
     PortRow,
+    free_at,
 )
 from manager.dispatcher.file_sending import FileKey, FileSending
 from manager.dispatcher.overlay_sending import OverlaySending
@@ -202,8 +202,7 @@ class NodeAssignments:
             return False
         if task.status.state is not TaskState.RUNNING or acknowledged is None:
             return False
-        left_at = table.left_at(task.id) or (FIRST_VERSION if _may_have_callers(task) else 0)
-        return acknowledged < left_at
+        return acknowledged < free_at(table, task)
 
     def _hold(self, view: View, task: Task, now_s: float) -> bool:
         timeout_s = drain_timeout_ns(view.services.get(task.service_id)) / NS_PER_S
@@ -222,12 +221,6 @@ class NodeAssignments:
 def is_assigned(task: Task) -> bool:
     """Whether the task's node has to know of it."""
     return bool(task.node_id) and task.status.state >= TaskState.ASSIGNED
-
-
-def _may_have_callers(task: Task) -> bool:
-    """Whether it has a published port or a place on a network."""
-    ports = task.endpoint.ports if task.endpoint is not None else ()
-    return bool(ports or task.networks)
 
 
 def _differs(sent: Task | None, task: Task) -> bool:

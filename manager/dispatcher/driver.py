@@ -17,7 +17,7 @@ import structlog
 from manager.ca.rotation import trust_of
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
-from manager.dispatcher.endpoints import EndpointTable, PortKey, is_down
+from manager.dispatcher.endpoints import EndpointTable, PortKey, free_at, is_down
 from manager.dispatcher.metrics import DRAINS_OVERDUE
 from manager.dispatcher.network_keys import check_keys, generation_of, with_next_generation
 from manager.dispatcher.overlays import OverlayChanges
@@ -497,7 +497,8 @@ class Dispatcher:
         """Tasks stop although a node may still send connections to them."""
         DRAINS_OVERDUE.inc(len(task_ids))
         for task_id in task_ids:
-            left_at = self.table.left_at(task_id)
+            task = self._store.view.tasks.get(task_id)
+            left_at = 0 if task is None else free_at(self.table, task)
             behind = sorted(n for n, version in self.acknowledged.items() if version < left_at)
             _log.warning("task.drain_overdue", task_id=task_id, nodes=behind)
 

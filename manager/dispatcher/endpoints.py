@@ -249,6 +249,16 @@ class EndpointTable:
             del self._left_at[next(iter(self._left_at))]
 
 
+def free_at(table: EndpointTable, task: Task) -> int:
+    """Version in which no data plane balances to a task that is to stop; 0: none ever did.
+
+    A task that was to stop already before this manager led was never in its table: any version of
+    it will do, but nodes may still have the one of the manager before.
+    """
+    ports = task.endpoint.ports if task.endpoint is not None else ()
+    return table.left_at(task.id) or (FIRST_VERSION if ports or task.networks else 0)
+
+
 def takes_traffic(task: Task) -> bool:
     """Whether new connections may go to the task, as far as the task is concerned."""
     return task.status.state is TaskState.RUNNING and is_wanted(task) and bool(task.status.address)

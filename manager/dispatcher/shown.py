@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from manager.dispatcher.endpoints import EndpointTable, PortRow
+from manager.dispatcher.endpoints import EndpointTable, PortRow, free_at
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import types_pb2
@@ -39,7 +39,7 @@ def service_endpoints(
     tasks = [task for _, task in sorted(view.tasks_of_service(service.id).items())]
     draining = [task for task in tasks if _is_draining(task)]
     behind = {
-        task.id: sorted(n for n, v in acknowledged.items() if v < table.left_at(task.id))
+        task.id: sorted(n for n, v in acknowledged.items() if v < free_at(table, task))
         for task in draining
     }
     for row in _rows(table, service):

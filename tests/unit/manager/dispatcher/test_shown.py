@@ -84,3 +84,21 @@ async def test_places_on_networks_without_a_published_port():
     ]
     assert places(later)[2:] == [("t2", "red", ["10.0.1.10"], draining, [])]
     assert shown.manager_id == "m1"
+
+
+async def test_under_a_new_manager_a_task_that_drains_waits_for_every_node():
+    clock = HandClock()
+    service = a_published()
+    stopping = a_member("t1").replaced(endpoint=service.endpoint)
+    stopping = stopping.with_desired_state(TaskState.SHUTDOWN)
+    store, _ = a_store((a_node("n1"), a_node("n2"), service, stopping), clock)
+    dispatcher = Dispatcher(store, clock, manager_id="m2")
+    async with running(dispatcher.run, dispatcher.run_expiry):
+        await until(lambda: dispatcher.acknowledged.keys() == {"n1", "n2"})
+        (shown,) = dispatcher.show_endpoints("web").endpoints
+        await dispatcher.register("n1", NodeDescription(), "192.0.2.1")
+        with dispatcher.stream("n1"):
+            await dispatcher.acknowledge("n1", dispatcher.table.version, [])
+            (later,) = dispatcher.show_endpoints("web").endpoints
+    assert (shown.task_id, list(shown.waits_for)) == ("t1", ["n1", "n2"])
+    assert list(later.waits_for) == ["n2"]
