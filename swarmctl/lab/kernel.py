@@ -21,6 +21,7 @@ from swarmctl.lab.plan import (
     LabPlan,
     NodePaths,
     NodePlan,
+    address6,
     bridge_name,
     netns_name,
     switch_name,
@@ -105,6 +106,12 @@ def netns_names() -> list[str]:
         return []
 
 
+def has_ipv6(*, on_host: bool) -> bool:
+    """Whether the kernel has IPv6; on the host: and it is not switched off there."""
+    setting = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    return setting.exists() and not (on_host and setting.read_text().strip() != "0")
+
+
 def make_switch(lab: LabPlan) -> None:
     """What joins the nodes, in a namespace of its own, and the host at the gateway's address.
 
@@ -129,6 +136,7 @@ def make_switch(lab: LabPlan) -> None:
     batch(
         [
             f"address add {lab.gateway}/{lab.prefix_length} dev {lab.bridge}",
+            *_address6_lines(lab, lab.gateway, lab.bridge, on_host=True),
             f"link set {lab.bridge} up",
         ]
     )
@@ -151,11 +159,19 @@ def make_uplink(lab: LabPlan, node: NodePlan) -> None:
         [
             "link set lo up",
             f"address add {node.address}/{lab.prefix_length} dev {UPLINK}",
+            *_address6_lines(lab, node.address, UPLINK, on_host=False),
             f"link set {UPLINK} up",
             f"route add default via {lab.gateway}",
         ],
         netns=name,
     )
+
+
+def _address6_lines(lab: LabPlan, address: str, device: str, *, on_host: bool) -> list[str]:
+    """In use at once: nobody else has it, and daemons bind what they find when they start."""
+    if not has_ipv6(on_host=on_host):
+        return []
+    return [f"address add {address6(address)}/{lab.prefix_length6} dev {device} nodad"]
 
 
 def remove_cable(lab: str, veth: str) -> None:

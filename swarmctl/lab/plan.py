@@ -38,6 +38,8 @@ Role = Literal["manager", "worker", "store"]
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,18}[a-z0-9])?")
 _NETNS = re.compile(r"shoal-(?P<lab>.+)-(?P<node>[emw][1-9][0-9]{0,2})")
 _POOL = ipaddress.IPv4Network("10.89.0.0/16")
+_POOL6 = ipaddress.IPv6Network("fd53:686f:616c:1::/96")
+"""Whoever has an IPv4 address in a lab has it once more behind this."""
 
 
 class NodePlan(msgspec.Struct, frozen=True):
@@ -84,6 +86,11 @@ class LabPlan(msgspec.Struct, frozen=True):
     def prefix_length(self) -> int:
         """Length of the subnet's network part, bits."""
         return ipaddress.IPv4Network(self.subnet).prefixlen
+
+    @property
+    def prefix_length6(self) -> int:
+        """Of the subnet that its nodes have in IPv6, bits."""
+        return _POOL6.prefixlen + self.prefix_length
 
 
 class NodePaths(msgspec.Struct, frozen=True):
@@ -199,6 +206,11 @@ def choose_subnet(taken: Iterable[str]) -> ipaddress.IPv4Network:
         if not first_overlap(candidate, used):
             return candidate
     raise ResourceExhausted(f"every /24 of {_POOL} is in use; choose one with --subnet")
+
+
+def address6(address: str) -> str:
+    """The IPv6 address of who has this IPv4 address in a lab."""
+    return str(_POOL6.network_address + int(ipaddress.IPv4Address(address)))
 
 
 def first_overlap(network: ipaddress.IPv4Network, taken: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import click
 from swarmctl import output
 from swarmctl.gotemplate.values import Record
 from swarmctl.lab.labs import NodeRow
+from swarmctl.lab.plan import address6
 from swarmctl.lab.processes import Family
 from swarmctl.lab.record import LabRecord
 
@@ -71,6 +72,7 @@ def node_fields(row: NodeRow) -> Record:
             "Name": row.name,
             "Role": row.role,
             "Address": row.address,
+            "Address6": address6(row.address),
             "Status": row.status,
             "Socket": row.socket,
             "DockerSocket": row.docker_socket,

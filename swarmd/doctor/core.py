@@ -119,6 +119,7 @@ def _mesh(facts: Facts) -> Iterator[Finding]:
     yield _setting("ipv4/conf/vxi/rp_filter", facts.settings.get("ipv4/conf/vxi/rp_filter"), "2")
     name = "ipv4/conf/vxi/route_localnet"
     yield _setting(name, facts.settings.get(name), "1")
+    yield _ipv6(facts.settings)
     if not facts.underlay:
         yield Finding(
             "mtu",
@@ -135,6 +136,17 @@ def _mesh(facts: Facts) -> Iterator[Finding]:
         yield Finding("mtu", Level.PROBLEM, seen, remedy)
     else:
         yield Finding("mtu", Level.OK, seen)
+
+
+def _ipv6(settings: Mapping[str, str | None]) -> Finding:
+    """Whoever has switched it off knows, so that is nothing to be warned of."""
+    alone = "published ports answer over IPv4 alone"
+    if settings.get("ipv6/conf/all/disable_ipv6") is None:
+        return Finding("ipv6", Level.OK, f"the kernel has none: {alone}")
+    if settings.get("ipv6/conf/vxi/disable_ipv6") != "0":
+        return Finding("ipv6", Level.OK, f"it is switched off: {alone}")
+    name = "ipv6/conf/all/forwarding"
+    return _setting(name, settings.get(name), "1")
 
 
 def _setting(name: str, found: str | None, wanted: str) -> Finding:

@@ -31,6 +31,7 @@ PEERS_MAX = 1024
 TUNNEL = VXLAN_DEVICE
 _SETTINGS = (
     "ipv4/ip_forward", "ipv4/conf/vxi/rp_filter", "ipv4/conf/vxi/route_localnet",
+    "ipv6/conf/all/disable_ipv6", "ipv6/conf/vxi/disable_ipv6", "ipv6/conf/all/forwarding",
     "netfilter/nf_conntrack_max", "netfilter/nf_conntrack_count",
 )  # fmt: skip
 _ANSWER_S = 1.0

@@ -20,7 +20,7 @@ from shoal.aio.backoff import Backoff
 from shoal.aio.cancel import apart, raise_if_cancelled
 from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
-from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError
+from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError, Unavailable
 from shoal.model import defaults
 from shoal.model.objects import Task
 from shoal.model.types import NodeDescription
@@ -35,12 +35,14 @@ from worker.agent.records import NetworkRecord, Records
 from worker.agent.remotes import Remotes
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
+from worker.network import ipv6
 from worker.network.api import Peer, PublishedPort
 from worker.network.overlay.api import OverlayState
 
 FIRST_MESSAGE_TIMEOUT_S = 5.0
 HEARTBEAT_MIN_S = 0.05
 NETWORK_RETRY_S = 5.0
+ADDRESSES_LOOK_S = 10.0
 TASKS_PER_TURN = 16
 """Tasks taken over before the event loop gets a turn: each writes a small file."""
 
@@ -80,8 +82,12 @@ class Agent:
         container_dir: Callable[[str], str],
         network_keys: NetworkKeyKeeper,
         announce: Callable[[SessionNews], None] = lambda _: None,
+        addresses6: Callable[[], tuple[str, ...]] = ipv6.own_addresses,
     ) -> None:
-        """announce: is told what each session says of the node and of the cluster."""
+        """announce: is told what each session says of the node and of the cluster.
+
+        addresses6: the node's IPv6 addresses as they are now.
+        """
         self._spread: int = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
         self._data_plane = data_plane
@@ -95,6 +101,7 @@ class Agent:
         self._container_dir = container_dir
         self._network_keys = network_keys
         self._announce = announce
+        self._addresses6 = addresses6
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
         self._overlays: dict[OverlayKey, OverlayItem] = {}
@@ -184,7 +191,8 @@ class Agent:
 
     async def _session(self, client: ManagerClient, address: str) -> None:
         known = self._network_keys.public
-        description = self._description.replaced(network_keys=known)
+        addresses = self._addresses6()
+        description = self._description.replaced(network_keys=known, ipv6_addresses=addresses)
         async with aclosing(client.session(description)) as news:
             first = await _first(news)
             self._learn(first)
@@ -201,9 +209,17 @@ class Agent:
                     group.create_task(self._reporter.run(client.report))
                     group.create_task(self._network_keys.report(known, client.report_network_keys))
                     group.create_task(publisher.run())
+                    group.create_task(self._await_other_addresses(addresses))
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
+
+    async def _await_other_addresses(self, known: tuple[str, ...]) -> None:
+        """End the session when the node's IPv6 addresses are others: the next one tells them."""
+        while True:
+            await asyncio.sleep(ADDRESSES_LOOK_S)
+            if self._addresses6() != known:
+                raise Unavailable("the node's IPv6 addresses have changed: it registers anew")
 
     async def _beat(self, client: ManagerClient) -> None:
         """Beat; once the manager has answered, the next pause is the shortest again.

@@ -7,7 +7,6 @@ import platform
 from importlib.metadata import version
 
 from shoal.model.types import EngineDescription, NodeDescription, Platform, Resources
-from worker.network import ipv6
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -15,7 +14,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686":
 def describe_node(
     hostname: str, data_path_address: str, root_pem: bytes, *, ingress_ipv6: bool = False
 ) -> NodeDescription:
-    """Hostname, platform, capacity and addresses of the machine.
+    """Hostname, platform, and capacity of the machine.
 
     ingress_ipv6: whether its data plane serves IPv6 clients.
     """
@@ -31,5 +30,4 @@ def describe_node(
         trust_root=root_pem,
         data_path_address=data_path_address,
         ingress_ipv6=ingress_ipv6,
-        ipv6_addresses=ipv6.own_addresses(),
     )

@@ -15,6 +15,9 @@ WELL = Facts(
         "ipv4/ip_forward": "1",
         "ipv4/conf/vxi/rp_filter": "2",
         "ipv4/conf/vxi/route_localnet": "1",
+        "ipv6/conf/all/disable_ipv6": "0",
+        "ipv6/conf/vxi/disable_ipv6": "0",
+        "ipv6/conf/all/forwarding": "1",
         "netfilter/nf_conntrack_max": "262144",
         "netfilter/nf_conntrack_count": "17",
     },
@@ -39,6 +42,20 @@ def peer(*answers) -> Facts:
     return but(peers=(Reach("w1", "192.0.2.2", *answers),))
 
 
+@pytest.mark.parametrize(
+    ("facts", "what"),
+    [
+        (setting("ipv6/conf/all/disable_ipv6", None), "the kernel has none"),
+        (setting("ipv6/conf/vxi/disable_ipv6", "1"), "switched off"),
+        (setting("ipv6/conf/vxi/disable_ipv6", None), "switched off"),
+    ],
+)
+def test_a_node_without_ipv6_is_well_and_says_so(facts: Facts, what: str):
+    found = findings(facts)
+    assert {one.level for one in found} == {Level.OK}
+    assert what in next(one.what for one in found if one.check == "ipv6")
+
+
 def test_all_is_well():
     assert {(one.level, one.remedy) for one in findings(WELL)} == {(Level.OK, "")}
 
@@ -53,6 +70,8 @@ ILLS = [
      "sysctl -w net.ipv4.ip_forward=1"),
     (setting("ipv4/conf/vxi/rp_filter", "1"), Level.PROBLEM, "sysctl ipv4/conf/vxi/rp_filter",
      "sysctl -w net.ipv4.conf.vxi.rp_filter=2"),
+    (setting("ipv6/conf/all/forwarding", "0"), Level.PROBLEM, "sysctl ipv6/conf/all/forwarding",
+     "sysctl -w net.ipv6.conf.all.forwarding=1"),
     (but(vxlan_mtu=None), Level.PROBLEM, "mesh", "worker"),
     (but(underlay=""), Level.PROBLEM, "mtu", "--data-path-addr"),
     (but(underlay_mtu=1499), Level.PROBLEM, "mtu", "ip link set dev eth0 mtu 1500"),

@@ -42,6 +42,9 @@ def test_names_fit_the_kernel_and_addresses_are_distinct(name, workers):
     assert len(set(addresses)) == len(addresses)
     assert all(ipaddress.IPv4Address(each) in SUBNET for each in addresses)
     assert str(SUBNET.broadcast_address) not in addresses
+    six = ipaddress.IPv6Network((plan.address6(str(SUBNET.network_address)), lab.prefix_length6))
+    assert all(ipaddress.IPv6Address(plan.address6(each)) in six for each in addresses)
+    assert len({plan.address6(each) for each in addresses}) == len(addresses)
 
 
 @given(lab=NAMES, node=st.sampled_from(["m1", "w1", "w17", "w100"]), other=NAMES)

@@ -84,6 +84,7 @@ class Setup:
         self.plane = FakePlane()
         self.keys = KeyFile(directory / "keys")
         self.connected = []
+        self.addresses6 = ("2001:db8::1",)
         self.agent = self.new_agent()
         self._work = None
 
@@ -99,6 +100,7 @@ class Setup:
             connect=self.connect,
             container_dir=str,
             network_keys=NetworkKeyKeeper(self.keys, keys, self.plane),
+            addresses6=lambda: self.addresses6,
         )
 
     def connect(self, address):
@@ -130,6 +132,7 @@ class Setup:
 @pytest.fixture
 async def setup(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NETWORK_RETRY_S", 0.002)
+    monkeypatch.setattr(module, "ADDRESSES_LOOK_S", 0.01)
     monkeypatch.setattr(endpoints, "PORT_RETRY_S", 0.01)
     setup = Setup(tmp_path)
     await setup.manager.start()
@@ -137,12 +140,24 @@ async def setup(tmp_path, monkeypatch):
     await setup.close()
 
 
+async def test_registers_anew_when_its_ipv6_addresses_change(setup):
+    setup.run()
+    await setup.session()
+    setup.addresses6 = ("2001:db8::1", "2001:db8::2")
+    await setup.session(2)
+    await until(lambda: setup.agent.why_not_ready == "")
+    told = [description.ipv6_addresses for description in setup.manager.descriptions]
+    assert told[0] == ("2001:db8::1",)
+    assert told[-1] == ("2001:db8::1", "2001:db8::2")
+
+
 async def test_registers_beats_and_learns_its_place(setup):
     assert "has not reached a manager" in setup.agent.why_not_ready
     setup.run()
     await setup.session()
     await until(lambda: setup.manager.beats > 3)
-    assert setup.manager.descriptions == [NodeDescription(hostname="alpha")]
+    described = NodeDescription(hostname="alpha", ipv6_addresses=("2001:db8::1",))
+    assert setup.manager.descriptions == [described]
     await until(lambda: setup.plane.opened)
     assert setup.agent.why_not_ready == ""
     assert setup.node.records.network() == NetworkRecord(
