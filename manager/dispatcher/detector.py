@@ -57,7 +57,7 @@ class Detector:
 
     def __init__(self, *, period_s: float, bounds: Bounds | None = None) -> None:
         """period_s: how often it is to beat."""
-        self._period_s = period_s
+        self._period_s = self._due_s = period_s
         self._bounds = bounds or Bounds()
         self._delays: deque[float] = deque(maxlen=HISTORY_MAX)
         self._failures: deque[float] = deque(maxlen=FAILURES_MAX)
@@ -70,13 +70,15 @@ class Detector:
     def period_s(self) -> float:
         """How often it is to beat; may be set at any time.
 
-        It counts at once: the next beat comes a new period after the last one.
+        The node hears of it with the answer to its last beat, and may sleep for the period of
+        before by then: the next beat is due after the longer one of the two.
         """
         return self._period_s
 
     @period_s.setter
     def period_s(self, period_s: float) -> None:
         if period_s != self._period_s:
+            self._due_s = max(self._due_s, period_s)
             self._period_s = period_s
             self._tolerance_s = self._tolerated_s()
 
@@ -94,6 +96,7 @@ class Detector:
         self._owed_s = PROBATION_S * 2.0 ** (recent - 2) if recent > 1 else 0.0
         self._last_s = now_s
         self._beats = 0
+        self._due_s = self._period_s
         self._tolerance_s = self._tolerated_s()
 
     def beat(self, now_s: float) -> None:
@@ -103,7 +106,8 @@ class Detector:
             self._owed_s = max(self._owed_s, LATE_OWES_BEATS * self.period_s)
         else:
             self._owed_s = max(self._owed_s - interval_s, 0.0)
-        self._delays.append(max(interval_s - self.period_s, 0.0))
+        self._delays.append(max(interval_s - self._due_s, 0.0))
+        self._due_s = self._period_s
         self._beats += 1
         self._last_s = max(now_s, self._last_s)
         self._tolerance_s = self._tolerated_s()
@@ -138,11 +142,11 @@ class Detector:
 
     @property
     def _least_s(self) -> float:
-        return max(self._bounds.least_s, MISSED_BEATS_MIN * self.period_s)
+        return max(self._bounds.least_s, MISSED_BEATS_MIN * self._due_s)
 
     def _tolerated_s(self) -> float:
         least_s = self._least_s
         if self._beats < REGULAR_AFTER:
             least_s = max(least_s, self._bounds.fresh_s)
-        wanted_s = self.period_s + MARGIN * max(self._delays, default=0.0)
+        wanted_s = self._due_s + MARGIN * max(self._delays, default=0.0)
         return min(max(wanted_s, least_s), max(self._bounds.most_s, least_s))

@@ -158,6 +158,17 @@ def test_a_node_that_is_told_to_beat_more_rarely_is_waited_for_at_once():
     assert detector.verdict(now_s + 10.0) is Verdict.ALIVE
 
 
+def test_a_node_that_is_told_to_beat_more_often_may_sleep_as_before_once_more():
+    detector, now_s = beating([5.0] * 20, period_s=5.0)
+    before_s = detector.tolerance_s
+    detector.period_s = PERIOD_S
+    assert detector.tolerance_s == before_s
+    now_s += 5.0
+    detector.beat(now_s)
+    assert detector.tolerance_s == BOUNDS.least_s, "nothing of it was a delay"
+    assert detector.verdict(now_s + PERIOD_S) is Verdict.ALIVE
+
+
 def test_the_wait_for_trust_doubles_with_each_failure_and_is_bounded():
     detector, now_s = Detector(period_s=PERIOD_S), 1000.0
     waits = []
