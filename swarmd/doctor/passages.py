@@ -104,31 +104,37 @@ def _finding(
 ) -> Finding:
     where = f"{blocked.tool}: chain {blocked.chain} of table {blocked.family} {blocked.table}"
     what = ", ".join(dict.fromkeys(passage.what for passage in found))
-    forwarded = [_interface(one.packet, ways) for one in found if one.hooks == FORWARD]
+    forwarded = [one.packet for one in found if one.hooks == FORWARD]
     ports = [(one.packet["l4proto"], one.packet["dport"]) for one in found if one.hooks != FORWARD]
-    remedy = _remedy(blocked, list(dict.fromkeys(forwarded)), list(dict.fromkeys(ports)), tables)
-    return Finding(CHECK, Level.PROBLEM, f"{where} drops {what}", " && ".join(remedy))
+    at_all = list(dict.fromkeys(ports))
+    if blocked.tool == "nft" and blocked.table == _FIREWALLD:
+        names = [name for packet in forwarded for _, name in _ours(packet, ways)]
+        remedy = _firewalld(list(dict.fromkeys(names)), at_all)
+    else:
+        interfaces = [_ours(packet, ways)[0] for packet in forwarded]
+        remedy = _rules(blocked, list(dict.fromkeys(interfaces)), at_all, tables)
+    check = f"{CHECK} {blocked.table} {blocked.chain}"
+    return Finding(check, Level.PROBLEM, f"{where} drops {what}", " && ".join(remedy))
 
 
-def _interface(packet: Packet, ways: Ways) -> tuple[str, str]:
-    """Direction and name of the interface of ours that a forwarded packet goes by."""
-    for ours in ((_TASK, *ways.bridges), (ways.tunnel,)):
-        for direction in ("oifname", "iifname"):
-            if packet[direction] in ours:
-                return direction, packet[direction].replace(_TASK, _LINKS)
-    raise AssertionError(f"a passage by no interface of ours: {packet}")
+def _ours(packet: Packet, ways: Ways) -> list[tuple[str, str]]:
+    """Direction and name of the interfaces of ours that a forwarded packet goes by; tunnel last."""
+    return [
+        (direction, packet[direction].replace(_TASK, _LINKS))
+        for ours in ((_TASK, *ways.bridges), (ways.tunnel,))
+        for direction in ("oifname", "iifname")
+        if packet[direction] in ours
+    ]
 
 
-def _remedy(
+def _rules(
     blocked: Blocked,
     interfaces: Sequence[tuple[str, str]],
     ports: Sequence[tuple[str, str]],
     tables: Sequence[Table],
 ) -> Iterator[str]:
     """The commands, in the words of whoever made the chain."""
-    if blocked.tool == "nft" and blocked.table == _FIREWALLD:
-        yield from _firewalld([name for _, name in interfaces], ports)
-    elif blocked.tool == "nft":
+    if blocked.tool == "nft":
         at = f"nft insert rule {blocked.family} {blocked.table} {blocked.chain}"
         yield from (f"{at} {direction} '\"{name}\"' accept" for direction, name in interfaces)
         yield from (f"{at} {protocol} dport {port} accept" for protocol, port in ports)
@@ -140,7 +146,7 @@ def _remedy(
 
 
 def _firewalld(interfaces: Sequence[str], ports: Sequence[tuple[str, str]]) -> Iterator[str]:
-    for name in dict.fromkeys(interfaces):
+    for name in interfaces:
         trusted = name.replace("*", "+")
         yield f"firewall-cmd --permanent --zone=trusted --add-interface={trusted}"
     yield from (f"firewall-cmd --permanent --add-port={port}/{kind}" for kind, port in ports)

@@ -167,6 +167,8 @@ def _values(items: Any) -> Iterator[str]:
                 yield f"{address}/{length}"
             case {"set": inner} | {"elem": {"val": inner}}:
                 yield from _values(inner)
+            case _:
+                pass
 
 
 _OPTIONS: Final = {

@@ -90,13 +90,13 @@ def test_a_node_on_the_same_host_says_what_keeps_its_packets_from_passing(
         page = f"http://{ADDRESS}:{OURS}/cgi-bin/who"
         eventually("the node itself is answered", lambda: host.ask(page, outside=False))
         assert host.ask(page) == "", "Docker's FORWARD lets nobody through"
-        what, remedy = node.problems()["firewall"]
+        what, remedy = node.problems()["firewall filter FORWARD"]
         assert "iptables: chain FORWARD of table ip filter drops requests to tasks" in what
         node.docker("network", "create", "our-local")
         node.docker(
             "run", "-d", "--name", "box", "--network", "our-local", "-p", f"{OURS + 1}:80", IMAGE
         )
-        _, remedy = node.problems()["firewall"]
+        _, remedy = node.problems()["firewall filter FORWARD"]
         host.run("sh", "-ec", remedy)
         assert node.problems() == {}
         eventually("the client is answered", lambda: CLIENT in host.ask(page))

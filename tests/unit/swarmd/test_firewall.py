@@ -125,7 +125,9 @@ def test_firewalld_is_told_in_its_own_words():
     assert "requests from other nodes to tasks" in found.what
     assert found.what.count("requests to tasks") == 0, "they are translated"
     assert found.remedy == (
-        "firewall-cmd --permanent --zone=trusted --add-interface=gt+ && firewall-cmd --reload"
+        "firewall-cmd --permanent --zone=trusted --add-interface=gt+"
+        " && firewall-cmd --permanent --zone=trusted --add-interface=vxi"
+        " && firewall-cmd --reload"
     )
 
 
