@@ -1,0 +1,74 @@
+"""Secrets and configs on a real cluster: seen by the tasks that need them, found on no disk."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cluster.lab import Lab, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+FIRST, SECOND = "first-content-zyxwv", "second-content-zyxwv"
+SCRIPT = "cat /run/secrets/key /etc/site.conf; echo; exec httpd -f -p 80 -h /www"
+
+
+def say(lab: Lab, service: str, *texts: str) -> None:
+    """Wait until the logs of the service hold all of these."""
+    eventually(
+        f"{service} logs {texts}",
+        lambda: all(text in lab.run("service", "logs", "--raw", service).stdout for text in texts),
+    )
+
+
+def holders(lab: Lab, *contents: str) -> list[str]:
+    """Files of the nodes, but for the logs of containers, in which a content stands."""
+    patterns = [part for content in contents for part in ("-e", content)]
+    places = [str(lab.base / "lab" / lab.name / node) for node in lab.addresses]
+    command = ["grep", "-rlaF", "--devices=skip", "--exclude-dir=logs", *patterns, *places]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [line for line in lines.splitlines() if "/run/files/" not in line]
+
+
+def test_tasks_see_their_files_which_rotate_and_lie_on_no_disk(
+    lab: Lab, service: str, tmp_path: Path
+) -> None:
+    names = {"old": f"{service}-1", "new": f"{service}-2", "site": f"{service}.conf"}
+    for name, content in ((names["old"], FIRST), (names["new"], SECOND)):
+        (tmp_path / name).write_text(content)
+        lab.swarmctl("secret", "create", name, str(tmp_path / name))
+    (tmp_path / "site").write_text(
+        'for {{.Service.Name}} at {{.Node.Hostname}} with {{secret "key"}} and {{env "A"}}'
+    )
+    site = ("config", "create", "--template-driver", "golang", names["site"])
+    lab.swarmctl(*site, str(tmp_path / "site"))
+    try:
+        lab.swarmctl(
+            "service", "create", "--name", service, "--replicas", "2",
+            "--update-monitor", "0s", "--stop-grace-period", "0s", "--env", "A=b{{.Task.Slot}}",
+            "--secret", f"source={names['old']},target=key,mode=0400",
+            "--config", f"source={names['site']},target=/etc/site.conf",
+            "web:1", "sh", "-c", SCRIPT,
+        )  # fmt: skip
+        say(lab, service, f"for {service} at ", f"with {FIRST} and b1", f"with {FIRST} and b2")
+        refused = lab.run("secret", "rm", names["old"], check=False)
+        assert refused.returncode != 0
+        assert (
+            f"secret '{names['old']}' is in use by the following service: {service}"
+            in refused.stderr
+        )
+        lab.swarmctl(
+            "service", "update", "--secret-rm", names["old"], "--secret-add",
+            f"source={names['new']},target=key", "--update-parallelism", "0", service,
+        )  # fmt: skip
+        say(lab, service, f"with {SECOND} and b1", f"with {SECOND} and b2")
+        assert names["old"] in lab.swarmctl("secret", "rm", names["old"])
+        rolled = lab.run("service", "rollback", service, check=False)
+        assert f"secret not found: {names['old']}" in rolled.stderr
+        assert holders(lab, FIRST, SECOND) == []
+    finally:
+        lab.swarmctl("service", "rm", service, check=False)
+        lab.run("secret", "rm", "--force", names["old"], names["new"], check=False)
+        lab.run("config", "rm", "--force", names["site"], check=False)
