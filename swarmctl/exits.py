@@ -17,6 +17,7 @@ DENIED = 7
 EXHAUSTED = 8
 DEADLINE = 9
 UNSUPPORTED = 10
+NOT_RUN = 125
 INTERRUPTED = 130
 
 EXIT_BY_CODE: dict[Code, int] = {
@@ -50,6 +51,7 @@ MEANINGS: dict[int, str] = {
     EXHAUSTED: "a resource is used up",
     DEADLINE: "no answer in time; the change may or may not have happened",
     UNSUPPORTED: "this version or machine cannot do it",
+    NOT_RUN: "the container of `service run` could not be run; else its own exit code",
     INTERRUPTED: "interrupted by Ctrl-C",
 }
 

@@ -11,6 +11,7 @@ from shoal.clock import SystemClock
 from shoal.errors import InvalidArgument
 from swarmctl import output
 from swarmctl.commands.service_logs import service_logs
+from swarmctl.commands.service_run import run_service
 from swarmctl.commands.service_write import (
     create_service,
     remove_services,
@@ -45,6 +46,7 @@ def service() -> None:
 
 
 service.add_command(create_service)
+service.add_command(run_service)
 service.add_command(update_service)
 service.add_command(scale_services)
 service.add_command(rollback_service)

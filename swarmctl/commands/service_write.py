@@ -50,7 +50,7 @@ def create_service(
     **values: Any,
 ) -> None:
     """Create a service of containers that run IMAGE."""
-    flags = _with_auth(flags_of(values) | {"image": image}, image)
+    flags = with_auth(flags_of(values) | {"image": image}, image)
     if arguments:
         flags["args"] = arguments
     flags.setdefault("name", f"service-{new_id()[:8]}")
@@ -85,7 +85,7 @@ def update_service(
         service = (await client.service(name)).service
         runtime = service.spec.task.runtime
         image = runtime.image if isinstance(runtime, ContainerSpec) else ""
-        changed = _with_auth(await _with_network_ids(client, flags), flags.get("image", image))
+        changed = with_auth(await _with_network_ids(client, flags), flags.get("image", image))
         return await client.update_service(service, edit_service(service.spec, changed))
 
     _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet, rollback=rollback)
@@ -174,7 +174,7 @@ async def _with_network_ids(client: Client, flags: dict[str, Any]) -> dict[str, 
     return await with_network_ids(client, flags)
 
 
-def _with_auth(flags: dict[str, Any], image: str) -> dict[str, Any]:
+def with_auth(flags: dict[str, Any], image: str) -> dict[str, Any]:
     """The flags with the user's credentials for the image's registry, if they are to be sent."""
     rest = {name: value for name, value in flags.items() if name != "with_registry_auth"}
     if flags.get("with_registry_auth"):

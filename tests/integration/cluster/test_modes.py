@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -99,3 +102,39 @@ def _completed(lab: Lab, service: str) -> list[int]:
 
 def _ids(lab: Lab, service: str) -> set[str]:
     return {task["ID"] for task in lab.tasks(service)}
+
+
+def test_one_task_attached(lab: Lab) -> None:
+    script = (
+        "echo out; echo err >&2; i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); done; exit 7"
+    )
+    done = lab.run("service", "run", "--hostname", "one", "web:1", "sh", "-c", script, check=False)
+    assert done.returncode == 7
+    assert done.stdout.splitlines() == ["out", *map(str, range(300))]
+    assert done.stderr == "err\n"
+
+    done = lab.run("service", "run", "--constraint", "node.role==manager", "web:1", "hostname")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+    done = lab.run("service", "run", "web:1", "/nothing/here", check=False)
+    assert done.returncode == 127
+    assert done.stderr.startswith("Error: task ")
+    assert not lab.swarmctl("service", "ls", "--quiet", "--filter", "name=run-")
+
+
+def test_interrupting_it_removes_the_service(lab: Lab, service: str) -> None:
+    command = [sys.executable, "-P", "-m", "swarmctl", "service", "run", "--name", service, "web:1"]
+    process = subprocess.Popen(
+        [*command, "sh", "-c", "echo begun; sleep 1000"],
+        env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    assert not _listed(lab, service)
