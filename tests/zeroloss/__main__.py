@@ -39,6 +39,10 @@ def _size() -> Size:
     parser.add_argument("--requests", type=int, default=default.requests, help="at least")
     parser.add_argument("--scalings", type=int, default=default.scalings)
     parser.add_argument("--rolls", type=int, default=default.rolls, help="in each order")
+    parser.add_argument("--managers", type=int, default=default.managers)
+    parser.add_argument(
+        "--failovers", type=int, default=default.failovers, help="of the leading manager"
+    )
     parser.add_argument("--users", type=int, default=default.users, help="per node and kind")
     parser.add_argument("--pause", type=float, default=default.pause_s, help="of a user, seconds")
     parser.add_argument("--wrk", type=int, default=default.wrk, help="connections; 0: without")
@@ -49,6 +53,8 @@ def _size() -> Size:
         requests=chosen.requests,
         scalings=chosen.scalings,
         rolls=chosen.rolls,
+        managers=chosen.managers,
+        failovers=chosen.failovers,
         users=chosen.users,
         pause_s=chosen.pause,
         wrk=chosen.wrk,

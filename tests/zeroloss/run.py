@@ -20,6 +20,7 @@ import msgspec
 
 from tests.integration.cluster.lab import Lab, eventually
 from tests.zeroloss.client import Failure
+from tests.zeroloss.failover import fail_over
 from tests.zeroloss.image import IMAGE, PORT, write_image
 from tests.zeroloss.load import Load, Tally
 
@@ -44,6 +45,9 @@ class Size(msgspec.Struct, frozen=True):
     requests: int = 1_000_000
     scalings: int = 20
     rolls: int = 5
+    managers: int = 3
+    failovers: int = 3
+    """Deaths of the leading manager, each while tasks drain."""
     users: int = 4
     pause_s: float = 0.002
     wrk: int = 8
@@ -83,6 +87,9 @@ class Run:
                         "service", "update", "--force", "--update-order", order,
                         "--update-parallelism", "2", SERVICE,
                     )  # fmt: skip
+            for number in range(self._size.failovers):
+                held = fail_over(self._lab, SERVICE, frozen=VICTIM, heartbeat=self._size.heartbeat)
+                self._say(f"leader {number + 1} killed while {held} tasks were draining")
             self._drain()
             self._restart_worker()
             time.sleep(AFTER_S)
@@ -117,7 +124,12 @@ class Run:
         archive = self._lab.base / "polite.tar"
         write_image(archive)
         self._lab.swarmctl(
-            "image", "import", str(archive), IMAGE, "--change", f'CMD ["/server","{PORT}","{SLOW_START_MS}"]'
+            "image",
+            "import",
+            str(archive),
+            IMAGE,
+            "--change",
+            f'CMD ["/server","{PORT}","{SLOW_START_MS}"]',
         )
         if self._size.heartbeat:
             self._swarmctl("cluster", "update", "--dispatcher-heartbeat", self._size.heartbeat)
@@ -196,10 +208,10 @@ class Run:
 
 @contextmanager
 def a_run(base: Path, size: Size) -> Iterator[Run]:
-    """A lab of one manager and two workers with the service; all gone afterwards."""
+    """A lab of some managers and two workers with the service; all gone afterwards."""
     lab = Lab(f"zl{os.getpid()}", base)
     try:
-        lab.up(workers=2)
+        lab.up(managers=size.managers, workers=2)
         run = Run(lab, size)
         run.create()
         yield run

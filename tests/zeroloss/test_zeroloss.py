@@ -28,6 +28,7 @@ def test_nothing_is_lost_while_a_service_is_changed() -> None:
         sys.executable, "-m", "tests.zeroloss", "--requests", "2000", "--scalings", "2",
         "--rolls", "1", "--users", "2", "--pause", "0.01", "--wrk", "0",
         "--heartbeat", "5s", "--no-kill",
+        "--failovers", "1",
     ]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
