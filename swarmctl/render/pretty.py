@@ -9,7 +9,14 @@ from shoal.model.enums import DisconnectAction
 from shoal.model.modes import concurrency
 from shoal.model.objects import Node, Service
 from shoal.model.specs import ContainerSpec, ReplicatedJobMode, ReplicatedMode, TaskSpec
-from shoal.model.types import Endpoint, Mount, ResourceRequirements, Resources, UpdateConfig
+from shoal.model.types import (
+    Endpoint,
+    FileReference,
+    Mount,
+    ResourceRequirements,
+    Resources,
+    UpdateConfig,
+)
 from swarmctl.parsing.units import format_binary_size, format_cpus, format_duration
 from swarmctl.parsing.words import spell
 from swarmctl.render.rows import mode_name
@@ -207,7 +214,14 @@ def _container(container: ContainerSpec) -> list[str]:
     lines = ["ContainerSpec:", *(f" {name}:\t\t{value}" for name, value in values if value)]
     if container.mounts:
         lines += ["Mounts:", *(line for mount in container.mounts for line in _mount(mount))]
+    for title, references in (("Secrets", container.secrets), ("Configs", container.configs)):
+        if references:
+            lines += [f"{title}:", *(line for one in references for line in _file(one))]
     return lines
+
+
+def _file(reference: FileReference) -> list[str]:
+    return [f" Target:\t{reference.target}", f"  Source:\t{reference.name}"]
 
 
 def _mount(mount: Mount) -> list[str]:

@@ -124,6 +124,9 @@ def test_services_get_and_lose_files(daemon) -> None:
     spec = from_pb(last(daemon, control_pb2.CreateServiceRequest).spec, ServiceSpec)
     assert spec.task.runtime.secrets == (ref("db"), ref("key", "/etc/key"))
     assert spec.task.runtime.configs == (ref("site"),)
+    pretty = run("service", "inspect", "--pretty", "web", host=daemon.address).output
+    assert "Secrets:\n Target:\tdb\n  Source:\tdb\n Target:\t/etc/key\n  Source:\tkey\n" in pretty
+    assert "Configs:\n Target:\tsite\n  Source:\tsite\n" in pretty
     result = run(
         "service", "update", "-d", "--secret-rm", "db", "--secret-add", "source=new,target=db",
         "--secret-add", "source=fresh,target=/etc/key", "--config-rm", "site", "web",
