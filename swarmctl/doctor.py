@@ -71,7 +71,10 @@ def _peer(node: Node) -> pb.DiagnosePeer:
     if node.ingress is not None:
         gateway = str(ipaddress.ip_network(node.ingress.subnet).network_address + 1)
     return pb.DiagnosePeer(
-        name=node.description.hostname or node.id, address=_address(node), gateway=gateway
+        name=node.description.hostname or node.id,
+        address=_address(node),
+        gateway=gateway,
+        ipv6=node.description.ingress_ipv6,
     )
 
 

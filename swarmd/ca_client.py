@@ -13,6 +13,7 @@ import grpc
 import msgspec
 
 from shoal.api.v1 import ca_pb2, ca_pb2_grpc, node_pb2_grpc, types_pb2
+from shoal.clock import Clock
 from shoal.errors import Internal, Unavailable
 from shoal.model.enums import NodeAvailability
 from shoal.security.grpc_tls import (
@@ -30,6 +31,7 @@ from swarmd.addresses import join_host_port
 from swarmd.upstream import Upstream
 
 TIMEOUT_S = 10.0
+CLOCK_TIMEOUT_S = 3.0
 ISSUE_TIMEOUT_S = 30.0
 """For a certificate: an authority outside the cluster may have to be asked, at several places."""
 
@@ -39,6 +41,13 @@ class Applicant(msgspec.Struct, frozen=True):
 
     hostname: str
     availability: NodeAvailability
+
+
+class ClockReading(msgspec.Struct, frozen=True):
+    """How far another clock is ahead of ours, and by how much that may be wrong; nanoseconds."""
+
+    ahead_ns: int
+    uncertain_ns: int
 
 
 async def apply_for_identity(
@@ -127,6 +136,26 @@ async def confirm(target: str, identity: NodeIdentity) -> None:
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+
+async def ask_clock(target: str, identity: NodeIdentity, clock: Clock) -> ClockReading | None:
+    """How far a manager's clock is from `clock`; None: it does not tell. Raises SwarmError.
+
+    Asked twice: the first call also pays for the connection.
+    """
+    async with _member_channel(target, identity) as channel:
+        ask = ca_pb2_grpc.CaStub(channel).GetRootCaCertificate
+        try:
+            await ask(ca_pb2.GetRootCaCertificateRequest(), timeout=CLOCK_TIMEOUT_S)
+            before_ns = clock.now_ns()
+            answer = await ask(ca_pb2.GetRootCaCertificateRequest(), timeout=CLOCK_TIMEOUT_S)
+            after_ns = clock.now_ns()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+    if not answer.now_ns:
+        return None
+    middle_ns = (before_ns + after_ns) // 2
+    return ClockReading(answer.now_ns - middle_ns, (after_ns - before_ns) // 2)
 
 
 def _member_channel(target: str, identity: NodeIdentity) -> grpc.aio.Channel:

@@ -11,6 +11,7 @@ import msgspec
 from typing_extensions import override
 
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
+from shoal.clock import SystemClock
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.model.types import ExternalCa
@@ -83,12 +84,11 @@ class NodeServer(node_pb2_grpc.NodeControlServicer):
         if len(request.peers) > look.PEERS_MAX:
             raise InvalidArgument(f"peers: {len(request.peers)}, at most {look.PEERS_MAX}")
         peers = [_peer(one) for one in request.peers]
-        membership = self._node.membership
         found = await examine(
-            membership.config,
-            is_manager=membership.is_manager,
+            self._node.membership,
             not_ready=await self._status.reasons(),
             peers=peers,
+            clock=SystemClock(),
         )
         return node_pb2.DiagnoseResponse(
             findings=[
@@ -221,4 +221,4 @@ def _peer(message: node_pb2.DiagnosePeer) -> look.Peer:
             ipaddress.IPv4Address(text)
     except ValueError as error:
         raise InvalidArgument(f"peer {message.name}: {error}") from error
-    return look.Peer(message.name, message.address, message.gateway)
+    return look.Peer(message.name, message.address, message.gateway, message.ipv6)

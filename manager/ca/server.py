@@ -75,7 +75,9 @@ class CaServer(CaServicer):
     async def GetRootCaCertificate(
         self, request: pb.GetRootCaCertificateRequest, context: Context
     ) -> pb.GetRootCaCertificateResponse:
-        return pb.GetRootCaCertificateResponse(certificate=self._cluster().root_ca.certificate)
+        return pb.GetRootCaCertificateResponse(
+            certificate=self._cluster().root_ca.certificate, now_ns=self._clock.now_ns()
+        )
 
     @override
     async def IssueNodeCertificate(

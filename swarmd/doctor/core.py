@@ -15,6 +15,10 @@ VXLAN_OVERHEAD_BYTES = 50
 CONNTRACK_LEAST = 262_144
 """With entries that outlive their connections by 120 s: 2184 new connections a second."""
 CONNTRACK_FULL = 0.8
+CLOCK_APART_S = 1.0
+"""By then lines of logs from two nodes are merged in the wrong order."""
+CLOCK_WRONG_S = 60.0
+"""By then certificates and tokens end noticeably early or late, and jobs start at another time."""
 
 
 class Level(IntEnum):
@@ -43,6 +47,16 @@ class Reach(msgspec.Struct, frozen=True):
     mesh: bool | None = None
     mesh_full: bool | None = None
     """A packet of the tunnel's full size, which must not be cut into pieces."""
+    mesh_ipv6: bool | None = None
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What a manager answered. error: why it did not; ahead_s: its clock, None: it told none."""
+
+    address: str
+    error: str = ""
+    ahead_s: float | None = None
+    uncertain_s: float = 0.0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +77,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     underlay_mtu: int = 0
     clock_synchronized: bool
     peers: tuple[Reach, ...] = ()
+    managers: tuple[Heard, ...] = ()
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -73,6 +88,7 @@ def findings(facts: Facts) -> list[Finding]:
         *(_mesh(facts) if facts.joined else ()),
         *_conntrack(facts.settings),
         _clock(facts),
+        *(finding for manager in facts.managers for finding in _manager(manager)),
         *(finding for peer in facts.peers for finding in _peer(peer)),
     ]
 
@@ -188,6 +204,31 @@ def _clock(facts: Facts) -> Finding:
     )
 
 
+def _manager(manager: Heard) -> Iterator[Finding]:
+    check = f"manager {manager.address}"
+    if manager.error:
+        yield Finding(
+            check,
+            Level.PROBLEM,
+            manager.error,
+            "look whether it is up, and let this node reach that address and TCP port",
+        )
+        return
+    yield Finding(check, Level.OK, "it answers, and both believe the same root")
+    if manager.ahead_s is None:
+        return
+    apart_s = abs(manager.ahead_s)
+    sure_s = apart_s - manager.uncertain_s
+    way = "ahead of" if manager.ahead_s > 0 else "behind"
+    seen = f"the manager's is {apart_s:.3f} s {way} this node's, give or take"
+    seen = f"{seen} {manager.uncertain_s:.3f} s; at most {CLOCK_APART_S:g} s are well"
+    level = Level.OK
+    if sure_s > CLOCK_APART_S:
+        level = Level.WARNING if sure_s <= CLOCK_WRONG_S else Level.PROBLEM
+    remedy = "synchronize both, for example with chrony (`chronyc makestep` sets it at once)"
+    yield Finding(f"clock of {manager.address}", level, seen, remedy if level else "")
+
+
 def _peer(peer: Reach) -> Iterator[Finding]:
     check = f"peer {peer.name}"
     if not peer.underlay and not peer.mesh:
@@ -213,5 +254,13 @@ def _peer(peer: Reach) -> Iterator[Finding]:
             "large packets are lost on the way: the network's MTU is below 1500",
             "raise the MTU of every device between the nodes",
         )
+    elif peer.mesh_ipv6 is False:
+        yield Finding(
+            check,
+            Level.PROBLEM,
+            "it answers through the mesh, but not over IPv6",
+            "run `swarmctl node doctor` there; look at what filters IPv6 on both nodes",
+        )
     else:
-        yield Finding(check, Level.OK, "answers, also through the mesh at full size")
+        also = " and over IPv6" if peer.mesh_ipv6 else ""
+        yield Finding(check, Level.OK, f"answers, also through the mesh at full size{also}")

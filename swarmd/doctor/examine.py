@@ -8,28 +8,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from shoal.clock import Clock
 from shoal.settings.node import NodeConfig
 from swarmd.doctor import look
-from swarmd.doctor.core import Facts, Finding, Level, findings
+from swarmd.doctor.core import Facts, Finding, Heard, Level, findings
 from swarmd.doctor.filters import read_filters
+from swarmd.doctor.managers import hear
 from swarmd.doctor.passages import CHECK, Ways, filtered
+from swarmd.node import Membership
 
 
 async def examine(
-    config: NodeConfig | None,
+    membership: Membership,
     *,
-    is_manager: bool,
     not_ready: Mapping[str, str],
     peers: Sequence[look.Peer],
+    clock: Clock,
 ) -> list[Finding]:
-    """config: None outside a cluster. peers: the other nodes, as far as they are known."""
+    """peers: the other nodes, as far as they are known."""
+    config = membership.config
     address = "" if config is None else config.data_path_address
     underlay, underlay_mtu = look.device_with(address)
     tunnel = look.tunnel()
     mesh_mtu = None if tunnel is None else tunnel.mtu
-    reached, filters = await asyncio.gather(look.reach(peers, mesh_mtu), _filters(
-        config, underlay, tunnel, peers, is_manager=is_manager
-    ))  # fmt: skip
+    reached, heard, filters = await asyncio.gather(
+        look.reach(peers, mesh_mtu),
+        _managers(membership, clock),
+        _filters(config, underlay, tunnel, peers, is_manager=membership.is_manager),
+    )
     facts = Facts(
         joined=config is not None,
         not_ready=not_ready,
@@ -42,8 +48,18 @@ async def examine(
         underlay_mtu=underlay_mtu,
         clock_synchronized=look.clock_is_synchronized(),
         peers=reached,
+        managers=heard,
     )
     return [*findings(facts), *filters]
+
+
+async def _managers(membership: Membership, clock: Clock) -> tuple[Heard, ...]:
+    """The other managers; this node's own has this node's clock."""
+    if membership.identity is None or membership.config is None:
+        return ()
+    own = membership.config.advertise_address if membership.is_manager else ""
+    others = [address for address in membership.managers if address != own]
+    return await hear(others, membership.identity, clock)
 
 
 async def _filters(

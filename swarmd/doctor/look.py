@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
-import itertools
 import os
 import shutil
 import socket
@@ -21,11 +20,13 @@ from pathlib import Path
 import msgspec
 
 from swarmd.doctor.core import Reach
+from swarmd.doctor.echo import echo
 from worker.network import wireguard
 from worker.network.fabric import VXLAN_DEVICE
 from worker.network.netlink import NETLINK_ROUTE, NetlinkSocket
 from worker.network.overlay.secrecy import GENERATIONS_MAX, port_of
 from worker.network.route import link_of
+from worker.network.twins import twin
 
 PEERS_MAX = 1024
 TUNNEL = VXLAN_DEVICE
@@ -34,24 +35,22 @@ _SETTINGS = (
     "ipv6/conf/all/disable_ipv6", "ipv6/conf/vxi/disable_ipv6", "ipv6/conf/all/forwarding",
     "netfilter/nf_conntrack_max", "netfilter/nf_conntrack_count",
 )  # fmt: skip
-_ANSWER_S = 1.0
 _AT_ONCE = 64
-_HEADERS_BYTES = 28  # IPv4 and ICMP
 _SIOCGIFADDR, _SIOCGIFMTU = 0x8915, 0x8921
-_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # never cut, and mind no known MTU of the path
-_ECHO, _ECHO_REPLY = 8, 0
 _TIME_ERROR = 5
 _TIMEX_BYTES = 256  # struct timex is 208
 
-_numbers = itertools.count(1)
-
 
 class Peer(msgspec.Struct, frozen=True):
-    """Another node. gateway: its address in the mesh; "" without a place there."""
+    """Another node. gateway: its address in the mesh; "" without a place there.
+
+    ipv6: the mesh is served over IPv6 there, too.
+    """
 
     name: str
     address: str
     gateway: str
+    ipv6: bool = False
 
 
 class Tunnel(msgspec.Struct, frozen=True):
@@ -129,48 +128,15 @@ async def reach(peers: Sequence[Peer], mesh_mtu: int | None) -> tuple[Reach, ...
                 return Reach(peer.name, peer.address, underlay)
             mesh = await echo(peer.gateway)
             full = mesh and await echo(peer.gateway, size=mesh_mtu)
-            return Reach(peer.name, peer.address, underlay, mesh, full)
+            six = await echo(twin(peer.gateway)) if peer.ipv6 and mesh and _has_ipv6() else None
+            return Reach(peer.name, peer.address, underlay, mesh, full, six)
 
     return tuple(await asyncio.gather(*map(ask, peers)))
 
 
-async def echo(address: str, *, size: int = 64) -> bool:
-    """Whether a host answers an echo request of `size` bytes, headers included, sent whole."""
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            return await _echo(address, size)
-    except (OSError, TimeoutError):
-        return False
-
-
-async def _echo(address: str, size: int) -> bool:
-    loop = asyncio.get_running_loop()
-    mark = struct.pack("!HH", os.getpid() & 0xFFFF, next(_numbers) & 0xFFFF)
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
-        sock.connect((address, 0))
-        await loop.sock_sendall(sock, _request(mark, size - _HEADERS_BYTES))
-        while True:
-            packet = await loop.sock_recv(sock, 65_536)
-            message = packet[4 * (packet[0] & 0x0F) :]
-            if message[:1] == bytes([_ECHO_REPLY]) and message[4:8] == mark:
-                return True
-
-
-def _request(mark: bytes, payload_bytes: int) -> bytes:
-    body = mark + bytes(payload_bytes)
-    head = struct.pack("!BBH", _ECHO, 0, 0)
-    return struct.pack("!BBH", _ECHO, 0, _checksum(head + body)) + body
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet's: of RFC 1071."""
-    padded = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+def _has_ipv6() -> bool:
+    """Whether this node's end of the tunnel has IPv6."""
+    return settings().get("ipv6/conf/vxi/disable_ipv6") == "0"
 
 
 def _mtu(name: str) -> int | None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shoal.api.v1 import types_pb2 as shoal_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15shoal/api/v1/ca.proto\x12\x0cshoal.api.v1\x1a\x18shoal/api/v1/types.proto\"\x1d\n\x1bGetRootCaCertificateRequest\"3\n\x1cGetRootCaCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\xb9\x01\n\x1bIssueNodeCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12\x34\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x1e.shoal.api.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x36\n\x07\x65xpired\x18\x05 \x01(\x0b\x32%.shoal.api.v1.ExpiredCertificateProof\"A\n\x17\x45xpiredCertificateProof\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"4\n\x1d\x43onfirmNodeCertificateRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\" \n\x1e\x43onfirmNodeCertificateResponse\"\x98\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x18\n\x10root_certificate\x18\x03 \x01(\x0c\x12$\n\x04role\x18\x04 \x01(\x0e\x32\x16.shoal.api.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t2\xd7\x02\n\x02\x43\x61\x12m\n\x14GetRootCaCertificate\x12).shoal.api.v1.GetRootCaCertificateRequest\x1a*.shoal.api.v1.GetRootCaCertificateResponse\x12m\n\x14IssueNodeCertificate\x12).shoal.api.v1.IssueNodeCertificateRequest\x1a*.shoal.api.v1.IssueNodeCertificateResponse\x12s\n\x16\x43onfirmNodeCertificate\x12+.shoal.api.v1.ConfirmNodeCertificateRequest\x1a,.shoal.api.v1.ConfirmNodeCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15shoal/api/v1/ca.proto\x12\x0cshoal.api.v1\x1a\x18shoal/api/v1/types.proto\"\x1d\n\x1bGetRootCaCertificateRequest\"C\n\x1cGetRootCaCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0e\n\x06now_ns\x18\x02 \x01(\x03\"\xb9\x01\n\x1bIssueNodeCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12\x34\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x1e.shoal.api.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x36\n\x07\x65xpired\x18\x05 \x01(\x0b\x32%.shoal.api.v1.ExpiredCertificateProof\"A\n\x17\x45xpiredCertificateProof\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"4\n\x1d\x43onfirmNodeCertificateRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\" \n\x1e\x43onfirmNodeCertificateResponse\"\x98\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x18\n\x10root_certificate\x18\x03 \x01(\x0c\x12$\n\x04role\x18\x04 \x01(\x0e\x32\x16.shoal.api.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t2\xd7\x02\n\x02\x43\x61\x12m\n\x14GetRootCaCertificate\x12).shoal.api.v1.GetRootCaCertificateRequest\x1a*.shoal.api.v1.GetRootCaCertificateResponse\x12m\n\x14IssueNodeCertificate\x12).shoal.api.v1.IssueNodeCertificateRequest\x1a*.shoal.api.v1.IssueNodeCertificateResponse\x12s\n\x16\x43onfirmNodeCertificate\x12+.shoal.api.v1.ConfirmNodeCertificateRequest\x1a,.shoal.api.v1.ConfirmNodeCertificateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETROOTCACERTIFICATEREQUEST']._serialized_start=65
   _globals['_GETROOTCACERTIFICATEREQUEST']._serialized_end=94
   _globals['_GETROOTCACERTIFICATERESPONSE']._serialized_start=96
-  _globals['_GETROOTCACERTIFICATERESPONSE']._serialized_end=147
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=150
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=335
-  _globals['_EXPIREDCERTIFICATEPROOF']._serialized_start=337
-  _globals['_EXPIREDCERTIFICATEPROOF']._serialized_end=402
-  _globals['_CONFIRMNODECERTIFICATEREQUEST']._serialized_start=404
-  _globals['_CONFIRMNODECERTIFICATEREQUEST']._serialized_end=456
-  _globals['_CONFIRMNODECERTIFICATERESPONSE']._serialized_start=458
-  _globals['_CONFIRMNODECERTIFICATERESPONSE']._serialized_end=490
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=493
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=645
-  _globals['_CA']._serialized_start=648
-  _globals['_CA']._serialized_end=991
+  _globals['_GETROOTCACERTIFICATERESPONSE']._serialized_end=163
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=166
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=351
+  _globals['_EXPIREDCERTIFICATEPROOF']._serialized_start=353
+  _globals['_EXPIREDCERTIFICATEPROOF']._serialized_end=418
+  _globals['_CONFIRMNODECERTIFICATEREQUEST']._serialized_start=420
+  _globals['_CONFIRMNODECERTIFICATEREQUEST']._serialized_end=472
+  _globals['_CONFIRMNODECERTIFICATERESPONSE']._serialized_start=474
+  _globals['_CONFIRMNODECERTIFICATERESPONSE']._serialized_end=506
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=509
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=661
+  _globals['_CA']._serialized_start=664
+  _globals['_CA']._serialized_end=1007
 # @@protoc_insertion_point(module_scope)

@@ -14,10 +14,12 @@ import grpc
 import pytest
 
 from shoal.api.v1 import control_pb2, control_pb2_grpc, node_pb2, types_pb2
+from shoal.clock import NS_PER_S, SystemClock
 from shoal.security.identity import read_identity
 from shoal.security.roles import Role
 from shoal.settings.node import read_node_config
 from swarmd.children import MANAGER, daemon_command
+from swarmd.doctor.managers import hear
 from tests.integration.swarmd.conftest import Node, until
 from tests.integration.swarmd.daemon import scripted
 from tests.support.ports import free_port
@@ -53,6 +55,28 @@ async def refused(call) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return f"{caught.value.code().name} {caught.value.details()}"
+
+
+class _Slow(SystemClock):
+    """Wrong by more than a minute."""
+
+    def now_ns(self) -> int:
+        return super().now_ns() - 90 * NS_PER_S
+
+
+async def test_the_doctor_hears_managers_over_the_cluster_s_port_and_how_late_its_clock_is(
+    node: Node,
+):
+    async with node.running(command=with_real_manager):
+        await init(node)
+        identity = read_identity(node.paths.identity)
+        address = read_node_config(node.paths.node_config).advertise_address
+        nobody = f"127.0.0.1:{free_port()}"
+        right, silent = await hear([address, nobody], identity, SystemClock())
+        assert abs(right.ahead_s) <= right.uncertain_s < 60
+        assert silent.error
+        (late,) = await hear([address], identity, _Slow())
+        assert abs(late.ahead_s - 90) <= late.uncertain_s
 
 
 async def test_init_makes_a_cluster_and_leave_ends_it(node: Node):

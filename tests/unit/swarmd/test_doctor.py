@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from swarmd.doctor import look
-from swarmd.doctor.core import Facts, Level, Reach, findings
+from swarmd.doctor.core import Facts, Heard, Level, Reach, findings
+from swarmd.doctor.echo import echo
 
 WELL = Facts(
     joined=True,
@@ -56,6 +57,10 @@ def test_a_node_without_ipv6_is_well_and_says_so(facts: Facts, what: str):
     assert what in next(one.what for one in found if one.check == "ipv6")
 
 
+def manager(**answer) -> Facts:
+    return but(managers=(Heard("192.0.2.9:2377", **answer),))
+
+
 def test_all_is_well():
     assert {(one.level, one.remedy) for one in findings(WELL)} == {(Level.OK, "")}
 
@@ -83,6 +88,10 @@ ILLS = [
     (peer(False, False), Level.PROBLEM, "peer w1", "network between"),
     (peer(True, False), Level.PROBLEM, "peer w1", "7789/udp"),
     (peer(True, True, False), Level.PROBLEM, "peer w1", "MTU of every device"),
+    (peer(True, True, True, False), Level.PROBLEM, "peer w1", "filters IPv6"),
+    (manager(error="no route"), Level.PROBLEM, "manager 192.0.2.9:2377", "TCP port"),
+    (manager(ahead_s=1.3, uncertain_s=0.2), Level.WARNING, "clock of 192.0.2.9:2377", "chrony"),
+    (manager(ahead_s=-61.0), Level.PROBLEM, "clock of 192.0.2.9:2377", "chronyc makestep"),
 ]  # fmt: skip
 
 
@@ -97,6 +106,11 @@ def test_a_host_that_filters_pings_but_answers_through_the_mesh_is_well():
     assert all(one.level is Level.OK for one in findings(peer(False, True, True)))
 
 
+@pytest.mark.parametrize("answer", [{}, {"ahead_s": 0.9}, {"ahead_s": -5.0, "uncertain_s": 4.5}])
+def test_a_clock_that_is_not_told_or_may_be_right_is_well(answer):
+    assert all(one.level is Level.OK for one in findings(manager(**answer)))
+
+
 def test_looking_finds_the_loopback_device_and_what_is_not_there():
     assert look.device_with("127.0.0.1")[0] == "lo"
     assert look.device_with("192.0.2.1") == ("", 0)
@@ -107,8 +121,9 @@ def test_looking_finds_the_loopback_device_and_what_is_not_there():
 @pytest.mark.root
 async def test_an_echo_is_answered_at_any_size_or_given_up():
     for size in (64, 101, 1450):
-        assert await look.echo("127.0.0.1", size=size)
-    assert not await look.echo("127.0.0.1", size=65_530 * 2), "larger than any packet"
+        assert await echo("127.0.0.1", size=size)
+        assert await echo("::1", size=size)
+    assert not await echo("127.0.0.1", size=65_530 * 2), "larger than any packet"
     (here, there) = await look.reach(
         [look.Peer("here", "127.0.0.1", "127.0.0.2"), look.Peer("there", "255.255.255.255", "")],
         1450,
