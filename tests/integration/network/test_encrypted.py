@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from shoal.errors import FailedPrecondition
+from shoal.telemetry.metrics import REGISTRY
 from tests.integration.network.lab import Node, eventually
 from tests.integration.network.overlay_lab import (
     RED,
@@ -38,6 +39,7 @@ TRANSPORT = 4
 """The first byte of a WireGuard packet that carries data."""
 MTU = 1370
 
+METRICS = ("network_key_generation", "encrypted_peers", "encrypted_peers_behind")
 MISSING = wireguard.missing()
 pytestmark = pytest.mark.root
 needs_wireguard = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -291,6 +293,8 @@ def test_keys_change_under_traffic_and_the_old_one_is_forgotten(world: World) ->
     print(f"rotation: {pinger.asked} asked, {pinger.lost} unanswered")
     assert pinger.asked > 20
     assert pinger.lost == 0
+    shown = [REGISTRY.get_sample_value(f"shoal_{name}") for name in METRICS]
+    assert shown == [3, 2, 0]
     for node in world.lab.nodes:
         keys = world.keys[node.peer.node_id].public
         assert sorted(keys) == [2, 3]

@@ -29,7 +29,7 @@ def mtu_within(settings: NetworkSettings) -> int:
 
 
 class Encryption:
-    """All of it. `settled`: every peer is spoken to by its newest key."""
+    """All of it. `behind`: how many peers are spoken to by an older key than their newest."""
 
     def __init__(self, settings: NetworkSettings, home: NetlinkSocket) -> None:
         self._settings = settings
@@ -40,12 +40,22 @@ class Encryption:
         self._wanted = Tunnels()
         self._mtu = 0
         self._is_missing = False
-        self.settled = True
+        self.behind = 0
 
     @property
     def netlink(self) -> NetlinkSocket:
         """What VXLAN devices of encrypted networks are made through."""
         return self._space.netlink
+
+    @property
+    def generation(self) -> int:
+        """Of the newest key in force; 0 without one."""
+        return max(self._keys.by_generation, default=0)
+
+    @property
+    def peers(self) -> int:
+        """How many nodes this one reaches on encrypted networks."""
+        return len(self._wanted.generations())
 
     def open(self) -> None:
         """Find out what the kernel can do."""
@@ -86,14 +96,14 @@ class Encryption:
         """Forget whoever is not needed any more; everything, unless some network `is_used`."""
         if not is_used:
             self._space.drop()
-            self._wanted, self.settled = Tunnels(), True
+            self._wanted, self.behind = Tunnels(), 0
         elif self._space.is_open:
             self._space.drop_others(self._wanted)
 
     def settle(self) -> None:
         """Look whether peers have proved their newer keys by now."""
         if self._space.is_open:
-            self.settled = self._space.settle(self._wanted)
+            self.behind = self._space.settle(self._wanted)
 
     def forget(self) -> None:
         """Look at the kernel again before the next change."""
@@ -113,4 +123,4 @@ class Encryption:
             self._settings.underlay_address,
             self._settings.data_path_port,
         )
-        self.settled = self._space.put(self._wanted)
+        self.behind = self._space.put(self._wanted)

@@ -21,7 +21,7 @@ from worker.network.api import NetworkSettings
 from worker.network.conntrack import Match
 from worker.network.keys import PrivateKeys
 from worker.network.netlink import Message, NetlinkError
-from worker.network.overlay import plan
+from worker.network.overlay import metrics, plan
 from worker.network.overlay.api import OverlayNetwork, OverlayState, TaskPlace
 from worker.network.overlay.encryption import Encryption
 from worker.network.overlay.insides import TaskSpaces, elements, versions_of
@@ -65,6 +65,8 @@ class OverlayKernel:
         self._tasks = TaskSpaces()
         self._plans: dict[str, NetworkPlan] = {}
         self._refused: dict[str, str] = {}
+        self._unsealed = ""
+        """Why no encrypted network can be built here; empty while they can."""
         self._places: dict[str, TaskPlace] = {}
         self._tables: dict[str, Tables] = {}
         """What is in force in each task's namespace."""
@@ -89,11 +91,11 @@ class OverlayKernel:
         """
         wanted = plan.plans(state, self._current(state), self._own_address)
         before, self._refused = self._plans, {}
-        unsealed = self._prepare_encryption(state)
+        self._prepare_encryption(state)
         for network_id, one in list(wanted.items()):
             with self._fresh_on_error(network_id):
                 try:
-                    plan.check_network(one.network, unsealed)
+                    plan.check_network(one.network, self._unsealed)
                 except InvalidArgument as error:
                     self._refused[network_id] = error.message
                     del wanted[network_id]
@@ -120,19 +122,18 @@ class OverlayKernel:
     @property
     def is_settled(self) -> bool:
         """Whether every peer is spoken to by its newest key."""
-        return self._spaces.encryption.settled
+        return self._spaces.encryption.behind == 0
 
     def settle(self) -> bool:
         """Speak to peers by newer keys where they have them. Result: whether all do."""
         with self._fresh_encryption_on_error() as encryption:
             encryption.settle()
-        return encryption.settled
+        return encryption.behind == 0
 
-    def _prepare_encryption(self, state: OverlayState) -> str:
+    def _prepare_encryption(self, state: OverlayState) -> None:
         mtus = [self._spaces.mtu(one) for one in state.networks if one.encrypted]
         with self._fresh_encryption_on_error() as encryption:
-            reason = encryption.prepare(state, mtus)
-        return reason
+            self._unsealed = encryption.prepare(state, mtus)
 
     def _finish_encryption(self) -> None:
         """A network that the managers tell nothing of may be an encrypted one with tasks on it."""
@@ -144,11 +145,14 @@ class OverlayKernel:
     @contextlib.contextmanager
     def _fresh_encryption_on_error(self) -> Iterator[Encryption]:
         """As for networks: after a refusal the next try looks at what is there."""
+        encryption = self._spaces.encryption
         try:
-            yield self._spaces.encryption
+            yield encryption
         except OSError:
-            self._spaces.encryption.forget()
+            encryption.forget()
             raise
+        finally:
+            metrics.show(encryption)
 
     def networks(self) -> Mapping[str, OverlayNetwork]:
         """Those that are in force, by id."""

@@ -91,6 +91,6 @@ def spoken(wanted: Tunnels, shaken: Mapping[int, Set[str]]) -> dict[str, int]:
     return chosen
 
 
-def is_settled(wanted: Tunnels, chosen: Mapping[str, int]) -> bool:
-    """Whether every peer is spoken to by the newest key that it has."""
-    return all(chosen.get(one) == known[0] for one, known in wanted.generations().items())
+def behind(wanted: Tunnels, chosen: Mapping[str, int]) -> int:
+    """How many peers are not spoken to by the newest key that they have."""
+    return sum(chosen.get(one) != known[0] for one, known in wanted.generations().items())

@@ -100,8 +100,8 @@ class TunnelSpace:
                     up = route.set_up(link.index, mtu=max(mtu + VXLAN_BYTES, least, link.mtu))
                     self._inside.netlink.transact([up])
 
-    def put(self, wanted: Tunnels) -> bool:
-        """Make peers reachable. Result: whether each is spoken to by its newest key."""
+    def put(self, wanted: Tunnels) -> int:
+        """Make peers reachable. Result: how many are spoken to by an older key than they have."""
         inside = self._inside
         for generation, peers in wanted.peers.items():
             device = inside.devices[generation]
@@ -110,7 +110,7 @@ class TunnelSpace:
             device.peers.update(missing)
         return self.settle(wanted)
 
-    def settle(self, wanted: Tunnels) -> bool:
+    def settle(self, wanted: Tunnels) -> int:
         """Speak to peers by newer keys where they have proved to have them. Result: as of `put`."""
         inside = self._inside
         chosen = secrecy.spoken(wanted, self._shaken(wanted))
@@ -123,7 +123,7 @@ class TunnelSpace:
             [route.put_route(_route(address, index)) for address, index in changed.items()]
         )
         inside.routes.update(changed)
-        return secrecy.is_settled(wanted, chosen)
+        return secrecy.behind(wanted, chosen)
 
     def drop_others(self, wanted: Tunnels) -> None:
         """Forget peers that are not wanted. Raises: NetlinkError."""
