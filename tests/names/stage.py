@@ -43,6 +43,9 @@ class Service(msgspec.Struct, frozen=True):
     alias: str
     networks: frozenset[str]
     replicas: int
+    published: int = 0
+    """A port: a task with one is ready when its server listens. 0: none, and nobody asks for
+    pages."""
     virtual: bool = True
 
     def names(self) -> tuple[str, str]:
@@ -51,8 +54,8 @@ class Service(msgspec.Struct, frozen=True):
 
 
 SERVICES = (
-    Service("web", "www", frozenset({"front"}), 3),
-    Service("api", "rest", frozenset({"front", "back"}), 4),
+    Service("web", "www", frozenset({"front"}), 3, published=8081),
+    Service("api", "rest", frozenset({"front", "back"}), 4, published=8082),
     Service("db", "store", frozenset({"back"}), 3, virtual=False),
 )
 
@@ -100,12 +103,13 @@ class Stage:
             self.lab.swarmctl("network", "create", network)
         for one in SERVICES:
             networks = [f"name={network},alias={one.alias}" for network in sorted(one.networks)]
+            ports = ["--publish", f"{one.published}:80"] if one.published else []
             self.do(
                 "service", "create", "--detach", "--name", one.name,
                 "--replicas", str(one.replicas), "--restart-delay", "100ms",
                 "--update-monitor", "200ms", "--update-order", "start-first",
                 "--endpoint-mode", "vip" if one.virtual else "dnsrr",
-                *itertools.chain(*(("--network", network) for network in networks)), IMAGE,
+                *itertools.chain(*(("--network", network) for network in networks)), *ports, IMAGE,
             )  # fmt: skip
 
     @contextmanager
@@ -171,7 +175,7 @@ class Stage:
                 for network in sorted(shared):
                     only = frozenset({network})
                     yield Question(own, f"{name}.{network}", service.name, only)
-            if shared and service.virtual:
+            if shared and service.published:
                 yield Question(Kind.TALK, service.name, service.name, shared)
 
     def _reversed(self, asker: Asker) -> Iterator[Question]:
