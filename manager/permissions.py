@@ -16,8 +16,10 @@ CONTROL = (
     "ListServiceEndpoints",
     "GetTask", "ListTasks",
     "CreateNetwork", "GetNetwork", "ListNetworks", "RemoveNetwork",
-    "CreateSecret", "GetSecret", "ListSecrets", "UpdateSecret", "RemoveSecret",
-    "CreateConfig", "GetConfig", "ListConfigs", "UpdateConfig", "RemoveConfig",
+    "CreateSecret", "GetSecret", "ListSecrets", "UpdateSecret", "RotateSecret",
+    "RemoveSecret",
+    "CreateConfig", "GetConfig", "ListConfigs", "UpdateConfig", "RotateConfig",
+    "RemoveConfig",
 )  # fmt: skip
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from typing_extensions import override
 
 from manager.controlapi import files
+from manager.controlapi.file_rotation import followers, rotate_file
 from manager.controlapi.filters import filters_of
 from manager.controlapi.select import page, select_files
 from manager.store.store import Store, commit_with_retry
@@ -77,6 +78,15 @@ class FileCalls(ControlServicer):
         return pb.UpdateSecretResponse(secret=self._secret(request.secret))
 
     @override
+    async def RotateSecret(
+        self, request: pb.RotateSecretRequest, context: Context
+    ) -> pb.RotateSecretResponse:
+        name = await self._rotate(Secret, request.secret, request.data, request.version.index)
+        return pb.RotateSecretResponse(
+            secret=self._secret(name), service_ids=self._followers(Secret, name)
+        )
+
+    @override
     async def RemoveSecret(
         self, request: pb.RemoveSecretRequest, context: Context
     ) -> pb.RemoveSecretResponse:
@@ -124,11 +134,33 @@ class FileCalls(ControlServicer):
         return pb.UpdateConfigResponse(config=self._config(request.config))
 
     @override
+    async def RotateConfig(
+        self, request: pb.RotateConfigRequest, context: Context
+    ) -> pb.RotateConfigResponse:
+        name = await self._rotate(Config, request.config, request.data, request.version.index)
+        return pb.RotateConfigResponse(
+            config=self._config(name), service_ids=self._followers(Config, name)
+        )
+
+    @override
     async def RemoveConfig(
         self, request: pb.RemoveConfigRequest, context: Context
     ) -> pb.RemoveConfigResponse:
         await self._change(lambda view: files.remove_file(view, Config, request.config))
         return pb.RemoveConfigResponse()
+
+    async def _rotate(self, kind: type[FileRow], reference: str, data: bytes, version: int) -> str:
+        """Another content; the name."""
+        name = files.find(self._store.view, kind, reference).spec.annotations.name
+        fresh = new_id()
+        await self._change(
+            lambda view: rotate_file(view, kind, name, data, version=version, new_id=fresh),
+            version=version,
+        )
+        return name
+
+    def _followers(self, kind: type[FileRow], name: str) -> list[str]:
+        return [service.id for service in followers(self._store.view, kind, name)]
 
     async def _change(self, build: Callable[[View], Sequence[Change]], *, version: int = 0) -> None:
         """Commit; tried again when another change came first, unless the caller named a version."""

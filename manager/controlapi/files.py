@@ -7,7 +7,7 @@ service is the id and the name; one that is referred to is not removed.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from manager.controlapi.validate_files import file_spec, is_template, noun_of, text_of
 from manager.controlapi.versions import check_version
@@ -15,7 +15,7 @@ from manager.store.view import TableView, View
 from shoal.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal.model import templates
 from shoal.model.enums import UpdateState
-from shoal.model.files import FILES_BYTES_MAX, FileRow, files_of
+from shoal.model.files import FILES_BYTES_MAX, FORMER_MARK, FileRow, files_of, is_former
 from shoal.model.objects import Config, Secret, Service
 from shoal.model.plan import Change, create, remove, update
 from shoal.model.specs import ConfigSpec, ContainerSpec, SecretSpec, ServiceSpec
@@ -44,6 +44,10 @@ def update_file(
     """
     row = find(view, kind, reference)
     check_version(row.meta.version, version, noun_of(kind))
+    if is_former(row):
+        raise InvalidArgument(
+            f"{noun_of(kind)} {row.spec.annotations.name} is a former content: its labels stay"
+        )
     is_same = (
         spec.annotations.name == row.spec.annotations.name
         and (not spec.data or hmac.compare_digest(spec.data, row.spec.data))
@@ -58,16 +62,22 @@ def update_file(
 
 
 def remove_file(view: View, kind: type[FileRow], reference: str) -> list[Change]:
-    """Remove a secret or config that no service uses. Raises: NotFound, InvalidArgument."""
+    """Remove a secret or config that no service uses, with its former contents.
+
+    Raises: NotFound, InvalidArgument.
+    """
     row = find(view, kind, reference)
-    users = sorted(service.spec.annotations.name for service in _users(view, kind, row.id))
+    prefix = f"{row.spec.annotations.name}{FORMER_MARK}"
+    rows = [row] + [o for o in table(view, kind) if o.spec.annotations.name.startswith(prefix)]
+    ids = {one.id for one in rows}
+    users = sorted(service.spec.annotations.name for service in _users(view, kind, ids))
     if users:
         many = "s" if len(users) > 1 else ""
         raise InvalidArgument(
             f"{noun_of(kind)} '{row.spec.annotations.name}' is in use by the following"
             f" service{many}: {', '.join(users)}"
         )
-    return [remove(row)]
+    return [remove(one) for one in rows]
 
 
 def find(view: View, kind: type[FileRow], reference: str) -> FileRow:
@@ -113,7 +123,7 @@ def _resolved(
         if row is None:
             missing.append(reference.name or reference.id)
             continue
-        name = reference.name or row.spec.annotations.name
+        name = reference.name if reference.id and reference.name else row.spec.annotations.name
         found.append(reference.replaced(id=row.id, name=name))
     if missing:
         noun = noun_of(kind) + ("s" if len(missing) > 1 else "")
@@ -155,19 +165,20 @@ def _check_contents(view: View, container: ContainerSpec) -> None:
         )
 
 
-def _users(view: View, kind: type[FileRow], object_id: str) -> Iterator[Service]:
-    """Services that refer to an object, or would again if their update failed."""
+def _users(view: View, kind: type[FileRow], ids: Collection[str]) -> Iterator[Service]:
+    """Services that refer to one of these, or would again if their update failed."""
     for service in view.services:
         specs = [service.spec]
         state = service.update_status.state if service.update_status is not None else None
         if service.previous_spec is not None and state in UNDER_WAY:
             specs.append(service.previous_spec)
-        if any(_refers(spec, kind, object_id) for spec in specs):
+        if any(refers(spec, kind, ids) for spec in specs):
             yield service
 
 
-def _refers(spec: ServiceSpec, kind: type[FileRow], object_id: str) -> bool:
+def refers(spec: ServiceSpec, kind: type[FileRow], ids: Collection[str]) -> bool:
+    """Whether the containers of a service see one of these."""
     container = spec.task.runtime
     return isinstance(container, ContainerSpec) and any(
-        of is kind and reference.id == object_id for of, reference, _ in files_of(container)
+        of is kind and reference.id in ids for of, reference, _ in files_of(container)
     )

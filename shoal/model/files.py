@@ -17,6 +17,8 @@ FILES_MAX = 256
 FILES_BYTES_MAX = 16 << 20
 """All secrets and configs of one container together: a node keeps them in memory."""
 FILE_MODE = 0o444
+FORMER_MARK = "@"
+"""Between a name and the revision of a former content; users' names cannot hold it."""
 
 FileRow = Secret | Config
 
@@ -42,6 +44,16 @@ def files_of(container: ContainerSpec) -> Iterator[tuple[type[FileRow], FileRefe
 def size_max(kind: type[FileRow]) -> int:
     """Bytes that are too many for one object of a kind."""
     return SECRET_BYTES_MAX if kind is Secret else CONFIG_BYTES_MAX
+
+
+def is_former(row: FileRow) -> bool:
+    """Whether another content has taken its name over."""
+    return FORMER_MARK in row.spec.annotations.name
+
+
+def revision_of(row: FileRow) -> int:
+    """Which content of its name it is, from 1 on."""
+    return row.revision or 1
 
 
 def _below(directory: str, target: str) -> str:

@@ -156,6 +156,7 @@ class Secret(Row, frozen=True):
     meta: Meta = Meta()
     spec: SecretSpec = SecretSpec()
     internal: bool = False
+    revision: int = 0
 
 
 class Config(Row, frozen=True):
@@ -164,6 +165,7 @@ class Config(Row, frozen=True):
     id: str = ""
     meta: Meta = Meta()
     spec: ConfigSpec = ConfigSpec()
+    revision: int = 0
 
 
 AnyObject = Node | Service | Task | Network | Cluster | Secret | Config

@@ -174,6 +174,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateSecretRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateSecretResponse.FromString,
                 _registered_method=True)
+        self.RotateSecret = channel.unary_unary(
+                '/shoal.api.v1.Control/RotateSecret',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretResponse.FromString,
+                _registered_method=True)
         self.RemoveSecret = channel.unary_unary(
                 '/shoal.api.v1.Control/RemoveSecret',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveSecretRequest.SerializeToString,
@@ -198,6 +203,11 @@ class ControlStub:
                 '/shoal.api.v1.Control/UpdateConfig',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigResponse.FromString,
+                _registered_method=True)
+        self.RotateConfig = channel.unary_unary(
+                '/shoal.api.v1.Control/RotateConfig',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigResponse.FromString,
                 _registered_method=True)
         self.RemoveConfig = channel.unary_unary(
                 '/shoal.api.v1.Control/RemoveConfig',
@@ -386,9 +396,17 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RemoveSecret(self, request, context):
+    def RotateSecret(self, request, context):
         """Refused while services refer to it.
+        Another content under the same name, as an object of its own; the one before is kept as
+        NAME@REVISION for as long as services refer to it.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSecret(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -412,6 +430,12 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConfig(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateConfig(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -566,6 +590,11 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateSecretRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateSecretResponse.SerializeToString,
             ),
+            'RotateSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSecret,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretResponse.SerializeToString,
+            ),
             'RemoveSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveSecret,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveSecretRequest.FromString,
@@ -590,6 +619,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.UpdateConfig,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigResponse.SerializeToString,
+            ),
+            'RotateConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateConfig,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigResponse.SerializeToString,
             ),
             'RemoveConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveConfig,
@@ -1364,6 +1398,33 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def RotateSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/RotateSecret',
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveSecret(request,
             target,
             options=(),
@@ -1488,6 +1549,33 @@ class Control:
             '/shoal.api.v1.Control/UpdateConfig',
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/RotateConfig',
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.RotateConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

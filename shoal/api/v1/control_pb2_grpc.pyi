@@ -52,12 +52,17 @@ class ControlStub:
     ListSecrets: _aio.UnaryUnaryMultiCallable[_control_pb2.ListSecretsRequest, _control_pb2.ListSecretsResponse]
     UpdateSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateSecretRequest, _control_pb2.UpdateSecretResponse]
     """Only labels may change."""
+    RotateSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateSecretRequest, _control_pb2.RotateSecretResponse]
+    """Refused while services refer to it.
+    Another content under the same name, as an object of its own; the one before is kept as
+    NAME@REVISION for as long as services refer to it.
+    """
     RemoveSecret: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveSecretRequest, _control_pb2.RemoveSecretResponse]
-    """Refused while services refer to it."""
     CreateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateConfigRequest, _control_pb2.CreateConfigResponse]
     GetConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.GetConfigRequest, _control_pb2.GetConfigResponse]
     ListConfigs: _aio.UnaryUnaryMultiCallable[_control_pb2.ListConfigsRequest, _control_pb2.ListConfigsResponse]
     UpdateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateConfigRequest, _control_pb2.UpdateConfigResponse]
+    RotateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateConfigRequest, _control_pb2.RotateConfigResponse]
     RemoveConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveConfigRequest, _control_pb2.RemoveConfigResponse]
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
@@ -268,12 +273,22 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         """Only labels may change."""
 
     @_abc_1.abstractmethod
+    def RotateSecret(
+        self,
+        request: _control_pb2.RotateSecretRequest,
+        context: _aio.ServicerContext[_control_pb2.RotateSecretRequest, _abc.Awaitable[_control_pb2.RotateSecretResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RotateSecretResponse]:
+        """Refused while services refer to it.
+        Another content under the same name, as an object of its own; the one before is kept as
+        NAME@REVISION for as long as services refer to it.
+        """
+
+    @_abc_1.abstractmethod
     def RemoveSecret(
         self,
         request: _control_pb2.RemoveSecretRequest,
         context: _aio.ServicerContext[_control_pb2.RemoveSecretRequest, _abc.Awaitable[_control_pb2.RemoveSecretResponse]],
-    ) -> _abc.Awaitable[_control_pb2.RemoveSecretResponse]:
-        """Refused while services refer to it."""
+    ) -> _abc.Awaitable[_control_pb2.RemoveSecretResponse]: ...
 
     @_abc_1.abstractmethod
     def CreateConfig(
@@ -302,6 +317,13 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.UpdateConfigRequest,
         context: _aio.ServicerContext[_control_pb2.UpdateConfigRequest, _abc.Awaitable[_control_pb2.UpdateConfigResponse]],
     ) -> _abc.Awaitable[_control_pb2.UpdateConfigResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RotateConfig(
+        self,
+        request: _control_pb2.RotateConfigRequest,
+        context: _aio.ServicerContext[_control_pb2.RotateConfigRequest, _abc.Awaitable[_control_pb2.RotateConfigResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RotateConfigResponse]: ...
 
     @_abc_1.abstractmethod
     def RemoveConfig(

@@ -250,6 +250,25 @@ async def test_secrets_are_made_shown_labelled_and_removed_without_their_data(co
     assert nothing == "INVALID_ARGUMENT spec: must be given"
 
 
+async def test_a_rotation_shows_no_data_and_names_the_services_that_are_behind(control) -> None:
+    spec = to_pb(a_secret().spec, specs_pb2.SecretSpec)
+    made = (await control.CreateSecret(pb.CreateSecretRequest(spec=spec))).secret
+    service = to_pb(using(holding(ref()), "api").spec, specs_pb2.ServiceSpec)
+    user = (await control.CreateService(pb.CreateServiceRequest(spec=service))).service
+    request = pb.RotateSecretRequest(secret="db", version=made.meta.version, data=b"hunter3")
+    answer = await control.RotateSecret(request)
+    assert (answer.secret.spec.annotations.name, answer.secret.revision) == ("db", 2)
+    assert b"hunter" not in answer.SerializeToString()
+    assert list(answer.service_ids) == [user.id]
+    former = (await control.GetSecret(pb.GetSecretRequest(secret=made.id))).secret
+    assert former.spec.annotations.name == "db@1"
+    assert "update out of sequence" in await refusal(control.RotateSecret(request))
+    config = to_pb(a_config().spec, specs_pb2.ConfigSpec)
+    await control.CreateConfig(pb.CreateConfigRequest(spec=config))
+    rotated = await control.RotateConfig(pb.RotateConfigRequest(config="site", data=b"new"))
+    assert (rotated.config.spec.data, list(rotated.service_ids)) == (b"new", [])
+
+
 async def test_configs_of_the_largest_size_are_shown_with_their_data(control) -> None:
     data = b"x" * 1_023_999
     for name in ("one", "two", "three", "four"):
