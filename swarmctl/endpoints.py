@@ -10,6 +10,8 @@ import grpc
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import control_pb2_grpc
 from shoal.model.enums import PortProtocol, PublishMode
+from shoal.model.published import place_of
+from shoal.model.types import PortConfig
 from swarmctl.client import CALL_TIMEOUT_S, Client
 from swarmctl.gotemplate.values import Record
 from swarmctl.parsing.words import spell
@@ -55,10 +57,12 @@ async def service_endpoints(client: Client, reference: str) -> pb.ListServiceEnd
 def endpoint_row(item: pb.ServiceEndpoint, names: Mapping[str, str]) -> Record:
     """A task behind a published port. names: of nodes, by id."""
     protocol = spell(PortProtocol(item.protocol))
+    where = PortConfig(address=item.published_address, interface=item.published_interface)
+    at = f"{place_of(where)}:" if where != PortConfig() else ""
     return Record(
         {
             "Task": item.task_id,
-            "Port": f"{item.published_port}->{item.target_port}/{protocol}",
+            "Port": f"{at}{item.published_port}->{item.target_port}/{protocol}",
             "Mode": spell(PublishMode(item.publish_mode)),
             "Network": "",
             "Address": item.address,

@@ -1,7 +1,8 @@
 """Published ports of the routing mesh: each belongs to one service of the whole cluster.
 
 An ingress port is refused when another service has it, in ingress mode or, because the mesh
-answers on every node, in host mode. Ports that are not asked for by number come from 30000-32767,
+answers on every node, in host mode. Services may have one number at different addresses, or on
+different interfaces. Ports that are not asked for by number come from 30000-32767,
 the lowest free one; a service keeps it as long as its spec publishes that target port, with
 whatever options.
 """
@@ -9,24 +10,32 @@ whatever options.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from manager.store.view import View
 from shoal.errors import InvalidArgument, ResourceExhausted
 from shoal.model.defaults import DYNAMIC_PORTS
 from shoal.model.enums import EndpointMode, PortProtocol, PublishMode
 from shoal.model.objects import Service
+from shoal.model.published import are_at_odds, is_at_odds, name_of
 from shoal.model.specs import ServiceSpec
 from shoal.model.types import Endpoint, PortConfig
 
 PortKey = tuple[PortProtocol, int]
 
 
+class Holding(NamedTuple):
+    """A service has a port."""
+
+    service: Service
+    port: PortConfig
+
+
 class PortOwners:
-    """Who has which port: a service per ingress port, services per host-mode port."""
+    """Who has which port: a service per ingress port and place, services per host-mode port."""
 
     def __init__(self, view: View) -> None:
-        self._ingress: dict[PortKey, Service] = {}
-        self._host: dict[PortKey, dict[str, Service]] = {}
+        self._held: dict[PortKey, list[Holding]] = {}
         self._keys: dict[str, set[PortKey]] = {}
         for service in sorted(view.services, key=_seniority):
             if not service.pending_delete:
@@ -35,9 +44,7 @@ class PortOwners:
     def replace(self, service: Service) -> None:
         """Take note of the service's new endpoint."""
         for key in self._keys.pop(service.id, ()):
-            if (owner := self._ingress.get(key)) is not None and owner.id == service.id:
-                del self._ingress[key]
-            self._host.get(key, {}).pop(service.id, None)
+            self._held[key] = [held for held in self._held[key] if held.service.id != service.id]
         self._add(service, held_ports(service))
 
     def endpoint(self, service: Service) -> Endpoint:
@@ -73,31 +80,27 @@ class PortOwners:
     def _add(self, service: Service, ports: Iterator[PortConfig]) -> None:
         for port in ports:
             self._keys.setdefault(service.id, set()).add(_key(port))
-            if port.publish_mode is PublishMode.INGRESS:
-                self._ingress.setdefault(_key(port), service)
-            else:
-                self._host.setdefault(_key(port), {})[service.id] = service
+            self._held.setdefault(_key(port), []).append(Holding(service, port))
 
-    def _owner(self, service: Service, key: PortKey, mode: PublishMode) -> Service | None:
+    def _owner(self, service: Service, port: PortConfig) -> Service | None:
         """Another service because of which this one cannot have the port."""
-        owner = self._ingress.get(key)
-        if owner is not None and owner.id != service.id:
-            return owner
-        if mode is PublishMode.HOST:
-            return None  # two services may share it: the scheduler puts them on different nodes
-        holders = self._host.get(key, {})
-        return next((other for other_id, other in holders.items() if other_id != service.id), None)
+        for held in self._held.get(_key(port), ()):
+            # Two services may share one of mode=host: the scheduler puts them on different nodes.
+            shared = held.port.publish_mode is port.publish_mode is PublishMode.HOST
+            if held.service.id != service.id and not shared and are_at_odds(port, held.port):
+                return held.service
+        return None
 
     def _check(self, service: Service, port: PortConfig) -> None:
-        owner = self._owner(service, _key(port), port.publish_mode)
+        owner = self._owner(service, port)
         if owner is not None:
             raise InvalidArgument(
-                f"port {port.published_port}/{port.protocol.name.lower()} is already in use by "
+                f"port {name_of(port)} is already in use by "
                 f"service {owner.spec.annotations.name}: publish another one, or remove it there"
             )
 
-    def _is_free(self, service: Service, key: PortKey, taken: set[PortKey]) -> bool:
-        return key not in taken and self._owner(service, key, PublishMode.INGRESS) is None
+    def _is_free(self, service: Service, port: PortConfig, taken: set[PortKey]) -> bool:
+        return _key(port) not in taken and self._owner(service, port) is None
 
     def _kept(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
         """The dynamic number that the service has for this port; 0 where there is none."""
@@ -111,13 +114,13 @@ class PortOwners:
 
     def _first_free(self, service: Service, held: Iterator[PortConfig], taken: set[PortKey]) -> int:
         numbers = (port for port in held if port.published_port in DYNAMIC_PORTS)
-        free = (port for port in numbers if self._is_free(service, _key(port), taken))
+        free = (port for port in numbers if self._is_free(service, port, taken))
         return next((port.published_port for port in free), 0)
 
     def _lowest(self, service: Service, port: PortConfig, taken: set[PortKey]) -> int:
         """The lowest free dynamic number. Raises: ResourceExhausted."""
         for number in DYNAMIC_PORTS:
-            if self._is_free(service, (port.protocol, number), taken):
+            if self._is_free(service, port.replaced(published_port=number), taken):
                 return number
         raise ResourceExhausted(
             f"no free port for {port.target_port}/{port.protocol.name.lower()}: all of "
@@ -141,7 +144,7 @@ def check_ports(view: View, spec: ServiceSpec, *, service_id: str = "") -> None:
 
 def check_spec(spec: ServiceSpec) -> None:
     """Refuse ports that contradict each other within one spec. Raises: InvalidArgument."""
-    seen: set[PortKey] = set()
+    seen: dict[PortKey, list[PortConfig]] = {}
     for port in spec.endpoint.ports:
         ingress = port.publish_mode is PublishMode.INGRESS
         if ingress and spec.endpoint.mode is EndpointMode.DNSRR:
@@ -151,11 +154,9 @@ def check_spec(spec: ServiceSpec) -> None:
             )
         if not port.published_port:
             continue
-        if _key(port) in seen:
-            raise InvalidArgument(
-                f"port {port.published_port}/{port.protocol.name.lower()} is published twice"
-            )
-        seen.add(_key(port))
+        if is_at_odds(port, seen.get(_key(port), ())):
+            raise InvalidArgument(f"port {name_of(port)} is published twice")
+        seen.setdefault(_key(port), []).append(port)
 
 
 def held_ports(service: Service) -> Iterator[PortConfig]:

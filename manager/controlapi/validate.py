@@ -15,6 +15,7 @@ from manager.controlapi.validate_files import file_references
 from manager.controlapi.validate_modes import service_mode
 from manager.controlapi.validate_names import object_labels, object_name
 from manager.controlapi.validate_networks import attachments, fixed_addresses
+from manager.controlapi.validate_ports import check_published
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import templates
@@ -22,8 +23,6 @@ from shoal.model.enums import (
     DisconnectAction,
     FailureAction,
     MountType,
-    PublishMode,
-    PublishPreference,
 )
 from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
@@ -40,7 +39,6 @@ from shoal.model.types import (
     DisconnectPolicy,
     ExternalCa,
     Mount,
-    PortConfig,
     Resources,
     RestartPolicy,
     UpdateConfig,
@@ -48,7 +46,6 @@ from shoal.model.types import (
 from shoal.security.succession import check_root
 
 MANAGERS_WANTED_MAX = 9
-PORTS_MAX = 1_024
 NANO_CPUS_MIN = 1_000_000
 WAIT_MAX_NS = 3600 * 1_000_000_000
 DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
@@ -76,7 +73,7 @@ def service_spec(spec: ServiceSpec) -> None:
     _task(spec.task)
     if isinstance(spec.mode, ReplicatedMode):
         fixed_addresses(spec, replicas=spec.mode.replicas)
-    _endpoint(spec)
+    check_published(spec.endpoint.ports)
     _wait("drain timeout", spec.drain_timeout_ns)
     _update("update", spec.update)
     _update("rollback", spec.rollback)
@@ -325,36 +322,6 @@ def _update(field: str, config: UpdateConfig | None) -> None:
 def _wait(field: str, timeout_ns: int | None) -> None:
     if timeout_ns is not None and not 0 <= timeout_ns <= WAIT_MAX_NS:
         raise InvalidArgument(f"{field}: must be from 0s to 1h")
-
-
-def _endpoint(spec: ServiceSpec) -> None:
-    ports = spec.endpoint.ports
-    if len(ports) > PORTS_MAX:
-        raise InvalidArgument(f"publish: {len(ports)} ports, at most {PORTS_MAX}")
-    seen: set[tuple[object, ...]] = set()
-    for port in ports:
-        _port(port)
-        key = (port.protocol, port.published_port)
-        if port.published_port and key in seen:
-            raise InvalidArgument(
-                f"publish: port {port.published_port}/{port.protocol.name.lower()} is given twice"
-            )
-        seen.add(key)
-
-
-def _port(port: PortConfig) -> None:
-    if not 1 <= port.target_port <= 65_535:
-        raise InvalidArgument(f"publish: target port {port.target_port} must be 1 to 65535")
-    if not 0 <= port.published_port <= 65_535:
-        raise InvalidArgument(f"publish: published port {port.published_port} must be 1 to 65535")
-    if port.protocol.name == "SCTP":
-        raise Unimplemented("publish: sctp is not possible in this version")
-    if port.publish_mode is PublishMode.HOST and not port.published_port:
-        raise Unimplemented("publish: mode=host needs a published port in this version")
-    if port.publish_mode is PublishMode.HOST and port.prefer is PublishPreference.LOCAL:
-        raise InvalidArgument(
-            "publish: prefer=local is for mode=ingress: with mode=host a node has no other tasks"
-        )
 
 
 def _no_nul(field: str, texts: Iterable[str]) -> None:

@@ -57,11 +57,15 @@ class PortRow(Row, frozen=True):
     sticky: bool = False
     source: PublishSource = PublishSource.CLIENT
     prefer: PublishPreference = PublishPreference.ANY
+    address: str = ""
+    interface: str = ""
 
     @property
     def key(self) -> PortKey:
         """What the row is found by; a service may publish a port in one way only."""
-        return PortKey(self.service_id, self.protocol, self.published_port)
+        return PortKey(
+            self.service_id, self.protocol, self.published_port, self.address, self.interface
+        )
 
     def for_node(self, node_id: str) -> PortRow | None:
         """The row as one node serves it: in host mode its own tasks alone, None without any."""
@@ -72,11 +76,13 @@ class PortRow(Row, frozen=True):
 
 
 class PortKey(Row, frozen=True):
-    """Identity of a published port."""
+    """Identity of a published port: a service may publish one number at several places."""
 
     service_id: str
     protocol: PortProtocol
     published_port: int
+    address: str = ""
+    interface: str = ""
 
 
 class PeerRow(Row, frozen=True):
@@ -295,6 +301,8 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
                 sticky=port.sticky,
                 source=port.source,
                 prefer=port.prefer,
+                address=port.address,
+                interface=port.interface,
             )
 
 

@@ -129,4 +129,6 @@ def _port_key(key: PortKey) -> pb.PublishedPort:
         service_id=key.service_id,
         protocol=types_pb2.PortProtocol.ValueType(key.protocol),
         published_port=key.published_port,
+        address=key.address,
+        interface=key.interface,
     )

@@ -8,6 +8,7 @@ may still send connections to them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from manager.dispatcher.endpoints import EndpointTable, PortRow, free_at
 from manager.store.view import View
@@ -67,7 +68,8 @@ def service_endpoints(
 
 def _rows(table: EndpointTable, service: Service) -> Iterator[PortRow]:
     mine = (row for row in table.ports.values() if row.service_id == service.id)
-    yield from sorted(mine, key=lambda row: (row.published_port, row.protocol))
+    order = attrgetter("published_port", "protocol", "address", "interface")
+    yield from sorted(mine, key=order)
 
 
 def _on_networks(
@@ -104,5 +106,7 @@ def _endpoint(row: PortRow, state: pb.ServiceEndpointState.ValueType) -> pb.Serv
         published_port=row.published_port,
         target_port=row.target_port,
         publish_mode=types_pb2.PublishMode.ValueType(row.publish_mode),
+        published_address=row.address,
+        published_interface=row.interface,
         state=state,
     )

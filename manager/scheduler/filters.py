@@ -73,7 +73,7 @@ class Pipeline:
             return CONSTRAINT
         if self._encrypts and not usage.node.description.network_keys:
             return ENCRYPTION
-        if self._ports and not usage.ports.isdisjoint(self._ports):
+        if self._ports and not usage.can_publish(self._ports):
             return HOST_PORT
         if self._max_replicas and copies >= self._max_replicas:
             return MAX_REPLICAS

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready
 from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
-from manager.scheduler.usage import PortKey, Usage, host_ports
+from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
@@ -27,7 +27,7 @@ PENDING_MESSAGE = "pending task scheduling"
 EVALUATIONS_MAX = 20_000
 """Filter runs per round; what is left waits for the next one, so that no round takes long."""
 
-GroupKey = tuple[str, int, tuple[PortKey, ...]]
+GroupKey = tuple[str, int, tuple[HostPlace, ...]]
 # Tasks of one version may still differ in their ports, when those were changed alone.
 
 
@@ -89,7 +89,7 @@ class Scheduling:
                 and is_wanted(task)
                 and selects(task.service_id)
             ):
-                key = (task.service_id, task.spec_version.index, tuple(host_ports(task.endpoint)))
+                key = (task.service_id, task.spec_version.index, host_places(task.endpoint))
                 tasks_by_group.setdefault(key, []).append(task)
         return [
             sorted(tasks_by_group[key], key=lambda task: (task.slot, task.id))

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 
 from shoal.model.enums import PortProtocol, PublishMode, TaskState
 from shoal.model.objects import Node, Task
+from shoal.model.published import is_at_odds
 from shoal.model.specs import TaskSpec
-from shoal.model.types import Endpoint, GenericResource, Resources
+from shoal.model.types import Endpoint, GenericResource, PortConfig, Resources
 
 PortKey = tuple[PortProtocol, int]
+HostPlace = tuple[PortProtocol, int, str, str]
+"""Protocol, number, and the address or interface."""
 _ASSIGNED = TaskState.ASSIGNED
 _RUNNING = TaskState.RUNNING
 _COMPLETE = TaskState.COMPLETE
@@ -37,7 +40,7 @@ class Usage:
         self.generic_names: dict[str, set[str]] = {}
         for generic in resources.generic:
             self._give(generic)
-        self.ports: set[PortKey] = set()
+        self.ports: dict[PortKey, list[PortConfig]] = {}
         for task in tasks:
             self.add(task)
 
@@ -57,7 +60,8 @@ class Usage:
                 left = self.generic_counts.get(generic.kind, 0) - generic.count
                 self.generic_counts[generic.kind] = left
         if task.endpoint is not None and task.endpoint.ports:
-            self.ports.update(host_ports(task.endpoint))
+            for port in host_ports(task.endpoint):
+                self.ports.setdefault(_key(port), []).append(port)
 
     def has_room(self, wish: Resources) -> bool:
         """Whether these reservations fit into what is left."""
@@ -66,6 +70,10 @@ class Usage:
         if wish.memory_bytes and wish.memory_bytes > self.memory_bytes:
             return False
         return not wish.generic or self.pick(wish.generic) is not None
+
+    def can_publish(self, ports: Iterable[PortConfig]) -> bool:
+        """Whether nobody on the node has a host-mode port that is at odds with one of these."""
+        return not any(is_at_odds(port, self.ports.get(_key(port), ())) for port in ports)
 
     def pick(self, wishes: Iterable[GenericResource]) -> tuple[GenericResource, ...] | None:
         """The pieces that meet a wish for generic resources; None when there are too few.
@@ -101,15 +109,27 @@ class Usage:
             self.generic_counts[generic.kind] = have + generic.count
 
 
-def host_ports(endpoint: Endpoint | None) -> list[PortKey]:
+def host_ports(endpoint: Endpoint | None) -> list[PortConfig]:
     """The ports that a task with this endpoint binds on its node."""
     if endpoint is None:
         return []
     return [
-        (port.protocol, port.published_port)
+        port
         for port in endpoint.ports
         if port.publish_mode is PublishMode.HOST and port.published_port
     ]
+
+
+def host_places(endpoint: Endpoint | None) -> tuple[HostPlace, ...]:
+    """The same, as far as tasks compete for them; in an order."""
+    return tuple(
+        (port.protocol, port.published_port, port.address, port.interface)
+        for port in host_ports(endpoint)
+    )
+
+
+def _key(port: PortConfig) -> PortKey:
+    return port.protocol, port.published_port
 
 
 def _wanted_counts(wishes: Iterable[GenericResource]) -> Counter[str]:

@@ -210,6 +210,7 @@ class PortConfig(Row, frozen=True):
     """A published port; `published_port` 0 lets the cluster choose.
 
     sticky: a client's connections that enter at one node go to one task, chosen by its address.
+    address, interface: where it answers, one of them at most; see `shoal.model.published`.
     """
 
     name: str = ""
@@ -220,6 +221,8 @@ class PortConfig(Row, frozen=True):
     sticky: bool = False
     source: PublishSource = PublishSource.CLIENT
     prefer: PublishPreference = PublishPreference.ANY
+    address: str = ""
+    interface: str = ""
 
 
 class EndpointSpec(Row, frozen=True):

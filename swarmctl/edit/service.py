@@ -160,7 +160,7 @@ def _edit_endpoint(endpoint: EndpointSpec, flags: Flags) -> EndpointSpec:
 
 
 def _published(port: PortConfig) -> tuple[object, ...]:
-    return port.published_port, *target_of(port)
+    return port.published_port, port.address, port.interface, *target_of(port)
 
 
 def _network(network: NetworkAttachmentConfig) -> str:

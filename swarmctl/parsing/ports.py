@@ -1,7 +1,7 @@
-"""`--publish`: the short form `[published:]target[/protocol]`, ranges, and the long form.
+"""`--publish`: the short form `[[ip:]published:]target[/protocol]`, ranges, and the long form.
 
-A host address is refused rather than dropped: a published port listens on every address of the
-node, and nobody should believe otherwise.
+An address is never dropped, as docker does: nobody should believe that a port answers only there
+when it answers everywhere. `0.0.0.0` and `::` mean every address, of both families.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from shoal.errors import InvalidArgument
@@ -40,6 +41,8 @@ def format_port(port: PortConfig) -> str:
         "sticky": "true" if port.sticky else "",
         "source": spell(port.source) if port.source else "",
         "prefer": spell(port.prefer) if port.prefer else "",
+        "ip": port.address,
+        "interface": port.interface,
     }
     return ",".join(f"{key}={word}" for key, word in fields.items() if word)
 
@@ -57,18 +60,19 @@ def target_of(port: PortConfig) -> Target:
 def _parse_short(text: str) -> tuple[PortConfig, ...]:
     ports, slash, protocol_name = text.partition("/")
     protocol = _protocol(protocol_name) if slash else PortProtocol.TCP
-    left, colon, right = ports.rpartition(":")
-    if ":" in left or left.startswith("["):
-        raise InvalidArgument(
-            f"{text!r}: a published port listens on every address of the node: "
-            "leave the host address out, as in 8080:80"
-        )
+    head, colon, right = ports.rpartition(":")
+    host, _, left = head.rpartition(":")
+    if ":" in host and not host.startswith("["):
+        raise InvalidArgument(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:80:80")
+    address = _address(host) if host else ""
     targets = _range(right, text)
     if 0 in targets:
         raise InvalidArgument(f"{text!r}: the target port must be from 1 to {PORT_MAX}")
-    published = _range(left, text) if colon else range(0)
+    published = _range(left, text) if colon and (left or not host) else range(0)
     if not published:
-        return tuple(PortConfig(protocol=protocol, target_port=target) for target in targets)
+        return tuple(
+            PortConfig(protocol=protocol, target_port=target, address=address) for target in targets
+        )
     if len(targets) not in (1, len(published)):
         raise InvalidArgument(
             f"invalid ranges specified for container and host Ports: {right} and {left}: "
@@ -79,6 +83,7 @@ def _parse_short(text: str) -> tuple[PortConfig, ...]:
             protocol=protocol,
             target_port=targets[index % len(targets)],
             published_port=port,
+            address=address,
         )
         for index, port in enumerate(published)
     )
@@ -127,6 +132,16 @@ def _protocol(name: str) -> PortProtocol:
     raise InvalidArgument(f"protocol {name!r} is not supported: use {' or '.join(_PROTOCOLS)}")
 
 
+def _address(text: str) -> str:
+    """An IP address as the control API wants it; "" for one that means every address."""
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ip_address(inside)
+    except ValueError:
+        raise InvalidArgument(f"invalid IP address: {text}") from None
+    return "" if address.is_unspecified else str(address)
+
+
 def _truth(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise InvalidArgument(f"sticky is true or false, not {word!r}")
@@ -153,5 +168,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "sticky": ("sticky", _truth),
     "source": ("source", _member(PublishSource, "source")),
     "prefer": ("prefer", _member(PublishPreference, "prefer")),
+    "ip": ("address", _address),
+    "host_ip": ("address", _address),
+    "interface": ("interface", str),
 }
 """Keys of the long form: the field, and what reads it."""

@@ -263,6 +263,8 @@ def ports_json(ports: Iterable[PortConfig]) -> list[Record]:
             Sticky=port.sticky,
             Source=spell(port.source) if port.source else "",
             Prefer=spell(port.prefer) if port.prefer else "",
+            IP=port.address,
+            Interface=port.interface,
         )
         for port in ports
     ]

@@ -282,6 +282,8 @@ def _ports(endpoint: Endpoint) -> list[str]:
             *(["  Sticky = true"] if port.sticky else []),
             *([f"  Source = {spell(port.source)}"] if port.source else []),
             *([f"  Prefer = {spell(port.prefer)}"] if port.prefer else []),
+            *([f"  IP = {port.address}"] if port.address else []),
+            *([f"  Interface = {port.interface}"] if port.interface else []),
         ]
     return lines
 

@@ -11,6 +11,7 @@ from typing import assert_never
 
 from shoal.model.enums import NodeMembership, NodeRole, PublishMode
 from shoal.model.objects import Node, Task
+from shoal.model.published import place_of
 from shoal.model.specs import (
     ContainerSpec,
     GlobalJobMode,
@@ -207,7 +208,7 @@ def ports(configs: Iterable[PortConfig]) -> list[str]:
     """Published ports as `*:8080->80/tcp`; neighbours become one range."""
     published = sorted(
         {
-            (port.protocol, port.published_port, port.target_port)
+            (place_of(port), port.protocol, port.published_port, port.target_port)
             for port in configs
             if port.publish_mode is PublishMode.INGRESS and port.published_port
         }
@@ -217,10 +218,10 @@ def ports(configs: Iterable[PortConfig]) -> list[str]:
     for end in range(1, len(published) + 1):
         if end < len(published) and _follows(published[end - 1], published[end]):
             continue
-        protocol, first, target = published[start]
+        place, protocol, first, target = published[start]
         length = end - 1 - start
         left, right = _span(first, length), _span(target, length)
-        result.append(f"*:{left}->{right}/{spell(protocol)}")
+        result.append(f"{place}:{left}->{right}/{spell(protocol)}")
         start = end
     return result
 
@@ -261,13 +262,14 @@ def _manager_status(node: Node) -> str:
 
 def _host_ports(task: Task) -> list[str]:
     return [
-        f"*:{port.published_port}->{port.target_port}/{spell(port.protocol)}"
+        f"{place_of(port)}:{port.published_port}->{port.target_port}/{spell(port.protocol)}"
         for port in task.status.port_status.ports
     ]
 
 
-def _follows(left: tuple[int, int, int], right: tuple[int, int, int]) -> bool:
-    return right == (left[0], left[1] + 1, left[2] + 1)
+def _follows(left: tuple[str, int, int, int], right: tuple[str, int, int, int]) -> bool:
+    place, protocol, published, target = left
+    return right == (place, protocol, published + 1, target + 1)
 
 
 def _span(first: int, length: int) -> str:

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from shoal.errors import AlreadyExists, FailedPrecondition, NotFound
 from shoal.model.objects import Task
+from shoal.model.types import PortConfig
 from worker.images.model import Image, ImageConfig
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStats, ContainerStatus, Runtime
@@ -247,9 +248,10 @@ class FakeNetworks:
         await self.board.enter("detach", task_id)
         self.attached.pop(task_id, None)
 
-    async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
+    async def find_taken(self, ports: Iterable[PortConfig]) -> str:
         await self.board.enter("find_taken", "")
-        return next((self.taken[key] for key in ports if key in self.taken), "")
+        keys = [(port.protocol.name.lower(), port.published_port) for port in ports]
+        return next((self.taken[key] for key in keys if key in self.taken), "")
 
     async def await_listeners(
         self, task_id: str, ports: frozenset[tuple[str, int]], timeout_s: float

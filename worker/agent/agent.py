@@ -105,7 +105,10 @@ class Agent:
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
         self._overlays: dict[OverlayKey, OverlayItem] = {}
-        self._applier = EndpointApplier(self._apply_endpoints)
+        self._applier = EndpointApplier(
+            self._apply_endpoints,
+            looks_again=lambda: any(port.interface for port in self._ports.values()),
+        )
         self._place: NetworkRecord | None = None
         self._place_changed = Signal()
         self._why_no_session = "the node has not reached a manager yet"

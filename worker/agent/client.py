@@ -48,6 +48,8 @@ class PortKey(Row, frozen=True):
     service_id: str
     protocol: str
     published_port: int
+    address: str = ""
+    interface: str = ""
 
 
 class AssignmentsBatch:
@@ -249,7 +251,9 @@ def _port_key(message: pb.PublishedPort) -> PortKey:
     protocol = PROTOCOLS.get(message.protocol)
     if protocol is None:
         raise InvalidArgument(f"port: protocol {message.protocol} is unknown to this version")
-    return PortKey(message.service_id, protocol, message.published_port)
+    return PortKey(
+        message.service_id, protocol, message.published_port, message.address, message.interface
+    )
 
 
 def _peer(message: pb.PeerNode) -> Peer:
@@ -309,6 +313,8 @@ def _port(message: pb.PublishedPort) -> PublishedPort:
         sticky=message.sticky,
         source=_word(PublishSource, message.source, "source"),
         prefer=_word(PublishPreference, message.prefer, "preference"),
+        address=key.address,
+        interface=key.interface,
     )
 
 

@@ -18,6 +18,7 @@ import structlog
 
 from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.model.objects import Task
+from shoal.model.types import PortConfig
 from worker.agent.overlays import addresses_of, place_of
 from worker.agent.records import NetworkRecord
 from worker.network.api import Attachment, NetworkSettings, Peer, PublishedPort
@@ -27,7 +28,8 @@ from worker.network.node import NodeNetwork
 from worker.network.overlay.api import OverlayState
 from worker.network.overlay.service import OverlayNetworks
 from worker.network.owners import Owner
-from worker.network.ports import PortHolder
+from worker.network.places import addresses_at, no_address
+from worker.network.ports import Held, PortHolder
 
 OPEN_WAIT_S = 60.0
 
@@ -62,7 +64,7 @@ class DataPlane:
         self._record: NetworkRecord | None = None
         self._changing = asyncio.Lock()
         self._publishing = asyncio.Lock()
-        self._served: frozenset[tuple[str, int]] = frozenset()
+        self._held: frozenset[Held] = frozenset()
         self._why_closed = ""
 
     @property
@@ -121,13 +123,11 @@ class DataPlane:
         async with self._publishing:
             await network.set_peers(tuple(peers))
             problem = await _problem_of(overlay_networks.apply(overlays))
-            errors = (await network.set_ports(ports)).errors
-            self._served = frozenset(
-                (port.protocol, port.published_port) for port in ports
-            ) - frozenset(errors)
+            report = await network.set_ports(ports)
+            self._held = report.held
         if problem is not None:  # the ports are in force all the same
             raise problem
-        return errors
+        return report.errors
 
     async def use_keys(self, keys: PrivateKeys) -> None:
         """Keys of encrypted networks from now on. Raises: SwarmError; call again then."""
@@ -141,15 +141,17 @@ class DataPlane:
         async with self._changing:
             return self._overlays is None or await self._overlays.settle()
 
-    async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
-        """Why one of these (protocol, port) pairs cannot be published here; "" when all can.
+    async def find_taken(self, ports: Iterable[PortConfig]) -> str:
+        """Why one of these ports cannot be published here; "" when all can.
 
         A port that this data plane itself holds, for an earlier task, is not taken.
         """
         async with self._publishing:
-            for key in ports:
-                taken = "" if key in self._served else await asyncio.to_thread(_find_taken, *key)
-                if taken:
+            ours = {held[:2] for held in self._held}
+            for port in ports:
+                if (port.protocol.name.lower(), port.published_port) in ours:
+                    continue
+                if taken := await asyncio.to_thread(_find_taken, port):
                     return taken
         return ""
 
@@ -182,7 +184,7 @@ class DataPlane:
         network, self._network, self._record = self._network, None, None
         overlays, self._overlays = self._overlays, None
         self._opened.clear()
-        self._served = frozenset()
+        self._held = frozenset()
         if overlays is not None:
             await overlays.close(remove=remove)
         if network is not None:
@@ -255,9 +257,13 @@ async def _problem_of(work: Awaitable[None]) -> SwarmError | None:
     return None
 
 
-def _find_taken(protocol: str, port: int) -> str:
-    holder = PortHolder()
+def _find_taken(port: PortConfig) -> str:
+    addresses = addresses_at(port.address, port.interface)
+    if not addresses:
+        return no_address(port.interface)
+    holder, protocol = PortHolder(), port.protocol.name.lower()
     try:
-        return holder.hold(protocol, port)
+        problems = (holder.hold(protocol, port.published_port, one) for one in addresses)
+        return next(filter(None, problems), "")
     finally:
         holder.close()

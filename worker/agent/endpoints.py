@@ -2,7 +2,8 @@
 
 Never falls behind: versions that arrive while one is being applied are merged into the next. Never
 acknowledges what is not in force: when applying fails it is tried again. Ports that could not be
-served are tried again after a while, since the process that holds one may end.
+served are tried again after a while, since the process that holds one may end; so is everything
+while a port answers at the addresses of an interface, which may change.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ _log = structlog.get_logger()
 class EndpointApplier:
     """Drives one data plane; `begin` starts over for a new session."""
 
-    def __init__(self, apply: Callable[[], Awaitable[PortErrors]]) -> None:
+    def __init__(
+        self,
+        apply: Callable[[], Awaitable[PortErrors]],
+        *,
+        looks_again: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """looks_again: whether what is applied depends on more than what the managers say."""
         self._apply = apply
+        self._looks_again = looks_again
         self._wanted: int | None = None
         self._news = Signal()
         self.problem = ""
@@ -60,7 +68,7 @@ class EndpointApplier:
                 retry_s = APPLY_RETRY_S
                 continue
             self.problem = ""
-            retry_s = PORT_RETRY_S if errors else None
+            retry_s = PORT_RETRY_S if errors or self._looks_again() else None
             if acknowledged != (version, errors):
                 await acknowledge(version, errors)
                 acknowledged = (version, errors)

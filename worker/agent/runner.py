@@ -25,7 +25,7 @@ from shoal.model.defaults import listen_timeout_ns, stop_grace_period_ns
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.types import ContainerStatus as TaskContainer
-from shoal.model.types import PortStatus, TaskStatus
+from shoal.model.types import PortConfig, PortStatus, TaskStatus
 from worker.agent.core import (
     Step,
     exit_state,
@@ -57,8 +57,8 @@ class Networks(Protocol):
         """Take them away. Idempotent."""
         ...
 
-    async def find_taken(self, ports: Iterable[tuple[str, int]]) -> str:
-        """Why one of these (protocol, port) pairs cannot be published here; "" when all can."""
+    async def find_taken(self, ports: Iterable[PortConfig]) -> str:
+        """Why one of these ports cannot be published here; "" when all can."""
         ...
 
     async def await_listeners(
@@ -301,7 +301,7 @@ class TaskRunner:
             await self._settle()
 
     async def _check_ports(self) -> None:
-        ports = [(p.protocol.name.lower(), p.published_port) for p in host_ports(self.task)]
+        ports = host_ports(self.task)
         taken = await self._node.networks.find_taken(ports) if ports else ""
         if taken:
             raise FailedPrecondition(taken)

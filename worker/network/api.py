@@ -79,6 +79,10 @@ class PublishedPort(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """`client`: tasks see the client's address; `node`: this node's gateway address."""
     prefer: str = "any"
     """`local`: only over this node's own endpoints while it has any."""
+    address: str = ""
+    """Where the port answers, of either family; empty for every address of the node."""
+    interface: str = ""
+    """In place of `address`: at the addresses that this interface has."""
 
 
 class PortStatus(msgspec.Struct, frozen=True, gc=False):
@@ -94,6 +98,8 @@ class PortReport(msgspec.Struct, frozen=True):
 
     statuses: tuple[PortStatus, ...]
     elements_changed: int
+    held: frozenset[tuple[str, int, str]] = frozenset()
+    """What is held of this node: protocol, port, and the address or "" for every one."""
 
     @property
     def errors(self) -> dict[tuple[str, int], str]:

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from shoal.errors import InvalidArgument
+from shoal.model.published import address_problem, interface_problem
 from worker.network.api import INDEX_MAX, Endpoint, NetworkSettings, Peer, PublishedPort
 from worker.network.twins import twin
 
@@ -60,14 +61,14 @@ class TableChange(msgspec.Struct, frozen=True):
     endpoints_gone: frozenset[Endpoint]
 
 
-def map_name(*, sticky: bool, size: int, version: int = 4) -> str:
+def map_name(*, sticky: bool, size: int, version: int = 4, placed: bool = False) -> str:
     """The slot map for tables of `size` slots, chosen by hash (`sticky`) or at random.
 
-    version: 4 or 6, of the addresses in it.
+    version: 4 or 6, of the addresses in it. placed: of ports at one address of the node each.
     """
     kind = "sticky" if sticky else "slots"
     wide = "_wide" if size == WIDE_SLOTS else ""
-    return f"{kind}{wide}{'6' if version == 6 else ''}"
+    return f"{kind}{wide}{'_at' if placed else ''}{'6' if version == 6 else ''}"
 
 
 def rebalance(current: Sequence[str], endpoints: Iterable[str], size: int) -> Table:
@@ -100,7 +101,7 @@ def next_table(current: PortTable | None, port: PublishedPort, version: int = 4)
     version: 4 or 6, of its endpoints.
     """
     size = NARROW_SLOTS if len(set(port.endpoints)) <= NARROW_SLOTS else WIDE_SLOTS
-    name = map_name(sticky=port.sticky, size=size, version=version)
+    name = map_name(sticky=port.sticky, size=size, version=version, placed=bool(port.address))
     basis: Table = current.slots if current is not None and current.map_name == name else ()
     return PortTable(name, port.target_port, rebalance(basis, port.endpoints, size))
 
@@ -138,6 +139,10 @@ def check_port(port: PublishedPort) -> str:
         return f"{name}: source must be client or node, not {port.source!r}"
     if port.prefer not in PREFERENCES:
         return f"{name}: prefer must be any or local, not {port.prefer!r}"
+    if port.address and (problem := address_problem(port.address)):
+        return f"{name}: {problem}"
+    if port.interface and (problem := interface_problem(port.interface)):
+        return f"{name}: {problem}"
     for value in (port.published_port, port.target_port):
         if not 1 <= value <= 65_535:
             return f"{name}: {value} is not a port (1..65535)"

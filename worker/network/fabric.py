@@ -39,8 +39,8 @@ _LOOPBACK6_PRIORITY, _GOTO_PRIORITY, _PEER_PRIORITY, _NOP_PRIORITY = 80, 90, 100
 _TIME_WAIT_S = "30"
 _CONNTRACK_MAX = 1 << 20
 _CARRIED = (
-    "nodes", "nodes6", "self4", "self6", "pub", "by_node", "reserved", "node_mac", "node_zone",
-    *skeleton.SLOT_MAPS,
+    "nodes", "nodes6", "self4", "self6", "reserved", "node_mac", "node_zone",
+    *skeleton.PORT_SETS, *skeleton.SLOT_MAPS,
 )  # fmt: skip
 _PEER_SETS = ("nodes", "nodes6", "node_mac", "node_zone")
 Key = TypeVar("Key")

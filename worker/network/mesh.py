@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,7 +20,6 @@ from worker.network.api import Endpoint, NetworkSettings, PortReport, PortStatus
 from worker.network.conntrack import Match
 from worker.network.core import (
     PROTOCOLS,
-    ElementChange,
     PortTable,
     Reach,
     check_port,
@@ -31,24 +30,21 @@ from worker.network.core import (
     table_from_slots,
 )
 from worker.network.netlink import NetlinkError
-from worker.network.nft import (
-    Element,
-    NftSocket,
-    endpoint_value,
-    parse_endpoint,
-    parse_port_key,
-    parse_slot_key,
-    port_key,
-    slot_key,
+from worker.network.nft import Element, NftSocket, parse_endpoint
+from worker.network.places import (
+    PortId,
+    TableId,
+    addresses_at,
+    found_ports,
+    found_slot,
+    no_address,
+    port_element,
+    slot_element,
+    slot_place,
 )
 from worker.network.ports import PortHolder
 from worker.network.skeleton import SLOT_MAPS
 
-PortId = tuple[str, int]
-"""Protocol name and published port."""
-TableId = tuple[str, int, int]
-"""Protocol name, published port, and 4 or 6: a table holds addresses of one family."""
-_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 _UDP = PROTOCOLS["udp"]
 _DRIFTED = frozenset({errno.ENOENT, errno.EEXIST})
 
@@ -67,6 +63,26 @@ class _Batch:
         self.deletes: list[Element] = []
         self.adds: list[Element] = []
         self.forget: list[Match] = []
+
+
+class _Accepted:
+    """Ports of one `set_ports` that can be served, none twice at one place."""
+
+    def __init__(self) -> None:
+        self.ports: dict[PortId, PublishedPort] = {}
+        self._placed: set[PortId] = set()
+
+    def has(self, port_id: PortId) -> bool:
+        """Whether a port answers where this one would."""
+        everywhere = port_id._replace(address="")
+        there = self.ports if port_id.address else self._placed
+        return everywhere in self.ports or port_id in there
+
+    def add(self, port_id: PortId, port: PublishedPort) -> None:
+        """Note a port that `has` does not know."""
+        self.ports[port_id] = port
+        if port_id.address:
+            self._placed.add(port_id._replace(address=""))
 
 
 class _View(NamedTuple):
@@ -97,17 +113,16 @@ class Mesh:
         self._tables.clear()
         self._stray.clear()
         found: dict[TableId, dict[str, dict[int, Endpoint]]] = {}
-        for name, version in SLOT_MAPS.items():
+        for name, kind in SLOT_MAPS.items():
             for key, value in self._nft.elements(name).items():
-                protocol, port, slot = parse_slot_key(key)
-                table_id = (_NAMES.get(protocol, str(protocol)), port, version)
-                owners = found.setdefault(table_id, {}).setdefault(name, {})
-                owners[slot] = parse_endpoint(value)
+                port_id, slot = found_slot(key)
+                by_map = found.setdefault(TableId(port_id, kind.version), {})
+                by_map.setdefault(name, {})[slot] = parse_endpoint(value)
         for table_id, by_map in found.items():
             self._adopt(table_id, by_map)
-        self._public = {_port_id(key) for key in self._nft.elements("pub")}
-        self._by_node = {_port_id(key) for key in self._nft.elements("by_node")}
-        self._reserved = {_port_id(key) for key in self._nft.elements("reserved")}
+        self._public = found_ports(self._nft, "pub")
+        self._by_node = found_ports(self._nft, "by_node")
+        self._reserved = found_ports(self._nft, "reserved", kinds=("",))
 
     def close(self) -> None:
         """Let the ports' sockets go; the kernel keeps balancing."""
@@ -116,7 +131,7 @@ class Mesh:
     def remove(self) -> None:
         """Give back the reserved port numbers (before the table that lists them goes)."""
         self._holder.close()
-        sysctl.reserve_ports(remove={port for _protocol, port in self._reserved})
+        sysctl.reserve_ports(remove={one.port for one in self._reserved})
 
     def set_reach6(self, reach: Reach) -> None:
         """Which nodes' tasks have IPv6 addresses, from the next `set_ports` on."""
@@ -132,30 +147,46 @@ class Mesh:
                 raise
             self.open()  # somebody changed our maps: start from what is there
             batch = self._commit(wanted)
-        for port_id in self._holder.held:
-            if port_id in wanted:
-                continue
-            self._holder.release(*port_id)
+        self._hold(wanted)
         changed = len(batch.deletes) + len(batch.adds)
-        return PortsOutcome(PortReport(tuple(statuses), changed), tuple(batch.forget))
+        report = PortReport(tuple(statuses), changed, frozenset(wanted))
+        return PortsOutcome(report, tuple(batch.forget))
 
     def _accept(
         self, ports: Sequence[PublishedPort]
     ) -> tuple[dict[PortId, PublishedPort], list[PortStatus]]:
         """The ports this node can serve, and a status for each one asked for."""
-        wanted: dict[PortId, PublishedPort] = {}
+        accepted = _Accepted()
         statuses: list[PortStatus] = []
         for port in ports:
-            port_id = (port.protocol, port.published_port)
-            error = check_port(port)
-            if not error and port_id in wanted:
-                error = f"port {port_id[1]}/{port_id[0]} is published twice"
-            if not error:
-                error = self._holder.hold(*port_id)
-            if not error:
-                wanted[port_id] = port
+            error = check_port(port) or self._add(port, accepted)
             statuses.append(PortStatus(port.protocol, port.published_port, error))
-        return wanted, statuses
+        return accepted.ports, statuses
+
+    def _add(self, port: PublishedPort, accepted: _Accepted) -> str:
+        """Add the port wherever it answers here; returns why not, if not everywhere there."""
+        addresses = addresses_at(port.address, port.interface)
+        errors: list[str] = []
+        if not addresses:
+            name = PortId(port.protocol, port.published_port)
+            errors.append(f"port {name}: {no_address(port.interface)}")
+        for address in addresses:
+            port_id = PortId(port.protocol, port.published_port, address)
+            twice = f"port {port_id} is published twice" if accepted.has(port_id) else ""
+            error = twice or self._holder.hold(*port_id)
+            if error:
+                errors.append(error)
+            else:
+                accepted.add(port_id, msgspec.structs.replace(port, address=address, interface=""))
+        return "; ".join(errors)
+
+    def _hold(self, wanted: Collection[PortId]) -> None:
+        """Let go of what is not wanted any more, and hold what was in the way of it till now."""
+        for port_id in self._holder.held:
+            if port_id not in wanted:
+                self._holder.release(*port_id)
+        for port_id in wanted:
+            self._holder.hold(*port_id)
 
     def _commit(self, wanted: dict[PortId, PublishedPort]) -> _Batch:
         batch = _Batch()
@@ -178,10 +209,12 @@ class Mesh:
         """Each port as it is served over IPv4 and over IPv6."""
         views: dict[TableId, _View] = {}
         twins = self._reach6.view
-        for (protocol, number), port in wanted.items():
+        for port_id, port in wanted.items():
             here = local_view(port, self._subnet)
-            views[protocol, number, 4] = _View(port, here)
-            views[protocol, number, 6] = _View(twins(port), twins(here))
+            if ":" not in port_id.address:
+                views[TableId(port_id, 4)] = _View(port, here)
+            if not port_id.address or ":" in port_id.address:
+                views[TableId(port_id, 6)] = _View(twins(port), twins(here))
         return views
 
     def _plan_tables(self, views: dict[TableId, _View], batch: _Batch) -> dict[TableId, PortTable]:
@@ -192,11 +225,11 @@ class Mesh:
             if port is not None and old is not None and self._built_from.get(table_id) == port:
                 tables[table_id] = old
                 continue
-            new = None if view is None else next_table(old, view.here, version=table_id[2])
+            new = None if view is None else next_table(old, view.here, version=table_id.version)
             change = element_changes(old, new)
-            batch.deletes += (_element(table_id, e) for e in change.deletes)
-            batch.adds += (_element(table_id, e) for e in change.adds)
-            if table_id[0] == "udp":
+            batch.deletes += (slot_element(table_id, e) for e in change.deletes)
+            batch.adds += (slot_element(table_id, e) for e in change.adds)
+            if table_id.port.protocol == "udp":
                 over = self._flows_over(table_id, port) | (
                     change.endpoints_gone - endpoints_of(port)
                 )
@@ -213,7 +246,7 @@ class Mesh:
 
         One that is only not preferred any more keeps its flows.
         """
-        port_id = table_id[:2]
+        port_id = table_id.port
         before, after = endpoints_of(self._built_from.get(table_id)), endpoints_of(port)
         if port is None or port_id not in self._public:
             return before - after
@@ -222,56 +255,42 @@ class Mesh:
 
     def _plan_public(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> None:
         added = wanted.keys() - self._public
-        batch.deletes += (_port_element("pub", p) for p in sorted(self._public - wanted.keys()))
-        batch.adds += (_port_element("pub", port_id) for port_id in sorted(added))
+        batch.deletes += (port_element("pub", p) for p in sorted(self._public - wanted.keys()))
+        batch.adds += (port_element("pub", port_id) for port_id in sorted(added))
         # A client that sent before the port was published has an untranslated entry: forget it.
         batch.forget += (
-            Match(protocol=_UDP, port=port) for protocol, port in sorted(added) if protocol == "udp"
+            Match(address=one.address, protocol=_UDP, port=one.port)
+            for one in sorted(added)
+            if one.protocol == "udp"
         )
 
     def _plan_by_node(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> set[PortId]:
         """Ports whose tasks see this node instead of the client."""
         after = {port_id for port_id, port in wanted.items() if port.source == "node"}
-        batch.deletes += (_port_element("by_node", p) for p in sorted(self._by_node - after))
-        batch.adds += (_port_element("by_node", p) for p in sorted(after - self._by_node))
+        batch.deletes += (port_element("by_node", p) for p in sorted(self._by_node - after))
+        batch.adds += (port_element("by_node", p) for p in sorted(after - self._by_node))
         return after
 
     def _plan_reserved(self, wanted: dict[PortId, PublishedPort], batch: _Batch) -> set[PortId]:
         """Reserve what only we need: the administrator's own reservations stay."""
         if wanted.keys() == self._public:
             return self._reserved
-        ours = {port for _protocol, port in self._reserved}
+        ours = {one.port for one in self._reserved}
         foreign = sysctl.reserved_ports() - ours
-        after = {port_id for port_id in wanted if port_id[1] not in foreign}
-        batch.deletes += (_port_element("reserved", p) for p in sorted(self._reserved - after))
-        batch.adds += (_port_element("reserved", p) for p in sorted(after - self._reserved))
-        numbers = {port for _protocol, port in after}
+        numbers_of = {port_id._replace(address="") for port_id in wanted}  # no address has its own
+        after = {one for one in numbers_of if one.port not in foreign}
+        batch.deletes += (port_element("reserved", p) for p in sorted(self._reserved - after))
+        batch.adds += (port_element("reserved", p) for p in sorted(after - self._reserved))
+        numbers = {one.port for one in after}
         sysctl.reserve_ports(add=numbers, remove=ours - numbers)
         return after
 
     def _adopt(self, table_id: TableId, by_map: dict[str, dict[int, Endpoint]]) -> None:
         name = next(iter(by_map))
         table = table_from_slots(name, by_map[name])
-        if table is not None and len(by_map) == 1 and table_id[0] in PROTOCOLS:
+        if table is not None and len(by_map) == 1 and table_id.port.protocol in PROTOCOLS:
             self._tables[table_id] = table
             return
         # Not a table this program writes: taken out with the next transaction.
-        protocol = PROTOCOLS.get(table_id[0]) or int(table_id[0])
         for map_name, owners in by_map.items():
-            self._stray += (
-                Element(map_name, slot_key(protocol, table_id[1], slot)) for slot in owners
-            )
-
-
-def _element(table_id: TableId, change: ElementChange) -> Element:
-    key = slot_key(PROTOCOLS[table_id[0]], table_id[1], change.slot)
-    return Element(change.map_name, key, endpoint_value(change.endpoint))
-
-
-def _port_element(set_name: str, port_id: PortId) -> Element:
-    return Element(set_name, port_key(PROTOCOLS[port_id[0]], port_id[1]))
-
-
-def _port_id(key: bytes) -> PortId:
-    protocol, port = parse_port_key(key)
-    return _NAMES.get(protocol, str(protocol)), port
+            self._stray += (Element(map_name, slot_place(table_id.port, slot)) for slot in owners)

@@ -3,8 +3,8 @@
 Invariant: `apply` is atomic: all its changes or none. Deletes run before adds, so that an element
 may be replaced (writing an existing key is refused by the kernel). Refuses: rules and chains; those
 are text in skeleton.py, loaded once.
-Key layout: each field of a concatenation padded to four bytes, the protocol in byte 0, ports big
-endian, slot numbers in host order.
+Key layout: the node's address where the map has one, then each field of the concatenation padded to
+four bytes, the protocol in byte 0, ports big endian, slot numbers in host order.
 """
 
 from __future__ import annotations
@@ -156,8 +156,7 @@ def parse_slot_key(key: bytes) -> tuple[int, int, int]:
 
 def endpoint_value(endpoint: Endpoint) -> bytes:
     """Value of a slot map: address of the map's family, target port."""
-    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
-    return socket.inet_pton(family, endpoint.address) + struct.pack("!H2x", endpoint.port)
+    return _packed(endpoint.address) + struct.pack("!H2x", endpoint.port)
 
 
 def parse_endpoint(value: bytes) -> Endpoint:
@@ -177,6 +176,23 @@ def port_key(protocol: int, port: int) -> bytes:
 def parse_port_key(key: bytes) -> tuple[int, int]:
     """(protocol, port) of a key."""
     return key[0], int.from_bytes(key[4:6], "big")
+
+
+def placed_key(address: str, key: bytes) -> bytes:
+    """`key` as it is in sets and maps of ports at one address; unchanged without an address."""
+    return _packed(address) + key if address else key
+
+
+def parse_placed_key(key: bytes, plain: int) -> tuple[str, bytes]:
+    """(address, or "" without one, and the key behind it, of `plain` bytes)."""
+    front, rest = key[:-plain], key[-plain:]
+    if not front:
+        return "", rest
+    return socket.inet_ntop(socket.AF_INET if len(front) == 4 else socket.AF_INET6, front), rest
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _nfgen(family: int) -> bytes:

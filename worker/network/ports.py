@@ -2,7 +2,8 @@
 
 Invariant: while a port is held no other process can bind it, and the kernel gives it to no outgoing
 connection. Refuses a port another process listens on, with the error users see. An outgoing
-connection that happens to use the port is no reason to refuse: it is not translated by the mesh.
+connection that happens to use the port is no reason to refuse: it is not translated by the mesh. A
+port at one address is held there alone: elsewhere the number is the host's.
 """
 
 from __future__ import annotations
@@ -11,43 +12,50 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 _LISTEN = "0A"
 _UNCONNECTED = "07"
+_IP_FREEBIND = 15
 _BOUND_STATES = {"tcp": _LISTEN, "udp": _UNCONNECTED}
 
 
+Held = tuple[str, int, str]
+"""Protocol, port, and the address, or "" for every one."""
+
+
 class PortHolder:
-    """The sockets that hold this node's published ports, by (protocol, port)."""
+    """The sockets that hold this node's published ports."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int], socket.socket] = {}
+        self._held: dict[Held, socket.socket] = {}
 
     @property
-    def held(self) -> list[tuple[str, int]]:
-        """The (protocol, port) pairs held now."""
+    def held(self) -> list[Held]:
+        """What is held now."""
         return list(self._held)
 
-    def hold(self, protocol: str, port: int) -> str:
-        """Hold the port; returns why not, empty on success. Idempotent.
+    def hold(self, protocol: str, port: int, address: str = "") -> str:
+        """Hold the port at one address, or at all; returns why not, empty on success. Idempotent.
 
-        A port that only an outgoing connection uses counts as a success; holding it is tried again
-        at the next call.
+        A port that only an outgoing connection uses counts as a success, and so does one that is
+        held at another place; holding it is tried again at the next call.
         """
-        if (protocol, port) in self._held:
+        if (protocol, port, address) in self._held:
             return ""
         try:
-            self._held[protocol, port] = _bound(protocol, port)
+            self._held[protocol, port, address] = _bound(protocol, port, address)
         except OSError as error:
+            name = f"port {at(address)}{port}/{protocol}"
             if error.errno != errno.EADDRINUSE:
-                return f"port {port}/{protocol} cannot be bound on this node: {error.strerror}"
-            if is_taken(protocol, port):
-                return f"port {port}/{protocol} is in use by another process on this node"
+                return f"{name} cannot be bound on this node: {error.strerror}"
+            if not self._is_ours(protocol, port) and is_taken(protocol, port, address):
+                return f"{name} is in use by another process on this node"
         return ""
 
-    def release(self, protocol: str, port: int) -> None:
+    def release(self, protocol: str, port: int, address: str = "") -> None:
         """Let the port go. Idempotent."""
-        held = self._held.pop((protocol, port), None)
+        held = self._held.pop((protocol, port, address), None)
         if held is not None:
             held.close()
 
@@ -57,10 +65,26 @@ class PortHolder:
             held.close()
         self._held.clear()
 
+    def _is_ours(self, protocol: str, port: int) -> bool:
+        return any(held[:2] == (protocol, port) for held in self._held)
 
-def _bound(protocol: str, port: int) -> socket.socket:
-    """A socket on every address of both families (of IPv4 where there is no IPv6)."""
+
+def at(address: str) -> str:
+    """An address before a port, as people are shown it; "" stays."""
+    return f"[{address}]:" if ":" in address else f"{address}:" if address else ""
+
+
+def _bound(protocol: str, port: int, address: str) -> socket.socket:
+    """A socket at the address, or on every one of both families (of IPv4 where there is no IPv6).
+
+    The address need not be here: it may come later.
+    """
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # of either family
+        return _bind(bound, address, port)
     try:
         bound = socket.socket(socket.AF_INET6, kind)
     except OSError as error:
@@ -88,18 +112,21 @@ def _bind(bound: socket.socket, address: str, port: int) -> socket.socket:
     return bound
 
 
-def is_taken(protocol: str, port: int) -> bool:
-    """Whether a socket waits for strangers on the port (and not just talks from it)."""
+def is_taken(protocol: str, port: int, address: str = "") -> bool:
+    """Whether a socket waits for strangers there (and not just talks from the port).
+
+    address: "" for every one, of which a single one is enough.
+    """
     wanted = _BOUND_STATES[protocol]
     return any(
-        local == port and state == wanted
+        local == port and state == wanted and (not address or where in ("", address))
         for family in ("", "6")
-        for local, state in _sockets(f"/proc/thread-self/net/{protocol}{family}")
+        for where, local, state in _sockets(f"/proc/thread-self/net/{protocol}{family}")
     )
 
 
-def _sockets(path: str) -> Iterator[tuple[int, str]]:
-    """(local port, state) of every socket in a /proc/net table."""
+def _sockets(path: str) -> Iterator[tuple[str, int, str]]:
+    """(local address, "" for every one; local port, state) of every socket in a /proc/net table."""
     try:
         table = open(path)  # noqa: SIM115 - the with below owns it
     except FileNotFoundError:
@@ -108,5 +135,16 @@ def _sockets(path: str) -> Iterator[tuple[int, str]]:
         next(table, None)
         for line in table:
             fields = line.split()
-            (port,) = struct.unpack("!H", bytes.fromhex(fields[1].rpartition(":")[2]))
-            yield port, fields[3]
+            local, _, number = fields[1].rpartition(":")
+            (port,) = struct.unpack("!H", bytes.fromhex(number))
+            yield _address(local), port, fields[3]
+
+
+def _address(words: str) -> str:
+    """An address as /proc/net writes it: in words of 32 bits, each in the machine's order."""
+    packed = b"".join(
+        struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8)
+    )
+    address = ip_address(packed)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return "" if address.is_unspecified else str(mapped or address)

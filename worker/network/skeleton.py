@@ -15,12 +15,20 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoal.errors import Internal, Unimplemented
 from worker.network.api import NetworkSettings
 from worker.network.core import NARROW_SLOTS, WIDE_SLOTS, gateway_of, map_name
-from worker.network.nft import TABLE, parse_endpoint, parse_port_key, parse_slot_key
+from worker.network.nft import (
+    TABLE,
+    parse_endpoint,
+    parse_placed_key,
+    parse_port_key,
+    parse_slot_key,
+    port_key,
+    slot_key,
+)
 from worker.network.twins import twin
 
 _VERSIONS: Final = (4, 6)
@@ -28,12 +36,29 @@ _FAMILIES: Final = {4: "ip", 6: "ip6"}
 _KINDS: Final = tuple(
     (sticky, size) for sticky in (False, True) for size in (NARROW_SLOTS, WIDE_SLOTS)
 )
+
+
+class SlotMap(NamedTuple):
+    """What is in a slot map: addresses of IP `version`; `placed`: of ports at one address each."""
+
+    version: int
+    placed: bool
+
+
 SLOT_MAPS: Final = {
-    map_name(sticky=sticky, size=size, version=version): version
+    map_name(sticky=sticky, size=size, version=version, placed=placed): SlotMap(version, placed)
+    for placed in (True, False)
     for version in _VERSIONS
     for sticky, size in _KINDS
 }
-"""IP version of the addresses in each slot map, by name."""
+"""All slot maps by name, in the order in which they are asked."""
+_PLACES: Final = {"": "", "_at": "ipv4_addr . ", "_at6": "ipv6_addr . "}
+PORT_SETS: Final = {
+    f"{name}{kind}": f"{front}inet_proto . inet_service"
+    for name in ("pub", "by_node")
+    for kind, front in _PLACES.items()
+}
+"""Type of the key of each set of published ports, by name; see `places.py`."""
 _NFT_DEADLINE_S = 20.0
 Elements = Mapping[str, Mapping[bytes, bytes]]
 
@@ -44,8 +69,7 @@ table inet shoal {{
   set nodes6 {{ type ipv6_addr; {nodes6}}}
   set self4 {{ type ipv4_addr . ipv4_addr; {self4}}}
   set self6 {{ type ipv6_addr . ipv6_addr; {self6}}}
-  set pub {{ type inet_proto . inet_service; {pub}}}
-  set by_node {{ type inet_proto . inet_service; {by_node}}}
+{port_sets}
   set reserved {{ type inet_proto . inet_service; {reserved}}}
   set resting {{ type ipv4_addr; flags timeout; }}
   map node_mac {{ type ether_addr : mark; {node_mac}}}
@@ -84,6 +108,8 @@ table inet shoal {{
   # Also for the node itself: refusing in the output hook would give UDP senders EPERM instead.
   chain in_filter {{ type filter hook input priority filter - 5;
     ct state new meta l4proto . th dport @pub jump refuse
+    ct state new ip daddr . meta l4proto . th dport @pub_at jump refuse
+    ct state new ip6 daddr . meta l4proto . th dport @pub_at6 jump refuse
   }}
   chain refuse {{
     meta l4proto tcp reject with tcp reset
@@ -198,9 +224,10 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
     known = {name: _list(elements.get(name, {}), write) for name, write in _WRITERS.items()}
     known["nodes"] = known["nodes"] or f"elements = {{ {settings.underlay_address} }} "
     maps = [
-        f"  map {name} {{ typeof meta l4proto . th dport . numgen random mod {_size(name)} : "
-        f"{_FAMILIES[version]} daddr . th dport; {_list(elements.get(name, {}), _slot)}}}"
-        for name, version in SLOT_MAPS.items()
+        f"  map {name} {{ typeof {_place(kind)}meta l4proto . th dport . numgen random mod "
+        f"{_size(name)} : {_FAMILIES[kind.version]} daddr . th dport; "
+        f"{_list(elements.get(name, {}), _slot)}}}"
+        for name, kind in SLOT_MAPS.items()
     ]
     return _TEMPLATE.format(
         version=version if version else "unversioned",
@@ -209,6 +236,10 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
         gateway6=twin(gateway_of(settings.subnet)),
         mask=f"0x{mask:08x}",
         rest=f"0x{0xFFFFFFFF ^ mask:08x}",
+        port_sets="\n".join(
+            f"  set {name} {{ type {key}; {_list(elements.get(name, {}), _port)}}}"
+            for name, key in PORT_SETS.items()
+        ),
         maps="\n".join(maps),
         lb="\n".join(_lb_rules()),
         by_node_rules="\n".join(_by_node_rules(gateway_of(settings.subnet))),
@@ -218,13 +249,13 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
 
 def _lb_rules() -> list[str]:
     rules: list[str] = []
-    for name, version in SLOT_MAPS.items():
-        family = _FAMILIES[version]
+    for name, kind in SLOT_MAPS.items():
+        family = _FAMILIES[kind.version]
         chooser = f"jhash {family} saddr" if name.startswith("sticky") else "numgen random"
         # Without the l4proto match nft refuses `th dport` in a translation.
         rules.append(
-            f"    meta nfproto ipv{version} meta l4proto {{ tcp, udp }} dnat {family} to "
-            f"meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}"
+            f"    meta nfproto ipv{kind.version} meta l4proto {{ tcp, udp }} dnat {family} to "
+            f"{_place(kind)}meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}"
         )
     return rules
 
@@ -233,11 +264,16 @@ def _by_node_rules(gateway: str) -> list[str]:
     """Translate the client's address for ports that ask for it: the reply comes back by itself."""
     # Without one protocol to look at, nft does not know what kind of port `ct original` gives.
     return [
-        f'    oifname {{ "gt*", "vxi" }} ct status dnat meta l4proto {protocol} '
-        f"meta l4proto . ct original proto-dst @by_node snat {_FAMILIES[version]} to {address}"
+        f'    oifname {{ "gt*", "vxi" }} ct status dnat meta l4proto {protocol} {at}'
+        f"meta l4proto . ct original proto-dst @by_node{kind} snat {family} to {address}"
         for protocol in ("tcp", "udp")
-        for version, address in ((4, gateway), (6, twin(gateway)))
+        for family, placed, address in (("ip", "_at", gateway), ("ip6", "_at6", twin(gateway)))
+        for kind, at in (("", ""), (placed, f"ct original {family} daddr . "))
     ]
+
+
+def _place(kind: SlotMap) -> str:
+    return f"{_FAMILIES[kind.version]} daddr . " if kind.placed else ""
 
 
 def _size(name: str) -> int:
@@ -251,9 +287,11 @@ def _list(elements: Mapping[bytes, bytes], write: Callable[[bytes, bytes], str])
 
 
 def _slot(key: bytes, value: bytes) -> str:
-    protocol, port, slot = parse_slot_key(key)
+    address, plain = parse_placed_key(key, len(slot_key(0, 0, 0)))
+    protocol, port, slot = parse_slot_key(plain)
     endpoint = parse_endpoint(value)
-    return f"{protocol} . {port} . {slot} : {endpoint.address} . {endpoint.port}"
+    at = f"{address} . " if address else ""
+    return f"{at}{protocol} . {port} . {slot} : {endpoint.address} . {endpoint.port}"
 
 
 def _pair(family: int) -> Callable[[bytes, bytes], str]:
@@ -265,8 +303,10 @@ def _pair(family: int) -> Callable[[bytes, bytes], str]:
 
 
 def _port(key: bytes, _value: bytes) -> str:
-    protocol, port = parse_port_key(key)
-    return f"{protocol} . {port}"
+    address, plain = parse_placed_key(key, len(port_key(0, 0)))
+    protocol, port = parse_port_key(plain)
+    at = f"{address} . " if address else ""
+    return f"{at}{protocol} . {port}"
 
 
 def _number(value: bytes, form: str) -> int:
@@ -279,8 +319,6 @@ _WRITERS: Final[dict[str, Callable[[bytes, bytes], str]]] = {
     "nodes6": lambda key, _: socket.inet_ntop(socket.AF_INET6, key),
     "self4": _pair(socket.AF_INET),
     "self6": _pair(socket.AF_INET6),
-    "pub": _port,
-    "by_node": _port,
     "reserved": _port,
     "node_mac": lambda key, value: f"{key.hex(':')} : {_number(value, '=I')}",
     "node_zone": lambda key, value: f"{key.hex(':')} : {_number(value, '=H')}",

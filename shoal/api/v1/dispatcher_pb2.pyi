@@ -345,6 +345,8 @@ class PublishedPort(_message.Message):
     STICKY_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PREFER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INTERFACE_FIELD_NUMBER: _builtins.int
     protocol: _types_pb2.PortProtocol.ValueType
     published_port: _builtins.int
     target_port: _builtins.int
@@ -354,6 +356,9 @@ class PublishedPort(_message.Message):
     """The task is chosen by the client's address."""
     source: _types_pb2.PublishSource.ValueType
     prefer: _types_pb2.PublishPreference.ValueType
+    address: _builtins.str
+    """Where the port answers, as in PortConfig; part of what a port is known by."""
+    interface: _builtins.str
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the tasks that are ready for traffic."""
@@ -370,10 +375,12 @@ class PublishedPort(_message.Message):
         sticky: _builtins.bool = ...,
         source: _types_pb2.PublishSource.ValueType = ...,
         prefer: _types_pb2.PublishPreference.ValueType = ...,
+        address: _builtins.str = ...,
+        interface: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "interface", b"interface", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

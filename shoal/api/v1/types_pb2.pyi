@@ -1034,6 +1034,8 @@ class PortConfig(_message.Message):
     STICKY_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PREFER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INTERFACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     protocol: Global___PortProtocol.ValueType
     target_port: _builtins.int
@@ -1046,6 +1048,11 @@ class PortConfig(_message.Message):
     """Whose address the tasks see: the client's own, or that of the node it came through."""
     prefer: Global___PublishPreference.ValueType
     """LOCAL: a node sends new connections to tasks of its own while it has any that are ready."""
+    address: _builtins.str
+    """Where the port answers: at this address alone, or at the addresses of this interface of each
+    node. Both empty: everywhere.
+    """
+    interface: _builtins.str
     def __init__(
         self,
         *,
@@ -1057,10 +1064,12 @@ class PortConfig(_message.Message):
         sticky: _builtins.bool = ...,
         source: Global___PublishSource.ValueType = ...,
         prefer: Global___PublishPreference.ValueType = ...,
+        address: _builtins.str = ...,
+        interface: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "interface", b"interface", "name", b"name", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,6 +123,31 @@ def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, servic
     assert lab.ask("w1", 8092)[1] == lab.own_address("w1")
 
 
+def test_a_port_answers_only_at_its_address_or_on_its_interface(lab: Lab, service: str) -> None:
+    at = lab.addresses["w1"]
+    ports = ("--publish", f"{at}:8093:80", "--publish", "published=8094,target=80,interface=lo")
+    lab.swarmctl("service", "create", "--detach", "--name", service, *ports, "web:1")
+    _wait_in_force(lab, service, places=2)
+    assert lab.ask("w1", 8093)[1] == lab.own_address("w1")
+    for node, port in (("m1", 8093), ("w2", 8093), ("w1", 8094)):
+        with pytest.raises(ConnectionRefusedError):
+            lab.ask(node, port)
+    inside = ["ip", "netns", "exec", f"shoal-{lab.name}-m1"]
+    fetch = [*inside, "curl", "-sf", "http://127.0.0.1:8094/cgi-bin/who"]
+    assert subprocess.run(fetch, check=True, capture_output=True, timeout=20).stdout
+    shown = lab.swarmctl("service", "ls", "--filter", f"name={service}", "--format", "{{.Ports}}")
+    assert set(shown.strip().split(", ")) == {f"{at}:8093->80/tcp", "lo:8094->80/tcp"}
+    shown = lab.swarmctl("service", "endpoints", service, "--format", "{{.Port}}")
+    assert set(shown.split()) == {f"{at}:8093->80/tcp", "lo:8094->80/tcp"}
+    # Another service may have the number elsewhere, and nobody at the same place.
+    for place, refused in ((at, True), ("", True), (lab.addresses["w2"], False)):
+        publish = f"{place}{':' if place else ''}8093:80"
+        other = ("service", "create", "--detach", "--name", f"{service}-2", "--publish", publish)
+        done = lab.run(*other, "web:1", check=False)
+        assert ("is already in use by service" in done.stderr) == refused, done.stderr
+    lab.swarmctl("service", "rm", f"{service}-2")
+
+
 def test_ranges_and_ports_the_cluster_chooses(lab: Lab, service: str) -> None:
     ports = ("--detach", "--publish", "8100-8101:80", "--publish", "80")
     lab.swarmctl("service", "create", "--name", service, *ports, "web:1")

@@ -31,6 +31,8 @@ PORTS = st.builds(
     sticky=st.booleans(),
     source=st.sampled_from(PublishSource),
     prefer=st.sampled_from(PublishPreference),
+    address=st.sampled_from(["", "192.0.2.1", "2001:db8::1"]),
+    interface=st.sampled_from(["", "eth1", "br-1.20"]),
 )
 
 
@@ -81,6 +83,27 @@ def test_any_text_is_a_port_or_refused(text):
         ),
         ("target=80,source=client,prefer=any", [PortConfig(target_port=80)]),
         (
+            "192.0.2.1:8080-8081:80-81/udp",
+            [
+                PortConfig(
+                    address="192.0.2.1",
+                    published_port=8080 + number,
+                    target_port=80 + number,
+                    protocol=PortProtocol.UDP,
+                )
+                for number in (0, 1)
+            ],
+        ),
+        ("127.0.0.1::80", [PortConfig(address="127.0.0.1", target_port=80)]),
+        (
+            "[2001:DB8::1]:8080:80",
+            [PortConfig(address="2001:db8::1", published_port=8080, target_port=80)],
+        ),
+        ("0.0.0.0:8080:80", [PortConfig(published_port=8080, target_port=80)]),
+        ("[::]:8080:80", [PortConfig(published_port=8080, target_port=80)]),
+        ("target=80,host_ip=192.0.2.1", [PortConfig(address="192.0.2.1", target_port=80)]),
+        ("target=80,interface=eth1.20", [PortConfig(interface="eth1.20", target_port=80)]),
+        (
             "published=8080,target=80,mode=host,protocol=udp",
             [
                 PortConfig(
@@ -105,8 +128,12 @@ def test_ports(text, expected):
         ("70000", "not a port"),
         ("x:80", "not a port"),
         ("80:", "not a port"),
-        ("127.0.0.1:80:80", "every address"),
-        ("[::1]:80:80", "every address"),
+        ("::1:80:80", "in brackets"),
+        ("web:80:80", "invalid IP address: web"),
+        ("[::1:80:80", "invalid IP address"),
+        ("192.0.2.1::", "not a port"),
+        (":80", "not a port"),
+        ("target=80,ip=web", "invalid IP address: web"),
         ("80/sctp", "tcp or udp"),
         ("81-80", "ends before"),
         (

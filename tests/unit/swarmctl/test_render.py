@@ -196,7 +196,14 @@ def test_neighbouring_ports_become_a_range():
     configs.append(PortConfig(published_port=8083, target_port=90))
     configs.append(PortConfig(published_port=53, target_port=53, protocol=PortProtocol.UDP))
     configs.append(PortConfig(published_port=1, target_port=1, publish_mode=PublishMode.HOST))
-    assert ports(configs) == ["*:8080-8082->80-82/tcp", "*:8083->90/tcp", "*:53->53/udp"]
+    configs += [
+        PortConfig(published_port=8083 + i, target_port=83 + i, address="2001:db8::1")
+        for i in range(2)
+    ]
+    configs.append(PortConfig(published_port=8085, target_port=85, interface="eth1"))
+    *everywhere, at_address, at_interface = ports(configs)
+    assert (at_address, at_interface) == ("[2001:db8::1]:8083-8084->83-84/tcp", "eth1:8085->85/tcp")
+    assert everywhere == ["*:8080-8082->80-82/tcp", "*:8083->90/tcp", "*:53->53/udp"]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,31 @@ def test_the_service_that_was_there_first_has_the_port() -> None:
     assert (_ports(cell, "zebra"), _ports(cell, "ape")) == ([8080], [])
 
 
+def _at(address: str = "", *, interface: str = "", host: bool = False) -> PortConfig:
+    return a_port(80, 8080, host=host).replaced(address=address, interface=interface)
+
+
+def test_a_number_at_an_address_comes_free_for_others() -> None:
+    cell = Cell([a_service("web", ports=(_at("192.0.2.1"), _at("192.0.2.2")))])
+    _settle(cell)
+    cell.put(a_service("api", ports=(_at("192.0.2.2"),)), a_service("db", ports=(a_port(80),)))
+    _settle(cell)
+    assert (_ports(cell), _ports(cell, "api")) == ([8080, 8080], [])
+
+    _change_ports(cell, _at("192.0.2.1"))
+    assert (_ports(cell), _ports(cell, "api")) == ([8080], [8080])
+
+
+def test_a_chosen_number_is_free_where_the_port_answers() -> None:
+    first = DYNAMIC_PORTS.start
+    there = a_port(80, first).replaced(address="192.0.2.1")
+    cell = Cell([a_service("web", ports=(there,))])
+    _settle(cell)
+    cell.put(a_service("api", ports=(a_port(80), a_port(81).replaced(address="192.0.2.2"))))
+    _settle(cell)
+    assert _ports(cell, "api") == [first + 1, first]
+
+
 @pytest.mark.parametrize(
     ("held", "wanted", "refused"),
     [
@@ -127,6 +152,14 @@ def test_the_service_that_was_there_first_has_the_port() -> None:
         (a_port(80, 8080, host=True), a_port(80, 8080), True),
         (a_port(80, 8080, host=True), a_port(80, 8080, host=True), False),
         (a_port(80, 8080), a_port(80), False),
+        (_at("192.0.2.1"), _at("192.0.2.2"), False),
+        (_at("192.0.2.1"), _at("192.0.2.1"), True),
+        (_at("192.0.2.1"), a_port(80, 8080), True),
+        (a_port(80, 8080), _at("192.0.2.1"), True),
+        (_at("192.0.2.1"), a_port(80, 8080, host=True), True),
+        (_at("192.0.2.1"), _at("192.0.2.2", host=True), False),
+        (_at(interface="eth0"), _at(interface="eth1"), False),
+        (_at(interface="eth0"), _at("192.0.2.1"), True),
     ],
 )
 def test_the_control_api_can_refuse_a_conflict_at_once(

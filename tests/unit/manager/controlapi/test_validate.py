@@ -225,6 +225,18 @@ SERVICE_RULES = [
         "publish: prefer=local is for mode=ingress",
     ),
     (ports(port(), port(81)), BAD, "publish: port 8080/tcp is given twice"),
+    (
+        ports(port(), port(81, address="192.0.2.1")),
+        BAD,
+        "publish: port 192.0.2.1:8080/tcp is given twice",
+    ),
+    (ports(port(address="192.0.2.300")), BAD, "publish: ip: '192.0.2.300' is no IP address"),
+    (ports(port(interface="a" * 16)), BAD, "publish: interface: 'aaaaaaaaaaaaaaaa' is longer"),
+    (
+        ports(port(address="192.0.2.1", interface="eth1")),
+        BAD,
+        "publish: give ip=192.0.2.1 or interface=eth1",
+    ),
     (ports(*(port(80, n) for n in range(1, 1026))), BAD, "publish: 1025 ports, at most 1024"),
     (spec(update=UpdateConfig(delay_ns=-1)), BAD, "update: delay and monitor must not be"),
     (spec(rollback=UpdateConfig(monitor_ns=-1)), BAD, "rollback: delay and monitor must not be"),

@@ -22,6 +22,8 @@ PORT = PortRow(
     sticky=True,
     source=PublishSource.NODE,
     prefer=PublishPreference.LOCAL,
+    address="192.0.2.1",
+    interface="eth1",
 )
 GRPC_BYTES_MAX = 4 << 20
 
@@ -45,6 +47,7 @@ def test_every_kind_of_change_is_said():
     assert (port.port.published_port, port.port.target_port) == (53, 5353)
     assert list(port.port.addresses) == ["10.0.0.1"]
     assert (port.port.sticky, port.port.source, port.port.prefer) == (True, 1, 1)
+    assert (port.port.address, port.port.interface) == ("192.0.2.1", "eth1")
     assert task.task.id == "t1"
     assert (no_task.task.id, no_peer.peer.node_id) == ("t2", "n2")
     assert no_port.port == pb.PublishedPort(service_id="web", protocol=1, published_port=53)

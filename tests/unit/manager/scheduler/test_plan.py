@@ -174,6 +174,24 @@ def test_a_host_port_is_used_once_per_node() -> None:
     assert _error(cell) == "no suitable node (host-mode port already in use on 2 nodes)"
 
 
+def test_host_ports_at_different_addresses_share_a_node() -> None:
+    port = a_port(80, 8080, host=True)
+    places = [
+        port.replaced(address="192.0.2.1"),
+        port.replaced(address="192.0.2.2"),
+        port.replaced(address="192.0.2.1"),
+    ]
+    tasks = [
+        task.replaced(endpoint=Endpoint(ports=(place,)))
+        for task, place in zip(_pending(len(places)), places, strict=True)
+    ]
+    cell = Cell([a_node("n1"), *tasks])
+    _settle(cell)
+
+    assert _nodes_of(cell) == {"n1": 2, "": 1}
+    assert "host-mode port already in use on 1 node" in _error(cell)
+
+
 def test_max_replicas_per_node() -> None:
     cell = Cell([a_node("n1"), a_node("n2"), *_pending(5, spec=_spec(Placement(max_replicas=2)))])
     _settle(cell)

@@ -90,6 +90,14 @@ async def test_ports_in_use_are_reported_once_and_retried_until_free(running):
     assert plane.applied == applied, "no retry without a reason"
 
 
+async def test_what_depends_on_the_machine_is_looked_at_again(running):
+    applier, plane, manager, _ = running
+    applier._looks_again = lambda: plane.applied < 4
+    applier.want(1)
+    await until(lambda: plane.applied == 4)
+    assert manager.acknowledged == [(1, {})], "said once"
+
+
 async def test_what_is_not_in_force_is_not_acknowledged(running):
     applier, plane, manager, _ = running
     plane.results = [InvalidArgument("peers contradict"), OSError(5, "netlink"), Unavailable("x")]

@@ -106,6 +106,8 @@ def test_the_map_follows_the_number_of_endpoints_and_stickiness() -> None:
     assert next_table(None, _port(few)).map_name == "slots"
     assert next_table(None, _port((*few, "10.0.1.1"))).map_name == "slots_wide"
     assert next_table(None, _port(few, sticky=True)).map_name == "sticky"
+    at_address = msgspec.structs.replace(_port(few), address="2001:db8::1")
+    assert next_table(None, at_address, version=6).map_name == "slots_at6"
     assert map_name(sticky=True, size=WIDE_SLOTS) == "sticky_wide"
 
 
@@ -170,6 +172,8 @@ def test_a_port_may_send_connections_to_all_its_endpoints_whatever_is_preferred(
     [
         ({"source": "balancer"}, "client or node, not 'balancer'"),
         ({"prefer": "near"}, "any or local, not 'near'"),
+        ({"address": "::ffff:192.0.2.1"}, "must be written 192.0.2.1"),
+        ({"interface": "a/b"}, "cannot be the name"),
         ({"protocol": "sctp"}, "tcp and udp, not sctp"),
         ({"mode": "vip"}, "ingress or host"),
         ({"published_port": 0}, "0 is not a port"),

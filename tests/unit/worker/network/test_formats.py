@@ -19,6 +19,7 @@ from worker.network.nft import (
     parse_endpoint,
     parse_port_key,
     parse_slot_key,
+    placed_key,
     port_key,
     slot_key,
 )
@@ -98,6 +99,13 @@ def test_elements_are_carried_over_as_text() -> None:
             "node_mac": {mac: struct.pack("=I", 2 << 20)},
             "node_zone": {mac: struct.pack("=H", 2)},
             "pub": {port_key(6, 8080): b""},
+            "pub_at": {placed_key("192.0.2.7", port_key(6, 8081)): b""},
+            "by_node_at6": {placed_key("2001:db8::7", port_key(17, 53)): b""},
+            "slots_at6": {
+                placed_key("2001:db8::7", slot_key(17, 53, 9)): endpoint_value(
+                    Endpoint("fd53::2", 53)
+                )
+            },
         },
     )
     for line in (
@@ -109,5 +117,8 @@ def test_elements_are_carried_over_as_text() -> None:
         "elements = { 02:fe:0a:f0:08:01 : 2097152 }",
         "elements = { 02:fe:0a:f0:08:01 : 2 }",
         "elements = { 6 . 8080 }",
+        "elements = { 192.0.2.7 . 6 . 8081 }",
+        "elements = { 2001:db8::7 . 17 . 53 }",
+        "elements = { 2001:db8::7 . 17 . 53 . 9 : fd53::2 . 53 }",
     ):
         assert line in rendered
