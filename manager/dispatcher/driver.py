@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import structlog
 
 from manager.ca.rotation import trust_of
+from manager.dispatcher.acknowledged import Acknowledged
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey, free_at, is_down
@@ -52,11 +53,9 @@ _log = structlog.get_logger()
 class Stream:
     """An open assignments stream and the signal that wakes it."""
 
-    def __init__(self, node_id: str, concerned: int) -> None:
+    def __init__(self, node_id: str) -> None:
         self.assignments = NodeAssignments(node_id)
         self.signal = Signal()
-        self.concerned = concerned
-        """The newest endpoint version that is another one for this node than the one before."""
 
 
 class Dispatcher:
@@ -75,7 +74,7 @@ class Dispatcher:
         self._conflicts: dict[str, str] = {}
         self.table = EndpointTable()
         self.statuses = StatusWriter(store, clock, manager_id=manager_id, changes_max=changes_max)
-        self.acknowledged: dict[str, int] = {}
+        self.acknowledged = Acknowledged()
         self._streams: dict[str, Stream] = {}
         self._session_signals: dict[str, Signal] = {}
         self._absent: dict[str, tuple[NodeState, str]] = {}
@@ -184,14 +183,8 @@ class Dispatcher:
 
         conflicts: ports it cannot serve, with reasons; shown in the node's status until they end.
         """
-        if node_id in self._streams:
-            before = self._acknowledged_by_all()
-            newest = self.table.version
-            if version >= self._streams[node_id].concerned:
-                version = newest  # those after it are the same for this node
-            self.acknowledged[node_id] = max(self.acknowledged[node_id], min(version, newest))
-            if self._acknowledged_by_all() != before:
-                self._wake_holding()
+        if self.acknowledged.acknowledge(node_id, version, self.table.version):
+            self._wake_holding()
         message = "; ".join(conflicts)[:MESSAGE_LENGTH_MAX]
         self._conflicts[node_id] = message
 
@@ -223,7 +216,7 @@ class Dispatcher:
             self.table,
             view.services.resolve(reference),
             manager_id=self._manager_id,
-            acknowledged=self.acknowledged,
+            acknowledged=self.acknowledged.versions,
             problems=self._conflicts,
             connected=self.sessions.connected(),
         )
@@ -231,19 +224,20 @@ class Dispatcher:
     @contextmanager
     def stream(self, node_id: str) -> Iterator[Stream]:
         """Open the node's assignments stream, in place of an older one."""
-        stream = Stream(node_id, self.table.version)
+        stream = Stream(node_id)
         previous = self._streams.get(node_id)
         self._streams[node_id] = stream
         if previous is not None:
             previous.signal.set()
-        self.acknowledged.setdefault(node_id, 0)
+        self.acknowledged.begin(node_id, self.table.version)
         stream.assignments.mark_all(self._store.view, self.table)
         stream.signal.set()
         try:
             yield stream
         finally:
             if self._streams.get(node_id) is stream:
-                del self._streams[node_id]  # its data plane balances on as it last acknowledged
+                del self._streams[node_id]
+                self.acknowledged.end(node_id)
 
     def is_current(self, stream: Stream) -> bool:
         """Whether the stream goes on: its node is connected and has opened no newer one."""
@@ -252,7 +246,7 @@ class Dispatcher:
     def take(self, stream: Stream) -> tuple[AssignmentDiff, bool]:
         """What the stream has to say next, and whether there is more at once."""
         diff = stream.assignments.take(
-            self._store.view, self.table, self._acknowledged_by_all(), self._clock.monotonic_s()
+            self._store.view, self.table, self.acknowledged.by_all(), self._clock.monotonic_s()
         )
         if diff.overdue:
             self._complain(diff.overdue)
@@ -282,7 +276,7 @@ class Dispatcher:
         known = self._nodes_in(NodeState.READY, NodeState.UNKNOWN)
         self.sessions.expect(frozenset(known), self._clock.monotonic_s())
         for node_id in known:
-            self.acknowledged.setdefault(node_id, 0)  # it balances as the last leader told it
+            self.acknowledged.expect(node_id)  # it balances as the last leader told it
             if not self.sessions.is_connected(node_id):
                 message = "waiting for the node after a manager's restart"
                 self._absent[node_id] = (NodeState.UNKNOWN, message)
@@ -387,9 +381,9 @@ class Dispatcher:
             services=services | self.table.overlays.service_ids,
             tasks={*self.table.overlays.task_ids, *(task.id for task in view.tasks)},
         )
-        for stream in self._streams.values():
+        for node_id, stream in self._streams.items():
             stream.assignments.mark_all(view, self.table)
-            stream.concerned = self.table.version
+            self.acknowledged.change(node_id, self.table.version, concerned=True)
             stream.signal.set()
         for signal in self._session_signals.values():
             signal.set()
@@ -456,10 +450,8 @@ class Dispatcher:
         for node_id, stream in self._streams.items():
             stream.assignments.mark(tasks=by_node.get(node_id, ()), peers=peers, ports=ports)
             stream.assignments.overlays.mark(self.table.overlays, overlays)
-            if peers or ports or stream.assignments.overlays.is_dirty:
-                stream.concerned = self.table.version
-            elif self.acknowledged[node_id] >= stream.concerned:
-                self.acknowledged[node_id] = self.table.version
+            concerned = bool(peers or ports or stream.assignments.overlays.is_dirty)
+            self.acknowledged.change(node_id, self.table.version, concerned=concerned)
             if stream.assignments.is_dirty:
                 stream.signal.set()
 
@@ -473,6 +465,7 @@ class Dispatcher:
         """The node has no session any more: its streams end now."""
         self._on_probation.discard(node_id)
         self._conflicts.pop(node_id, None)
+        self.acknowledged.end(node_id)
         stream = self._streams.pop(node_id, None)
         if stream is not None:
             stream.signal.set()
@@ -482,11 +475,8 @@ class Dispatcher:
 
     def _forget_acknowledgement(self, node_id: str) -> None:
         """A node that is gone holds nobody back."""
-        if self.acknowledged.pop(node_id, None) is not None:
+        if self.acknowledged.forget(node_id):
             self._wake_holding()
-
-    def _acknowledged_by_all(self) -> int | None:
-        return min(self.acknowledged.values(), default=None)
 
     def _wake_holding(self) -> None:
         for stream in self._streams.values():
@@ -499,7 +489,7 @@ class Dispatcher:
         for task_id in task_ids:
             task = self._store.view.tasks.get(task_id)
             left_at = 0 if task is None else free_at(self.table, task)
-            behind = sorted(n for n, version in self.acknowledged.items() if version < left_at)
+            behind = sorted(n for n, v in self.acknowledged.versions.items() if v < left_at)
             _log.warning("task.drain_overdue", task_id=task_id, nodes=behind)
 
     def _nodes_in(self, *states: NodeState) -> list[str]:

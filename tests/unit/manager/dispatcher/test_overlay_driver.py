@@ -83,14 +83,16 @@ async def test_a_node_that_a_change_does_not_concern_has_nothing_to_acknowledge(
             await dispatcher.acknowledge("n1", first, [])
             rig.put(attached("t2", "red", number=10))
             await until(lambda: dispatcher.table.version > first)
-            assert dispatcher.acknowledged == {"n1": first, "n2": 0}, "n2 has to say where it is"
+            assert dispatcher.acknowledged.versions == {"n1": first, "n2": 0}, (
+                "n2 has to say where it is"
+            )
             await dispatcher.acknowledge("n2", first, [])
-            assert dispatcher.acknowledged == {"n1": first, "n2": dispatcher.table.version}
+            assert dispatcher.acknowledged.versions == {"n1": first, "n2": dispatcher.table.version}
 
             before = dispatcher.table.version
             rig.put(rig.store.view.tasks.resolve("t1").with_desired_state(TaskState.SHUTDOWN))
             await until(lambda: dispatcher.table.version > before)
-            assert dispatcher.acknowledged == {"n1": first, "n2": dispatcher.table.version}
+            assert dispatcher.acknowledged.versions == {"n1": first, "n2": dispatcher.table.version}
             assert said(rig, own) == ["+t1", "+t2"]
             assert dispatcher.take(own)[0].tasks == (), "its own node has not acknowledged"
             await dispatcher.acknowledge("n1", dispatcher.table.version, [])

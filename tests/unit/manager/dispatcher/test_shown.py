@@ -94,7 +94,7 @@ async def test_under_a_new_manager_a_task_that_drains_waits_for_every_node():
     store, _ = a_store((a_node("n1"), a_node("n2"), service, stopping), clock)
     dispatcher = Dispatcher(store, clock, manager_id="m2")
     async with running(dispatcher.run, dispatcher.run_expiry):
-        await until(lambda: dispatcher.acknowledged.keys() == {"n1", "n2"})
+        await until(lambda: dispatcher.acknowledged.versions.keys() == {"n1", "n2"})
         (shown,) = dispatcher.show_endpoints("web").endpoints
         await dispatcher.register("n1", NodeDescription(), "192.0.2.1")
         with dispatcher.stream("n1"):
