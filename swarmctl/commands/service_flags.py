@@ -31,7 +31,7 @@ from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.files import parse_file
 from swarmctl.parsing.mounts import parse_mount
 from swarmctl.parsing.networks import parse_network
-from swarmctl.parsing.ports import parse_publish, parse_targets
+from swarmctl.parsing.ports import parse_publish, parse_targets, suggestions
 from swarmctl.parsing.units import parse_bytes, parse_count, parse_cpus, parse_duration
 from swarmctl.parsing.values import (
     parse_command,
@@ -92,7 +92,7 @@ def _score(text: str) -> int:
 
 
 class _Named(Parsed):
-    """A value that begins with a name, completed with the names there are."""
+    """A value that is completed with the names there are, or with the words of its grammar."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class _Named(Parsed):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names that start with what was typed."""
+        """What starts with what was typed."""
         return [CompletionItem(name) for name in self._complete(ctx, param, incomplete)]
 
 
@@ -117,6 +117,7 @@ SECRET = _Named("secret", parse_file, complete_secrets)
 SECRET_NAME = _Named("secret", str, complete_secrets)
 CONFIG = _Named("config", parse_file, complete_configs)
 CONFIG_NAME = _Named("config", str, complete_configs)
+PORT = _Named("port", parse_publish, lambda _ctx, _param, incomplete: suggestions(incomplete))
 FILE_FORMS = "NAME or source=NAME,target=PATH,uid=ID,gid=ID,mode=0444 (rm: name)"
 COUNT = Parsed("count", _count)
 DURATION = Parsed("duration", parse_duration)
@@ -179,7 +180,7 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
     ),
     (
         "publish",
-        Parsed("port", parse_publish),
+        PORT,
         Parsed("port", parse_targets),
         "published port (rm: target port)",
         "-p",

@@ -173,3 +173,22 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "interface": ("interface", str),
 }
 """Keys of the long form: the field, and what reads it."""
+
+_WORDS: Final = {
+    "protocol": tuple(_PROTOCOLS),
+    "mode": tuple(map(spell, PublishMode)),
+    "sticky": ("true", "false"),
+    "source": tuple(map(spell, PublishSource)),
+    "prefer": tuple(map(spell, PublishPreference)),
+}
+
+
+def suggestions(incomplete: str) -> list[str]:
+    """What the long form may go on with: keys that are not there yet, words of a key."""
+    before, comma, last = incomplete.rpartition(",")
+    key, equals, typed = last.partition("=")
+    if equals:
+        words = (word for word in _WORDS.get(key, ()) if word.startswith(typed))
+        return [f"{before}{comma}{key}={word}" for word in words]
+    there = {field.partition("=")[0] for field in before.split(",")}
+    return [f"{before}{comma}{one}=" for one in _KEYS if one.startswith(last) and one not in there]

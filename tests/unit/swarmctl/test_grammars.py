@@ -20,7 +20,7 @@ from shoal.model.types import Driver, GenericResource, Mount, PortConfig, Ulimit
 from swarmctl.parsing import values
 from swarmctl.parsing.fields import split_fields
 from swarmctl.parsing.mounts import parse_mount
-from swarmctl.parsing.ports import format_port, parse_publish, parse_targets
+from swarmctl.parsing.ports import format_port, parse_publish, parse_targets, suggestions
 
 PORTS = st.builds(
     PortConfig,
@@ -167,6 +167,22 @@ def test_what_publish_rm_takes():
     assert rm("8080-8082:80") == [(80, "TCP", "INGRESS")]
     assert rm("8080-8081:80-81") == [(80, "TCP", "INGRESS"), (81, "TCP", "INGRESS")]
     assert rm("target=80,mode=host") == [(80, "TCP", "HOST")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("so", ["source="]),
+        ("target=80,so", ["target=80,source="]),
+        ("source=node,so", []),
+        ("target=80,source=", ["target=80,source=client", "target=80,source=node"]),
+        ("target=80,prefer=l", ["target=80,prefer=local"]),
+        ("target=8", []),
+        ("8080:80", []),
+    ],
+)
+def test_what_a_port_may_go_on_with(typed, expected):
+    assert suggestions(typed) == expected
 
 
 @pytest.mark.parametrize(
