@@ -48,6 +48,11 @@ class FileCalls:
             if not token:
                 return result
 
+    async def rotate(self, reference: str, data: bytes) -> tuple[FileRow, tuple[str, ...]]:
+        """Another content; the object that has the name now, and ids of services behind it."""
+        answer = await self._call("Rotate", **{self._field: reference}, data=data)
+        return self._row(answer), tuple(answer.service_ids)
+
     async def remove(self, reference: str) -> None:
         """Remove one that no service refers to."""
         await self._call("Remove", **{self._field: reference})

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
 from shoal.errors import InvalidArgument, NotFound
-from shoal.model.files import FileRow, size_max
+from shoal.model.files import FileRow, is_former
 from shoal.model.objects import Config, Secret
 from shoal.model.specs import ConfigSpec, SecretSpec
 from shoal.model.types import Annotations, Driver
 from swarmctl import output
+from swarmctl.commands.file_update import update_command
 from swarmctl.complete import complete_configs, complete_secrets
 from swarmctl.each import each, exit_with
+from swarmctl.file_content import read_content
 from swarmctl.filters import FILE_RULES, parse_filters
 from swarmctl.options import (
     FunctionT,
@@ -43,7 +44,9 @@ PAIR = Parsed("key=value", parse_pair)
 
 
 def _group(kind: type[FileRow], about: str) -> click.Group:
-    commands = (_create(kind), _list(kind), _inspect(kind), _remove(kind))
+    commands = (
+        _create(kind), _list(kind), _inspect(kind), update_command(kind), _remove(kind),
+    )  # fmt: skip
     return click.Group(
         _noun(kind), help=about, commands={str(command.name): command for command in commands}
     )
@@ -66,7 +69,7 @@ def _create(kind: type[FileRow]) -> click.Command:
 
     @click.command(
         "create",
-        help=f"Create a {noun} of a file, or of standard input (-); its content never changes.",
+        help=f"Create a {noun} of a file, or of standard input (-).",
     )
     @click.argument("name", metavar=noun.upper())
     @click.argument("file", metavar="FILE|-", type=click.Path(dir_okay=False, allow_dash=True))
@@ -87,7 +90,7 @@ def _create(kind: type[FileRow]) -> click.Command:
     ) -> None:
         spec = (SecretSpec if kind is Secret else ConfigSpec)(
             annotations=Annotations(name=name, labels=dict(labels)),
-            data=_content(kind, file),
+            data=read_content(kind, file),
             templating=Driver(template_driver) if template_driver else None,
         )
 
@@ -111,8 +114,11 @@ def _list(kind: type[FileRow]) -> click.Command:
     @filter_option
     @format_option
     @quiet_option
+    @click.option("-a", "--all", "former", is_flag=True, help="Former contents that are kept too")
     @click.pass_obj
-    def list_all(session: Session, filters: tuple[str, ...], template: str, *, quiet: bool) -> None:
+    def list_all(
+        session: Session, filters: tuple[str, ...], template: str, *, quiet: bool, former: bool
+    ) -> None:
         wanted = parse_filters(filters, FILE_RULES)
 
         async def work(client: Client) -> None:
@@ -121,7 +127,8 @@ def _list(kind: type[FileRow]) -> click.Command:
             found = await FileCalls(client, kind).list(wanted)
             found.sort(key=lambda row: row.spec.annotations.name)
             columns = SECRET_COLUMNS if kind is Secret else CONFIG_COLUMNS
-            rows = [file_row(one, time.time_ns()) for one in found]
+            shown = [one for one in found if former or not is_former(one)]
+            rows = [file_row(one, time.time_ns()) for one in shown]
             output.write(output.rows_text(rows, columns=columns, template=template, quiet=quiet))
 
         session.run(work)
@@ -182,25 +189,6 @@ def _remove(kind: type[FileRow]) -> click.Command:
         session.run(work)
 
     return remove
-
-
-def _content(kind: type[FileRow], path: str) -> bytes:
-    """The bytes of a file or of standard input, and no more than there may be."""
-    if path == "-":
-        return _bounded(kind, sys.stdin.buffer)
-    try:
-        with open(path, "rb") as file:
-            return _bounded(kind, file)
-    except OSError as error:
-        raise InvalidArgument(f"{path}: {error.strerror or error}") from error
-
-
-def _bounded(kind: type[FileRow], file: BinaryIO) -> bytes:
-    limit, noun = size_max(kind), kind.__name__.lower()
-    data = file.read(limit)
-    if not 0 < len(data) < limit:
-        raise InvalidArgument(f"{noun} data must be larger than 0 and less than {limit}")
-    return data
 
 
 secret = _group(Secret, "Secrets: files for tasks that are shown to nobody else.")

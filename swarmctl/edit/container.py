@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shoal.model.specs import ContainerSpec
+from shoal.model.files import FileRow
+from shoal.model.objects import Secret
+from shoal.model.specs import ContainerSpec, ServiceSpec
 from shoal.model.types import DnsConfig, FileReference, Mount, Ulimit
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 
@@ -61,6 +63,20 @@ def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
         capability_drop=drop,
         privileges=privileges,
     )
+
+
+def with_newest_files(spec: ServiceSpec, kind: type[FileRow], name: str) -> ServiceSpec:
+    """The spec with what it names by `name` to be found anew: the managers put in the new id."""
+    container = spec.task.runtime
+    if not isinstance(container, ContainerSpec):
+        return spec
+    field = "secrets" if kind is Secret else "configs"
+    references = tuple(
+        one.replaced(id="") if one.name.lower() == name.lower() else one
+        for one in getattr(container, field)
+    )
+    runtime = container.replaced(**{field: references})
+    return spec.replaced(task=spec.task.replaced(runtime=runtime))
 
 
 def edit_capabilities(

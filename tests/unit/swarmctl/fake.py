@@ -24,18 +24,10 @@ from shoal.api.v1 import (
     watch_pb2,
     watch_pb2_grpc,
 )
-from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict, SwarmError
+from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict
 from shoal.model.enums import NodeRole, TaskState, UpdateState
 from shoal.model.objects import Cluster, Config, Network, Node, Secret, Service, Task
-from shoal.model.specs import (
-    ClusterSpec,
-    ConfigSpec,
-    NetworkSpec,
-    NodeSpec,
-    ReplicatedMode,
-    SecretSpec,
-    ServiceSpec,
-)
+from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
     JoinTokens,
@@ -49,9 +41,10 @@ from shoal.model.types import (
 from shoal.security.root import RootCA
 from shoal.security.trust import key_id
 from shoal.security.unlock import make_unlock_key
-from shoal.wire.errors import CODE_KEY, STATUS_BY_CODE
+from shoal.wire.errors import CODE_KEY
 from shoal.wire.objects import from_pb, to_pb
 from shoal.wire.uploads import GO_ON
+from tests.unit.swarmctl.fake_files import FakeFiles, Servicer, answered
 from tests.unit.swarmctl.rows import NODE_A, a_node, a_task, a_worker, meta
 
 TOKENS = JoinTokens(worker="SWMTKN-1-root-worker", manager="SWMTKN-1-root-manager")
@@ -124,27 +117,7 @@ class FakeCluster:
                 self.tasks[task_id] = task.replaced(status=status, node_id=NODE_A)
 
 
-def answered(method):
-    """Errors of the family as the daemons send them."""
-
-    def call(self, request, context):
-        with self.state.lock:
-            self.state.requests.append(request)
-            try:
-                return method(self, request, context)
-            except SwarmError as error:
-                context.set_trailing_metadata(((CODE_KEY, error.code.value),))
-                context.abort(STATUS_BY_CODE[error.code], error.message)
-
-    return call
-
-
-class _Servicer:
-    def __init__(self, state: FakeCluster) -> None:
-        self.state = state
-
-
-class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
+class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
     @answered
     def GetCluster(self, request, context):
         cluster = to_pb(self.state.cluster, objects_pb2.Cluster)
@@ -375,59 +348,6 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         return control_pb2.RemoveNetworkResponse()
 
     @answered
-    def CreateSecret(self, request, context):
-        return control_pb2.CreateSecretResponse(secret=self._put_file(request, Secret, SecretSpec))
-
-    @answered
-    def GetSecret(self, request, context):
-        return control_pb2.GetSecretResponse(secret=self._file(Secret, request.secret))
-
-    @answered
-    def ListSecrets(self, request, context):
-        return control_pb2.ListSecretsResponse(secrets=self._all_files(Secret))
-
-    @answered
-    def RemoveSecret(self, request, context):
-        del self.state.files[self._file(Secret, request.secret).id]
-        return control_pb2.RemoveSecretResponse()
-
-    @answered
-    def CreateConfig(self, request, context):
-        return control_pb2.CreateConfigResponse(config=self._put_file(request, Config, ConfigSpec))
-
-    @answered
-    def GetConfig(self, request, context):
-        return control_pb2.GetConfigResponse(config=self._file(Config, request.config))
-
-    @answered
-    def ListConfigs(self, request, context):
-        return control_pb2.ListConfigsResponse(configs=self._all_files(Config))
-
-    @answered
-    def RemoveConfig(self, request, context):
-        del self.state.files[self._file(Config, request.config).id]
-        return control_pb2.RemoveConfigResponse()
-
-    def _put_file(self, request, kind, spec):
-        index = self.state.next_version()
-        row = kind(id=f"file{index:021d}", meta=meta(index), spec=from_pb(request.spec, spec))
-        self.state.files[row.id] = row
-        return self._file(kind, row.id)
-
-    def _file(self, kind, reference):
-        """As managers answer: of a secret never the data."""
-        of_kind = {key: row for key, row in self.state.files.items() if isinstance(row, kind)}
-        noun = kind.__name__.lower()
-        row = self.state.find(of_kind, reference, lambda one: one.spec.annotations.name, noun)
-        if kind is Secret:
-            row = row.replaced(spec=row.spec.replaced(data=b""))
-        return to_pb(row, getattr(objects_pb2, kind.__name__))
-
-    def _all_files(self, kind):
-        rows = self.state.files.values()
-        return [self._file(kind, row.id) for row in rows if isinstance(row, kind)]
-
-    @answered
     def GetTask(self, request, context):
         task = self.state.find(self.state.tasks, request.task, lambda _: "", "task")
         return control_pb2.GetTaskResponse(task=to_pb(task, objects_pb2.Task))
@@ -462,7 +382,7 @@ class FakeControl(_Servicer, control_pb2_grpc.ControlServicer):
         return control_pb2.ServiceStatus(running_tasks=running, desired_tasks=len(tasks))
 
 
-class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
+class FakeNode(Servicer, node_pb2_grpc.NodeControlServicer):
     @answered
     def Info(self, request, context):
         return node_pb2.InfoResponse(
@@ -531,7 +451,7 @@ class FakeNode(_Servicer, node_pb2_grpc.NodeControlServicer):
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
 
 
-class FakeImages(_Servicer, node_pb2_grpc.ImagesServicer):
+class FakeImages(Servicer, node_pb2_grpc.ImagesServicer):
     def ImportImage(self, requests, context):
         first = next(requests)
         self.state.requests.append(first)
@@ -570,13 +490,13 @@ class FakeImages(_Servicer, node_pb2_grpc.ImagesServicer):
         return self.state.images[name]
 
 
-class FakeLogs(_Servicer, logs_pb2_grpc.LogsServicer):
+class FakeLogs(Servicer, logs_pb2_grpc.LogsServicer):
     def SubscribeLogs(self, request, context):
         self.state.requests.append(request)
         yield from self.state.log_messages
 
 
-class FakeWatch(_Servicer, watch_pb2_grpc.WatchServicer):
+class FakeWatch(Servicer, watch_pb2_grpc.WatchServicer):
     def Watch(self, request, context):
         yield watch_pb2.WatchMessage()
         ended = threading.Event()

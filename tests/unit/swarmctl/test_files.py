@@ -9,7 +9,7 @@ import pytest
 
 from shoal.api.v1 import control_pb2
 from shoal.errors import InvalidArgument
-from shoal.model.specs import SecretSpec, ServiceSpec
+from shoal.model.specs import ReplicatedJobMode, SecretSpec, ServiceSpec
 from shoal.model.types import Annotations, Driver, FileReference
 from shoal.wire.objects import from_pb
 from swarmctl.parsing.files import parse_file
@@ -117,6 +117,49 @@ def test_lists_and_inspect(daemon, tmp_path) -> None:
     assert result.output.splitlines()[:2] == ["one", "two"]
     assert "secret three not found" in result.output
     assert run("secret", "rm", "--force", "three", host=daemon.address).exit_code == 0
+
+
+def test_another_content_reaches_services_in_turn_but_no_job(daemon, tmp_path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"one")
+    run("secret", "create", "db", str(file), host=daemon.address)
+    create(daemon, "--secret", "db", "--secret", "other")
+    (web,) = daemon.state.services.values()
+    container = web.spec.task.runtime
+    stored = tuple(one.replaced(id=f"id-{one.name}") for one in container.secrets)
+    spec = web.spec.replaced(
+        task=web.spec.task.replaced(runtime=container.replaced(secrets=stored))
+    )
+    job = ReplicatedJobMode(total_completions=1)
+    daemon.state.services = {
+        web.id: web.replaced(spec=spec),
+        "job": web.replaced(id="job", spec=named(spec.replaced(mode=job), "job")),
+    }
+    file.write_bytes(b"two")
+    result = run("secret", "update", "db", str(file), host=daemon.address)
+    assert result.exit_code == 0, result.output
+    assert last(daemon, control_pb2.RotateSecretRequest).data == b"two"
+    (update,) = [
+        one for one in daemon.state.requests if isinstance(one, control_pb2.UpdateServiceRequest)
+    ]
+    assert update.service == web.id
+    runtime = from_pb(update.spec, ServiceSpec).task.runtime
+    assert [(one.id, one.name) for one in runtime.secrets] == [("", "db"), ("id-other", "other")]
+    assert "web updated" in result.output
+    assert "still with an earlier content of the secret: job\n" in result.output
+
+    result = run("secret", "update", "--no-restart", "db", str(file), host=daemon.address)
+    assert "still with an earlier content of the secret: web, job\n" in result.output
+    assert [line.split()[1] for line in listed(daemon)] == ["db"]
+    assert [line.split()[1] for line in listed(daemon, "--all")] == ["db", "db@1", "db@2"]
+
+
+def named(spec: ServiceSpec, name: str) -> ServiceSpec:
+    return spec.replaced(annotations=spec.annotations.replaced(name=name))
+
+
+def listed(daemon, *flags: str) -> list[str]:
+    return run("secret", "ls", *flags, host=daemon.address).output.splitlines()[1:]
 
 
 def test_services_get_and_lose_files(daemon) -> None:
