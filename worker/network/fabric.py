@@ -24,9 +24,11 @@ from shoal.model.defaults import INGRESS_VNI
 from worker.network import ipv6, route, skeleton, sysctl
 from worker.network.api import NetworkSettings, Peer
 from worker.network.core import ROUTE_TABLE_BASE, check_peers, gateway_of, vtep_mac
+from worker.network.features import features_of
 from worker.network.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
-from worker.network.nft import Element, NftSocket, elements_of
+from worker.network.nft import Element, elements_of
 from worker.network.ports import is_taken
+from worker.network.slots import SLOT_MAPS, MeshSocket
 from worker.network.twins import twin, twin_subnet
 
 VXLAN_DEVICE: Final = "vxi"
@@ -40,7 +42,7 @@ _TIME_WAIT_S = "30"
 _CONNTRACK_MAX = 1 << 20
 _CARRIED = (
     "nodes", "nodes6", "self4", "self6", "reserved", "node_mac", "node_zone",
-    *skeleton.PORT_SETS, *skeleton.SLOT_MAPS,
+    *skeleton.PORT_SETS, *SLOT_MAPS,
 )  # fmt: skip
 _PEER_SETS = ("nodes", "nodes6", "node_mac", "node_zone")
 Key = TypeVar("Key")
@@ -50,7 +52,7 @@ Value = TypeVar("Value")
 class Fabric:
     """The root namespace's side of the mesh; every method blocks and belongs to one thread."""
 
-    def __init__(self, settings: NetworkSettings, nft: NftSocket) -> None:
+    def __init__(self, settings: NetworkSettings, nft: MeshSocket) -> None:
         self._settings = settings
         self._nft = nft
         self._route = NetlinkSocket(NETLINK_ROUTE)
@@ -276,7 +278,8 @@ class Fabric:
 
     def _open_table(self) -> None:
         found = self._nft.version()
-        if found == skeleton.version_of(self._settings):
+        self._nft.features = features_of(found or "")
+        if found == skeleton.version_of(self._settings, self._nft.features):
             return
         carried: dict[str, Mapping[bytes, bytes]] = {}
         resting: dict[bytes, int] = {}
@@ -286,7 +289,7 @@ class Fabric:
                     carried[name] = self._nft.elements(name)
             with contextlib.suppress(NetlinkError):
                 resting = self._nft.expirations_ms("resting")
-        skeleton.load(skeleton.render(self._settings, carried))
+        self._nft.features = skeleton.load_best(self._settings, carried)
         self._nft.apply(
             [], [Element("resting", key, timeout_ms=rest) for key, rest in resting.items() if rest]
         )
@@ -396,6 +399,8 @@ class Fabric:
         deletes: list[Element] = []
         adds: list[Element] = []
         for name in _PEER_SETS:
+            if name == "node_zone" and not self._nft.features.zones:
+                continue
             found = self._nft.elements(name)
             new = wanted[name]
             deletes += elements_of(name, {k: v for k, v in found.items() if new.get(k) != v})

@@ -19,6 +19,7 @@ from worker.network import sysctl
 from worker.network.api import Endpoint, NetworkSettings, PortReport, PortStatus, PublishedPort
 from worker.network.conntrack import Match
 from worker.network.core import (
+    NARROW_SLOTS,
     PROTOCOLS,
     PortTable,
     Reach,
@@ -30,7 +31,7 @@ from worker.network.core import (
     table_from_slots,
 )
 from worker.network.netlink import NetlinkError
-from worker.network.nft import Element, NftSocket, parse_endpoint
+from worker.network.nft import Element, parse_endpoint
 from worker.network.places import (
     PortId,
     TableId,
@@ -43,7 +44,7 @@ from worker.network.places import (
     slot_place,
 )
 from worker.network.ports import PortHolder
-from worker.network.skeleton import SLOT_MAPS
+from worker.network.slots import SLOT_MAPS, MeshSocket
 
 _UDP = PROTOCOLS["udp"]
 _DRIFTED = frozenset({errno.ENOENT, errno.EEXIST})
@@ -95,7 +96,7 @@ class _View(NamedTuple):
 class Mesh:
     """This node's published ports; every method blocks and belongs to one thread."""
 
-    def __init__(self, settings: NetworkSettings, nft: NftSocket) -> None:
+    def __init__(self, settings: NetworkSettings, nft: MeshSocket) -> None:
         self._subnet = ipaddress.IPv4Network(settings.subnet)
         self._reach6 = Reach([settings.subnet] if settings.ipv6 else [])
         self._nft = nft
@@ -159,9 +160,18 @@ class Mesh:
         accepted = _Accepted()
         statuses: list[PortStatus] = []
         for port in ports:
-            error = check_port(port) or self._add(port, accepted)
+            error = check_port(port) or self._too_many(port) or self._add(port, accepted)
             statuses.append(PortStatus(port.protocol, port.published_port, error))
         return accepted.ports, statuses
+
+    def _too_many(self, port: PublishedPort) -> str:
+        """Why so many tasks cannot be balanced over here; empty when they can."""
+        if len(port.endpoints) <= NARROW_SLOTS or self._nft.features.slot_keys:
+            return ""
+        return (
+            f"port {port.published_port}/{port.protocol} has {len(port.endpoints)} tasks, and this"
+            f" node's nft balances over {NARROW_SLOTS} at most: upgrade nftables"
+        )
 
     def _add(self, port: PublishedPort, accepted: _Accepted) -> str:
         """Add the port wherever it answers here; returns why not, if not everywhere there."""

@@ -34,7 +34,7 @@ from worker.network.fabric import Fabric
 from worker.network.listeners import Listener, await_listeners
 from worker.network.mesh import Mesh
 from worker.network.netlink import NetlinkError
-from worker.network.nft import NftSocket
+from worker.network.slots import MeshSocket
 from worker.network.tasks import TASK_INTERFACE, TaskLinks, everything_of
 from worker.network.threads import KernelThread
 from worker.network.twins import twin, twin_subnet
@@ -75,7 +75,14 @@ class NodeNetwork:
             await network.close()
             raise
         _log.info("network.opened", index=settings.index, subnet=settings.subnet)
+        for lost in network.lost:
+            _log.warning("network.reduced", reason=lost)
         return network
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What this kernel cannot do as it should, for people."""
+        return self._parts.lost if self._parts is not None else ()
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Make `peers` (this node may be among them) all the nodes of the mesh.
@@ -256,6 +263,11 @@ class _Parts:
             self.close(remove=False)
             raise
 
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What this kernel cannot do as it should."""
+        return self._nft.features.lost
+
     def set_peers(self, peers: Sequence[Peer]) -> list[str]:
         """As the fabric's; from then on it is known which of them have tasks with IPv6."""
         own = self._settings
@@ -275,9 +287,9 @@ class _Parts:
                     steps.callback(part.remove)
 
 
-def _open_nft() -> NftSocket:
+def _open_nft() -> MeshSocket:
     try:
-        return NftSocket()
+        return MeshSocket()
     except OSError as error:
         raise _no_netfilter(error) from error
 

@@ -15,11 +15,14 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from shoal.errors import Internal, Unimplemented
 from worker.network.api import NetworkSettings
-from worker.network.core import NARROW_SLOTS, WIDE_SLOTS, gateway_of, map_name
+from worker.network.core import NARROW_SLOTS, WIDE_SLOTS, gateway_of
+from worker.network.features import Features, reduced, suffix_of
 from worker.network.nft import (
     TABLE,
     parse_endpoint,
@@ -29,29 +32,10 @@ from worker.network.nft import (
     port_key,
     slot_key,
 )
+from worker.network.slots import SLOT_MAPS, SPLIT, SlotMap, split, split_name
 from worker.network.twins import twin
 
-_VERSIONS: Final = (4, 6)
 _FAMILIES: Final = {4: "ip", 6: "ip6"}
-_KINDS: Final = tuple(
-    (sticky, size) for sticky in (False, True) for size in (NARROW_SLOTS, WIDE_SLOTS)
-)
-
-
-class SlotMap(NamedTuple):
-    """What is in a slot map: addresses of IP `version`; `placed`: of ports at one address each."""
-
-    version: int
-    placed: bool
-
-
-SLOT_MAPS: Final = {
-    map_name(sticky=sticky, size=size, version=version, placed=placed): SlotMap(version, placed)
-    for placed in (True, False)
-    for version in _VERSIONS
-    for sticky, size in _KINDS
-}
-"""All slot maps by name, in the order in which they are asked."""
 _PLACES: Final = {"": "", "_at": "ipv4_addr . ", "_at6": "ipv6_addr . "}
 PORT_SETS: Final = {
     f"{name}{kind}": f"{front}inet_proto . inet_service"
@@ -60,6 +44,7 @@ PORT_SETS: Final = {
 }
 """Type of the key of each set of published ports, by name; see `places.py`."""
 _NFT_DEADLINE_S = 20.0
+ALL_FEATURES: Final = Features()
 Elements = Mapping[str, Mapping[bytes, bytes]]
 
 _TEMPLATE = """
@@ -73,7 +58,7 @@ table inet shoal {{
   set reserved {{ type inet_proto . inet_service; {reserved}}}
   set resting {{ type ipv4_addr; flags timeout; }}
   map node_mac {{ type ether_addr : mark; {node_mac}}}
-  map node_zone {{ typeof ether saddr : ct zone; {node_zone}}}
+{zone_map}
 {maps}
   # route_localnet lets 127.0.0.0/8 in from outside; this keeps it out.
   chain guard {{ type filter hook prerouting priority raw;
@@ -84,10 +69,7 @@ table inet shoal {{
     udp dport {port} ip saddr != @nodes drop
     meta nfproto ipv6 udp dport {port} drop
   }}
-  # The same client address and port may arrive through two nodes: tell the connections apart.
-  chain zone {{ type filter hook prerouting priority raw + 10;
-    iifname "vxi" ct original zone set ether saddr map @node_zone
-  }}
+{zone_chain}
   # Remember through which node a connection came; the reply is routed back by this mark.
   chain mark_in {{ type filter hook prerouting priority mangle;
     iifname "vxi" ct state new ct mark set ether saddr map @node_mac
@@ -98,6 +80,7 @@ table inet shoal {{
     ip6 saddr fe80::/10 return
 {lb}
   }}
+{slot_chains}
   chain pre_nat {{ type nat hook prerouting priority dstnat - 5;
     fib daddr type local jump lb
   }}
@@ -126,6 +109,7 @@ table inet shoal {{
     oifname {{ "gt*", "vxi" }} drop
   }}
   chain post_nat {{ type nat hook postrouting priority srcnat - 5;
+{no_zone_rules}
     oifname "gt*" ct status dnat ip saddr . ip daddr @self4 snat ip to {gateway}
     oifname {{ "gt*", "vxi" }} ip saddr 127.0.0.0/8 snat ip to {gateway}
     oifname "vxi" ct status dnat ip saddr @nodes snat ip to {gateway}
@@ -145,66 +129,61 @@ table inet shoal {{
 """
 
 
-def version_of(settings: NetworkSettings) -> str:
+_ZONE_MAP: Final = "  map node_zone {{ typeof ether saddr : ct zone; {elements}}}"
+_ZONE_CHAIN: Final = """
+  # The same client address and port may arrive through two nodes: tell the connections apart.
+  chain zone { type filter hook prerouting priority raw + 10;
+    iifname "vxi" ct original zone set ether saddr map @node_zone
+  }
+"""
+
+
+def version_of(settings: NetworkSettings, features: Features = ALL_FEATURES) -> str:
     """The version of the ruleset for `settings`: a digest of its text without elements."""
-    digest = hashlib.sha256(_render(settings, "", {}).encode()).hexdigest()
-    return f"shoal {digest[:16]}"
+    digest = hashlib.sha256(_render(settings, "", {}, features).encode()).hexdigest()
+    return f"shoal {digest[:16]}{suffix_of(features)}"
 
 
-def render(settings: NetworkSettings, elements: Elements) -> str:
+def render(settings: NetworkSettings, elements: Elements, features: Features = ALL_FEATURES) -> str:
     """The ruleset as nft text, holding `elements` from the start."""
-    return _render(settings, version_of(settings), elements)
+    return _render(settings, version_of(settings, features), elements, features)
 
 
 def load(text: str) -> None:
     """Load nft text in the calling thread's namespace, replacing the table if it is there.
 
-    Raises: Unimplemented, naming what is missing, if the machine cannot carry the ruleset.
+    Raises: Refused.
     """
     if shutil.which("nft") is None:
         raise Unimplemented("the program `nft` is missing: install the package nftables")
     # `table` first, so that `delete` finds one; all of it is one transaction.
     _, problem = _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n{text}")
     if problem:
-        raise _explain(problem)
+        raise Refused(problem)
 
 
-# What the ruleset needs of the kernel, each with the smallest text that uses it.
-_SLOT_RULE = (
-    "meta nfproto ipv4 meta l4proto tcp dnat ip to "
-    "meta l4proto . th dport . numgen random mod 64 map @m"
-)
-_SLOT_MAP = "map m { typeof meta l4proto . th dport . numgen random mod 64 : ip daddr . th dport; }"
+def load_best(settings: NetworkSettings, elements: Elements) -> Features:
+    """Load the ruleset, whole if the machine can carry it, else as much of it as serves.
+
+    Raises: Unimplemented, naming what is missing, if too little of it does.
+    """
+    try:
+        load(render(settings, elements))
+    except Refused as refused:
+        features = reduced(refused.said, lambda text: _nft(text, "--check")[0] == 0)
+    else:
+        return ALL_FEATURES
+    load(render(settings, elements, features))
+    return features
 
 
-def _probe(hook: str, rule: str, *, kind: str = "filter", priority: int = 0, sets: str = "") -> str:
-    chain = f"type {kind} hook {hook} priority {priority};\n{rule}"
-    return f"table inet shoalprobe {{\n{sets}\nchain c {{\n{chain}\n}}\n}}"
+class Refused(Internal):
+    """What nft said against a text."""
 
-
-_PROBES: Final[tuple[tuple[str, str], ...]] = (
-    ("nf_tables with the inet family", "table inet shoalprobe { }"),
-    ("nat chains in nft", _probe("prerouting", "", kind="nat")),
-    ("fib lookups in nft", _probe("prerouting", "fib daddr type local accept")),
-    ("numgen inside a map key", _probe("prerouting", _SLOT_RULE, kind="nat", sets=_SLOT_MAP)),
-    ("jhash in nft", _probe("prerouting", "meta nfproto ipv4 meta mark set jhash ip saddr mod 64")),
-    (
-        "connection tracking zones by direction",
-        _probe("prerouting", "ct original zone set 1", priority=-290),
-    ),
-    ("masquerade in nft", _probe("postrouting", "masquerade", kind="nat")),
-    ("reject in nft", _probe("input", "reject")),
-)
-
-
-def _explain(problem: str) -> Unimplemented | Internal:
-    missing = [name for name, text in _PROBES if _nft(text, "--check")[0] != 0]
-    first_line = problem.strip().splitlines()[0] if problem.strip() else "no message"
-    if missing:
-        return Unimplemented(
-            f"this kernel cannot carry the mesh; missing: {', '.join(missing)} (nft: {first_line})"
-        )
-    return Internal(f"nft refused the mesh's ruleset: {first_line}")
+    def __init__(self, said: str) -> None:
+        """said: all of it; the first line is for people."""
+        self.said = said.strip()
+        super().__init__(f"nft refused the mesh's ruleset: {self.said.partition(chr(10))[0]}")
 
 
 def _nft(text: str, *options: str) -> tuple[int, str]:
@@ -219,16 +198,12 @@ def _nft(text: str, *options: str) -> tuple[int, str]:
     return done.returncode, (done.stderr or f"exit code {done.returncode}") * bool(done.returncode)
 
 
-def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
+def _render(settings: NetworkSettings, version: str, elements: Elements, features: Features) -> str:
     mask = 0xFFF << settings.mark_shift
     known = {name: _list(elements.get(name, {}), write) for name, write in _WRITERS.items()}
     known["nodes"] = known["nodes"] or f"elements = {{ {settings.underlay_address} }} "
-    maps = [
-        f"  map {name} {{ typeof {_place(kind)}meta l4proto . th dport . numgen random mod "
-        f"{_size(name)} : {_FAMILIES[kind.version]} daddr . th dport; "
-        f"{_list(elements.get(name, {}), _slot)}}}"
-        for name, kind in SLOT_MAPS.items()
-    ]
+    zones = _ZONE_MAP.format(elements=known.pop("node_zone"))
+    slots = _whole(elements) if features.slot_keys else _split(elements)
     return _TEMPLATE.format(
         version=version if version else "unversioned",
         port=settings.data_path_port,
@@ -240,24 +215,82 @@ def _render(settings: NetworkSettings, version: str, elements: Elements) -> str:
             f"  set {name} {{ type {key}; {_list(elements.get(name, {}), _port)}}}"
             for name, key in PORT_SETS.items()
         ),
-        maps="\n".join(maps),
-        lb="\n".join(_lb_rules()),
+        maps="\n".join(slots.maps),
+        lb="\n".join(slots.rules),
+        slot_chains="\n".join(slots.chains),
+        zone_map=zones if features.zones else "",
+        zone_chain=_ZONE_CHAIN if features.zones else "",
+        no_zone_rules="" if features.zones else "\n".join(_by_this_node(settings)),
         by_node_rules="\n".join(_by_node_rules(gateway_of(settings.subnet))),
         **known,
     )
 
 
-def _lb_rules() -> list[str]:
+class _Slots(msgspec.Struct, frozen=True):
+    """Maps, the rules that choose by them, and chains those need."""
+
+    maps: list[str]
+    rules: list[str]
+    chains: list[str]
+
+
+def _whole(elements: Elements) -> _Slots:
+    """A map and a rule for each kind: the slot is part of the key."""
+    maps: list[str] = []
     rules: list[str] = []
     for name, kind in SLOT_MAPS.items():
-        family = _FAMILIES[kind.version]
-        chooser = f"jhash {family} saddr" if name.startswith("sticky") else "numgen random"
-        # Without the l4proto match nft refuses `th dport` in a translation.
-        rules.append(
-            f"    meta nfproto ipv{kind.version} meta l4proto {{ tcp, udp }} dnat {family} to "
-            f"{_place(kind)}meta l4proto . th dport . {chooser} mod {_size(name)} map @{name}"
+        family, size = _FAMILIES[kind.version], _size(name)
+        held = _list(elements.get(name, {}), _slot)
+        port = f"{_place(kind)}meta l4proto . th dport"
+        maps.append(
+            f"  map {name} {{ typeof {port} . numgen random mod {size} : "
+            f"{family} daddr . th dport; {held}}}"
         )
-    return rules
+        chooser = f"{_chooser(name, family)} mod {size}"
+        rules.append(f"    {_translated(kind)} dnat {family} to {port} . {chooser} map @{name}")
+    return _Slots(maps, rules, [])
+
+
+def _split(elements: Elements) -> _Slots:
+    """A map and a chain for each slot: which one, a verdict map says."""
+    maps: list[str] = []
+    rules: list[str] = []
+    chains: list[str] = []
+    for name, kind in SLOT_MAPS.items():
+        if name not in SPLIT:
+            continue
+        family, size = _FAMILIES[kind.version], _size(name)
+        address = f"ipv{kind.version}_addr"
+        key = f"{address} . " * kind.placed + "inet_proto . inet_service"
+        port = f"{_place(kind)}meta l4proto . th dport"
+        jumps = ", ".join(f"{slot} : jump {split_name(name, slot)}" for slot in range(size))
+        chooser = f"{_chooser(name, family)} mod {size}"
+        rules.append(f"    {_translated(kind)} {chooser} vmap {{ {jumps} }}")
+        by_slot = split(elements.get(name, {}))
+        for slot in range(size):
+            one, held = split_name(name, slot), _list(by_slot.get(slot, {}), _target)
+            maps.append(f"  map {one} {{ type {key} : {address} . inet_service; {held}}}")
+            rule = f"{_translated(kind)} dnat {family} to {port} map @{one}"
+            chains.append(f"  chain {one} {{ {rule}; }}")
+    return _Slots(maps, rules, chains)
+
+
+def _translated(kind: SlotMap) -> str:
+    """Which packets; without the protocols nft refuses `th dport` in a translation."""
+    return f"meta nfproto ipv{kind.version} meta l4proto {{ tcp, udp }}"
+
+
+def _chooser(name: str, family: str) -> str:
+    return f"jhash {family} saddr" if name.startswith("sticky") else "numgen random"
+
+
+def _by_this_node(settings: NetworkSettings) -> list[str]:
+    """Without zones, a client that comes by two nodes must not look the same from both."""
+    gateway = gateway_of(settings.subnet)
+    return [
+        f'    oifname "vxi" ct status dnat meta nfproto ipv{version} snat {family} to {address}'
+        for version, family, address in ((4, "ip", gateway), (6, "ip6", twin(gateway)))
+    ]
 
 
 def _by_node_rules(gateway: str) -> list[str]:
@@ -292,6 +325,11 @@ def _slot(key: bytes, value: bytes) -> str:
     endpoint = parse_endpoint(value)
     at = f"{address} . " if address else ""
     return f"{at}{protocol} . {port} . {slot} : {endpoint.address} . {endpoint.port}"
+
+
+def _target(key: bytes, value: bytes) -> str:
+    endpoint = parse_endpoint(value)
+    return f"{_port(key, b'')} : {endpoint.address} . {endpoint.port}"
 
 
 def _pair(family: int) -> Callable[[bytes, bytes], str]:
