@@ -137,6 +137,9 @@ class Names:
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self._hang_up()
             raise Unavailable(f"the name server went away: {error!r}: try again") from error
+        except BaseException:  # cancelled: the next question would be given this one's answer
+            self._hang_up()
+            raise
 
     async def _connect(self) -> bool:
         try:
