@@ -23,6 +23,7 @@ from engine.containers.execs import Execs
 from engine.containers.files import ContainerFiles
 from engine.containers.parts import ContainerParts, Needs, run_containers
 from engine.containers.service import NodeRuntime
+from engine.containers.spanning import SpanningNetworks
 from engine.containers.volumes import ToldVolumes
 from engine.events import EventBus
 from engine.facts import machine, words
@@ -103,7 +104,7 @@ class Engine:
             runtimes={"native": "", **hosting.runtimes()},
             volume_drivers=(DRIVER,),
             log_drivers=self._logs.drivers(),
-            network_drivers=("bridge", "host", "null"),
+            network_drivers=("bridge", "host", "null", "overlay"),
             registries=parts.settings.registries,
             userns=parts.settings.userns is not None,
             selinux=parts.settings.selinux,
@@ -166,7 +167,8 @@ class Engine:
         paths = self._parts.settings.paths
         found = await LocalNetworks.open(paths.engine / "networks.json", paths.run, self._clock)
         try:
-            yield AnnouncedNetworks(found, self._events)
+            spanning = SpanningNetworks(found, self._parts.membership.attachments)
+            yield AnnouncedNetworks(spanning, self._events)
         finally:
             await found.close()
 

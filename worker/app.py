@@ -34,6 +34,7 @@ from shoal.telemetry.metrics import REGISTRY
 from shoal.wire.errors import ErrorInterceptor
 from shoal.wire.telemetry import TelemetryServer
 from worker.agent.agent import Agent
+from worker.agent.attachments import Attachments
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
@@ -115,6 +116,7 @@ class Membership:
         self._credentials: grpc.ChannelCredentials | None = None
         self._node_id = ""
         self.news = NewsBoard()
+        self.attachments = Attachments(settings.paths.run / "attachments", self._clock)
         self._broken = asyncio.get_running_loop().create_future()
         self.tasks: NodeTasks | None = None
         self.data_plane: DataPlane | None = None
@@ -205,6 +207,7 @@ class Membership:
             await remove_of_tasks(self._volumes)
             if data_plane is not None:
                 await data_plane.close(remove=True)
+            self.attachments.forget()
             if records is not None:
                 records.clear()
             await asyncio.to_thread(KeyFile(self._settings.paths.worker).remove)
@@ -271,8 +274,10 @@ class Membership:
             owner=None if userns is None else userns.owner,
             keys=keys,
             ipv6=serves_ipv6,
+            containers=self.attachments,
         )
         reporter = Reporter()
+        self.attachments.bind(self.data_plane, reporter)
         self.tasks = NodeTasks(
             runtime=self._runtime,
             images=self._images,
@@ -298,6 +303,7 @@ class Membership:
             connect=self._connect,
             container_dir=self._runtime.container_dir,
             network_keys=NetworkKeyKeeper(KeyFile(paths.worker), keys, self.data_plane),
+            attachments=self.attachments,
             announce=self.news.put,
         )
         self._work = asyncio.create_task(self._keep(self._agent), name="agent")
@@ -341,6 +347,7 @@ class Membership:
         self._node_id = ""
         self._credentials = None
         self.news.clear()
+        self.attachments.unbind()
         self._agent = self.tasks = self.data_plane = self.records = None
 
 

@@ -29,6 +29,10 @@ class AnnouncedNetworks:
         self._tell("create", made)
         return made
 
+    async def refresh(self) -> None:
+        """As `LocalNetworks.refresh`."""
+        await self._networks.refresh()
+
     def list(self) -> tuple[LocalNetwork, ...]:
         """As `LocalNetworks.list`."""
         return self._networks.list()
@@ -53,9 +57,11 @@ class AnnouncedNetworks:
     async def stop(self, container: str) -> None:
         """As `LocalNetworks.stop`."""
         sandbox = self._networks.sandbox(container)
+        endpoints = sandbox.endpoints if sandbox is not None else ()
+        networks = [self.resolve(endpoint.network_id) for endpoint in endpoints]
         await self._networks.stop(container)
-        for endpoint in sandbox.endpoints if sandbox is not None else ():
-            self._tell("disconnect", self.resolve(endpoint.network_id), container)
+        for network in networks:
+            self._tell("disconnect", network, container)
 
     async def connect(self, container: str, network: str, spec: EndpointSpec) -> Endpoint:
         """As `LocalNetworks.connect`."""
@@ -65,8 +71,9 @@ class AnnouncedNetworks:
 
     async def disconnect(self, container: str, network: str) -> None:
         """As `LocalNetworks.disconnect`."""
+        target = self.resolve(network)
         await self._networks.disconnect(container, network)
-        self._tell("disconnect", self.resolve(network), container)
+        self._tell("disconnect", target, container)
 
     async def rename(self, container: str, name: str) -> None:
         """As `LocalNetworks.rename`."""

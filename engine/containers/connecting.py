@@ -56,6 +56,7 @@ class Connections:
 
     async def connect(self, ref: str, container_ref: str, wish: EndpointConfig) -> None:
         """Put it in. Raises: NotFound, PermissionDenied (it is in it), InvalidArgument."""
+        await self._networks.refresh()
         network = self._networks.resolve(ref)
         container = self._own(container_ref)
         async with container.lock:

@@ -254,6 +254,8 @@ class Grounds:
                 ),
                 None,
             )
+        if self._networks is not None and _has_sandbox(record):
+            await self._refresh(self._networks, record)
         wanted = self.networking(record)
         if wanted is None or self._networks is None:
             if mode != NONE:
@@ -272,6 +274,12 @@ class Grounds:
             link_env=tuple(self._link_env(record, sandbox)),
         )  # fmt: skip
         return Laid(ground, sandbox)
+
+    async def _refresh(self, networks: LocalNetworks, record: Record) -> None:
+        """Ask anew which networks there are, where the container names one that is not known."""
+        known = {ref for network in networks.list() for ref in (network.name, network.id)}
+        if not known.issuperset(record.networks):
+            await networks.refresh()
 
     def _owner(self, record: Record) -> Owner | None:
         """Whose its network namespace is: of who lends it another namespace, or its own."""

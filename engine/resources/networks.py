@@ -1,4 +1,4 @@
-"""`/networks`: the node's own networks, and who is in them."""
+"""`/networks`: the node's own networks and those of the cluster, and who is in them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from engine.resources.swarm import NOT_A_MANAGER
 from shoal.errors import InvalidArgument, NotFound, PermissionDenied
 from worker.network.local.api import BRIDGE, PREDEFINED, Endpoint, IpamPool, LocalNetwork
 from worker.network.local.api import LocalNetworks as Networks
+from worker.network.overlay.containers import DRIVER
 
 _LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 _PRUNE_FILTERS = ("label", "label!", "until")
@@ -100,6 +101,7 @@ class _Resource:
         for kind in filters.values("type"):
             if kind not in _TYPES:
                 raise InvalidArgument(f"invalid filter: 'type'='{kind}'")
+        await self._networks.refresh()
         chosen = [one for one in self._networks.list() if self._is_wished(one, filters)]
         return json_answer([worded(one) for one in chosen])
 
@@ -109,9 +111,9 @@ class _Resource:
         return json_answer({"Id": made.id, "Warning": ""}, 201)
 
     async def inspect(self, call: Call) -> Answer:
+        await self._networks.refresh()
         network = self._networks.resolve(call.path["id"])
-        scope = call.query.text("scope")
-        if scope not in {"", "local"}:
+        if call.query.text("scope") not in {"", scope_of(network)}:
             raise NotFound(f"network {call.path['id']} not found")
         names = {one.id: one.name for one in self._parts.containers.all()}
         places = {
@@ -145,7 +147,8 @@ class _Resource:
         for network in self._networks.list():
             late = until_ns is not None and network.created_at_ns > until_ns
             wished = filters.matches_labels(network.labels) and filters.lacks_labels(network.labels)
-            if network.name in PREDEFINED or late or not wished:
+            spared = network.name in PREDEFINED or network.driver == DRIVER
+            if spared or late or not wished:
                 continue
             try:
                 await self._networks.remove(network.id)
@@ -165,7 +168,7 @@ class _Resource:
             filters.matches("driver", network.driver)
             and filters.matches_part("id", network.id)
             and filters.matches_part("name", network.name)
-            and filters.matches("scope", "local")
+            and filters.matches("scope", scope_of(network))
             and filters.matches("type", "builtin" if builtin else "custom")
             and filters.matches_labels(network.labels)
         )
@@ -223,13 +226,18 @@ def _check_cidr(text: str, field: str) -> None:
         raise InvalidArgument(f"invalid {field} {text}: it should be {interface.network}")
 
 
+def scope_of(network: LocalNetwork) -> str:
+    """Whose it is: the node's, or the cluster's."""
+    return "swarm" if network.driver == DRIVER else "local"
+
+
 def worded(network: LocalNetwork) -> dict[str, Any]:
     """A network in Docker's words, without its containers."""
     return {
         "Name": network.name,
         "Id": network.id,
         "Created": time_text(network.created_at_ns),
-        "Scope": "local",
+        "Scope": scope_of(network),
         "Driver": network.driver,
         "EnableIPv6": network.enable_ipv6,
         "IPAM": {

@@ -140,7 +140,7 @@ def _attach(
 ) -> list[Change]:
     network = view.networks.resolve(wish.target)
     if not network.spec.attachable:
-        raise PermissionDenied(f"network {wish.target} not manually attachable")
+        raise PermissionDenied(f"network {network.spec.annotations.name} not manually attachable")
     for address in wish.addresses:
         address_in(address, network)
     if _existing(view, node_id, wish, container_id) is not None:

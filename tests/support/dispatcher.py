@@ -15,9 +15,15 @@ from shoal.api.v1 import logs_pb2, objects_pb2
 from shoal.api.v1.dispatcher_pb2_grpc import DispatcherServicer, add_DispatcherServicer_to_server
 from shoal.api.v1.logs_pb2_grpc import LogBrokerServicer, add_LogBrokerServicer_to_server
 from shoal.errors import FailedPrecondition
-from shoal.model.objects import Config, Node, Secret, Task
+from shoal.model.objects import Config, Network, Node, Secret, Task
 from shoal.model.specs import NodeSpec
-from shoal.model.types import NodeCertificate, NodeDescription, NodeIngress, TaskStatus
+from shoal.model.types import (
+    NetworkAttachment,
+    NodeCertificate,
+    NodeDescription,
+    NodeIngress,
+    TaskStatus,
+)
 from shoal.security.grpc_tls import server_options
 from shoal.wire.errors import ErrorInterceptor
 from shoal.wire.objects import fill_pb, from_pb, to_pb
@@ -103,6 +109,11 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self.acknowledged: list[tuple[int, dict[int, str]]] = []
         self.network_key_generation = 0
         self.network_keys: list[dict[int, bytes]] = []
+        self.attached: dict[str, pb.AttachNetworkRequest] = {}
+        """Containers on networks, by the id that each was given."""
+        self.detached: list[str] = []
+        self.node_networks: list[Network] = []
+        self.refuse_attachment: Exception | None = None
         self.lines: list[logs_pb2.LogMessage] = []
         self.published_to_end = 0
         self.refuse_session: Exception | None = None
@@ -200,6 +211,36 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
             self.history.append((update.task_id, status))
             self.statuses[update.task_id] = status
         return pb.UpdateTaskStatusResponse()
+
+    @override
+    async def AttachNetwork(
+        self, request: pb.AttachNetworkRequest, context: Context
+    ) -> pb.AttachNetworkResponse:
+        if self.refuse_attachment is not None:
+            raise self.refuse_attachment
+        number = len(self.attached) + len(self.detached) + 2
+        task = Task(
+            id=f"attachment{number}",
+            networks=(NetworkAttachment(request.config.target, (f"10.9.0.{number}/24",)),),
+        )
+        self.attached[task.id] = request
+        return pb.AttachNetworkResponse(task=to_pb(task, objects_pb2.Task))
+
+    @override
+    async def DetachNetwork(
+        self, request: pb.DetachNetworkRequest, context: Context
+    ) -> pb.DetachNetworkResponse:
+        self.attached.pop(request.attachment_id, None)
+        self.detached.append(request.attachment_id)
+        return pb.DetachNetworkResponse()
+
+    @override
+    async def ListNodeNetworks(
+        self, request: pb.ListNodeNetworksRequest, context: Context
+    ) -> pb.ListNodeNetworksResponse:
+        rest = [one for one in self.node_networks if one.id > request.after]
+        page = [to_pb(one, objects_pb2.Network) for one in rest[:2]]
+        return pb.ListNodeNetworksResponse(networks=page, more=len(rest) > 2)
 
     @override
     async def Assignments(self, request: pb.AssignmentsRequest, context: Context) -> Any:

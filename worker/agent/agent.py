@@ -23,7 +23,9 @@ from shoal.aio.supervise import Supervisor
 from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError, Unavailable
 from shoal.model import defaults
 from shoal.model.objects import Task
+from shoal.model.specs import NetworkAttachmentSpec
 from shoal.model.types import NodeDescription
+from worker.agent.attachments import Attachments
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
 from worker.agent.endpoints import EndpointApplier
 from worker.agent.files import FileKey
@@ -81,6 +83,7 @@ class Agent:
         connect: Connect,
         container_dir: Callable[[str], str],
         network_keys: NetworkKeyKeeper,
+        attachments: Attachments,
         announce: Callable[[SessionNews], None] = lambda _: None,
         addresses6: Callable[[], tuple[str, ...]] = ipv6.own_addresses,
     ) -> None:
@@ -100,6 +103,7 @@ class Agent:
         self._connect = connect
         self._container_dir = container_dir
         self._network_keys = network_keys
+        self._attachments = attachments
         self._announce = announce
         self._addresses6 = addresses6
         self._peers: dict[str, Peer] = {}
@@ -213,6 +217,7 @@ class Agent:
                     group.create_task(self._network_keys.report(known, client.report_network_keys))
                     group.create_task(publisher.run())
                     group.create_task(self._await_other_addresses(addresses))
+                    group.create_task(self._attachments.run(client))
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
@@ -290,16 +295,21 @@ class Agent:
                 if complete is not None:
                     self._tasks.keep_only(complete)
                     self._tasks.files.contents.keep_only(files)
+                    self._attachments.keep_only(complete)
                     complete = None
                 self._applier.want(batch.endpoints_version)
 
     async def _assign(self, batch: AssignmentsBatch) -> None:
         for number, task in enumerate(batch.tasks, 1):
+            if isinstance(task.spec.runtime, NetworkAttachmentSpec):
+                self._attachments.assign(task)
+                continue
             self._tasks.assign(task)
             if number % TASKS_PER_TURN == 0:
                 await asyncio.sleep(0)
         for task_id in batch.removed_tasks:
             self._tasks.unassign(task_id)
+            self._attachments.unassign(task_id)
 
     def _merge_endpoints(self, batch: AssignmentsBatch) -> None:
         self._peers.update((peer.node_id, peer) for peer in batch.peers)

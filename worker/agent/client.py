@@ -15,9 +15,14 @@ from shoal.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from shoal.model import defaults
 from shoal.model.enums import PublishMode, PublishPreference, PublishSource
 from shoal.model.files import FileRow
-from shoal.model.objects import Config, Node, Secret, Task
+from shoal.model.objects import Config, Network, Node, Secret, Task
 from shoal.model.row import Row
-from shoal.model.types import NetworkKey, NodeDescription, TaskStatus
+from shoal.model.types import (
+    NetworkAttachmentConfig,
+    NetworkKey,
+    NodeDescription,
+    TaskStatus,
+)
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
 from worker.agent.files import FileKey
@@ -26,6 +31,8 @@ from worker.network.api import Peer, PublishedPort
 from worker.network.overlay.api import OverlayEndpoint, OverlayNetwork, OverlayService
 
 RPC_TIMEOUT_S = 5.0
+ATTACH_TIMEOUT_S = 30.0
+"""The manager waits for an address; it says why there is none after 20 s."""
 _FILES: dict[str, type[FileRow]] = {"secret": Secret, "config": Config}
 PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
 
@@ -205,6 +212,47 @@ class ManagerClient:
             request.keys.add(generation=key.generation, public_key=key.public_key)
         try:
             await self._dispatcher.ReportNetworkKeys(request, timeout=4 * RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def attach_network(
+        self, wish: NetworkAttachmentConfig, *, container_id: str, name: str
+    ) -> Task:
+        """Put a container of this node on a network. Result: its task, with addresses.
+
+        Raises: what the manager says, see `manager.dispatcher.attachments`.
+        """
+        request = pb.AttachNetworkRequest(
+            session_id=self.session_id,
+            config=to_pb(wish, types_pb2.NetworkAttachmentConfig),
+            container_id=container_id,
+            container_name=name,
+        )
+        try:
+            answer = await self._dispatcher.AttachNetwork(request, timeout=ATTACH_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return from_pb(answer.task, Task)
+
+    async def detach_network(self, attachment: str) -> None:
+        """The container is off the network."""
+        request = pb.DetachNetworkRequest(session_id=self.session_id, attachment_id=attachment)
+        try:
+            await self._dispatcher.DetachNetwork(request, timeout=RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def list_networks(self) -> list[Network]:
+        """The networks that this node may know."""
+        request = pb.ListNodeNetworksRequest(session_id=self.session_id)
+        found: list[Network] = []
+        try:
+            while True:
+                answer = await self._dispatcher.ListNodeNetworks(request, timeout=RPC_TIMEOUT_S)
+                found += [from_pb(network, Network) for network in answer.networks]
+                if not answer.more:
+                    return found
+                request.after = found[-1].id
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -25,7 +26,7 @@ from worker.network.api import Attachment, NetworkSettings, Peer, PublishedPort
 from worker.network.keys import PrivateKeys
 from worker.network.local import hostdns
 from worker.network.node import NodeNetwork
-from worker.network.overlay.api import OverlayState
+from worker.network.overlay.api import OverlayState, TaskPlace
 from worker.network.overlay.service import OverlayNetworks
 from worker.network.owners import Owner
 from worker.network.places import addresses_at, no_address
@@ -34,6 +35,22 @@ from worker.network.ports import Held, PortHolder
 OPEN_WAIT_S = 60.0
 
 _log = structlog.get_logger()
+
+
+class Containers(Protocol):
+    """The engine's containers on overlay networks."""
+
+    def places(self) -> list[TaskPlace]:
+        """Those that run."""
+        ...
+
+    def lose(self, container: str, reason: str) -> None:
+        """Its interfaces are gone."""
+        ...
+
+    async def follow(self, state: OverlayState) -> None:
+        """The networks are at this state. Raises: Unavailable."""
+        ...
 
 
 class DataPlane:
@@ -47,15 +64,18 @@ class DataPlane:
         owner: Owner | None = None,
         keys: PrivateKeys | None = None,
         ipv6: bool = True,
+        containers: Containers | None = None,
     ) -> None:
         """owner: whose the tasks' network namespaces are; None: the node's root.
 
         keys: for encrypted networks, until there are others; None: it can have none.
         ipv6: whether IPv6 clients are served; needs a node with IPv6.
+        containers: of the engine; None: there are none.
         """
         self._owner = owner
         self._keys = keys or PrivateKeys()
         self._ipv6 = ipv6
+        self._containers = containers
         self._run_dir = run_dir
         self._underlay_address = underlay_address
         self._network: NodeNetwork | None = None
@@ -112,6 +132,21 @@ class DataPlane:
         if self._network is not None:
             await self._network.detach(task_id)
 
+    async def join(self, place: TaskPlace) -> None:
+        """Put a container of the engine, whose namespace is there, on its overlay networks."""
+        _, overlays = await self._await_open()
+        await overlays.attach(place)
+
+    async def leave(self, place: TaskPlace, network_id: str) -> None:
+        """Take it off a network while it runs on. place: as it is then. Idempotent."""
+        if self._overlays is not None:
+            await self._overlays.leave(place, network_id)
+
+    async def release(self, container: str) -> None:
+        """It has ended: its overlay networks forget it. Idempotent."""
+        if self._overlays is not None:
+            await self._overlays.detach(container)
+
     async def apply(
         self, peers: Iterable[Peer], ports: Iterable[PublishedPort], overlays: OverlayState
     ) -> Mapping[tuple[str, int], str]:
@@ -122,7 +157,7 @@ class DataPlane:
         (network, overlay_networks), ports = await self._await_open(), tuple(ports)
         async with self._publishing:
             await network.set_peers(tuple(peers))
-            problem = await _problem_of(overlay_networks.apply(overlays))
+            problem = await _problem_of(self._apply_overlays(overlay_networks, overlays))
             report = await network.set_ports(ports)
             self._held = report.held
         if problem is not None:  # the ports are in force all the same
@@ -140,6 +175,11 @@ class DataPlane:
         """Move peers to newer keys that they have proved to have. Result: whether all are moved."""
         async with self._changing:
             return self._overlays is None or await self._overlays.settle()
+
+    async def _apply_overlays(self, networks: OverlayNetworks, state: OverlayState) -> None:
+        await networks.apply(state)
+        if self._containers is not None:
+            await self._containers.follow(state)
 
     async def find_taken(self, ports: Iterable[PortConfig]) -> str:
         """Why one of these ports cannot be published here; "" when all can.
@@ -209,10 +249,19 @@ class DataPlane:
             undo.push_async_callback(overlays.close)
             await overlays.use_keys(self._keys)
             lost = await _adopt_all(network, overlays, known)
+            await self._adopt_containers(overlays)
             for task_id in await network.sweep():
                 _log.info("task.network_swept", task_id=task_id)
             undo.pop_all()
         return network, overlays, lost
+
+    async def _adopt_containers(self, overlays: OverlayNetworks) -> None:
+        for place in self._containers.places() if self._containers is not None else ():
+            try:
+                await overlays.adopt(place)
+            except (SwarmError, OSError) as error:
+                if self._containers is not None:
+                    self._containers.lose(place.task_id, str(error))
 
     async def _await_open(self) -> tuple[NodeNetwork, OverlayNetworks]:
         while self._network is None or self._overlays is None:

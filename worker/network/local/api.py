@@ -13,11 +13,14 @@ from typing import Protocol
 
 import msgspec
 
+from worker.network.local.naming import Place
 from worker.network.owners import Owner
 
 BRIDGE = "bridge"
 HOST = "host"
 NONE = "none"
+GATEWAY = "docker_gwbridge"
+"""The way out of containers that are on networks of the cluster alone; nobody has a name on it."""
 PREDEFINED = frozenset((BRIDGE, HOST, NONE))
 
 
@@ -123,6 +126,8 @@ class ContainerNetworking(msgspec.Struct, frozen=True, kw_only=True):
     """What the resolver forwards to; empty: the node's own servers."""
     owner: Owner | None = None
     """Who owns its network namespace; None: the node's root."""
+    elsewhere: tuple[Place, ...] = ()
+    """Networks with names that others have put it in: those of the cluster."""
 
 
 class LinkCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +146,10 @@ class LinkCounters(msgspec.Struct, frozen=True, kw_only=True):
 
 class LocalNetworks(Protocol):
     """The networks of the node. Every method raises `shoal.errors.SwarmError`s."""
+
+    async def refresh(self) -> None:
+        """Learn which networks there are by now, where others make them, too."""
+        ...
 
     async def create(self, wanted: LocalNetwork) -> LocalNetwork:
         """Make a network; id, time and empty pools are filled in. Result: as made.

@@ -13,6 +13,7 @@ from shoal.errors import InvalidArgument
 from worker.network.local import addresses
 from worker.network.local.api import (
     BRIDGE,
+    GATEWAY,
     ContainerNetworking,
     Endpoint,
     EndpointSpec,
@@ -235,19 +236,23 @@ def client(
     netns_path: str,
     servers: Sequence[str],
 ) -> Client | None:
-    """What the resolver is told; None on the default bridge alone, which has no names."""
-    named = [one for one in holding.endpoints if one.network_name != BRIDGE]
-    if not named:
-        return None
+    """What the resolver is told; None where no network has names: on the default bridge alone."""
     wanted = holding.wanted
+    named = [one for one in holding.endpoints if _has_names(one)]
+    if not named and not wanted.elsewhere:
+        return None
     return Client(
         container=wanted.container,
         netns_path=netns_path,
-        places=tuple(_place(one, wanted) for one in named),
+        places=(*wanted.elsewhere, *(_place(one, wanted) for one in named)),
         servers=tuple(wanted.dns_servers or servers),
         forwards=leading(holding.endpoints, networks) is not None,
         ports=holding.names_ports,
     )
+
+
+def _has_names(one: Endpoint) -> bool:
+    return one.network_name not in {BRIDGE, GATEWAY}
 
 
 def _place(one: Endpoint, wanted: ContainerNetworking) -> Place:
@@ -273,7 +278,7 @@ def sandbox(
 ) -> Sandbox:
     """What a starting container is told."""
     wanted = holding.wanted
-    named = any(one.network_name != BRIDGE for one in holding.endpoints)
+    named = bool(wanted.elsewhere) or any(map(_has_names, holding.endpoints))
     servers = (NAMES_ADDRESS,) if named else wanted.dns_servers
     return Sandbox(
         netns_path=netns_path,

@@ -35,11 +35,8 @@ from shoal.errors import (
     Unavailable,
 )
 from worker.network.local import hostdns, options, plan
-from worker.network.local.addresses import default_subnet, overlap
 from worker.network.local.api import (
     BRIDGE,
-    HOST,
-    NONE,
     ContainerNetworking,
     Endpoint,
     EndpointSpec,
@@ -49,15 +46,15 @@ from worker.network.local.api import (
 )
 from worker.network.local.files import Files, Holding
 from worker.network.local.holders import Holders
-from worker.network.local.kernel import Kernel, has_device, machine_subnets
+from worker.network.local.kernel import Kernel, machine_subnets
 from worker.network.local.names import Names
-from worker.network.local.naming import Client
+from worker.network.local.naming import Client, Place
 from worker.network.local.nftables import NftError
+from worker.network.local.predefined import ID_BYTES, with_predefined
 from worker.network.local.reaching import Reaching, cancelled, has_ipv6
 from worker.network.local.ruleset import Published
 from worker.network.relay.client import Relays
 
-_ID_BYTES = 32
 _OPEN_TRIES, _OPEN_PAUSE_S = 50, 0.2
 Result = TypeVar("Result")
 
@@ -124,6 +121,9 @@ class Networks:
 
     # Networks ---------------------------------------------------------------------------------
 
+    async def refresh(self) -> None:
+        """Nothing: nobody else makes networks of this node."""
+
     def list(self) -> tuple[LocalNetwork, ...]:
         """Every network, predefined ones included, by name."""
         return tuple(sorted(self._networks.values(), key=lambda one: (one.name, one.id)))
@@ -153,7 +153,7 @@ class Networks:
             if any(one.name == wanted.name for one in self._networks.values()):
                 raise NameConflict(f"network with name {wanted.name} already exists")
             named = msgspec.structs.replace(
-                wanted, id=secrets.token_hex(_ID_BYTES), created_at_ns=self._clock.now_ns()
+                wanted, id=secrets.token_hex(ID_BYTES), created_at_ns=self._clock.now_ns()
             )
             routes = await self._run(machine_subnets)
             made = options.completed(named, [*self._networks.values()], routes)
@@ -277,9 +277,26 @@ class Networks:
             await self._keep(msgspec.structs.replace(holding, wanted=wanted))
             await self._name(self._holdings[container])
 
+    async def place_elsewhere(self, container: str, places: tuple[Place, ...]) -> None:
+        """Others have put a running container in these networks, whose names it may ask for."""
+        async with self._locks[container]:
+            holding = self._held(container)
+            wanted = msgspec.structs.replace(holding.wanted, elsewhere=places)
+            await self._keep(msgspec.structs.replace(holding, wanted=wanted))
+            await self._name(self._holdings[container])
+
+    async def tell_names(self, others: Mapping[str, Place]) -> None:
+        """Who has names in such networks, all of them. Raises: Unavailable."""
+        await self._names.tell(others)
+
     def endpoints(self, network: str) -> tuple[Endpoint, ...]:
         """Running containers of a network. Raises: NotFound."""
         return tuple(self._endpoints_of(self.resolve(network).id, made=True))
+
+    def wanted(self, container: str) -> ContainerNetworking | None:
+        """What a running container wants of these networks."""
+        holding = self._holdings.get(container)
+        return None if holding is None else holding.wanted
 
     def sandbox(self, container: str) -> Sandbox | None:
         """What a running container has now."""
@@ -355,33 +372,10 @@ class Networks:
 
     def _load(self) -> None:
         stored = self._files.load_networks()
-        networks = {one.id: one for one in stored}
-        names = {one.name for one in stored}
-        now_ns = self._clock.now_ns()
-        for name, driver in ((NONE, options.NULL_DRIVER), (HOST, HOST)):
-            if name not in names:
-                fresh = LocalNetwork(
-                    id=secrets.token_hex(_ID_BYTES), name=name, created_at_ns=now_ns, driver=driver
-                )
-                networks[fresh.id] = fresh
-        bridge = self._default_bridge(networks, now_ns)
-        networks[bridge.id] = bridge
+        networks = with_predefined(stored, self._clock.now_ns())
         if tuple(networks.values()) != stored:
             self._files.save_networks(tuple(networks.values()))
         self._networks = networks
-
-    def _default_bridge(self, networks: Mapping[str, LocalNetwork], now_ns: int) -> LocalNetwork:
-        """As it was, unless its device is gone and its subnet is somebody else's by now."""
-        stored = next((one for one in networks.values() if one.name == BRIDGE), None)
-        others = [one for one in networks.values() if one.name != BRIDGE]
-        taken = [*machine_subnets((options.DEFAULT_BRIDGE,)), *options.subnets(others)]
-        if stored is None:
-            identifier = secrets.token_hex(_ID_BYTES)
-            return options.default_bridge(identifier, now_ns, str(default_subnet(taken)))
-        mine = options.subnets([stored])
-        if has_device(options.DEFAULT_BRIDGE) or not overlap(mine, taken):
-            return stored
-        return options.default_bridge(stored.id, stored.created_at_ns, str(default_subnet(taken)))
 
     def _raise_up(self, holding: Holding) -> Holding:
         """Ports, record, namespace, rules; what fails leaves the rest to `_take_down`."""
@@ -531,7 +525,7 @@ class Networks:
                 f"container cannot be connected to network {network.name}: it is no bridge"
             )
         made = plan.endpoint(
-            network, container, spec, identifier=secrets.token_hex(_ID_BYTES),
+            network, container, spec, identifier=secrets.token_hex(ID_BYTES),
             others=self._endpoints_of(network.id),
             siblings=siblings,
         )  # fmt: skip

@@ -81,3 +81,5 @@ class TaskPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Name servers of the task's own; none: the node's."""
     publishes: bool = False
     """It has published ports, which need the way out also where all networks are internal."""
+    named_here: bool = True
+    """It asks this data plane's resolver; containers of the engine have one of their own."""

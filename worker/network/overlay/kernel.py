@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -180,12 +181,25 @@ class OverlayKernel:
                 self._tasks.configure(link)
             if plan.is_shut_in(place, self.networks()):
                 self._tasks.shut_in(place)
+        known = self._places.get(place.task_id)
+        if known is not None and len(known.links) < len(place.links):
+            self._retable(known, place)  # it runs: nothing of before may be interrupted
+            return
         key = _networks(place)
         tables = self._targets[key] = self._target(key)
         for version in versions_of(place):
             self._tasks.load(place, version)
             self._tasks.change(place, version, self._messages.of(_NOTHING, tables, version))
         self._places[place.task_id], self._tables[place.task_id] = place, tables
+
+    def leave(self, task_id: str, network_id: str) -> None:
+        """Take a container that runs on off one of its networks. Idempotent. Raises: OSError."""
+        place = self._places.get(task_id)
+        if place is not None:
+            links = tuple(one for one in place.links if one.network_id != network_id)
+            self._retable(place, msgspec.structs.replace(place, links=links))
+        self._spaces.pull(network_id, task_id)
+        self._drop_unused()
 
     def adopt(self, place: TaskPlace) -> None:
         """Take over a task after a restart. Raises: NotFound when an interface is gone."""
@@ -215,6 +229,18 @@ class OverlayKernel:
             self._tasks.redirect_names(place, ports)
 
     # ------------------------------------------------------------------------------------------
+
+    def _retable(self, before: TaskPlace, after: TaskPlace) -> None:
+        """Give a task that runs the virtual addresses of the networks that it now is on."""
+        old, key = self._tables[before.task_id], _networks(after)
+        new = self._targets[key] = self._target(key)
+        had = versions_of(before)
+        for version in versions_of(after):
+            if version not in had:
+                self._tasks.load(after, version)
+        for version in {*had, *versions_of(after)}:
+            self._change(after, version, old if version in had else _NOTHING, new)
+        self._places[after.task_id], self._tables[after.task_id] = after, new
 
     def _networks_of(self, place: TaskPlace) -> list[OverlayNetwork]:
         for link in place.links:

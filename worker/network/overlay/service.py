@@ -95,13 +95,25 @@ class OverlayNetworks:
         """
         await self._wait_told(place)
         async with self._changing:
+            before = self._places.get(place.task_id)
             self._places[place.task_id] = place
             try:
                 await self._thread.run(lambda: self._kernel.attach(place))
-                await self._name(place)
+                if place.named_here:
+                    await self._name(place)
             except BaseException:
-                await self._let_go(place.task_id)
+                if before is None or before.links == place.links:
+                    await self._let_go(place.task_id)
+                else:
+                    await self._undo(before, place)
                 raise
+
+    async def leave(self, place: TaskPlace, network_id: str) -> None:
+        """Take a container that runs on off a network. place: as it is then. Idempotent."""
+        async with self._changing:
+            await self._thread.run(lambda: self._kernel.leave(place.task_id, network_id))
+            if place.task_id in self._places:
+                self._places[place.task_id] = place
 
     async def adopt(self, place: TaskPlace) -> None:
         """Take over a running task after a restart. Raises: NotFound when an interface is gone."""
@@ -129,6 +141,12 @@ class OverlayNetworks:
         finally:
             self._thread.stop()
 
+    async def _undo(self, before: TaskPlace, place: TaskPlace) -> None:
+        """Take a container that runs off the networks that it has not come on after all."""
+        self._places[before.task_id] = before
+        for network_id in {one.network_id for one in place.links if one not in before.links}:
+            await self._thread.run(partial(self._kernel.leave, before.task_id, network_id))
+
     async def _wait_told(self, place: TaskPlace) -> None:
         def missing() -> list[str]:
             return [one.network_id for one in place.links if one.network_id not in self._known]
@@ -153,7 +171,9 @@ class OverlayNetworks:
         waiting = [
             place
             for task_id, place in self._places.items()
-            if task_id not in self._asking and all(link.network_id in there for link in place.links)
+            if place.named_here
+            and task_id not in self._asking
+            and all(link.network_id in there for link in place.links)
         ]
         if not self._adopted:
             await self._names.adopt([self._client(place) for place in waiting])

@@ -226,6 +226,13 @@ class NetworkSpaces:
             mac = hardware_address(link.addresses)
             space.send([links.delete_port_entry(port.index, mac)], absent_ok=True)
 
+    def pull(self, network_id: str, task_id: str) -> None:
+        """Take the interface from whoever runs on; its other end goes at once. Idempotent."""
+        space = self._spaces.get(network_id)
+        port = None if space is None else route.link_of(space.netlink, port_name(task_id))
+        if space is not None and port is not None:
+            space.send([route.delete_link(port.index)], absent_ok=True)
+
     def _made(self, path: Path, network: OverlayNetwork, wanted: route.Vxlan) -> _Space:
         with netns.fresh(path) as inside_fd, contextlib.ExitStack() as undo:
             sysctl.try_write("ipv6/conf/default/disable_ipv6", "1")

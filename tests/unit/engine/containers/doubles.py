@@ -106,6 +106,9 @@ class Networks:
         self.failure: SwarmError | None = None
         self.names: dict[str, str] = {}
 
+    async def refresh(self) -> None:
+        pass
+
     def list(self) -> tuple[LocalNetwork, ...]:
         return tuple(
             LocalNetwork(id=f"{number:064x}", name=name, created_at_ns=1)

@@ -11,14 +11,18 @@ import pytest
 
 from shoal.api.v1 import dispatcher_pb2 as pb
 from shoal.api.v1 import types_pb2
+from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
 from shoal.model.enums import TaskState as S
+from shoal.model.objects import Task
+from shoal.model.specs import NetworkAttachmentSpec, TaskSpec
 from shoal.model.types import NodeDescription, NodeIngress
 from tests.support.dispatcher import ScriptedDispatcher
 from tests.unit.worker.agent.support import FakeNode, a_task, task_id, until
 from worker.agent import agent as module
 from worker.agent import endpoints
 from worker.agent.agent import Agent
+from worker.agent.attachments import Attachments
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.records import NetworkRecord
 from worker.network.api import Peer
@@ -84,6 +88,8 @@ class Setup:
         self.node = FakeNode(directory)
         self.plane = FakePlane()
         self.keys = KeyFile(directory / "keys")
+        self.attachments = Attachments(directory / "attachments", SystemClock())
+        self.attachments.bind(self.plane, self.node.reporter)
         self.connected = []
         self.addresses6 = ("2001:db8::1",)
         self.agent = self.new_agent()
@@ -102,6 +108,7 @@ class Setup:
             container_dir=str,
             network_keys=NetworkKeyKeeper(self.keys, keys, self.plane),
             addresses6=lambda: self.addresses6,
+            attachments=self.attachments,
         )
 
     def connect(self, address):
@@ -521,3 +528,15 @@ async def test_a_node_makes_the_keys_the_managers_ask_for_and_tells_them(setup):
     await until(lambda: setup.plane.overlays and setup.plane.looks > looks)
     assert setup.plane.overlays[-1].keys == {"node2": {3: bytes(32)}}
     assert setup.plane.overlays[-1].networks[0].encrypted
+
+
+async def test_attachments_of_containers_are_no_tasks_to_run(setup):
+    setup.run()
+    stream = await setup.session()
+    runtime = NetworkAttachmentSpec(container_id="gone" * 16)
+    attachment = Task(
+        id="a" * 25, node_id="node1", spec=TaskSpec(runtime=runtime), desired_state=S.RUNNING
+    )
+    stream.send(attachment)
+    await until(lambda: setup.manager.detached == [attachment.id])
+    assert setup.node.tasks.tasks() == []
