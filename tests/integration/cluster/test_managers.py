@@ -1,21 +1,29 @@
-"""Three managers keep one state: the leader is killed while clients write."""
+"""Three managers keep one state: the leader is killed while clients write, and while jobs run.
+
+SHOAL_KILL_ROUNDS: how often it is killed while jobs run, three times unless set.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.cluster.lab import Lab, eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+KILL_ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "3"))
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240 + 30 * KILL_ROUNDS)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three() -> Iterator[Lab]:
     """A lab of three managers, all of them voters."""
     base = Path(tempfile.mkdtemp(prefix="shoal-e2e3-"))
@@ -57,6 +65,88 @@ def test_a_killed_leader_costs_no_acknowledged_write_and_no_task(three: Lab) -> 
     after = eventually("2 run", lambda: len(r := three.running("web")) == 2 and r)
     survivors = {task["ID"] for task in before if task["NodeID"] != _id_of(three, "m1")}
     assert survivors <= {task["ID"] for task in after}
+
+
+def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
+    """The leader is killed, or stopped so that it comes back as one that was replaced."""
+    dice = random.Random(os.getpid())
+    work = three.base / "work"
+    work.mkdir()
+    count = 8 * KILL_ROUNDS
+    common = (
+        "--detach", "--disconnect-action", "wait", "--mount", f"type=bind,src={work},dst=/work",
+        "--env", "SLOT={{.Task.Slot}}", "--env", "NODE={{.Node.Hostname}}",
+    )  # fmt: skip
+    three.swarmctl(
+        "service", "create", *common, "--name", "some", "--mode", "replicated-job",
+        "--replicas", str(count), "--max-concurrent", "3", "web:1",
+        "sh", "-c", "echo $SLOT >> /work/some; sleep 0.5",
+    )  # fmt: skip
+    three.swarmctl(
+        "service", "create", *common, "--name", "each", "--mode", "global-job", "web:1",
+        "sh", "-c", "echo $NODE >> /work/each; sleep 5",
+    )  # fmt: skip
+    for _ in range(KILL_ROUNDS):
+        time.sleep(dice.uniform(0.2, 1.5))
+        _depose(three, dice.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+    def listed(name: str) -> str:
+        done = three.run(
+            "service", "ls", "--filter", f"name={name}", "--format", "{{.Replicas}}", check=False
+        )
+        return done.stdout.strip()
+
+    def runs(name: str) -> list[str]:
+        return sorted((work / name).read_text().split())
+
+    expected = sorted(str(slot) for slot in range(count))
+    eventually(
+        "all is complete",
+        lambda: listed("some") == f"0/3 ({count}/{count} completed)",
+        deadline_s=60 + 10 * KILL_ROUNDS,
+    )
+    eventually("on each node, too", lambda: listed("each") == "0/3 (3/3 completed)")
+    assert runs("some") == expected
+    _depose(three, signal.SIGKILL)
+    eventually("another one leads", lambda: listed("some") == f"0/3 ({count}/{count} completed)")
+    time.sleep(2)
+    assert runs("some") == expected
+    assert runs("each") == ["m1", "m2", "m3"]
+
+
+def _depose(lab: Lab, how: signal.Signals) -> None:
+    """End the leader's process, or stop it until another one leads."""
+    leader = eventually("somebody leads", lambda: _leader(lab))
+    pid_file = lab.base / "lab" / lab.name / leader / "run" / "manager.pid"
+
+    def pid() -> int:
+        """The process's id; 0 while there is none."""
+        words = pid_file.read_text().split() if pid_file.exists() else []
+        return int(words[0]) if words else 0
+
+    before = pid()
+    assert b"-m\0manager\0" in Path(f"/proc/{before}/cmdline").read_bytes()
+    os.kill(before, how)
+    if how is signal.SIGKILL:
+        eventually("it is started again", lambda: pid() not in (0, before))
+        eventually("somebody leads again", lambda: _leader(lab))
+        return
+    others = [node for node in lab.addresses if node != leader]
+    try:
+        eventually("another one leads", lambda: _leader(lab, others) not in ("", leader))
+    finally:
+        os.kill(before, signal.SIGCONT)
+
+
+def _leader(lab: Lab, ask: Sequence[str] = ("m1", "m2", "m3")) -> str:
+    """Who leads, as one of these managers says; "" when none knows."""
+    form = "{{.Hostname}} {{.ManagerStatus}}"
+    for node in ask:
+        shown = lab.run("-H", lab.socket(node), "node", "ls", "--format", form, check=False)
+        for line in shown.stdout.splitlines():
+            if line.endswith(" Leader"):
+                return line.split()[0]
+    return ""
 
 
 def _managers(lab: Lab, node: str) -> list[str]:
