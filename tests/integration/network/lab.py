@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from tests.support.patience import FACTOR
 from worker.network import netns
 from worker.network.api import (
     Attachment,
@@ -33,7 +34,7 @@ from worker.network.api import (
 from worker.network.node import NodeNetwork
 
 T = TypeVar("T")
-DEADLINE_S = 40.0
+DEADLINE_S = 40.0 * FACTOR
 CLIENT = "203.0.113.10"
 CLIENT_ROUTER = "203.0.113.254"
 UNDERLAY_ROUTER = "198.51.100.254"
