@@ -91,14 +91,14 @@ def ours(place: Place) -> list[Any]:
     return [one for one in found if one.get("set", {}).get("name") != "resting"]
 
 
-def of_the_kernel(place: Place) -> str:
+def of_the_kernel(place: Place) -> set[str]:
     """Routes, rules, neighbours and forwarding entries, of whomever but the kernel itself."""
     shown = on(
-        place, "ip route show table all", "ip rule", "ip neigh show dev vxi nud all",
+        place, "ip route show table all", "ip rule", "ip neigh show dev vxi nud permanent",
         "bridge fdb show dev vxi", "nft list table inet mine",
     )  # fmt: skip
     lines = (line.strip() for line in shown.splitlines())
-    return "\n".join(sorted(line for line in lines if "proto kernel" not in line))
+    return {line for line in lines if "proto kernel" not in line}
 
 
 async def test_a_killed_worker_s_leftovers_are_mended_and_everything_else_stays(
@@ -148,7 +148,7 @@ async def test_a_killed_worker_s_leftovers_are_mended_and_everything_else_stays(
         await tell(3)
         await place.until(lambda: place.namespaces() == [task_id(1)])
         assert ours(place) == rules
-        assert of_the_kernel(place) == kernel
+        assert of_the_kernel(place) ^ kernel == set()
         seen = flow.rounds
         await place.until(lambda: flow.rounds > seen + 10)
         assert flow.error is None
