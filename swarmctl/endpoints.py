@@ -66,6 +66,7 @@ def endpoint_row(item: pb.ServiceEndpoint, names: Mapping[str, str]) -> Record:
             "Mode": spell(PublishMode(item.publish_mode)),
             "Network": "",
             "Address": item.address,
+            "Weight": str(item.weight or 1),
             **_place(item, names),
         }
     )
@@ -80,6 +81,7 @@ def network_row(item: pb.NetworkEndpoint, names: Mapping[str, str]) -> Record:
             "Mode": "overlay",
             "Network": item.network or item.network_id,
             "Address": ", ".join(item.addresses),
+            "Weight": "1",
             **_place(item, names),
         }
     )

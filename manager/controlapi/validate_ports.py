@@ -11,6 +11,7 @@ from shoal.model.published import address_problem, interface_problem, is_at_odds
 from shoal.model.types import PortConfig
 
 PORTS_MAX: Final = 1_024
+WEIGHT_LABEL_MAX: Final = 256
 
 
 def check_published(ports: Sequence[PortConfig]) -> None:
@@ -39,6 +40,14 @@ def _port(port: PortConfig) -> None:
     if port.publish_mode is PublishMode.HOST and not port.published_port:
         raise Unimplemented("publish: mode=host needs a published port in this version")
     _place(port)
+    if port.publish_mode is PublishMode.HOST and port.weight_label:
+        raise InvalidArgument(
+            "publish: weight is for mode=ingress: with mode=host a node has no other tasks"
+        )
+    if len(port.weight_label) > WEIGHT_LABEL_MAX or "\0" in port.weight_label:
+        raise InvalidArgument(
+            f"publish: weight: a label of at most {WEIGHT_LABEL_MAX} characters, without NUL"
+        )
     if port.publish_mode is PublishMode.HOST and port.prefer is PublishPreference.LOCAL:
         raise InvalidArgument(
             "publish: prefer=local is for mode=ingress: with mode=host a node has no other tasks"

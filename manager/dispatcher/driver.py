@@ -406,7 +406,7 @@ class Dispatcher:
                 services.add(row.id)
             elif isinstance(row, Node):
                 nodes.add(row.id)
-                if is_down(row) or (isinstance(event.old, Node) and is_down(event.old)):
+                if _takes_part_otherwise(event.old, row):
                     services.update(t.service_id for t in view.tasks_of_node(row.id).values())
                 all_concerned |= row.manager_status is not None
                 if event.object is None:
@@ -507,3 +507,11 @@ def require_node(view: View, node_id: str) -> Node:
     if node is None:
         raise FailedPrecondition(f"node {node_id} was removed from the cluster")
     return node
+
+
+def _takes_part_otherwise(old: object, node: Node) -> bool:
+    """Whether the node's tasks take traffic otherwise: it is down or back, or has other labels."""
+    if not isinstance(old, Node):
+        return is_down(node)
+    labels = old.spec.annotations.labels, node.spec.annotations.labels
+    return is_down(node) or is_down(old) or labels[0] != labels[1]

@@ -28,8 +28,9 @@ from shoal.model.enums import (
     TaskState,
 )
 from shoal.model.objects import Node, Service, Task
+from shoal.model.published import weight_of
 from shoal.model.row import Row
-from shoal.model.types import NetworkKey, NodeDescription
+from shoal.model.types import NetworkKey, NodeDescription, PortConfig
 
 LEFT_REMEMBERED_MAX = 50_000
 ADDRESSES6_MAX = 16
@@ -43,6 +44,7 @@ class Member(Row, frozen=True):
     task_id: str
     node_id: str
     address: str
+    weight: int = 1
 
 
 class PortRow(Row, frozen=True):
@@ -285,10 +287,10 @@ def _port_rows(view: View, service_id: str) -> Iterable[PortRow]:
         for _, task in sorted(tasks.items())
         if takes_traffic(task) and not is_down(view.nodes.get(task.node_id))
     )
-    yield from _rows_of(service, members)
+    yield from _rows_of(view, service, members)
 
 
-def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]:
+def _rows_of(view: View, service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]:
     for port in service.endpoint.ports if service.endpoint is not None else ():
         if port.published_port:
             yield PortRow(
@@ -297,13 +299,24 @@ def _rows_of(service: Service, members: tuple[Member, ...]) -> Iterable[PortRow]
                 published_port=port.published_port,
                 target_port=port.target_port,
                 publish_mode=port.publish_mode,
-                members=members,
+                members=_weighted(view, port, members),
                 sticky=port.sticky,
                 source=port.source,
                 prefer=port.prefer,
                 address=port.address,
                 interface=port.interface,
             )
+
+
+def _weighted(view: View, port: PortConfig, members: tuple[Member, ...]) -> tuple[Member, ...]:
+    if not port.weight_label:
+        return members
+    nodes = {member.node_id: view.nodes.get(member.node_id) for member in members}
+    weights = {
+        node_id: weight_of(port, {} if node is None else node.spec.annotations.labels)
+        for node_id, node in nodes.items()
+    }
+    return tuple(member.replaced(weight=weights[member.node_id]) for member in members)
 
 
 def _address(node: Node | None) -> str:

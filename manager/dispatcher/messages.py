@@ -121,6 +121,8 @@ def _port(row: PortRow) -> pb.PublishedPort:
     message.source = types_pb2.PublishSource.ValueType(row.source)
     message.prefer = types_pb2.PublishPreference.ValueType(row.prefer)
     message.addresses.extend(member.address for member in row.members)
+    if any(member.weight != 1 for member in row.members):
+        message.weights.extend(member.weight for member in row.members)
     return message
 
 

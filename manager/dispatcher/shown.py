@@ -47,7 +47,7 @@ def service_endpoints(
         for member in row.members:
             shown = _endpoint(row, _READY)
             shown.task_id, shown.node_id = member.task_id, member.node_id
-            shown.address = member.address
+            shown.address, shown.weight = member.address, member.weight
             response.endpoints.append(shown)
         for task in filter(_has_address, draining):
             shown = _endpoint(row, _DRAINING)

@@ -7,11 +7,12 @@ interface has is each node's affair: here it is taken to be possibly any.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from shoal.model.types import PortConfig
 
 INTERFACE_NAME_MAX = 15
+WEIGHT_MAX = 100
 
 
 def are_at_odds(one: PortConfig, other: PortConfig) -> bool:
@@ -41,6 +42,16 @@ def name_of(port: PortConfig) -> str:
     """The published port for messages: `8080/tcp`, `192.0.2.1:8080/tcp`."""
     at = "" if place_of(port) == "*" else f"{place_of(port)}:"
     return f"{at}{port.published_port}/{port.protocol.name.lower()}"
+
+
+def weight_of(port: PortConfig, labels: Mapping[str, str]) -> int:
+    """How many connections a task on a node with these labels gets, compared with others' tasks.
+
+    A label that is missing, or no whole number of 1 to 100, means 1.
+    """
+    text = labels.get(port.weight_label, "") if port.weight_label else ""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 1
+    return number if 1 <= number <= WEIGHT_MAX else 1
 
 
 def address_problem(address: str) -> str:

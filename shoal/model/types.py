@@ -211,6 +211,7 @@ class PortConfig(Row, frozen=True):
 
     sticky: a client's connections that enter at one node go to one task, chosen by its address.
     address, interface: where it answers, one of them at most; see `shoal.model.published`.
+    weight_label: label of nodes that says how many connections their tasks get, in proportion.
     """
 
     name: str = ""
@@ -223,6 +224,7 @@ class PortConfig(Row, frozen=True):
     prefer: PublishPreference = PublishPreference.ANY
     address: str = ""
     interface: str = ""
+    weight_label: str = ""
 
 
 class EndpointSpec(Row, frozen=True):

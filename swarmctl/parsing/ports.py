@@ -23,6 +23,7 @@ PORT_MAX = 65_535
 Target = tuple[int, PortProtocol, PublishMode]
 
 _PROTOCOLS = {"tcp": PortProtocol.TCP, "udp": PortProtocol.UDP}
+_LABEL_PREFIX = "node.labels."
 _EnumT = TypeVar("_EnumT", bound=IntEnum)
 
 
@@ -43,6 +44,7 @@ def format_port(port: PortConfig) -> str:
         "prefer": spell(port.prefer) if port.prefer else "",
         "ip": port.address,
         "interface": port.interface,
+        "weight": f"{_LABEL_PREFIX}{port.weight_label}" if port.weight_label else "",
     }
     return ",".join(f"{key}={word}" for key, word in fields.items() if word)
 
@@ -142,6 +144,13 @@ def _address(text: str) -> str:
     return "" if address.is_unspecified else str(address)
 
 
+def _label(text: str) -> str:
+    name = text.removeprefix(_LABEL_PREFIX)
+    if name in ("", text):
+        raise InvalidArgument(f"weight {text!r} must be a label of nodes, as in node.labels.size")
+    return name
+
+
 def _truth(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise InvalidArgument(f"sticky is true or false, not {word!r}")
@@ -171,6 +180,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "ip": ("address", _address),
     "host_ip": ("address", _address),
     "interface": ("interface", str),
+    "weight": ("weight_label", _label),
 }
 """Keys of the long form: the field, and what reads it."""
 

@@ -265,6 +265,7 @@ def ports_json(ports: Iterable[PortConfig]) -> list[Record]:
             Prefer=spell(port.prefer) if port.prefer else "",
             IP=port.address,
             Interface=port.interface,
+            WeightLabel=port.weight_label,
         )
         for port in ports
     ]

@@ -284,6 +284,7 @@ def _ports(endpoint: Endpoint) -> list[str]:
             *([f"  Prefer = {spell(port.prefer)}"] if port.prefer else []),
             *([f"  IP = {port.address}"] if port.address else []),
             *([f"  Interface = {port.interface}"] if port.interface else []),
+            *([f"  Weight = node.labels.{port.weight_label}"] if port.weight_label else []),
         ]
     return lines
 

@@ -363,6 +363,7 @@ def _port(message: pb.PublishedPort) -> PublishedPort:
         prefer=_word(PublishPreference, message.prefer, "preference"),
         address=key.address,
         interface=key.interface,
+        weights=dict(zip(message.addresses, message.weights, strict=False)),
     )
 
 

@@ -6,6 +6,8 @@ here is desired state (settings, peers, ports) or an observation (attachments, r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from worker.network.owners import Owner
@@ -83,6 +85,8 @@ class PublishedPort(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Where the port answers, of either family; empty for every address of the node."""
     interface: str = ""
     """In place of `address`: at the addresses that this interface has."""
+    weights: Mapping[str, int] = {}
+    """How many connections an endpoint gets in proportion to others; 1 if it is not in here."""
 
 
 class PortStatus(msgspec.Struct, frozen=True, gc=False):

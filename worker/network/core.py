@@ -2,9 +2,10 @@
 
 A published port owns a table of 64 slots (1024 beyond 64 endpoints); the kernel picks a slot at
 random or by the client's hash. Invariants of `rebalance`: every slot is filled while there is an
-endpoint; the numbers of slots of two endpoints differ by at most one; a surviving endpoint keeps
-its slots up to its quota; the result is a fixpoint. More than 1024 endpoints: the surplus gets no
-slot. `element_changes` never writes a key it has not deleted first: the kernel refuses that.
+endpoint; an endpoint's number of slots differs by less than one from its share by weight; a
+surviving endpoint keeps its slots up to its quota; the result is a fixpoint. What has less than a
+slot of 1024 as its share may get none. `element_changes` never writes a key it has not deleted
+first: the kernel refuses that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ IPV4_BITS: Final = 32
 MTU_MIN: Final = 576
 MTU_MAX: Final = 65_485
 ROUTE_TABLE_BASE: Final = 1000
+
+_ALIKE: Final[Mapping[str, int]] = {}
 
 Table = tuple[str, ...]
 """Owner of each slot, by slot number; empty when there is no endpoint."""
@@ -71,20 +74,23 @@ def map_name(*, sticky: bool, size: int, version: int = 4, placed: bool = False)
     return f"{kind}{wide}{'_at' if placed else ''}{'6' if version == 6 else ''}"
 
 
-def rebalance(current: Sequence[str], endpoints: Iterable[str], size: int) -> Table:
+def rebalance(
+    current: Sequence[str],
+    endpoints: Iterable[str],
+    size: int,
+    weights: Mapping[str, int] = _ALIKE,
+) -> Table:
     """The table of `size` slots over `endpoints` that changes `current` the least.
 
-    current: owner by slot, "" for an empty slot, any length. Cost O(size + n log n).
+    current: owner by slot, "" for an empty slot, any length. weights: at least 1, which also those
+    have that are not in it. Cost O(size + n log n).
     """
     wanted = sorted(set(endpoints))
     if not wanted:
         return ()
     old = [*current[:size], *[""] * (size - len(current))]
     held = Counter(owner for owner in old if owner)
-    base, extra = divmod(size, len(wanted))
-    # The odd slots go to those who hold most already: that keeps the most slots in place.
-    ranked = sorted(wanted, key=lambda name: (-held[name], name))
-    quota = {name: base + (rank < extra) for rank, name in enumerate(ranked)}
+    quota = _quotas(wanted, size, weights, held)
     table: list[str] = []
     for owner in old:
         keeps = quota.get(owner, 0) > 0
@@ -95,15 +101,29 @@ def rebalance(current: Sequence[str], endpoints: Iterable[str], size: int) -> Ta
     return tuple(owner or needy.pop() for owner in table)
 
 
+def _quotas(
+    wanted: Sequence[str], size: int, weights: Mapping[str, int], held: Mapping[str, int]
+) -> dict[str, int]:
+    total = sum(weights.get(name, 1) for name in wanted)
+    shares = {name: divmod(size * weights.get(name, 1), total) for name in wanted}
+    extra = size - sum(whole for whole, _rest in shares.values())
+    # The odd slots go to those who miss most of their share, then to those who hold most already:
+    # that keeps the most slots in place.
+    ranked = sorted(wanted, key=lambda name: (-shares[name][1], -held.get(name, 0), name))
+    return {name: shares[name][0] + (rank < extra) for rank, name in enumerate(ranked)}
+
+
 def next_table(current: PortTable | None, port: PublishedPort, version: int = 4) -> PortTable:
     """The table for `port`, built on `current` if that lives in the same map.
 
     version: 4 or 6, of its endpoints.
     """
-    size = NARROW_SLOTS if len(set(port.endpoints)) <= NARROW_SLOTS else WIDE_SLOTS
+    units = sum(port.weights.get(endpoint, 1) for endpoint in set(port.endpoints))
+    size = NARROW_SLOTS if units <= NARROW_SLOTS else WIDE_SLOTS
     name = map_name(sticky=port.sticky, size=size, version=version, placed=bool(port.address))
     basis: Table = current.slots if current is not None and current.map_name == name else ()
-    return PortTable(name, port.target_port, rebalance(basis, port.endpoints, size))
+    slots = rebalance(basis, port.endpoints, size, port.weights)
+    return PortTable(name, port.target_port, slots)
 
 
 def element_changes(old: PortTable | None, new: PortTable | None) -> TableChange:
@@ -139,6 +159,8 @@ def check_port(port: PublishedPort) -> str:
         return f"{name}: source must be client or node, not {port.source!r}"
     if port.prefer not in PREFERENCES:
         return f"{name}: prefer must be any or local, not {port.prefer!r}"
+    if any(weight < 1 for weight in port.weights.values()):
+        return f"{name}: weights must be at least 1"
     if port.address and (problem := address_problem(port.address)):
         return f"{name}: {problem}"
     if port.interface and (problem := interface_problem(port.interface)):
@@ -182,7 +204,8 @@ class Reach:
     def view(self, port: PublishedPort) -> PublishedPort:
         """`port` as it is served over IPv6: with the twins of the endpoints that have one."""
         there = tuple(twin(e) for e in port.endpoints if self._holds(e))
-        return msgspec.structs.replace(port, endpoints=there)
+        weights = {twin(e): weight for e, weight in port.weights.items()}
+        return msgspec.structs.replace(port, endpoints=there, weights=weights)
 
     def _holds(self, address: str) -> bool:
         number = int(ipaddress.IPv4Address(address))

@@ -1047,6 +1047,7 @@ class ServiceEndpoint(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     PUBLISHED_ADDRESS_FIELD_NUMBER: _builtins.int
     PUBLISHED_INTERFACE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     protocol: _types_pb2.PortProtocol.ValueType
     published_port: _builtins.int
     target_port: _builtins.int
@@ -1058,6 +1059,7 @@ class ServiceEndpoint(_message.Message):
     published_address: _builtins.str
     """Where the port answers, as in PortConfig; `address` is the task's."""
     published_interface: _builtins.str
+    weight: _builtins.int
     @_builtins.property
     def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes that have not acknowledged yet to balance without it, while it is draining."""
@@ -1076,10 +1078,11 @@ class ServiceEndpoint(_message.Message):
         waits_for: _abc.Iterable[_builtins.str] | None = ...,
         published_address: _builtins.str = ...,
         published_interface: _builtins.str = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_address", b"published_address", "published_interface", b"published_interface", "published_port", b"published_port", "state", b"state", "target_port", b"target_port", "task_id", b"task_id", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_address", b"published_address", "published_interface", b"published_interface", "published_port", b"published_port", "state", b"state", "target_port", b"target_port", "task_id", b"task_id", "waits_for", b"waits_for", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

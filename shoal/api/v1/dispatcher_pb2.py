@@ -26,15 +26,15 @@ from shoal.api.v1 import objects_pb2 as shoal_dot_api_dot_v1_dot_objects__pb2
 from shoal.api.v1 import types_pb2 as shoal_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshoal/api/v1/dispatcher.proto\x12\x0cshoal.api.v1\x1a\x1ashoal/api/v1/objects.proto\x1a\x18shoal/api/v1/types.proto\"X\n\x0eSessionRequest\x12\x32\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.shoal.api.v1.NodeDescription\x12\x12\n\nsession_id\x18\x02 \x01(\t\"@\n\x0cWeightedPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x03\"\xfa\x01\n\x0eSessionMessage\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12 \n\x04node\x18\x02 \x01(\x0b\x32\x12.shoal.api.v1.Node\x12,\n\x08managers\x18\x03 \x03(\x0b\x32\x1a.shoal.api.v1.WeightedPeer\x12;\n\x16network_bootstrap_keys\x18\x04 \x03(\x0b\x32\x1b.shoal.api.v1.EncryptionKey\x12\x0f\n\x07root_ca\x18\x05 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_path_port\x18\x06 \x01(\r\x12\x1e\n\x16network_key_generation\x18\x07 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"&\n\x10HeartbeatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"&\n\x11HeartbeatResponse\x12\x11\n\tperiod_ns\x18\x01 \x01(\x03\"M\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0b\x32\x18.shoal.api.v1.TaskStatus\"^\n\x17UpdateTaskStatusRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\x07updates\x18\x02 \x03(\x0b\x32\x1e.shoal.api.v1.TaskStatusUpdate\"\x1a\n\x18UpdateTaskStatusResponse\"(\n\x12\x41ssignmentsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xaf\x01\n\x08PeerNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06subnet\x18\x04 \x01(\t\x12\x0c\n\x04lost\x18\x05 \x01(\x08\x12.\n\x0cnetwork_keys\x18\x06 \x03(\x0b\x32\x18.shoal.api.v1.NetworkKey\x12\x0c\n\x04ipv6\x18\x07 \x01(\x08\x12\x16\n\x0eipv6_addresses\x18\x08 \x03(\t\"\xd4\x02\n\rPublishedPort\x12,\n\x08protocol\x18\x01 \x01(\x0e\x32\x1a.shoal.api.v1.PortProtocol\x12\x16\n\x0epublished_port\x18\x02 \x01(\r\x12\x13\n\x0btarget_port\x18\x03 \x01(\r\x12/\n\x0cpublish_mode\x18\x04 \x01(\x0e\x32\x19.shoal.api.v1.PublishMode\x12\x12\n\nservice_id\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x0e\n\x06sticky\x18\x07 \x01(\x08\x12+\n\x06source\x18\x08 \x01(\x0e\x32\x1b.shoal.api.v1.PublishSource\x12/\n\x06prefer\x18\t \x01(\x0e\x32\x1f.shoal.api.v1.PublishPreference\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\x12\x11\n\tinterface\x18\x0b \x01(\t\"\x9f\x01\n\x0eOverlayNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03vni\x18\x03 \x01(\r\x12,\n\x07subnets\x18\x04 \x03(\x0b\x32\x1b.shoal.api.v1.OverlaySubnet\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x10\n\x08internal\x18\x06 \x01(\x08\x12\x11\n\tencrypted\x18\x07 \x01(\x08\"0\n\rOverlaySubnet\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"l\n\x0eOverlayService\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\nservice_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bvirtual_ips\x18\x04 \x03(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\"\x8c\x01\n\x0fOverlayEndpoint\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x12\n\nservice_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\r\n\x05names\x18\x06 \x03(\t\x12\r\n\x05ready\x18\x07 \x01(\x08\"\x82\x03\n\nAssignment\x12\"\n\x04task\x18\x01 \x01(\x0b\x32\x12.shoal.api.v1.TaskH\x00\x12&\n\x06secret\x18\x02 \x01(\x0b\x32\x14.shoal.api.v1.SecretH\x00\x12&\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x14.shoal.api.v1.ConfigH\x00\x12&\n\x04peer\x18\x04 \x01(\x0b\x32\x16.shoal.api.v1.PeerNodeH\x00\x12+\n\x04port\x18\x05 \x01(\x0b\x32\x1b.shoal.api.v1.PublishedPortH\x00\x12/\n\x07network\x18\x06 \x01(\x0b\x32\x1c.shoal.api.v1.OverlayNetworkH\x00\x12\x37\n\x0foverlay_service\x18\x07 \x01(\x0b\x32\x1c.shoal.api.v1.OverlayServiceH\x00\x12\x39\n\x10overlay_endpoint\x18\x08 \x01(\x0b\x32\x1d.shoal.api.v1.OverlayEndpointH\x00\x42\x06\n\x04item\"P\n\x10\x41ssignmentChange\x12,\n\nassignment\x18\x01 \x01(\x0b\x32\x18.shoal.api.v1.Assignment\x12\x0e\n\x06remove\x18\x02 \x01(\x08\"\xc3\x01\n\x12\x41ssignmentsMessage\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.shoal.api.v1.AssignmentsKind\x12\x12\n\napplies_to\x18\x02 \x01(\x04\x12\x12\n\nresults_in\x18\x03 \x01(\x04\x12/\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x1e.shoal.api.v1.AssignmentChange\x12\x19\n\x11\x65ndpoints_version\x18\x05 \x01(\x04\x12\x0c\n\x04more\x18\x06 \x01(\x08\"c\n\x0cPortConflict\x12,\n\x08protocol\x18\x01 \x01(\x0e\x32\x1a.shoal.api.v1.PortProtocol\x12\x16\n\x0epublished_port\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"{\n\x1b\x41\x63knowledgeEndpointsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x11\x65ndpoints_version\x18\x02 \x01(\x04\x12-\n\tconflicts\x18\x03 \x03(\x0b\x32\x1a.shoal.api.v1.PortConflict\"\x1e\n\x1c\x41\x63knowledgeEndpointsResponse\"V\n\x18ReportNetworkKeysRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12&\n\x04keys\x18\x02 \x03(\x0b\x32\x18.shoal.api.v1.NetworkKey\"\x1b\n\x19ReportNetworkKeysResponse\"\x8f\x01\n\x14\x41ttachNetworkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x35\n\x06\x63onfig\x18\x02 \x01(\x0b\x32%.shoal.api.v1.NetworkAttachmentConfig\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\"9\n\x15\x41ttachNetworkResponse\x12 \n\x04task\x18\x01 \x01(\x0b\x32\x12.shoal.api.v1.Task\"A\n\x14\x44\x65tachNetworkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rattachment_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65tachNetworkResponse\"<\n\x17ListNodeNetworksRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"Q\n\x18ListNodeNetworksResponse\x12\'\n\x08networks\x18\x01 \x03(\x0b\x32\x15.shoal.api.v1.Network\x12\x0c\n\x04more\x18\x02 \x01(\x08*R\n\x0f\x41ssignmentsKind\x12\x1d\n\x19\x41SSIGNMENTS_KIND_COMPLETE\x10\x00\x12 \n\x1c\x41SSIGNMENTS_KIND_INCREMENTAL\x10\x01\x32\xa2\x07\n\nDispatcher\x12G\n\x07Session\x12\x1c.shoal.api.v1.SessionRequest\x1a\x1c.shoal.api.v1.SessionMessage0\x01\x12U\n\x0c\x43loseSession\x12!.shoal.api.v1.CloseSessionRequest\x1a\".shoal.api.v1.CloseSessionResponse\x12P\n\tHeartbeat\x12\x1e.shoal.api.v1.HeartbeatRequest\x1a\x1f.shoal.api.v1.HeartbeatResponse(\x01\x30\x01\x12\x61\n\x10UpdateTaskStatus\x12%.shoal.api.v1.UpdateTaskStatusRequest\x1a&.shoal.api.v1.UpdateTaskStatusResponse\x12S\n\x0b\x41ssignments\x12 .shoal.api.v1.AssignmentsRequest\x1a .shoal.api.v1.AssignmentsMessage0\x01\x12m\n\x14\x41\x63knowledgeEndpoints\x12).shoal.api.v1.AcknowledgeEndpointsRequest\x1a*.shoal.api.v1.AcknowledgeEndpointsResponse\x12\x64\n\x11ReportNetworkKeys\x12&.shoal.api.v1.ReportNetworkKeysRequest\x1a\'.shoal.api.v1.ReportNetworkKeysResponse\x12X\n\rAttachNetwork\x12\".shoal.api.v1.AttachNetworkRequest\x1a#.shoal.api.v1.AttachNetworkResponse\x12X\n\rDetachNetwork\x12\".shoal.api.v1.DetachNetworkRequest\x1a#.shoal.api.v1.DetachNetworkResponse\x12\x61\n\x10ListNodeNetworks\x12%.shoal.api.v1.ListNodeNetworksRequest\x1a&.shoal.api.v1.ListNodeNetworksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshoal/api/v1/dispatcher.proto\x12\x0cshoal.api.v1\x1a\x1ashoal/api/v1/objects.proto\x1a\x18shoal/api/v1/types.proto\"X\n\x0eSessionRequest\x12\x32\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.shoal.api.v1.NodeDescription\x12\x12\n\nsession_id\x18\x02 \x01(\t\"@\n\x0cWeightedPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x03\"\xfa\x01\n\x0eSessionMessage\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12 \n\x04node\x18\x02 \x01(\x0b\x32\x12.shoal.api.v1.Node\x12,\n\x08managers\x18\x03 \x03(\x0b\x32\x1a.shoal.api.v1.WeightedPeer\x12;\n\x16network_bootstrap_keys\x18\x04 \x03(\x0b\x32\x1b.shoal.api.v1.EncryptionKey\x12\x0f\n\x07root_ca\x18\x05 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_path_port\x18\x06 \x01(\r\x12\x1e\n\x16network_key_generation\x18\x07 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"&\n\x10HeartbeatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"&\n\x11HeartbeatResponse\x12\x11\n\tperiod_ns\x18\x01 \x01(\x03\"M\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0b\x32\x18.shoal.api.v1.TaskStatus\"^\n\x17UpdateTaskStatusRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\x07updates\x18\x02 \x03(\x0b\x32\x1e.shoal.api.v1.TaskStatusUpdate\"\x1a\n\x18UpdateTaskStatusResponse\"(\n\x12\x41ssignmentsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xaf\x01\n\x08PeerNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06subnet\x18\x04 \x01(\t\x12\x0c\n\x04lost\x18\x05 \x01(\x08\x12.\n\x0cnetwork_keys\x18\x06 \x03(\x0b\x32\x18.shoal.api.v1.NetworkKey\x12\x0c\n\x04ipv6\x18\x07 \x01(\x08\x12\x16\n\x0eipv6_addresses\x18\x08 \x03(\t\"\xe5\x02\n\rPublishedPort\x12,\n\x08protocol\x18\x01 \x01(\x0e\x32\x1a.shoal.api.v1.PortProtocol\x12\x16\n\x0epublished_port\x18\x02 \x01(\r\x12\x13\n\x0btarget_port\x18\x03 \x01(\r\x12/\n\x0cpublish_mode\x18\x04 \x01(\x0e\x32\x19.shoal.api.v1.PublishMode\x12\x12\n\nservice_id\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x0e\n\x06sticky\x18\x07 \x01(\x08\x12+\n\x06source\x18\x08 \x01(\x0e\x32\x1b.shoal.api.v1.PublishSource\x12/\n\x06prefer\x18\t \x01(\x0e\x32\x1f.shoal.api.v1.PublishPreference\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\x12\x11\n\tinterface\x18\x0b \x01(\t\x12\x0f\n\x07weights\x18\x0c \x03(\r\"\x9f\x01\n\x0eOverlayNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03vni\x18\x03 \x01(\r\x12,\n\x07subnets\x18\x04 \x03(\x0b\x32\x1b.shoal.api.v1.OverlaySubnet\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x10\n\x08internal\x18\x06 \x01(\x08\x12\x11\n\tencrypted\x18\x07 \x01(\x08\"0\n\rOverlaySubnet\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"l\n\x0eOverlayService\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\nservice_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bvirtual_ips\x18\x04 \x03(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\"\x8c\x01\n\x0fOverlayEndpoint\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x12\n\nservice_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\r\n\x05names\x18\x06 \x03(\t\x12\r\n\x05ready\x18\x07 \x01(\x08\"\x82\x03\n\nAssignment\x12\"\n\x04task\x18\x01 \x01(\x0b\x32\x12.shoal.api.v1.TaskH\x00\x12&\n\x06secret\x18\x02 \x01(\x0b\x32\x14.shoal.api.v1.SecretH\x00\x12&\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x14.shoal.api.v1.ConfigH\x00\x12&\n\x04peer\x18\x04 \x01(\x0b\x32\x16.shoal.api.v1.PeerNodeH\x00\x12+\n\x04port\x18\x05 \x01(\x0b\x32\x1b.shoal.api.v1.PublishedPortH\x00\x12/\n\x07network\x18\x06 \x01(\x0b\x32\x1c.shoal.api.v1.OverlayNetworkH\x00\x12\x37\n\x0foverlay_service\x18\x07 \x01(\x0b\x32\x1c.shoal.api.v1.OverlayServiceH\x00\x12\x39\n\x10overlay_endpoint\x18\x08 \x01(\x0b\x32\x1d.shoal.api.v1.OverlayEndpointH\x00\x42\x06\n\x04item\"P\n\x10\x41ssignmentChange\x12,\n\nassignment\x18\x01 \x01(\x0b\x32\x18.shoal.api.v1.Assignment\x12\x0e\n\x06remove\x18\x02 \x01(\x08\"\xc3\x01\n\x12\x41ssignmentsMessage\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.shoal.api.v1.AssignmentsKind\x12\x12\n\napplies_to\x18\x02 \x01(\x04\x12\x12\n\nresults_in\x18\x03 \x01(\x04\x12/\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x1e.shoal.api.v1.AssignmentChange\x12\x19\n\x11\x65ndpoints_version\x18\x05 \x01(\x04\x12\x0c\n\x04more\x18\x06 \x01(\x08\"c\n\x0cPortConflict\x12,\n\x08protocol\x18\x01 \x01(\x0e\x32\x1a.shoal.api.v1.PortProtocol\x12\x16\n\x0epublished_port\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"{\n\x1b\x41\x63knowledgeEndpointsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x11\x65ndpoints_version\x18\x02 \x01(\x04\x12-\n\tconflicts\x18\x03 \x03(\x0b\x32\x1a.shoal.api.v1.PortConflict\"\x1e\n\x1c\x41\x63knowledgeEndpointsResponse\"V\n\x18ReportNetworkKeysRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12&\n\x04keys\x18\x02 \x03(\x0b\x32\x18.shoal.api.v1.NetworkKey\"\x1b\n\x19ReportNetworkKeysResponse\"\x8f\x01\n\x14\x41ttachNetworkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x35\n\x06\x63onfig\x18\x02 \x01(\x0b\x32%.shoal.api.v1.NetworkAttachmentConfig\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\"9\n\x15\x41ttachNetworkResponse\x12 \n\x04task\x18\x01 \x01(\x0b\x32\x12.shoal.api.v1.Task\"A\n\x14\x44\x65tachNetworkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rattachment_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65tachNetworkResponse\"<\n\x17ListNodeNetworksRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"Q\n\x18ListNodeNetworksResponse\x12\'\n\x08networks\x18\x01 \x03(\x0b\x32\x15.shoal.api.v1.Network\x12\x0c\n\x04more\x18\x02 \x01(\x08*R\n\x0f\x41ssignmentsKind\x12\x1d\n\x19\x41SSIGNMENTS_KIND_COMPLETE\x10\x00\x12 \n\x1c\x41SSIGNMENTS_KIND_INCREMENTAL\x10\x01\x32\xa2\x07\n\nDispatcher\x12G\n\x07Session\x12\x1c.shoal.api.v1.SessionRequest\x1a\x1c.shoal.api.v1.SessionMessage0\x01\x12U\n\x0c\x43loseSession\x12!.shoal.api.v1.CloseSessionRequest\x1a\".shoal.api.v1.CloseSessionResponse\x12P\n\tHeartbeat\x12\x1e.shoal.api.v1.HeartbeatRequest\x1a\x1f.shoal.api.v1.HeartbeatResponse(\x01\x30\x01\x12\x61\n\x10UpdateTaskStatus\x12%.shoal.api.v1.UpdateTaskStatusRequest\x1a&.shoal.api.v1.UpdateTaskStatusResponse\x12S\n\x0b\x41ssignments\x12 .shoal.api.v1.AssignmentsRequest\x1a .shoal.api.v1.AssignmentsMessage0\x01\x12m\n\x14\x41\x63knowledgeEndpoints\x12).shoal.api.v1.AcknowledgeEndpointsRequest\x1a*.shoal.api.v1.AcknowledgeEndpointsResponse\x12\x64\n\x11ReportNetworkKeys\x12&.shoal.api.v1.ReportNetworkKeysRequest\x1a\'.shoal.api.v1.ReportNetworkKeysResponse\x12X\n\rAttachNetwork\x12\".shoal.api.v1.AttachNetworkRequest\x1a#.shoal.api.v1.AttachNetworkResponse\x12X\n\rDetachNetwork\x12\".shoal.api.v1.DetachNetworkRequest\x1a#.shoal.api.v1.DetachNetworkResponse\x12\x61\n\x10ListNodeNetworks\x12%.shoal.api.v1.ListNodeNetworksRequest\x1a&.shoal.api.v1.ListNodeNetworksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.api.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSIGNMENTSKIND']._serialized_start=3374
-  _globals['_ASSIGNMENTSKIND']._serialized_end=3456
+  _globals['_ASSIGNMENTSKIND']._serialized_start=3391
+  _globals['_ASSIGNMENTSKIND']._serialized_end=3473
   _globals['_SESSIONREQUEST']._serialized_start=101
   _globals['_SESSIONREQUEST']._serialized_end=189
   _globals['_WEIGHTEDPEER']._serialized_start=191
@@ -60,43 +60,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERNODE']._serialized_start=903
   _globals['_PEERNODE']._serialized_end=1078
   _globals['_PUBLISHEDPORT']._serialized_start=1081
-  _globals['_PUBLISHEDPORT']._serialized_end=1421
-  _globals['_OVERLAYNETWORK']._serialized_start=1424
-  _globals['_OVERLAYNETWORK']._serialized_end=1583
-  _globals['_OVERLAYSUBNET']._serialized_start=1585
-  _globals['_OVERLAYSUBNET']._serialized_end=1633
-  _globals['_OVERLAYSERVICE']._serialized_start=1635
-  _globals['_OVERLAYSERVICE']._serialized_end=1743
-  _globals['_OVERLAYENDPOINT']._serialized_start=1746
-  _globals['_OVERLAYENDPOINT']._serialized_end=1886
-  _globals['_ASSIGNMENT']._serialized_start=1889
-  _globals['_ASSIGNMENT']._serialized_end=2275
-  _globals['_ASSIGNMENTCHANGE']._serialized_start=2277
-  _globals['_ASSIGNMENTCHANGE']._serialized_end=2357
-  _globals['_ASSIGNMENTSMESSAGE']._serialized_start=2360
-  _globals['_ASSIGNMENTSMESSAGE']._serialized_end=2555
-  _globals['_PORTCONFLICT']._serialized_start=2557
-  _globals['_PORTCONFLICT']._serialized_end=2656
-  _globals['_ACKNOWLEDGEENDPOINTSREQUEST']._serialized_start=2658
-  _globals['_ACKNOWLEDGEENDPOINTSREQUEST']._serialized_end=2781
-  _globals['_ACKNOWLEDGEENDPOINTSRESPONSE']._serialized_start=2783
-  _globals['_ACKNOWLEDGEENDPOINTSRESPONSE']._serialized_end=2813
-  _globals['_REPORTNETWORKKEYSREQUEST']._serialized_start=2815
-  _globals['_REPORTNETWORKKEYSREQUEST']._serialized_end=2901
-  _globals['_REPORTNETWORKKEYSRESPONSE']._serialized_start=2903
-  _globals['_REPORTNETWORKKEYSRESPONSE']._serialized_end=2930
-  _globals['_ATTACHNETWORKREQUEST']._serialized_start=2933
-  _globals['_ATTACHNETWORKREQUEST']._serialized_end=3076
-  _globals['_ATTACHNETWORKRESPONSE']._serialized_start=3078
-  _globals['_ATTACHNETWORKRESPONSE']._serialized_end=3135
-  _globals['_DETACHNETWORKREQUEST']._serialized_start=3137
-  _globals['_DETACHNETWORKREQUEST']._serialized_end=3202
-  _globals['_DETACHNETWORKRESPONSE']._serialized_start=3204
-  _globals['_DETACHNETWORKRESPONSE']._serialized_end=3227
-  _globals['_LISTNODENETWORKSREQUEST']._serialized_start=3229
-  _globals['_LISTNODENETWORKSREQUEST']._serialized_end=3289
-  _globals['_LISTNODENETWORKSRESPONSE']._serialized_start=3291
-  _globals['_LISTNODENETWORKSRESPONSE']._serialized_end=3372
-  _globals['_DISPATCHER']._serialized_start=3459
-  _globals['_DISPATCHER']._serialized_end=4389
+  _globals['_PUBLISHEDPORT']._serialized_end=1438
+  _globals['_OVERLAYNETWORK']._serialized_start=1441
+  _globals['_OVERLAYNETWORK']._serialized_end=1600
+  _globals['_OVERLAYSUBNET']._serialized_start=1602
+  _globals['_OVERLAYSUBNET']._serialized_end=1650
+  _globals['_OVERLAYSERVICE']._serialized_start=1652
+  _globals['_OVERLAYSERVICE']._serialized_end=1760
+  _globals['_OVERLAYENDPOINT']._serialized_start=1763
+  _globals['_OVERLAYENDPOINT']._serialized_end=1903
+  _globals['_ASSIGNMENT']._serialized_start=1906
+  _globals['_ASSIGNMENT']._serialized_end=2292
+  _globals['_ASSIGNMENTCHANGE']._serialized_start=2294
+  _globals['_ASSIGNMENTCHANGE']._serialized_end=2374
+  _globals['_ASSIGNMENTSMESSAGE']._serialized_start=2377
+  _globals['_ASSIGNMENTSMESSAGE']._serialized_end=2572
+  _globals['_PORTCONFLICT']._serialized_start=2574
+  _globals['_PORTCONFLICT']._serialized_end=2673
+  _globals['_ACKNOWLEDGEENDPOINTSREQUEST']._serialized_start=2675
+  _globals['_ACKNOWLEDGEENDPOINTSREQUEST']._serialized_end=2798
+  _globals['_ACKNOWLEDGEENDPOINTSRESPONSE']._serialized_start=2800
+  _globals['_ACKNOWLEDGEENDPOINTSRESPONSE']._serialized_end=2830
+  _globals['_REPORTNETWORKKEYSREQUEST']._serialized_start=2832
+  _globals['_REPORTNETWORKKEYSREQUEST']._serialized_end=2918
+  _globals['_REPORTNETWORKKEYSRESPONSE']._serialized_start=2920
+  _globals['_REPORTNETWORKKEYSRESPONSE']._serialized_end=2947
+  _globals['_ATTACHNETWORKREQUEST']._serialized_start=2950
+  _globals['_ATTACHNETWORKREQUEST']._serialized_end=3093
+  _globals['_ATTACHNETWORKRESPONSE']._serialized_start=3095
+  _globals['_ATTACHNETWORKRESPONSE']._serialized_end=3152
+  _globals['_DETACHNETWORKREQUEST']._serialized_start=3154
+  _globals['_DETACHNETWORKREQUEST']._serialized_end=3219
+  _globals['_DETACHNETWORKRESPONSE']._serialized_start=3221
+  _globals['_DETACHNETWORKRESPONSE']._serialized_end=3244
+  _globals['_LISTNODENETWORKSREQUEST']._serialized_start=3246
+  _globals['_LISTNODENETWORKSREQUEST']._serialized_end=3306
+  _globals['_LISTNODENETWORKSRESPONSE']._serialized_start=3308
+  _globals['_LISTNODENETWORKSRESPONSE']._serialized_end=3389
+  _globals['_DISPATCHER']._serialized_start=3476
+  _globals['_DISPATCHER']._serialized_end=4406
 # @@protoc_insertion_point(module_scope)

@@ -347,6 +347,7 @@ class PublishedPort(_message.Message):
     PREFER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     INTERFACE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     protocol: _types_pb2.PortProtocol.ValueType
     published_port: _builtins.int
     target_port: _builtins.int
@@ -363,6 +364,10 @@ class PublishedPort(_message.Message):
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the tasks that are ready for traffic."""
 
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many connections each of `addresses` gets, in proportion; empty: all alike."""
+
     def __init__(
         self,
         *,
@@ -377,10 +382,11 @@ class PublishedPort(_message.Message):
         prefer: _types_pb2.PublishPreference.ValueType = ...,
         address: _builtins.str = ...,
         interface: _builtins.str = ...,
+        weights: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "interface", b"interface", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "interface", b"interface", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "service_id", b"service_id", "source", b"source", "sticky", b"sticky", "target_port", b"target_port", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

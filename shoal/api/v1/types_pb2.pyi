@@ -1036,6 +1036,7 @@ class PortConfig(_message.Message):
     PREFER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     INTERFACE_FIELD_NUMBER: _builtins.int
+    WEIGHT_LABEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     protocol: Global___PortProtocol.ValueType
     target_port: _builtins.int
@@ -1053,6 +1054,8 @@ class PortConfig(_message.Message):
     node. Both empty: everywhere.
     """
     interface: _builtins.str
+    weight_label: _builtins.str
+    """Label of nodes that says how many connections their tasks get, in proportion; empty: all alike."""
     def __init__(
         self,
         *,
@@ -1066,10 +1069,11 @@ class PortConfig(_message.Message):
         prefer: Global___PublishPreference.ValueType = ...,
         address: _builtins.str = ...,
         interface: _builtins.str = ...,
+        weight_label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "interface", b"interface", "name", b"name", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "source", b"source", "sticky", b"sticky", "target_port", b"target_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "interface", b"interface", "name", b"name", "prefer", b"prefer", "protocol", b"protocol", "publish_mode", b"publish_mode", "published_port", b"published_port", "source", b"source", "sticky", b"sticky", "target_port", b"target_port", "weight_label", b"weight_label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import urllib.request
+from collections import Counter
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -101,12 +102,16 @@ def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
         assert len({lab.ask(node, 8090)[0] for _ in range(60)}) == 3
 
 
-def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, service: str) -> None:
-    ports = ("published=8091,target=80,source=node", "published=8092,target=80,prefer=local")
+def test_ports_by_entry_node_own_tasks_and_weight(lab: Lab, service: str) -> None:
+    ports = (
+        "published=8091,target=80,source=node",
+        "published=8092,target=80,prefer=local",
+        "published=8095,target=80,weight=node.labels.size",
+    )
     publish = [word for port in ports for word in ("--publish", port)]
     spread = ("--detach", "--replicas", "3", "--replicas-max-per-node", "1")
     lab.swarmctl("service", "create", "--name", service, *spread, *publish, "web:1")
-    _wait_in_force(lab, service, places=6)
+    _wait_in_force(lab, service, places=9)
     for node in lab.addresses:
         gateways = {lab.ask(node, 8091)[1] for _ in range(20)}
         assert len(gateways) == 1
@@ -114,12 +119,22 @@ def test_ports_that_show_the_entry_node_or_prefer_its_own_tasks(lab: Lab, servic
         answers = {lab.ask(node, 8092) for _ in range(20)}
         assert answers == {(answers.copy().pop()[0], lab.own_address(node))}
     shown = lab.swarmctl("service", "inspect", "--pretty", service)
-    assert "Source = node" in shown
-    assert "Prefer = local" in shown
+    for line in ("Source = node", "Prefer = local", "Weight = node.labels.size"):
+        assert line in shown
+    lab.swarmctl("node", "update", "--label-add", "size=60", "w1")
+    try:
+        form = "{{.Node}} {{.Weight}}"
+        at = ("service", "endpoints", service, "--format", form)
+        eventually("the label counts", lambda: "w1 60" in lab.swarmctl(*at).splitlines())
+        _wait_in_force(lab, service, places=9)
+        answers = Counter(lab.ask("w2", 8095)[0] for _ in range(60))
+        assert answers.most_common(1)[0][1] > 40  # 58 are to be expected, 20 without weights
+    finally:
+        lab.swarmctl("node", "update", "--label-rm", "size", "w1")
     # Once a node has none of its own it sends to the others.
     only = ("--detach", "--replicas", "1", "--constraint-add", "node.role==manager")
     lab.swarmctl("service", "update", *only, service)
-    _wait_in_force(lab, service, places=2)
+    _wait_in_force(lab, service, places=3)
     assert lab.ask("w1", 8092)[1] == lab.own_address("w1")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -160,6 +161,19 @@ def test_a_udp_client_is_seen_anew_once_its_port_is_published_otherwise(lab: Lab
         entry.set_ports(udp(5370, [task], source="node"))
         sock.send(b"?")
         assert sock.recv(100).split()[1].decode() == gateway
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_tasks_get_connections_by_their_weight(lab: Lab, version: int) -> None:
+    heavy, light = lab.tasks[0], lab.tasks[4]
+    node = lab.nodes[1]
+    address = node.address if version == 4 else node.address6
+    for weight in (1, 15, 200):
+        port = tcp(8072, [heavy, light], weights={heavy.address: weight})
+        assert node.set_ports(port).errors == {}
+        asked = Counter(lab.client.run(lambda: ask_tcp(address, 8072))[0] for _ in range(200))
+        assert sum(asked.values()) == 200
+        assert (asked[heavy.task_id] > 160) == (weight > 1)  # 100 or 187 of 200 are to be expected
 
 
 def test_a_node_prefers_its_own_tasks_while_it_has_any(lab: Lab) -> None:

@@ -33,6 +33,7 @@ PORTS = st.builds(
     prefer=st.sampled_from(PublishPreference),
     address=st.sampled_from(["", "192.0.2.1", "2001:db8::1"]),
     interface=st.sampled_from(["", "eth1", "br-1.20"]),
+    weight_label=st.sampled_from(["", "size", "a.b"]),
 )
 
 
@@ -102,6 +103,7 @@ def test_any_text_is_a_port_or_refused(text):
         ("0.0.0.0:8080:80", [PortConfig(published_port=8080, target_port=80)]),
         ("[::]:8080:80", [PortConfig(published_port=8080, target_port=80)]),
         ("target=80,host_ip=192.0.2.1", [PortConfig(address="192.0.2.1", target_port=80)]),
+        ("target=80,weight=node.labels.size", [PortConfig(weight_label="size", target_port=80)]),
         ("target=80,interface=eth1.20", [PortConfig(interface="eth1.20", target_port=80)]),
         (
             "published=8080,target=80,mode=host,protocol=udp",
@@ -134,6 +136,8 @@ def test_ports(text, expected):
         ("192.0.2.1::", "not a port"),
         (":80", "not a port"),
         ("target=80,ip=web", "invalid IP address: web"),
+        ("target=80,weight=3", "must be a label of nodes, as in node.labels"),
+        ("target=80,weight=node.labels.", "must be a label of nodes"),
         ("80/sctp", "tcp or udp"),
         ("81-80", "ends before"),
         (

@@ -226,6 +226,12 @@ SERVICE_RULES = [
     ),
     (ports(port(), port(81)), BAD, "publish: port 8080/tcp is given twice"),
     (
+        ports(port(publish_mode=PublishMode.HOST, weight_label="size")),
+        BAD,
+        "publish: weight is for mode=ingress",
+    ),
+    (ports(port(weight_label="a" * 257)), BAD, "publish: weight: a label of at most 256"),
+    (
         ports(port(), port(81, address="192.0.2.1")),
         BAD,
         "publish: port 192.0.2.1:8080/tcp is given twice",

@@ -18,7 +18,7 @@ PORT = PortRow(
     53,
     5353,
     PublishMode.HOST,
-    (Member("t", "n", "10.0.0.1"),),
+    (Member("t", "n", "10.0.0.1"), Member("u", "n", "10.0.0.2", weight=3)),
     sticky=True,
     source=PublishSource.NODE,
     prefer=PublishPreference.LOCAL,
@@ -45,7 +45,8 @@ def test_every_kind_of_change_is_said():
         node_id="n1", index=3, address="192.0.2.1", subnet="10.240.12.0/22"
     )
     assert (port.port.published_port, port.port.target_port) == (53, 5353)
-    assert list(port.port.addresses) == ["10.0.0.1"]
+    assert list(port.port.addresses) == ["10.0.0.1", "10.0.0.2"]
+    assert list(port.port.weights) == [1, 3]
     assert (port.port.sticky, port.port.source, port.port.prefer) == (True, 1, 1)
     assert (port.port.address, port.port.interface) == ("192.0.2.1", "eth1")
     assert task.task.id == "t1"

@@ -8,9 +8,9 @@ from manager.dispatcher.driver import Dispatcher
 from shoal.api.v1 import control_pb2 as pb
 from shoal.errors import NotFound
 from shoal.model.enums import TaskState
-from shoal.model.types import NodeDescription
+from shoal.model.types import Annotations, NodeDescription
 from tests.support.managing import HandClock, a_store, put_now, running, until
-from tests.support.planning import a_node
+from tests.support.planning import a_node, a_port
 from tests.unit.manager.dispatcher.test_endpoints import a_member, a_published
 from tests.unit.manager.dispatcher.test_overlays import attached, made, on
 
@@ -47,6 +47,29 @@ async def test_ready_and_draining_tasks_and_what_each_node_has_acknowledged():
     ]
     with pytest.raises(NotFound):
         dispatcher.show_endpoints("db")
+
+
+async def test_weights_follow_the_labels_of_nodes():
+    clock = HandClock()
+    port = a_port(80, 8080).replaced(weight_label="size")
+    rows = (
+        a_node("n1", labels={"size": "4"}), a_node("n2"), a_published("web", port),
+        a_member("t1", node_id="n1"), a_member("t2", node_id="n2"),
+    )  # fmt: skip
+    store, proposer = a_store(rows, clock)
+    dispatcher = Dispatcher(store, clock, manager_id="m1")
+
+    def weights() -> list[tuple[str, int]]:
+        return [(one.task_id, one.weight) for one in dispatcher.show_endpoints("web").endpoints]
+
+    async with running(dispatcher.run):
+        await until(lambda: weights() == [("t1", 4), ("t2", 1)])
+        before = dispatcher.table.version
+        node = store.view.nodes.resolve("n2")
+        labelled = node.spec.replaced(annotations=Annotations(labels={"size": "9"}))
+        put_now(store, proposer, node.replaced(spec=labelled))
+        await until(lambda: weights() == [("t1", 4), ("t2", 9)])
+        assert dispatcher.table.version > before
 
 
 async def test_places_on_networks_without_a_published_port():

@@ -16,6 +16,7 @@ from shoal.model.published import (
     is_at_odds,
     name_of,
     place_of,
+    weight_of,
 )
 from shoal.model.types import PortConfig
 
@@ -79,6 +80,17 @@ def test_how_people_are_shown_where_a_port_answers():
             place,
             name,
         )
+
+
+@pytest.mark.parametrize(
+    ("label", "weight"),
+    [("1", 1), ("100", 100), ("007", 7), ("0", 1), ("101", 1), ("-2", 1), ("x", 1), ("", 1),
+     ("²", 1), ("1" * 5000, 1), (None, 1)],
+)  # fmt: skip
+def test_weights(label, weight):
+    labels = {} if label is None else {"size": label}
+    assert weight_of(PortConfig(weight_label="size"), labels) == weight
+    assert weight_of(PortConfig(), {"": "7", "size": "7"}) == 1
 
 
 @pytest.mark.parametrize(

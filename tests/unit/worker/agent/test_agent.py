@@ -38,6 +38,7 @@ PORT = pb.PublishedPort(
     source=types_pb2.PUBLISH_SOURCE_NODE,
     prefer=types_pb2.PUBLISH_PREFERENCE_LOCAL,
     address="192.0.2.1",
+    weights=[7],
 )
 PEER = pb.PeerNode(node_id="node2", index=2, address="192.0.2.2", subnet="10.241.4.0/22")
 NO_KEYS = PrivateKeys()
@@ -227,6 +228,7 @@ async def test_endpoints_are_applied_and_acknowledged(setup):
     assert ports[0].endpoints == ("10.241.0.2",)
     assert (ports[0].sticky, ports[0].source, ports[0].prefer) == (True, "node", "local")
     assert (ports[0].address, ports[0].interface) == ("192.0.2.1", "")
+    assert ports[0].weights == {"10.241.0.2": 7}
     setup.plane.errors = {("tcp", 8080): "in use"}
     stream.send(version=6)
     await until(lambda: setup.manager.acknowledged[-1] == (6, {8080: "in use"}))

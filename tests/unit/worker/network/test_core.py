@@ -54,6 +54,41 @@ def test_tables_are_full_fair_and_stable_through_any_history(
         _check_survivors(before, table, endpoints)
 
 
+WEIGHTS = st.dictionaries(
+    st.integers(0, 200).map(lambda n: f"10.0.0.{n}"), st.integers(1, 100), max_size=90
+)
+
+
+@given(st.lists(WEIGHTS, min_size=1, max_size=6), SIZES)
+def test_weighted_tables_are_full_in_proportion_and_stable_through_any_history(
+    history: list[dict[str, int]], size: int
+) -> None:
+    table: tuple[str, ...] = ()
+    for weights in history:
+        before, table = table, rebalance(table, weights, size, weights)
+        assert len(table) == (size if weights else 0)
+        held, total = Counter(table), sum(weights.values())
+        for name, weight in weights.items():
+            assert abs(held[name] * total - size * weight) < total
+        assert set(held) <= weights.keys()
+        assert rebalance(table, list(reversed(weights)), size, weights) == table
+        kept = Counter(a for a, b in zip(before, table, strict=False) if a == b)
+        for name in weights.keys() & set(before):
+            assert kept[name] == min(Counter(before)[name], held[name])
+
+
+def test_the_size_of_a_table_follows_the_weights() -> None:
+    port = _port(["10.240.4.2", "10.240.8.2"])
+    for weights, size in (
+        ({}, NARROW_SLOTS),
+        ({"10.240.4.2": 63}, NARROW_SLOTS),
+        ({"10.240.4.2": 64}, WIDE_SLOTS),
+    ):
+        table = next_table(None, msgspec.structs.replace(port, weights=weights))
+        assert len(table.slots) == size
+        assert "10.240.8.2" in table.slots
+
+
 def _check_survivors(before: tuple[str, ...], after: tuple[str, ...], endpoints: set[str]) -> None:
     """A slot changes hands only if its owner left or held more than its share."""
     old, new = Counter(before), Counter(after)
@@ -173,6 +208,7 @@ def test_a_port_may_send_connections_to_all_its_endpoints_whatever_is_preferred(
         ({"source": "balancer"}, "client or node, not 'balancer'"),
         ({"prefer": "near"}, "any or local, not 'near'"),
         ({"address": "::ffff:192.0.2.1"}, "must be written 192.0.2.1"),
+        ({"weights": {"10.240.4.2": 0}}, "weights must be at least 1"),
         ({"interface": "a/b"}, "cannot be the name"),
         ({"protocol": "sctp"}, "tcp and udp, not sctp"),
         ({"mode": "vip"}, "ingress or host"),
