@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 def test_a_global_service_follows_the_nodes(lab: Lab, service: str) -> None:
     done = lab.run(
         "service", "create", "--name", service, "--mode", "global", "--update-monitor", "100ms",
+        "--stop-grace-period", "0s",
         "--constraint", "node.labels.off!=yes", "--publish", "8095:80", "web:1",
     )  # fmt: skip
     assert done.stdout.strip().endswith(f"Service {service} converged")
@@ -43,7 +44,7 @@ def test_a_global_service_follows_the_nodes(lab: Lab, service: str) -> None:
 
 
 def test_a_job_runs_to_its_end_and_again_when_it_is_changed(lab: Lab, service: str) -> None:
-    script = "echo work; [ $((0x$(head -c1 /proc/sys/kernel/random/uuid) % 2)) = 1 ]"
+    script = "echo work; [ $((0x$(head -c1 /proc/sys/kernel/random/uuid) % 4)) != 0 ]"
     done = lab.run(
         "service", "create", "--name", service, "--mode", "replicated-job", "--replicas", "4",
         "--max-concurrent", "2", "--restart-delay", "10ms", "web:1", "sh", "-c", script,
@@ -80,11 +81,13 @@ def test_a_global_job_is_removed_some_time_after_its_end(lab: Lab, service: str)
 
 
 def _nodes(lab: Lab, service: str) -> list[str]:
-    names = {}
-    for line in lab.swarmctl("node", "ls", "--format", "{{.ID}} {{.Hostname}}").splitlines():
-        node_id, name = line.split()[:2]
-        names[node_id] = name
-    return sorted(names[task["NodeID"]] for task in lab.running(service))
+    """Names of the nodes with a task that runs and is wanted."""
+    shown = lab.swarmctl(
+        "service", "ps", service, "--filter", "desired-state=running",
+        "--format", "{{.Node}} {{.CurrentState}}",
+    )  # fmt: skip
+    lines = [line.split() for line in shown.splitlines()]
+    return sorted(node for node, state, *_ in lines if state == "Running")
 
 
 def _listed(lab: Lab, service: str) -> str:
