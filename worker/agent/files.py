@@ -95,7 +95,7 @@ class TaskFiles:
 
         Raises: Unavailable, InvalidArgument, OSError.
         """
-        files = [self._file(task, *item) for item in files_of(task.container)]
+        files = self.files_for(task)
         if not files:
             return ()
         place = self._directory / task.id
@@ -109,6 +109,10 @@ class TaskFiles:
             )
             for number, file in enumerate(files)
         )
+
+    def files_for(self, task: Task) -> list[File]:
+        """What the task's container is to see. Raises: Unavailable, InvalidArgument."""
+        return [self._file(task, *item) for item in files_of(task.container)]
 
     async def remove(self, task_id: str) -> None:
         """The container has ended. Idempotent; what cannot be unmounted is logged."""

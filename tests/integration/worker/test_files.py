@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.api.v1 import node_pb2, node_pb2_grpc
 from shoal.model.enums import MountType
 from shoal.model.enums import TaskState as S
 from shoal.model.objects import Config, Secret
@@ -135,6 +136,21 @@ async def test_a_task_waits_for_what_has_not_arrived_and_says_so(place: Place) -
 async def test_what_a_template_cannot_have_is_named(place: Place) -> None:
     place.manager.stream.send(a_holder(secrets=(), configs=(config("x"),)), files=[SECRET, CONFIG])
     assert (await place.reach(1, S.REJECTED)).error == "config site: secret target db not found"
+
+
+async def test_no_place_for_files_is_said_and_a_node_that_leaves_keeps_none(place: Place) -> None:
+    files = place.paths.run / "files"
+    files.write_text("in the way")
+    place.manager.stream.send(a_holder(configs=()), files=[SECRET])
+    assert "NotADirectoryError" in (await place.reach(1, S.REJECTED)).error
+    files.unlink()
+    place.manager.stream.send(a_holder(2, configs=()))
+    await place.reach(2, S.RUNNING)
+    mounted = f"{files}/{task_id(2)}"
+    assert mounted in Path("/proc/self/mountinfo").read_text()
+    await place.call(node_pb2_grpc.WorkerControlStub, "RemoveTasks", node_pb2.RemoveTasksRequest())
+    assert in_memory(place) == []
+    assert mounted not in Path("/proc/self/mountinfo").read_text()
 
 
 @pytest.fixture
