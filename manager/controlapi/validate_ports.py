@@ -35,8 +35,6 @@ def _port(port: PortConfig) -> None:
         raise InvalidArgument(f"publish: target port {port.target_port} must be 1 to 65535")
     if not 0 <= port.published_port <= 65_535:
         raise InvalidArgument(f"publish: published port {port.published_port} must be 1 to 65535")
-    if port.protocol.name == "SCTP":
-        raise Unimplemented("publish: sctp is not possible in this version")
     if port.publish_mode is PublishMode.HOST and not port.published_port:
         raise Unimplemented("publish: mode=host needs a published port in this version")
     _place(port)

@@ -22,7 +22,7 @@ PORT_MAX = 65_535
 
 Target = tuple[int, PortProtocol, PublishMode]
 
-_PROTOCOLS = {"tcp": PortProtocol.TCP, "udp": PortProtocol.UDP}
+_PROTOCOLS = {"tcp": PortProtocol.TCP, "udp": PortProtocol.UDP, "sctp": PortProtocol.SCTP}
 _LABEL_PREFIX = "node.labels."
 _EnumT = TypeVar("_EnumT", bound=IntEnum)
 

@@ -69,7 +69,7 @@ class PublishedPort(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A port the mesh answers, and the addresses of the tasks that are ready behind it."""
 
     protocol: str
-    """`tcp` or `udp`."""
+    """`tcp`, `udp` or `sctp`."""
     published_port: int
     target_port: int
     mode: str = "ingress"

@@ -25,7 +25,7 @@ from worker.network.twins import twin
 
 NARROW_SLOTS: Final = 64
 WIDE_SLOTS: Final = 1024
-PROTOCOLS: Final = {"tcp": 6, "udp": 17}
+PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 MODES: Final = ("ingress", "host")
 SOURCES: Final = ("client", "node")
 PREFERENCES: Final = ("any", "local")
@@ -152,7 +152,7 @@ def check_port(port: PublishedPort) -> str:
     """Why the mesh cannot carry `port`; empty if it can."""
     name = f"published port {port.published_port}/{port.protocol}"
     if port.protocol not in PROTOCOLS:
-        return f"{name}: the mesh carries tcp and udp, not {port.protocol}"
+        return f"{name}: the mesh carries tcp, udp and sctp, not {port.protocol}"
     if port.mode not in MODES:
         return f"{name}: mode must be ingress or host, not {port.mode!r}"
     if port.source not in SOURCES:
@@ -195,8 +195,9 @@ class Reach:
     """Where tasks have IPv6 addresses: on the nodes with these ingress subnets."""
 
     def __init__(self, subnets: Iterable[str] = ()) -> None:
+        self.subnets = frozenset(subnets)
         self._by_length: dict[int, set[int]] = {}
-        for subnet in subnets:
+        for subnet in self.subnets:
             network = ipaddress.IPv4Network(subnet)
             first = int(network.network_address)
             self._by_length.setdefault(network.prefixlen, set()).add(first)

@@ -42,6 +42,7 @@ from worker.network.places import (
     port_element,
     slot_element,
     slot_place,
+    versions_at,
 )
 from worker.network.ports import PortHolder
 from worker.network.slots import SLOT_MAPS, MeshSocket
@@ -89,6 +90,7 @@ class _Accepted:
 class _View(NamedTuple):
     """A port over one family: with all its endpoints, and with those this node balances over."""
 
+    asked: PublishedPort
     everywhere: PublishedPort
     here: PublishedPort
 
@@ -102,7 +104,8 @@ class Mesh:
         self._nft = nft
         self._holder = PortHolder()
         self._tables: dict[TableId, PortTable] = {}
-        self._built_from: dict[TableId, PublishedPort] = {}
+        self._built: dict[TableId, _View] = {}
+        self._built_for = self._reach6
         self._public: set[PortId] = set()
         self._by_node: set[PortId] = set()
         self._reserved: set[PortId] = set()
@@ -110,7 +113,7 @@ class Mesh:
 
     def open(self) -> None:
         """Read back what the kernel's maps hold."""
-        self._built_from.clear()
+        self._built.clear()
         self._tables.clear()
         self._stray.clear()
         found: dict[TableId, dict[str, dict[int, Endpoint]]] = {}
@@ -136,7 +139,8 @@ class Mesh:
 
     def set_reach6(self, reach: Reach) -> None:
         """Which nodes' tasks have IPv6 addresses, from the next `set_ports` on."""
-        self._reach6 = reach
+        if reach.subnets != self._reach6.subnets:
+            self._reach6 = reach
 
     def set_ports(self, ports: Sequence[PublishedPort]) -> PortsOutcome:
         """Make `ports` all that this node publishes. Raises: NetlinkError."""
@@ -201,7 +205,7 @@ class Mesh:
     def _commit(self, wanted: dict[PortId, PublishedPort]) -> _Batch:
         batch = _Batch()
         batch.deletes += self._stray
-        views = self._views(wanted)
+        views = self._views_of(wanted)
         tables = self._plan_tables(views, batch)
         self._plan_public(wanted, batch)
         by_node = self._plan_by_node(wanted, batch)
@@ -209,22 +213,29 @@ class Mesh:
         self._nft.apply(batch.deletes, batch.adds)
         self._stray.clear()
         self._tables = tables
-        self._built_from = {table_id: view.everywhere for table_id, view in views.items()}
+        self._built, self._built_for = views, self._reach6
         self._public = set(wanted)
         self._by_node = by_node
         self._reserved = reserved
         return batch
 
-    def _views(self, wanted: dict[PortId, PublishedPort]) -> dict[TableId, _View]:
-        """Each port as it is served over IPv4 and over IPv6."""
+    def _views_of(self, wanted: dict[PortId, PublishedPort]) -> dict[TableId, _View]:
+        """Each port as it is served over IPv4 and over IPv6; those of before where it is the same.
+
+        Hundreds of ports may be wanted of which one has changed.
+        """
         views: dict[TableId, _View] = {}
+        known = self._built if self._built_for is self._reach6 else {}
         twins = self._reach6.view
         for port_id, port in wanted.items():
-            here = local_view(port, self._subnet)
-            if ":" not in port_id.address:
-                views[TableId(port_id, 4)] = _View(port, here)
-            if not port_id.address or ":" in port_id.address:
-                views[TableId(port_id, 6)] = _View(twins(port), twins(here))
+            for version in versions_at(port_id.address):
+                table_id = TableId(port_id, version)
+                view = known.get(table_id)
+                if view is None or view.asked != port:
+                    here = local_view(port, self._subnet)
+                    both = (port, here) if version == 4 else (twins(port), twins(here))
+                    view = _View(port, *both)
+                views[table_id] = view
         return views
 
     def _plan_tables(self, views: dict[TableId, _View], batch: _Batch) -> dict[TableId, PortTable]:
@@ -232,7 +243,7 @@ class Mesh:
         for table_id in [*views, *(self._tables.keys() - views.keys())]:
             view, old = views.get(table_id), self._tables.get(table_id)
             port = None if view is None else view.everywhere
-            if port is not None and old is not None and self._built_from.get(table_id) == port:
+            if view is not None and old is not None and self._built.get(table_id) == view:
                 tables[table_id] = old
                 continue
             new = None if view is None else next_table(old, view.here, version=table_id.version)
@@ -256,8 +267,8 @@ class Mesh:
 
         One that is only not preferred any more keeps its flows.
         """
-        port_id = table_id.port
-        before, after = endpoints_of(self._built_from.get(table_id)), endpoints_of(port)
+        port_id, built = table_id.port, self._built.get(table_id)
+        before, after = endpoints_of(built.everywhere if built else None), endpoints_of(port)
         if port is None or port_id not in self._public:
             return before - after
         turned = (port.source == "node") != (port_id in self._by_node)

@@ -72,6 +72,13 @@ def addresses_at(address: str, interface: str) -> tuple[str, ...]:
     return tuple(sorted(one for one in found if not one.startswith(_LINK_LOCAL)))
 
 
+def versions_at(address: str) -> tuple[int, ...]:
+    """The IP versions in which a port answers that is published there; "" is everywhere."""
+    if not address:
+        return (4, 6)
+    return (6,) if ":" in address else (4,)
+
+
 def no_address(interface: str) -> str:
     """Why a port of this interface is not served."""
     return f"interface {interface} has no address on this node, or is not there"

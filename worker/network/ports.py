@@ -14,10 +14,19 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from worker.network import sysctl
+
 _LISTEN = "0A"
 _UNCONNECTED = "07"
 _IP_FREEBIND = 15
 _BOUND_STATES = {"tcp": _LISTEN, "udp": _UNCONNECTED}
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+_TRACKS_ANY = "netfilter/nf_conntrack_max"
+_TRACKS_SCTP = "netfilter/nf_conntrack_sctp_timeout_established"
 
 
 Held = tuple[str, int, str]
@@ -43,6 +52,8 @@ class PortHolder:
         """
         if (protocol, port, address) in self._held:
             return ""
+        if protocol == "sctp" and (problem := why_no_sctp()):
+            return f"port {port}/sctp: {problem}"
         try:
             self._held[protocol, port, address] = _bound(protocol, port, address)
         except OSError as error:
@@ -74,37 +85,49 @@ def at(address: str) -> str:
     return f"[{address}]:" if ":" in address else f"{address}:" if address else ""
 
 
+def why_no_sctp() -> str:
+    """Why the mesh cannot carry SCTP here; empty if it can. Loads the module where there is one."""
+    try:
+        socket.socket(socket.AF_INET, *_KINDS["sctp"]).close()
+    except OSError:
+        return "this node's kernel has no SCTP: load its module (modprobe sctp)"
+    # Before the module of connection tracking is loaded there is neither.
+    if sysctl.exists(_TRACKS_ANY) and not sysctl.exists(_TRACKS_SCTP):
+        return "this node's kernel tracks no SCTP connections (CONFIG_NF_CT_PROTO_SCTP)"
+    return ""
+
+
 def _bound(protocol: str, port: int, address: str) -> socket.socket:
     """A socket at the address, or on every one of both families (of IPv4 where there is no IPv6).
 
     The address need not be here: it may come later.
     """
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     if address:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        bound = socket.socket(family, kind)
+        bound = socket.socket(family, *_KINDS[protocol])
         bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # of either family
-        return _bind(bound, address, port)
+        return _bind(bound, protocol, address, port)
     try:
-        bound = socket.socket(socket.AF_INET6, kind)
+        bound = socket.socket(socket.AF_INET6, *_KINDS[protocol])
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT:
             raise
-        return _bind(socket.socket(socket.AF_INET, kind), "0.0.0.0", port)  # noqa: S104
+        bound = socket.socket(socket.AF_INET, *_KINDS[protocol])
+        return _bind(bound, protocol, "0.0.0.0", port)  # noqa: S104
     bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    return _bind(bound, "::", port)
+    return _bind(bound, protocol, "::", port)
 
 
-def _bind(bound: socket.socket, address: str, port: int) -> socket.socket:
+def _bind(bound: socket.socket, protocol: str, address: str, port: int) -> socket.socket:
     try:
-        if bound.type == socket.SOCK_STREAM:
+        if protocol == "tcp":
             # Connections in TIME_WAIT must not look like a listener; a listener still refuses us.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
+        elif protocol == "udp":
             # Nothing reads it, and only packets that slip in before the rules could arrive.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         bound.bind((address, port))
-        if bound.type == socket.SOCK_STREAM:
+        if protocol == "tcp":
             bound.listen(0)
     except BaseException:
         bound.close()
@@ -115,8 +138,11 @@ def _bind(bound: socket.socket, address: str, port: int) -> socket.socket:
 def is_taken(protocol: str, port: int, address: str = "") -> bool:
     """Whether a socket waits for strangers there (and not just talks from the port).
 
-    address: "" for every one, of which a single one is enough.
+    address: "" for every one, of which a single one is enough. Of SCTP, which tells nobody so
+    much, whether any socket has the port.
     """
+    if protocol == "sctp":
+        return True
     wanted = _BOUND_STATES[protocol]
     return any(
         local == port and state == wanted and (not address or where in ("", address))

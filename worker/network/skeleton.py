@@ -21,7 +21,7 @@ import msgspec
 
 from shoal.errors import Internal, Unimplemented
 from worker.network.api import NetworkSettings
-from worker.network.core import NARROW_SLOTS, WIDE_SLOTS, gateway_of
+from worker.network.core import NARROW_SLOTS, PROTOCOLS, WIDE_SLOTS, gateway_of
 from worker.network.features import Features, reduced, suffix_of
 from worker.network.nft import (
     TABLE,
@@ -43,7 +43,8 @@ PORT_SETS: Final = {
     for kind, front in _PLACES.items()
 }
 """Type of the key of each set of published ports, by name; see `places.py`."""
-_NFT_DEADLINE_S = 20.0
+_NFT_DEADLINE_S = 60.0
+"""The first time a dozen modules are loaded; on a slow machine they take more than 20 s."""
 ALL_FEATURES: Final = Features()
 Elements = Mapping[str, Mapping[bytes, bytes]]
 
@@ -94,7 +95,9 @@ table inet shoal {{
     ct state new ip daddr . meta l4proto . th dport @pub_at jump refuse
     ct state new ip6 daddr . meta l4proto . th dport @pub_at6 jump refuse
   }}
+  # For SCTP the kernel itself does: what holds the port does not listen, and clients are aborted.
   chain refuse {{
+    meta l4proto sctp return
     meta l4proto tcp reject with tcp reset
     reject with icmpx type port-unreachable
   }}
@@ -277,7 +280,7 @@ def _split(elements: Elements) -> _Slots:
 
 def _translated(kind: SlotMap) -> str:
     """Which packets; without the protocols nft refuses `th dport` in a translation."""
-    return f"meta nfproto ipv{kind.version} meta l4proto {{ tcp, udp }}"
+    return f"meta nfproto ipv{kind.version} meta l4proto {{ {', '.join(PROTOCOLS)} }}"
 
 
 def _chooser(name: str, family: str) -> str:
@@ -299,7 +302,7 @@ def _by_node_rules(gateway: str) -> list[str]:
     return [
         f'    oifname {{ "gt*", "vxi" }} ct status dnat meta l4proto {protocol} {at}'
         f"meta l4proto . ct original proto-dst @by_node{kind} snat {family} to {address}"
-        for protocol in ("tcp", "udp")
+        for protocol in PROTOCOLS
         for family, placed, address in (("ip", "_at", gateway), ("ip6", "_at6", twin(gateway)))
         for kind, at in (("", ""), (placed, f"ct original {family} daddr . "))
     ]

@@ -19,6 +19,11 @@ def read(name: str) -> str:
     return (_ROOT / name).read_text().strip()
 
 
+def exists(name: str) -> bool:
+    """Whether this namespace has the setting."""
+    return (_ROOT / name).exists()
+
+
 def write(name: str, value: str) -> None:
     """Set `net/<name>`. Raises: OSError."""
     with open(_ROOT / name, "w") as setting:

@@ -123,10 +123,10 @@ def test_an_outgoing_connection_from_the_port_is_no_reason_to_refuse_it(lab: Lab
 
 def test_ports_the_mesh_cannot_carry_are_reported_and_the_rest_is_served(lab: Lab) -> None:
     node = lab.nodes[0]
-    sctp = msgspec.structs.replace(tcp(8094, lab.tasks), protocol="sctp")
-    report = node.set_ports(sctp, tcp(8095, lab.tasks), tcp(8095, []))
+    dccp = msgspec.structs.replace(tcp(8094, lab.tasks), protocol="dccp")
+    report = node.set_ports(dccp, tcp(8095, lab.tasks), tcp(8095, []))
     assert report.errors == {
-        ("sctp", 8094): "published port 8094/sctp: the mesh carries tcp and udp, not sctp",
+        ("dccp", 8094): "published port 8094/dccp: the mesh carries tcp, udp and sctp, not dccp",
         ("tcp", 8095): "port 8095/tcp is published twice",
     }
     assert lab.client.run(lambda: ask_tcp(node.address, 8095))[1] == CLIENT

@@ -69,6 +69,10 @@ def test_any_text_is_a_port_or_refused(text):
             [PortConfig(published_port=53, target_port=53, protocol=PortProtocol.UDP)],
         ),
         (
+            "3868:3868/sctp",
+            [PortConfig(published_port=3868, target_port=3868, protocol=PortProtocol.SCTP)],
+        ),
+        (
             "8080-8081:80",
             [PortConfig(published_port=p, target_port=80) for p in (8080, 8081)],
         ),
@@ -138,7 +142,7 @@ def test_ports(text, expected):
         ("target=80,ip=web", "invalid IP address: web"),
         ("target=80,weight=3", "must be a label of nodes, as in node.labels"),
         ("target=80,weight=node.labels.", "must be a label of nodes"),
-        ("80/sctp", "tcp or udp"),
+        ("80/dccp", "tcp or udp or sctp"),
         ("81-80", "ends before"),
         (
             "1-2:3-5",

@@ -217,7 +217,6 @@ SERVICE_RULES = [
     (reservations(generic=(GenericResource("", 1),)), BAD, "reservation: generic resource must"),
     (ports(port(0)), BAD, "publish: target port 0 must be 1 to 65535"),
     (ports(port(80, 70_000)), BAD, "publish: published port 70000 must be 1 to 65535"),
-    (ports(port(protocol=PortProtocol.SCTP)), LATER, "publish: sctp"),
     (ports(port(80, 0, publish_mode=PublishMode.HOST)), LATER, "publish: mode=host needs a"),
     (
         ports(port(publish_mode=PublishMode.HOST, prefer=PublishPreference.LOCAL)),

@@ -210,7 +210,7 @@ def test_a_port_may_send_connections_to_all_its_endpoints_whatever_is_preferred(
         ({"address": "::ffff:192.0.2.1"}, "must be written 192.0.2.1"),
         ({"weights": {"10.240.4.2": 0}}, "weights must be at least 1"),
         ({"interface": "a/b"}, "cannot be the name"),
-        ({"protocol": "sctp"}, "tcp and udp, not sctp"),
+        ({"protocol": "dccp"}, "tcp, udp and sctp, not dccp"),
         ({"mode": "vip"}, "ingress or host"),
         ({"published_port": 0}, "0 is not a port"),
         ({"target_port": 65536}, "65536 is not a port"),
