@@ -13,9 +13,9 @@ from enum import Enum, auto
 import msgspec
 
 from shoal.clock import NS_PER_S
-from shoal.model.defaults import UPDATE_WAITS, update_config
+from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
 from shoal.model.enums import RestartCondition, TaskState, UpdateState
-from shoal.model.modes import is_job
+from shoal.model.modes import is_global, is_job
 from shoal.model.objects import Service, Task
 from shoal.model.specs import ReplicatedMode
 from swarmctl.parsing.words import spell
@@ -26,7 +26,7 @@ BARS_MAX = 20
 STEPS = 9
 ERROR_WIDTH = 75
 NO_NODE_WAIT_S = 5.0
-"""So long a global job is given to have its first task."""
+"""So long a service on every node is given to have its first task: no node may fit."""
 
 _STEP_BY_STATE = {
     TaskState.NEW: 1,
@@ -130,7 +130,7 @@ def _judge(wait: Wait, look: Look, now_s: float) -> Wait:
     slots = tasks_by_slot(look.tasks, look.live_nodes)
     ended = [task for task in slots.values() if ended_for_good(task, look.service)]
     failed = [task for task in ended if task.status.state is not TaskState.COMPLETE]
-    wanted = wanted_tasks(look)
+    wanted = wanted_tasks(look.service, slots.values())
     running = sum(is_running(task) for task in slots.values()) + len(ended) - len(failed)
     lines = [*progress_lines(wait, slots.values(), running, wanted)]
     lines += hindrance_lines(look.service)
@@ -145,8 +145,10 @@ def _judge(wait: Wait, look: Look, now_s: float) -> Wait:
     converged_at_s = now_s if wait.converged_at_s is None else wait.converged_at_s
     status, spec = look.service.update_status, look.service.spec
     config = spec.rollback if wait.rolling_back else spec.update
-    monitor_ns = update_config(config).monitor_ns or 0
-    left_s = monitor_ns / NS_PER_S - (now_s - converged_at_s)
+    monitor_s = (update_config(config).monitor_ns or 0) / NS_PER_S
+    if is_global(spec.mode) and not wanted:
+        monitor_s = max(monitor_s, NO_NODE_WAIT_S)
+    left_s = monitor_s - (now_s - converged_at_s)
     if left_s > 0:
         seconds = int(left_s) + 1
         text = f"Waiting {seconds} seconds to verify that tasks are stable..."
@@ -211,10 +213,12 @@ def ended_for_good(task: Task, service: Service) -> bool:
             )
 
 
-def wanted_tasks(look: Look) -> int:
-    """How many tasks should run; without a number of replicas, as many as there are."""
-    mode = look.service.spec.mode
-    return mode.replicas if isinstance(mode, ReplicatedMode) else max(len(look.tasks), 1)
+def wanted_tasks(service: Service, slots: Iterable[Task]) -> int:
+    """How many tasks should run; of a global service as many as nodes were given one."""
+    mode = service.spec.mode
+    if isinstance(mode, ReplicatedMode):
+        return mode.replicas
+    return sum(is_wanted(task) or ended_for_good(task, service) for task in slots)
 
 
 def progress_lines(

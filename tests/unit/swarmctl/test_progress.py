@@ -25,6 +25,7 @@ from swarmctl.progress.display import PlainDisplay, bar_line, make_display
 from tests.unit.swarmctl.rows import NODE_A, NODE_B, a_service, a_spec, a_task
 
 LIVE = frozenset({NODE_A})
+BOTH = frozenset({NODE_A, NODE_B})
 
 
 def look(*tasks, replicas=2, monitor_s=5, state=None, restart=None, message=""):
@@ -167,8 +168,25 @@ def test_the_living_task_stands_for_its_slot():
 
 def test_a_service_without_a_number_of_replicas():
     service = a_service(spec=a_spec(mode=GlobalMode()))
-    assert step(Wait(), Look(service, (), LIVE), 0.0).converged_at_s is None
-    assert step(Wait(), Look(service, (a_task(1),), LIVE), 3.0).converged_at_s == 3.0
+    first = a_task(0, task_id="first", node_id=NODE_A)
+    failed = a_task(
+        0, TaskState.FAILED, task_id="failed", node_id=NODE_B, desired=TaskState.SHUTDOWN, age_s=60
+    )
+    again = a_task(0, TaskState.STARTING, task_id="again", node_id=NODE_B)
+    wait = step(Wait(), Look(service, (first, failed, again), BOTH), 0.0)
+    assert wait.converged_at_s is None
+    assert wait.lines[0].text == "1 out of 2 tasks"
+    given_up = Look(service, (first, failed), BOTH)  # that node is drained, say
+    assert step(wait, given_up, 3.0).converged_at_s == 3.0
+
+
+def test_a_global_service_without_a_node_converges_after_a_while():
+    seen = Look(
+        a_service(spec=a_spec(mode=GlobalMode(), update=UpdateConfig(monitor_ns=0))), (), BOTH
+    )
+    wait = step(Wait(), seen, 0.0)
+    assert step(wait, seen, 4.0).outcome is None
+    assert step(wait, seen, 6.0).outcome is Outcome.CONVERGED
 
 
 TASKS = st.builds(
