@@ -67,6 +67,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     joined: bool
+    reduced: tuple[str, ...] = ()
+    """What the mesh's rules do without, because kernel or nft lack it."""
     not_ready: Mapping[str, str] = {}
     has_nft: bool
     no_encryption: str = ""
@@ -132,6 +134,10 @@ def _mesh(facts: Facts) -> Iterator[Finding]:
             "mesh", Level.PROBLEM, "there is no device vxi", "see why process worker is not ready"
         )
         return
+    yield from (
+        Finding("mesh", Level.WARNING, lost, "upgrade nftables or the kernel, then restart swarmd")
+        for lost in facts.reduced
+    )
     yield _setting("ipv4/conf/vxi/rp_filter", facts.settings.get("ipv4/conf/vxi/rp_filter"), "2")
     name = "ipv4/conf/vxi/route_localnet"
     yield _setting(name, facts.settings.get(name), "1")

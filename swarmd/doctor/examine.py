@@ -38,6 +38,7 @@ async def examine(
     )
     facts = Facts(
         joined=config is not None,
+        reduced=look.reduced(),
         not_ready=not_ready,
         has_nft=look.has_nft(),
         no_encryption=await asyncio.to_thread(look.why_no_encryption),

@@ -23,7 +23,9 @@ from swarmd.doctor.core import Reach
 from swarmd.doctor.echo import echo
 from worker.network import wireguard
 from worker.network.fabric import VXLAN_DEVICE
+from worker.network.features import features_of
 from worker.network.netlink import NETLINK_ROUTE, NetlinkSocket
+from worker.network.nft import NftSocket
 from worker.network.overlay.secrecy import GENERATIONS_MAX, port_of
 from worker.network.route import link_of
 from worker.network.twins import twin
@@ -87,6 +89,16 @@ def tunnel() -> Tunnel | None:
     with NetlinkSocket(NETLINK_ROUTE) as netlink:
         link = link_of(netlink, TUNNEL)
     return None if link is None else Tunnel(link.mtu, link.vxlan_port)
+
+
+def reduced() -> tuple[str, ...]:
+    """What the mesh's rules do without; nothing where there are none."""
+    try:
+        nft = NftSocket()
+    except OSError:  # the kernel has no nf_tables: there is no mesh either
+        return ()
+    with contextlib.closing(nft):
+        return features_of(nft.version() or "").lost
 
 
 def sealed_ports(data_path_port: int) -> tuple[int, ...]:

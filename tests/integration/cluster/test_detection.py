@@ -67,6 +67,39 @@ def test_a_frozen_worker_is_replaced_and_comes_back(
     assert len(lab.running(service)) == 3
 
 
+def test_a_node_that_was_cut_off_sends_nobody_to_what_ended_meanwhile(
+    lab: Lab, service: str, replicas: list[dict]
+) -> None:
+    lab.swarmctl("service", "update", "--detach", "--publish-add", "8096:80", service)
+    eventually("it answers by w2", lambda: answered(lab, "w2") is not None)
+    lab.lab("partition", "w2")
+    try:
+        eventually("w2 is down", lambda: lab.node_states()["w2"] == "Down")
+        # What w2 still believes in ends, everywhere.
+        lab.swarmctl("service", "update", "--force", "--detach", service)
+        before = {task["ID"] for task in replicas}
+
+        def renewed() -> bool:
+            running = {task["ID"] for task in lab.running(service)}
+            return len(running) == 3 and not running & before
+
+        eventually("every task is another one", renewed)
+    finally:
+        lab.lab("heal", "w2")
+    eventually("w2 is ready again", lambda: lab.node_states()["w2"] == "Ready")
+    alive = {task["ID"][:12] for task in lab.running(service)}
+    seen = [answered(lab, "w2") for _ in range(60)]
+    assert set(seen) <= alive, "in force before it is called ready"
+
+
+def answered(lab: Lab, node: str) -> str | None:
+    """The task that answers by a node; None: nobody did."""
+    try:
+        return lab.ask(node, 8096)[0]
+    except (OSError, ValueError):
+        return None
+
+
 def test_a_worker_process_that_is_killed_alone_costs_nothing(
     lab: Lab, service: str, replicas: list[dict]
 ) -> None:

@@ -20,7 +20,7 @@ from worker.network import netns
 
 pytestmark = pytest.mark.root
 
-ECHO = "nc -ll -p 80 -e cat"
+ECHO = "trap 'exit 0' TERM; nc -ll -p 80 -e cat & wait"
 NODE, CLIENT = "192.0.2.1", "192.0.2.2"
 PEER = pb.PeerNode(node_id="p" * 25, index=2, address="198.51.100.2", subnet="10.241.4.0/22")
 FOREIGN = """
