@@ -43,9 +43,15 @@ def network_spec(spec: NetworkSpec) -> None:
     if spec.ingress:
         raise Unimplemented("ingress: the routing mesh is no network here, and always there")
     if spec.config_only:
-        raise Unimplemented("config-only: not possible in this version: give the options each time")
+        raise InvalidArgument(
+            "config-only: a configuration network is a node's own, for drivers of one node, and is"
+            " made there (`docker network create --config-only`): overlay networks have none"
+        )
     if spec.config_from:
-        raise Unimplemented("config-from: not possible in this version: give the options here")
+        raise InvalidArgument(
+            "config-from: configuration networks hold options for drivers of one node: an overlay"
+            " network is given its options here"
+        )
     _options(spec)
     _ipam(spec)
 
