@@ -30,6 +30,8 @@ FUNCTIONS = ("secret", "config", "env")
 """In the content of secrets and configs alone."""
 GOLANG = "golang"
 """Name of the one template driver."""
+PLACEHOLDERS_MAX = 1_000
+"""In one template: managers parse it beside their heartbeats."""
 _SHOWN_MAX = 60
 
 # Possessive throughout: whatever is written, it is read once.
@@ -86,8 +88,11 @@ def calls(parts: tuple[Part, ...], function: str) -> list[str]:
 
 
 def _parts(text: str, functions: bool) -> Iterator[Part]:
-    end = 0
+    end = count = 0
     while (start := text.find("{{", end)) >= 0:
+        count += 1
+        if count > PLACEHOLDERS_MAX:
+            raise InvalidArgument(f"template: more than {PLACEHOLDERS_MAX} placeholders")
         if start > end:
             yield Part("text", text[end:start])
         found = _PLACEHOLDER.match(text, start)

@@ -95,9 +95,9 @@ class TaskFiles:
 
         Raises: Unavailable, InvalidArgument, OSError.
         """
-        files = self.files_for(task)
-        if not files:
+        if not (task.container.secrets or task.container.configs):
             return ()
+        files = await asyncio.to_thread(self.files_for, task)
         place = self._directory / task.id
         await _in_thread(partial(_remake, place, files))
         return tuple(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidArgument
-from shoal.model.templates import FIELDS, Sources, calls, expand, parse
+from shoal.model.templates import FIELDS, PLACEHOLDERS_MAX, Sources, calls, expand, parse
 
 SOURCES = Sources(
     {name: f"<{name}>" for name in FIELDS},
@@ -77,9 +77,11 @@ def test_the_calls_of_a_template() -> None:
 
 
 def test_a_long_result_is_refused_before_it_is_made() -> None:
-    parts = parse('{{secret "x"}}' * 100_000, functions=True)
+    parts = parse('{{secret "x"}}' * PLACEHOLDERS_MAX, functions=True)
     with pytest.raises(InvalidArgument, match="longer than 1000 characters"):
         expand(parts, SOURCES, size_max=1000)
+    with pytest.raises(InvalidArgument, match="more than 1000 placeholders"):
+        parse('{{secret "x"}}' * (PLACEHOLDERS_MAX + 1), functions=True)
 
 
 @given(st.lists(st.sampled_from(["{{", "}}", "{", "}", '"', "`", "\\", "a", ".Task.ID", "\n"])))
