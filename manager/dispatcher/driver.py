@@ -19,9 +19,9 @@ from manager.dispatcher.acknowledged import Acknowledged
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey, free_at, is_down
-from manager.dispatcher.metrics import DRAINS_OVERDUE
+from manager.dispatcher.metrics import DRAINS_OVERDUE, ENDPOINT_VERSION, OVERLAY_ROWS
 from manager.dispatcher.network_keys import check_keys, generation_of, with_next_generation
-from manager.dispatcher.overlays import OverlayChanges
+from manager.dispatcher.overlays import OverlayChanges, OverlayKind
 from manager.dispatcher.shown import service_endpoints
 from manager.dispatcher.statuses import StatusWriter
 from manager.store.store import Commit, Store, commit_with_retry
@@ -82,10 +82,14 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Follow the store for ever. Raises FailedPrecondition when the watch fell behind."""
-        with self._store.watch() as watcher:
-            self._resync()
-            async for commit in watcher:
-                self._observe(commit)
+        try:
+            with self._store.watch() as watcher:
+                self._resync()
+                async for commit in watcher:
+                    self._observe(commit)
+        finally:
+            ENDPOINT_VERSION.set(0)
+            OVERLAY_ROWS.clear()
 
     async def run_expiry(self) -> None:
         """Call nodes down when their beats stay away."""
@@ -425,10 +429,16 @@ class Dispatcher:
             services=services,
             tasks={task.id for task in tasks} | self._tasks_on_networks(nodes),
         )
+        self._show()
         self._mark(tasks, peers, ports, overlays)
         for node_id, signal in self._session_signals.items():
             if all_concerned or node_id in nodes:
                 signal.set()
+
+    def _show(self) -> None:
+        ENDPOINT_VERSION.set(self.table.version)
+        for kind in OverlayKind:
+            OVERLAY_ROWS.labels(kind.name.lower()).set(self.table.overlays.counts[kind])
 
     def _tasks_on_networks(self, node_ids: Iterable[str]) -> set[str]:
         """Tasks that are on overlay networks, or not any more, because of what nodes are."""

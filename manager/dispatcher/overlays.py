@@ -7,6 +7,7 @@ of its own is on it, then of everything on it, and of no other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TypeVar
@@ -94,6 +95,8 @@ class OverlayTable:
 
     def __init__(self) -> None:
         self.rows: dict[OverlayKey, OverlayRow] = {}
+        self.counts: Counter[OverlayKind] = Counter()
+        """How many rows there are of each kind."""
         self._keys_by_subject: dict[tuple[OverlayKind, str], set[OverlayKey]] = {}
         self._keys_by_network: dict[str, set[OverlayKey]] = {}
         self._tasks_by_place: dict[tuple[str, str], set[str]] = {}
@@ -174,10 +177,12 @@ class OverlayTable:
         for key in changed:
             self._place(key, self.rows.get(key), new.get(key), moved)
             if key in new:
+                self.counts[key.kind] += key not in self.rows
                 self.rows[key] = new[key]
                 self._keys_by_network.setdefault(key.network_id, set()).add(key)
             else:
                 del self.rows[key]
+                self.counts[key.kind] -= 1
                 _discard(self._keys_by_network, key.network_id, key)
         if new:
             self._keys_by_subject[subject] = set(new)

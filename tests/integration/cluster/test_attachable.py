@@ -9,11 +9,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from tests.integration.cluster.lab import Lab, eventually
-from tests.integration.cluster.test_detection import events, worker_pid
+from tests.integration.cluster.test_detection import events, node_ids, worker_pid
 from tests.integration.cluster.test_overlay import ask, look_up
 
 DOCKER = shutil.which("docker")
@@ -80,6 +81,12 @@ def engines(lab: Lab) -> Iterator[Engines]:
             )
 
 
+def metrics(lab: Lab, node: str) -> str:
+    """The node's page of metrics."""
+    with urlopen(f"http://{lab.addresses[node]}:9323/metrics", timeout=20) as page:
+        return str(page.read().decode())
+
+
 def test_containers_and_services_find_each_other_on_an_attachable_network(
     lab: Lab, engines: Engines
 ) -> None:
@@ -114,6 +121,9 @@ def test_containers_and_services_find_each_other_on_an_attachable_network(
     (shown,) = json.loads(engines("w1", "network", "inspect", "open"))
     assert [one["IPv4Address"] for one in shown["Containers"].values()] == [f"{box}/24"]
 
+    places = 1 + (web["NodeID"] == node_ids(lab)["w2"])
+    assert f"shoal_overlay_places {places}.0" in metrics(lab, "w2").splitlines()
+    assert 'shoal_dispatcher_overlay_rows{kind="endpoint"} 3.0' in metrics(lab, "m1")
     _refused(engines, label)
     _survives_its_worker(lab, engines, box)
     _leaves_and_comes_back(engines)

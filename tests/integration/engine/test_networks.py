@@ -104,7 +104,8 @@ def test_the_networks_that_are_always_there(node: NetworkedNode):
         assert refused(node, "network", "rm", name) == (
             f"{name} is a pre-defined network and cannot be removed"
         )
-    assert node.docker_json("info")["Plugins"]["Network"] == ["bridge", "host", "null"]
+    drivers = ["bridge", "host", "null", "overlay"]
+    assert node.docker_json("info")["Plugins"]["Network"] == drivers
 
 
 def test_a_published_port_is_reached_from_everywhere(node: NetworkedNode):

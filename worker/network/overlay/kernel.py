@@ -90,6 +90,15 @@ class OverlayKernel:
 
         Raises: NetlinkError, OSError; to be called again then.
         """
+        try:
+            return self._apply(state)
+        except OSError:
+            metrics.note_failure()
+            raise
+        finally:
+            self._show()
+
+    def _apply(self, state: OverlayState) -> Mapping[str, str]:
         wanted = plan.plans(state, self._current(state), self._own_address)
         before, self._refused = self._plans, {}
         self._prepare_encryption(state)
@@ -191,6 +200,7 @@ class OverlayKernel:
             self._tasks.load(place, version)
             self._tasks.change(place, version, self._messages.of(_NOTHING, tables, version))
         self._places[place.task_id], self._tables[place.task_id] = place, tables
+        self._show()
 
     def leave(self, task_id: str, network_id: str) -> None:
         """Take a container that runs on off one of its networks. Idempotent. Raises: OSError."""
@@ -221,6 +231,7 @@ class OverlayKernel:
             for link in place.links:
                 self._spaces.unplug(task_id, link)
             self._drop_unused()
+            self._show()
 
     def redirect_names(self, task_id: str, ports: tuple[int, int]) -> None:
         """Lead a task's queries to where the resolver listens. Raises: NftError, OSError."""
@@ -241,6 +252,11 @@ class OverlayKernel:
         for version in {*had, *versions_of(after)}:
             self._change(after, version, old if version in had else _NOTHING, new)
         self._places[after.task_id], self._tables[after.task_id] = after, new
+
+    def _show(self) -> None:
+        metrics.show_networks(
+            self._plans.values(), refused=len(self._refused), places=len(self._places)
+        )
 
     def _networks_of(self, place: TaskPlace) -> list[OverlayNetwork]:
         for link in place.links:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import generate_latest
 
 from manager.controlapi.networks import remove_network
 from manager.dispatcher.attachments import PAGE_SIZE, Attachments
@@ -23,6 +24,7 @@ from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Cluster, Task
 from shoal.model.plan import remove, update
 from shoal.model.types import NetworkAttachmentConfig, NodeStatus
+from shoal.telemetry.metrics import REGISTRY
 from tests.support.managing import HandClock, a_store, put_now, running, until
 from tests.support.planning import a_network, a_node, a_service
 
@@ -73,6 +75,10 @@ async def test_a_container_has_an_address_and_the_others_learn_its_names():
         status = task.status.replaced(state=TaskState.RUNNING)
         put_now(rig.store, rig.proposer, task.replaced(status=status))
         await until(lambda: rig.dispatcher.table.overlays.is_ready(task.id))
+        rows = {kind: f'shoal_dispatcher_overlay_rows{{kind="{kind}"}} {number}.0'
+                for kind, number in (("network", 1), ("service", 0), ("endpoint", 1))}  # fmt: skip
+        shown = generate_latest(REGISTRY).decode()
+        assert all(row in shown for row in rows.values()), shown
 
         await rig.attachments.detach("n1", task.id)
         await until(lambda: key not in rig.dispatcher.table.overlays.rows)

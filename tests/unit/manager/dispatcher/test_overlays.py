@@ -297,6 +297,8 @@ def test_the_mirror_of_all_diffs_is_what_is_on_the_nodes_networks(seed):
         tasks=[task.id for task in rig.cell.tables.tasks],
     )
     assert rig.table.overlays.rows == fresh.overlays.rows
+    assert +rig.table.overlays.counts == +fresh.overlays.counts
+    assert rig.table.overlays.counts.total() == len(rig.table.overlays.rows)
     for node_id in ("n1", "n2"):
         rig.take(node_id)
         mine = {

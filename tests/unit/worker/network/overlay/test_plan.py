@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -156,3 +159,38 @@ def test_without_virtual_addresses_a_service_is_its_tasks() -> None:
     found = naming.known_names(state(endpoint(1), vips=()))
     assert found["n/s"].ipv4 == ""
     assert found["n/t1"].names == ("web.1", "t1", "tasks.web", "tasks.www", "web", "www")
+
+
+def crowd(count: int, *, but: int = -1) -> OverlayState:
+    """A network with services of 50 tasks; one of the tasks is not ready."""
+    services = [
+        OverlayService(network_id="n", service_id=f"s{one}", name=f"s{one}", virtual_ips=(vip,))
+        for one, vip in enumerate(f"10.0.0.{number + 2}" for number in range(count // 50))
+    ]
+    endpoints = [
+        OverlayEndpoint(
+            network_id="n", task_id=f"t{number}", service_id=f"s{number // 50}", node_id="n2",
+            addresses=(f"10.0.{1 + number // 250}.{1 + number % 250}",), ready=number != but,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    return OverlayState(
+        networks=(NET,), services=tuple(services), endpoints=tuple(endpoints), nodes=NODES
+    )
+
+
+def test_a_network_of_4000_endpoints_costs_in_proportion_and_one_change_is_small() -> None:
+    """Counted are Python's calls, which are the same on every machine."""
+
+    def cost(count: int) -> int:
+        wish, profile = crowd(count), cProfile.Profile()
+        profile.runcall(planned, wish)
+        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+    assert cost(4000) < 5 * cost(1000)
+    whole = planned(crowd(4000))
+    assert len(whole.remotes.neighbours) == 4000
+    assert len(whole.tables) == 80
+    after = planned(crowd(4000, but=7), dict(whole.tables))
+    changed = plan.change(whole.tables, after.tables, 4)
+    assert 0 < len(changed.adds) <= len(changed.deletes) <= 2
