@@ -191,7 +191,7 @@ class DataPlane:
             for port in ports:
                 if (port.protocol.name.lower(), port.published_port) in ours:
                     continue
-                if taken := await asyncio.to_thread(_find_taken, port):
+                if taken := await asyncio.to_thread(find_taken, port):
                     return taken
         return ""
 
@@ -306,7 +306,8 @@ async def _problem_of(work: Awaitable[None]) -> SwarmError | None:
     return None
 
 
-def _find_taken(port: PortConfig) -> str:
+def find_taken(port: PortConfig) -> str:
+    """Why a port of this namespace cannot be held now; "" when it can."""
     addresses = addresses_at(port.address, port.interface)
     if not addresses:
         return no_address(port.interface)

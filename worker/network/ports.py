@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 
 from worker.network import sysctl
@@ -60,7 +60,8 @@ class PortHolder:
             name = f"port {at(address)}{port}/{protocol}"
             if error.errno != errno.EADDRINUSE:
                 return f"{name} cannot be bound on this node: {error.strerror}"
-            if not self._is_ours(protocol, port) and is_taken(protocol, port, address):
+            ours = {held[2] for held in self._held if held[:2] == (protocol, port)}
+            if is_taken(protocol, port, address, ours=ours):
                 return f"{name} is in use by another process on this node"
         return ""
 
@@ -75,9 +76,6 @@ class PortHolder:
         for held in self._held.values():
             held.close()
         self._held.clear()
-
-    def _is_ours(self, protocol: str, port: int) -> bool:
-        return any(held[:2] == (protocol, port) for held in self._held)
 
 
 def at(address: str) -> str:
@@ -135,17 +133,20 @@ def _bind(bound: socket.socket, protocol: str, address: str, port: int) -> socke
     return bound
 
 
-def is_taken(protocol: str, port: int, address: str = "") -> bool:
+def is_taken(protocol: str, port: int, address: str = "", *, ours: Collection[str] = ()) -> bool:
     """Whether a socket waits for strangers there (and not just talks from the port).
 
-    address: "" for every one, of which a single one is enough. Of SCTP, which tells nobody so
-    much, whether any socket has the port.
+    address: "" for every one, of which a single one is enough. ours: where sockets do not count. Of
+    SCTP, which tells nobody so much, whether any socket but ours has the port, as far as it shows.
     """
     if protocol == "sctp":
-        return True
+        return not ours
     wanted = _BOUND_STATES[protocol]
     return any(
-        local == port and state == wanted and (not address or where in ("", address))
+        local == port
+        and state == wanted
+        and (not address or where in ("", address))
+        and where not in ours
         for family in ("", "6")
         for where, local, state in _sockets(f"/proc/thread-self/net/{protocol}{family}")
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from shoal.model.enums import PublishMode
+from shoal.model.types import PortConfig
 from tests.integration.network.lab import (
     CLIENT,
     CLIENT6,
@@ -21,7 +23,9 @@ from tests.integration.network.lab import (
     tcp,
     udp,
 )
+from worker.agent.dataplane import find_taken
 from worker.network.core import gateway_of
+from worker.network.twins import twin
 
 pytestmark = pytest.mark.root
 DEVICE = "edge0"
@@ -115,11 +119,16 @@ def test_the_other_options_hold_at_an_address_too(lab: Lab, edge: Node) -> None:
     own = {task.task_id for task in lab.tasks if task.node is edge}
     edge.set_ports(
         tcp(8102, lab.tasks, address=EDGE, source="node"),
+        tcp(8102, lab.tasks, address=EDGE6, source="node"),
         tcp(8102, lab.tasks, address=OTHER, prefer="local"),
     )
-    seen = {lab.client.run(lambda: ask_tcp(EDGE, 8102)) for _ in range(60)}
-    assert seen == {(task.task_id, gateway_of(edge.settings.subnet)) for task in lab.tasks}
+    gateway = gateway_of(edge.settings.subnet)
+    for address, shown in ((EDGE, gateway), (EDGE6, twin(gateway))):
+        seen = {lab.client.run(lambda a=address: ask_tcp(a, 8102)) for _ in range(60)}
+        assert seen == {(task.task_id, shown) for task in lab.tasks}
     assert _answers(lab, OTHER, 8102) == own
+    edge.set_ports(tcp(8102, lab.tasks, address=EDGE, mode="host"))
+    assert _answers(lab, EDGE, 8102) == own
 
 
 def test_a_port_of_an_interface_follows_its_addresses(lab: Lab, edge: Node) -> None:
@@ -189,6 +198,21 @@ def test_a_host_process_is_in_the_way_only_where_it_listens(lab: Lab, edge: Node
         }
 
 
+def test_a_task_that_publishes_on_its_node_is_told_what_is_in_the_way(edge: Node) -> None:
+    port = PortConfig(target_port=80, published_port=8110, publish_mode=PublishMode.HOST)
+    taken = f"port {OTHER}:8110/tcp is in use by another process on this node"
+    with _listening(edge, OTHER, 8110):
+        for place, why in (
+            ({"address": EDGE}, ""),
+            ({"address": OTHER}, taken),
+            ({"interface": DEVICE}, taken),
+            ({"interface": "nosuch0"}, "interface nosuch0 has no address on this node"),
+        ):
+            found = edge.run(lambda p=place: find_taken(port.replaced(**p)))
+            assert found.startswith(why) if why else not found
+    assert not edge.run(lambda: find_taken(port.replaced(interface=DEVICE)))
+
+
 def test_a_port_moves_between_everywhere_and_an_address(lab: Lab, edge: Node) -> None:
     def is_held(address: str) -> bool:
         try:
@@ -205,6 +229,9 @@ def test_a_port_moves_between_everywhere_and_an_address(lab: Lab, edge: Node) ->
         assert _answers(lab, EDGE, 8107)
         assert _is_refused(lab, edge.address, 8107)
         assert (is_held(EDGE), is_held(OTHER)) == (True, False)
+    with _listening(edge, OTHER, 8107):
+        text = "port 8107/tcp is in use by another process on this node"
+        assert edge.set_ports(tcp(8107, lab.tasks)).errors == {("tcp", 8107): text}
 
 
 def test_a_place_is_published_once(lab: Lab, edge: Node) -> None:
