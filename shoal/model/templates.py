@@ -9,6 +9,7 @@ passed on half-expanded.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -30,20 +31,20 @@ FUNCTIONS = ("secret", "config", "env")
 """In the content of secrets and configs alone."""
 GOLANG = "golang"
 """Name of the one template driver."""
-PLACEHOLDERS_MAX = 1_000
+PLACEHOLDERS_MAX = 500
 """In one template: managers parse it beside their heartbeats."""
+QUOTED_LENGTH_MAX = 512
 _SHOWN_MAX = 60
 
 # Possessive throughout: whatever is written, it is read once.
-_QUOTED = r'"(?:[^"\\\n]|\\.)*+"|`[^`]*+`'
+_QUOTED = rf'"(?:[^"\\\n]|\\.){{0,{QUOTED_LENGTH_MAX}}}+"|`[^`]{{0,{QUOTED_LENGTH_MAX}}}+`'
 _PLACEHOLDER = re.compile(rf"\{{\{{((?:{_QUOTED}|[^\"`}}]|\}}(?!\}}))*+)\}}\}}", re.DOTALL)
 _FIELD = re.compile(r"\.([A-Za-z]+(?:\.[A-Za-z]+)*+)")
 _LABEL = re.compile(rf"index\s+\.Service\.Labels\s+({_QUOTED})")
 _DOTTED_LABEL = re.compile(r"\.Service\.Labels\.(\w++)", re.ASCII)
 _CALL = re.compile(rf"([a-z]+)\s+({_QUOTED})")
 _TEXT = re.compile(_QUOTED)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "t": "\t", "r": "\r"}
+_ESCAPED = re.compile(r'(?:[^\\]|\\[\\"ntr])*+', re.DOTALL)
 
 
 class Part(Row, frozen=True):
@@ -99,7 +100,10 @@ def _parts(text: str, functions: bool) -> Iterator[Part]:
         if found is None:
             # Of a secret's content nothing is shown that was not meant as a placeholder.
             where = f"character {start}" if functions else _shown(text)
-            raise InvalidArgument(f"template: {where} has a {{{{ without its }}}}")
+            raise InvalidArgument(
+                f"template: {where} has a {{{{ without its }}}}, or more than"
+                f" {QUOTED_LENGTH_MAX} characters between quotes"
+            )
         yield _part(found.group(1).strip(), functions)
         end = found.end()
     if end < len(text):
@@ -142,16 +146,15 @@ def _value(part: Part, sources: Sources) -> str:
 
 
 def _unquoted(text: str) -> str:
-    if text.startswith("`"):
-        return text[1:-1]
-    return _ESCAPED.sub(_escape, text[1:-1])
-
-
-def _escape(found: re.Match[str]) -> str:
-    letter = found.group(1)
-    if letter not in _ESCAPES:
-        raise InvalidArgument(f"template: \\{letter} is unknown in a quoted text")
-    return _ESCAPES[letter]
+    inner = text[1:-1]
+    if text.startswith("`") or "\\" not in inner:
+        return inner
+    known = _ESCAPED.match(inner)
+    end = 0 if known is None else known.end()
+    if end < len(inner):
+        raise InvalidArgument(f"template: {inner[end : end + 2]} is unknown in a quoted text")
+    decoded: str = json.loads(f'"{inner}"', strict=False)  # the same escapes, at the speed of C
+    return decoded
 
 
 def _shown(text: str) -> str:
