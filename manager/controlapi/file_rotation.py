@@ -83,7 +83,7 @@ def _unused(view: View, kind: type[FileRow], name: str) -> Iterable[Change]:
 def _is_kept(view: View, kind: type[FileRow], row: FileRow) -> bool:
     """Whether a service refers to it, or would again when it is rolled back."""
     return any(
-        refers(spec, kind, {row.id})
+        refers(spec.task, kind, {row.id})
         for service in view.services
         for spec in (service.spec, service.previous_spec)
         if spec is not None

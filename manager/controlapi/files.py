@@ -14,11 +14,12 @@ from manager.controlapi.versions import check_version
 from manager.store.view import TableView, View
 from shoal.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal.model import templates
+from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import UpdateState
 from shoal.model.files import FILES_BYTES_MAX, FORMER_MARK, FileRow, files_of, is_former
 from shoal.model.objects import Config, Secret, Service
 from shoal.model.plan import Change, create, remove, update
-from shoal.model.specs import ConfigSpec, ContainerSpec, SecretSpec, ServiceSpec
+from shoal.model.specs import ConfigSpec, ContainerSpec, SecretSpec, ServiceSpec, TaskSpec
 from shoal.model.types import FileReference
 
 UNDER_WAY = frozenset({UpdateState.UPDATING, UpdateState.PAUSED})
@@ -166,19 +167,24 @@ def _check_contents(view: View, container: ContainerSpec) -> None:
 
 
 def _users(view: View, kind: type[FileRow], ids: Collection[str]) -> Iterator[Service]:
-    """Services that refer to one of these, or would again if their update failed."""
+    """Services that refer to one of these, would again if their update failed, or still do.
+
+    The last: a task that an update is about to replace may have to be told of its files again.
+    """
     for service in view.services:
-        specs = [service.spec]
+        specs = [service.spec.task]
         state = service.update_status.state if service.update_status is not None else None
         if service.previous_spec is not None and state in UNDER_WAY:
-            specs.append(service.previous_spec)
+            specs.append(service.previous_spec.task)
+        tasks = view.tasks_of_service(service.id).values()
+        specs += [task.spec for task in tasks if is_wanted(task) and not is_terminal(task)]
         if any(refers(spec, kind, ids) for spec in specs):
             yield service
 
 
-def refers(spec: ServiceSpec, kind: type[FileRow], ids: Collection[str]) -> bool:
-    """Whether the containers of a service see one of these."""
-    container = spec.task.runtime
+def refers(spec: TaskSpec, kind: type[FileRow], ids: Collection[str]) -> bool:
+    """Whether the containers of such tasks see one of these."""
+    container = spec.runtime
     return isinstance(container, ContainerSpec) and any(
         of is kind and reference.id in ids for of, reference, _ in files_of(container)
     )

@@ -14,7 +14,7 @@ from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import specs_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
 from shoal.errors import InvalidArgument, SwarmError, Unimplemented
-from shoal.model.enums import MountType, UpdateState
+from shoal.model.enums import MountType, TaskState, UpdateState
 from shoal.model.files import FILES_BYTES_MAX, FileRow, config_path, secret_path
 from shoal.model.objects import Config, Secret, Service
 from shoal.model.specs import ConfigSpec, ContainerSpec, SecretSpec, TaskSpec
@@ -22,7 +22,7 @@ from shoal.model.types import Annotations, Driver, FileReference, Mount, UpdateS
 from shoal.security.grpc_tls import local_channel
 from shoal.wire.objects import to_pb
 from tests.support.managing import HandClock, a_store, put_now, refusal, served
-from tests.support.planning import Cell, a_service
+from tests.support.planning import Cell, a_service, a_task
 
 BAD, LATER = InvalidArgument, Unimplemented
 NAME_RULE = "invalid name, only 64 "
@@ -196,6 +196,17 @@ def test_one_that_an_update_may_go_back_to_is_not_removed() -> None:
         with pytest.raises(InvalidArgument, match="in use by the following service: web"):
             remove_file(cell.tables, Secret, "db")
     cell.put(service.replaced(update_status=UpdateStatus(state=UpdateState.COMPLETED)))
+    assert remove_file(cell.tables, Secret, "db")
+
+
+def test_one_that_a_wanted_task_still_has_is_not_removed() -> None:
+    task = a_task("t1", spec=TaskSpec(runtime=holding(ref(id="id-db"))))
+    cell = Cell([a_secret(), using(holding()), task])
+    with pytest.raises(InvalidArgument, match="in use by the following service: web"):
+        remove_file(cell.tables, Secret, "db")
+    cell.put(task.with_desired_state(TaskState.SHUTDOWN))
+    assert remove_file(cell.tables, Secret, "db")
+    cell.put(a_task("t2", spec=task.spec, state=TaskState.FAILED))
     assert remove_file(cell.tables, Secret, "db")
 
 
