@@ -15,6 +15,7 @@ from shoal.model.types import PortConfig
 from swarmctl.client import CALL_TIMEOUT_S, Client
 from swarmctl.gotemplate.values import Record
 from swarmctl.parsing.words import spell
+from swarmctl.render.networks import Versions
 from swarmctl.render.tables import one_line
 
 ENDPOINT_COLUMNS = {
@@ -42,7 +43,7 @@ _STATES = {
 
 
 async def service_endpoints(client: Client, reference: str) -> pb.ListServiceEndpointsResponse:
-    """Endpoints of a service by id, name or unique id prefix."""
+    """Endpoints of a service by id, name or unique id prefix; "": of attached containers."""
     stub: Any = control_pb2_grpc.ControlStub(client.channel)
     request = pb.ListServiceEndpointsRequest(service=reference)
     try:
@@ -52,6 +53,12 @@ async def service_endpoints(client: Client, reference: str) -> pb.ListServiceEnd
     except grpc.aio.AioRpcError as error:
         raise client.failure(error) from error
     return answer
+
+
+async def endpoint_versions(client: Client) -> Versions:
+    """Which version of the endpoints each node has in force, and the newest one."""
+    answer = await service_endpoints(client, "")
+    return Versions(answer.version, {node.node_id: node.version for node in answer.nodes})
 
 
 def endpoint_row(item: pb.ServiceEndpoint, names: Mapping[str, str]) -> Record:

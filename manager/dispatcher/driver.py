@@ -213,12 +213,15 @@ class Dispatcher:
         await commit_with_retry(self._store, build)
 
     def show_endpoints(self, reference: str) -> ListServiceEndpointsResponse:
-        """Who answers on a service's ports and networks. Raises NotFound."""
+        """Who answers on a service's ports and networks. Raises NotFound.
+
+        reference "": the containers that were attached to networks by hand.
+        """
         view = self._store.view
         return service_endpoints(
             view,
             self.table,
-            view.services.resolve(reference),
+            view.services.resolve(reference) if reference else Service(),
             manager_id=self._manager_id,
             acknowledged=self.acknowledged.versions,
             problems=self._conflicts,

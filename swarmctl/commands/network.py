@@ -131,12 +131,15 @@ def list_all(
     "names", nargs=-1, required=True, metavar="NETWORK...", shell_complete=complete_networks
 )
 @inspect_format_option
-@click.option("-v", "--verbose", is_flag=True, help="Services and tasks on it too")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Services, tasks, containers and nodes on it too"
+)
 @click.pass_obj
 def inspect(session: Session, names: tuple[str, ...], template: str, *, verbose: bool) -> None:
     """Show everything about networks."""
 
     async def work(client: Client) -> None:
+        from swarmctl.endpoints import endpoint_versions
         from swarmctl.networks import get_network
 
         async def get(name: str) -> Network:
@@ -149,6 +152,7 @@ def inspect(session: Session, names: tuple[str, ...], template: str, *, verbose:
                 "services": [entry.service for entry in await client.services()],
                 "tasks": await client.tasks(),
                 "nodes": await client.nodes(),
+                "versions": await endpoint_versions(client),
             }
         objects = [network_json(one, **users) for one in networks]
         output.write(output.objects_text(objects, template))

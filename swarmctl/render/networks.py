@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from shoal.model.defaults import is_terminal
 from shoal.model.objects import Network, Node, Service, Task
+from shoal.model.specs import NetworkAttachmentSpec
 from shoal.model.types import IpamConfig
 from swarmctl.gotemplate.values import OpenMap, Record
 from swarmctl.render.docker import ports_json, record
@@ -21,6 +24,13 @@ NETWORK_COLUMNS: Columns = {
     "Driver": "DRIVER",
     "Scope": "SCOPE",
 }
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """Of the endpoints that nodes are told of: the newest, and what each has in force."""
+
+    newest: int
+    by_node: Mapping[str, int]
 
 
 def network_row(network: Network, *, trunc: bool = True) -> Record:
@@ -47,6 +57,7 @@ def network_json(
     services: Sequence[Service] | None = None,
     tasks: Sequence[Task] = (),
     nodes: Sequence[Node] = (),
+    versions: Versions | None = None,
 ) -> Record:
     """A network as `GET /networks/{id}` answers; with services (`--verbose`): who is on it."""
     spec = network.spec
@@ -54,7 +65,11 @@ def network_json(
     asked = spec.driver.options if spec.driver is not None else {}
     users: dict[str, Any] = {}
     if services is not None:
-        users = {"Services": OpenMap(_services(network, services, tasks, nodes))}
+        users = {
+            "Services": OpenMap(_services(network, services, tasks, nodes)),
+            "Containers": OpenMap(_containers(network, tasks, nodes)),
+            "Peers": _peers(network, tasks, nodes, versions),
+        }
     return Record(
         {
             "Name": spec.annotations.name,
@@ -77,7 +92,7 @@ def network_json(
             "Labels": OpenMap(spec.annotations.labels),
             **users,
         },
-        absent=[] if users else ["Services"],
+        absent=[] if users else ["Services", "Containers", "Peers"],
     )
 
 
@@ -120,6 +135,56 @@ def _services(
             }
         )
     return result
+
+
+def _containers(
+    network: Network, tasks: Iterable[Task], nodes: Iterable[Node]
+) -> dict[str, Record]:
+    """Containers that were attached by hand, on whatever node."""
+    hosts = {node.id: node.description.hostname for node in nodes}
+    found: dict[str, Record] = {}
+    for task in _live(network, tasks):
+        if isinstance(task.spec.runtime, NetworkAttachmentSpec):
+            held = next(one for one in task.networks if one.network_id == network.id)
+            by_version = {":" in address: address for address in held.addresses}
+            found[task.spec.runtime.container_id] = record(
+                {
+                    "Name": task.annotations.name,
+                    "EndpointID": task.id,
+                    "IPv4Address": by_version.get(False, ""),
+                    "IPv6Address": by_version.get(True, ""),
+                    "Node": hosts.get(task.node_id, task.node_id),
+                }
+            )
+    return found
+
+
+def _peers(
+    network: Network, tasks: Iterable[Task], nodes: Iterable[Node], versions: Versions | None
+) -> list[Record]:
+    """Nodes on the network; Behind: how many versions of the endpoints each has yet to take up."""
+    here = {task.node_id for task in _live(network, tasks)}
+    found = []
+    for node in sorted(nodes, key=lambda row: (row.description.hostname, row.id)):
+        if node.id not in here:
+            continue
+        fields: dict[str, Any] = {
+            "Name": node.description.hostname,
+            "IP": node.description.data_path_address or node.status.address,
+        }
+        if versions is not None:
+            applied = versions.by_node.get(node.id, 0)
+            fields |= {"Version": applied, "Behind": versions.newest - applied}
+        found.append(record(fields))
+    return found
+
+
+def _live(network: Network, tasks: Iterable[Task]) -> Iterator[Task]:
+    """Tasks that have a node and hold an address on the network."""
+    for task in tasks:
+        held = any(one.network_id == network.id for one in task.networks)
+        if held and task.node_id and not is_terminal(task):
+            yield task
 
 
 def _address(task: Task, network_id: str) -> list[str]:

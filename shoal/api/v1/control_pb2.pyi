@@ -979,6 +979,7 @@ class ListServiceEndpointsRequest(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """Empty: of containers that were attached to networks by hand."""
     def __init__(
         self,
         *,

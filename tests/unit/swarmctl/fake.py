@@ -310,7 +310,7 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
 
     @answered
     def ListServiceEndpoints(self, request, context):
-        service = self.state.service(request.service)
+        service = self.state.service(request.service) if request.service else Service()
         ready, draining = (
             control_pb2.ServiceEndpoint(
                 published_port=8080, target_port=80, task_id=task_id, node_id=NODE_A,

@@ -9,8 +9,8 @@ import pytest
 from shoal.api.v1 import control_pb2
 from shoal.errors import InvalidArgument
 from shoal.model.enums import EndpointMode
-from shoal.model.objects import Network
-from shoal.model.specs import NetworkSpec, ServiceSpec
+from shoal.model.objects import Network, Task
+from shoal.model.specs import NetworkAttachmentSpec, NetworkSpec, ServiceSpec, TaskSpec
 from shoal.model.types import (
     Annotations,
     Driver,
@@ -24,7 +24,7 @@ from shoal.model.types import (
 from shoal.wire.objects import from_pb
 from swarmctl.parsing.networks import parse_network, subnet_configs
 from tests.unit.swarmctl.conftest import run
-from tests.unit.swarmctl.rows import meta
+from tests.unit.swarmctl.rows import NODE_A, meta
 from tests.unit.swarmctl.test_commands import create, last
 
 MTU = "com.docker.network.driver.mtu"
@@ -145,7 +145,7 @@ def test_network_inspect(daemon):
     assert network["IPAM"]["Config"] == [{"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"}]
     assert (network["Name"], network["Scope"], network["Driver"]) == ("red", "swarm", "overlay")
     assert network["Options"] == {"vni": "4096"}
-    assert "Services" not in network
+    assert not {"Services", "Containers", "Peers"} & network.keys()
 
 
 def test_network_inspect_verbose_shows_who_is_on_it(daemon):
@@ -161,7 +161,20 @@ def test_network_inspect_verbose_shows_who_is_on_it(daemon):
     for number, task in enumerate(list(daemon.state.tasks.values()), start=3):
         attached = (NetworkAttachment(network_id, (f"10.0.1.{number}/24",)),)
         daemon.state.tasks[task.id] = task.replaced(networks=attached)
+    box = Task(
+        id="a" * 25, node_id=NODE_A, annotations=Annotations("box"),
+        spec=TaskSpec(runtime=NetworkAttachmentSpec(container_id="c" * 64)),
+        networks=(NetworkAttachment(network_id, ("10.0.1.9/24", "fd00::9/64")),),
+    )  # fmt: skip
+    daemon.state.tasks[box.id] = box
     result = run("network", "inspect", "--verbose", "red", host=daemon.address)
+    (shown,) = json.loads(result.output)
+    assert shown["Containers"]["c" * 64] == {
+        "Name": "box", "EndpointID": "a" * 25, "Node": "alpha",
+        "IPv4Address": "10.0.1.9/24", "IPv6Address": "fd00::9/64",
+    }  # fmt: skip
+    peer = next(one for one in shown["Peers"] if one["Name"] == "alpha")
+    assert (peer["Version"], peer["Behind"]) == (7, 2)
     web = json.loads(result.output)[0]["Services"]["web"]
     assert web["VIP"] == "10.0.1.2"
     assert [task["EndpointIP"] for task in web["Tasks"]] == ["10.0.1.3", "10.0.1.4"]

@@ -80,6 +80,9 @@ async def test_a_container_has_an_address_and_the_others_learn_its_names():
         shown = generate_latest(REGISTRY).decode()
         assert all(row in shown for row in rows.values()), shown
 
+        (shown,) = rig.dispatcher.show_endpoints("").network_endpoints
+        assert (shown.task_id, list(shown.addresses)) == (task.id, ["10.1.0.2"])
+
         await rig.attachments.detach("n1", task.id)
         await until(lambda: key not in rig.dispatcher.table.overlays.rows)
         await rig.attachments.detach("n1", task.id)
