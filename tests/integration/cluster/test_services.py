@@ -92,14 +92,18 @@ def test_a_sticky_port_sends_a_client_to_one_task_of_each_entry_node_s_choice(
     lab: Lab, service: str
 ) -> None:
     port = "published=8090,target=80,sticky=true"
-    lab.swarmctl(
-        "service", "create", "--name", service, "--replicas", "3", "--publish", port, "web:1"
-    )
+    three = ("--detach", "--replicas", "3", "--stop-grace-period", "0s")
+    lab.swarmctl("service", "create", "--name", service, *three, "--publish", port, "web:1")
+    _wait_in_force(lab, service, places=3)
     for node in lab.addresses:
         assert len({lab.ask(node, 8090)[0] for _ in range(20)}) == 1
-    lab.swarmctl("service", "update", "--publish-rm", "80", "--publish-add", "8090:80", service)
+    alike = ("--detach", "--publish-rm", "80", "--publish-add", "8090:80")
+    lab.swarmctl("service", "update", *alike, service)
     for node in lab.addresses:
-        assert len({lab.ask(node, 8090)[0] for _ in range(60)}) == 3
+        eventually(
+            f"all three answer at {node}",
+            lambda at=node: len({lab.ask(at, 8090)[0] for _ in range(60)}) == 3,
+        )
 
 
 def test_ports_by_entry_node_own_tasks_and_weight(lab: Lab, service: str) -> None:
@@ -110,6 +114,7 @@ def test_ports_by_entry_node_own_tasks_and_weight(lab: Lab, service: str) -> Non
     )
     publish = [word for port in ports for word in ("--publish", port)]
     spread = ("--detach", "--replicas", "3", "--replicas-max-per-node", "1")
+    spread = (*spread, "--stop-grace-period", "0s")
     lab.swarmctl("service", "create", "--name", service, *spread, *publish, "web:1")
     _wait_in_force(lab, service, places=9)
     for node in lab.addresses:
