@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from typing_extensions import override
 
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.ids import is_id
@@ -45,6 +46,11 @@ class File(Row, frozen=True):
     uid: int
     gid: int
     mode: int
+
+    @override
+    def __repr__(self) -> str:
+        """What logs and errors may show of it."""
+        return f"File({self.target!r}, {len(self.content)} bytes)"
 
 
 FileKey = tuple[type[FileRow], str]

@@ -44,7 +44,9 @@ def files(tmp_path: Path) -> TaskFiles:
 
 def test_bytes_stay_as_they_are_unless_they_are_a_template(files: TaskFiles) -> None:
     plain = secret(b"{{.Task.ID}}\\xff")
-    assert [one.content for one in made(files, plain)] == [plain.spec.data]
+    found = made(files, plain)
+    assert [one.content for one in found] == [plain.spec.data]
+    assert repr(found) == f"[File('/run/secrets/key', {len(plain.spec.data)} bytes)]"
     text = b'\xff{{.Task.ID}} {{secret "key"}} {{env "B"}}|{{env "NO"}}'
     found = made(files, secret(b"\x00\xfe{{"), config(text), env=("B=1", "B={{.Task.Slot}}=x"))
     assert found[1].content == b"\xff" + task_id().encode() + b" \x00\xfe{{ 1=x|"
