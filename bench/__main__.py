@@ -28,6 +28,7 @@ PROGRAMS = {
     "detection": "dead, frozen, restarted and busy workers: known when, and false alarms",
     "service_api": "services created per second over the API",
     "mesh": "requests through the mesh against routed ones and haproxy",
+    "dns": "names a second, against dnsmasq and a server that only echoes",
     "network_update": "one endpoint change against an nft process",
     "raft": "writes of one and three members, and failover, against etcd",
     "store": "100,000 tasks: memory, snapshot, replay, against etcd",

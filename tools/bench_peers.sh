@@ -12,6 +12,7 @@ command -v crun >/dev/null || missing+=(crun)
 command -v runc >/dev/null || missing+=(runc)
 command -v etcd >/dev/null || missing+=(etcd-server)
 command -v h2load >/dev/null || missing+=(nghttp2-client)
+command -v dnsmasq >/dev/null || missing+=(dnsmasq-base)
 [ "${#missing[@]}" -gt 0 ] || { echo "bench-peers: nothing is missing"; exit 0; }
 
 echo "bench-peers: installing from Debian: ${missing[*]}"
