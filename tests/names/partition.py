@@ -116,6 +116,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(prog="python -m tests.names.partition", description=__doc__)
     parser.add_argument("--cuts", type=int, default=12, help="nodes in turn")
+    parser.add_argument("--nodes", default="", help="those alone: w1,m2 (default: all)")
     parser.add_argument("--pause", type=float, default=0.03, help="of an asker, seconds")
     chosen = parser.parse_args()
     cuts: list[Cut] = []
@@ -125,7 +126,7 @@ def main() -> int:
     ):
         stage.do("service", "update", "--detach", "--on-return", "keep-original", "api")
         with stage.playing():
-            nodes = sorted(stage.lab.addresses)
+            nodes = chosen.nodes.split(",") if chosen.nodes else sorted(stage.lab.addresses)
             for number in range(chosen.cuts):
                 cuts.append(cut(stage, nodes[number % len(nodes)]))
                 print(_line(cuts[-1]), flush=True)

@@ -64,7 +64,7 @@ def test_a_plain_question_is_answered_as_the_long_way_answers_it(
     if not recursive:
         query.flags &= ~dns.flags.RD
     if payload is not None:
-        option = dns.edns.GenericOption(10, b"12345678")
+        option = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")
         query.use_edns(0, payload=payload, options=[option] if cookie else None)
     wire = query.to_wire()
     assert codec.read(wire) is not None
