@@ -7,7 +7,8 @@ every path. `direct` is forwarded by a host and by nothing else; `shoal` enters 
 task's node or at another one, which keeps the client's address; `haproxy` passes bytes on, on the
 server's host or on another one, over VXLAN. Rounds are interleaved. Processor time is that of the
 load generator, of the servers and of haproxy together, the kernel's work for them included: it is
-the steadiest figure on a machine where all of them share two processors.
+the steadiest figure on a machine where all of them share two processors. Then what changes cost:
+`bench.network_update` and `bench.overlay_update`, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -269,6 +271,8 @@ def a_site() -> Iterator[Site]:
         yield site
 
 
+CHANGES = ("bench.network_update", "bench.overlay_update")
+"""Programs that take their process into a namespace of its own."""
 LOADS: dict[str, tuple[str, ...]] = {
     "requests on kept connections": ("-c32",),
     "connections of one request": ("-c16", "-H", "Connection: close"),
@@ -301,7 +305,10 @@ def _table(load: str, samples: dict[str, list[Sample]]) -> list[Figure]:
     bars = {} if load != next(iter(LOADS)) else {
         "shoal, task's node": LOCAL_BAR, "shoal, another node": REMOTE_BAR
     }  # fmt: skip
-    return [
+    bulk = [
+        Figure(f"{name}: bulk", rate[name] * BIG_BYTES * 8 / 1e9, "Gbit/s") for name in samples
+    ] if "MiB" in load else []  # fmt: skip
+    return bulk + [
         Figure(
             f"{name}: processor time of {load}", cpu[name] / cpu["direct"], "x direct",
             bars.get(name, 0.0), "at most" if name in bars else "",
@@ -323,6 +330,9 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     with a_site() as site:
         figures.report(*compare(site, options.rounds, options.seconds))
+    for name in CHANGES:
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, "-m", name], check=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from bench import figures
+from bench.figures import Figure
 from worker.network.api import NetworkSettings
 from worker.network.netns import CLONE_NEWNET
 from worker.network.node import NodeNetwork
@@ -48,10 +50,11 @@ def main() -> None:
         raise SystemExit("needs root: run with sudo")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.TemporaryDirectory() as run_dir:
-        asyncio.run(measure(run_dir, options.tasks, options.endpoints, options.rounds))
+        found = asyncio.run(measure(run_dir, options.tasks, options.endpoints, options.rounds))
+    figures.report(*found)
 
 
-async def measure(run_dir: str, tasks: int, endpoints: int, rounds: int) -> None:
+async def measure(run_dir: str, tasks: int, endpoints: int, rounds: int) -> list[Figure]:
     settings = NetworkSettings(
         index=1, subnet="10.240.4.0/22", underlay_address="127.0.0.1", run_dir=run_dir
     )
@@ -65,12 +68,17 @@ async def measure(run_dir: str, tasks: int, endpoints: int, rounds: int) -> None
             await network.detach(f"b{number}")
         whole = [await timed(lambda n=n: attach(network, overlays, n)) for n in range(tasks)]
         print(f"attach a task: {shown(bare)} without, {shown(whole)} with an overlay network")
-        await change(overlays, state, rounds, tasks)
+        each_us = await change(overlays, state, rounds, tasks)
         gone = [await timed(lambda n=n: detach(network, overlays, n)) for n in range(tasks)]
         print(f"detach a task: {shown(gone)}")
     finally:
         await overlays.close(remove=True)
         await network.close(remove=True)
+    return [
+        Figure(f"made with an overlay network, {tasks} tasks", statistics.median(whole), "ms"),
+        Figure(f"dropped with an overlay network, {tasks} tasks", statistics.median(gone), "ms"),
+        Figure("an endpoint of a network changes, for each task of the node", each_us, "us"),
+    ]
 
 
 async def attach(network: NodeNetwork, overlays: OverlayNetworks, number: int) -> None:
@@ -92,8 +100,8 @@ async def detach(network: NodeNetwork, overlays: OverlayNetworks, number: int) -
     await network.detach(f"t{number}")
 
 
-async def change(overlays: OverlayNetworks, state: OverlayState, rounds: int, tasks: int) -> None:
-    """One endpoint is not ready, then ready again."""
+async def change(overlays: OverlayNetworks, state: OverlayState, rounds: int, tasks: int) -> float:
+    """One endpoint is not ready, then ready again: microseconds for each task of the node."""
     first, *rest = state.endpoints
     other = msgspec.structs.replace(first, ready=False)
     without = msgspec.structs.replace(state, endpoints=(other, *rest))
@@ -105,6 +113,7 @@ async def change(overlays: OverlayNetworks, state: OverlayState, rounds: int, ta
     each_us = (statistics.median(spent) - statistics.median(same)) / max(tasks, 1) * 1000
     print(f"an endpoint changes: {shown(spent)}; nothing changes: {shown(same)}")
     print(f"for each task of the node: {each_us:.0f} us")
+    return each_us
 
 
 def wish(endpoints: int) -> OverlayState:
