@@ -9,7 +9,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition
 from shoal.model.specs import ContainerSpec, ServiceSpec, TaskSpec
-from swarmctl.commands.service_write import _with_auth
+from swarmctl.commands.service_write import with_auth
 from swarmctl.edit.service import edit_service
 from swarmctl.registry_auth import registry_auth
 from worker.images.registry.auths import read_auth
@@ -71,9 +71,9 @@ def test_files_that_cannot_be_used(tmp_path, content):
 def test_the_flag_puts_the_login_into_the_spec(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     written(tmp_path, {"auths": {"r.example": {"auth": PAIR}}})
-    flags = _with_auth({"with_registry_auth": True, "replicas": 2}, "r.example/a:1")
+    flags = with_auth({"with_registry_auth": True, "replicas": 2}, "r.example/a:1")
     container = edit_service(
         ServiceSpec(task=TaskSpec(runtime=ContainerSpec())), flags
     ).task.runtime
     assert read_auth(container.pull_options.registry_auth).username == "me"
-    assert _with_auth({"replicas": 2}, "r.example/a:1") == {"replicas": 2}
+    assert with_auth({"replicas": 2}, "r.example/a:1") == {"replicas": 2}
