@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from shoal.errors import FailedPrecondition, NotFound
+from swarmd.doctor.look import Peer, reach
 from tests.integration.network.lab import CLIENT, Machine, eventually
 from tests.integration.network.overlay_lab import (
     BLUE,
@@ -23,6 +24,7 @@ from tests.integration.network.overlay_lab import (
     World,
     running_world,
 )
+from worker.network.local.nftables import Nft
 from worker.network.overlay.api import OverlayNetwork
 
 VIP, VIP6 = "10.5.0.2", "fd05::2"
@@ -362,6 +364,50 @@ def test_packets_are_as_large_as_the_network_says(world: World) -> None:
         assert lines.readline().strip() == "web2"
         connection.sendall(b"x" * 100_000 + b"\n")
         assert len(lines.readline()) == 100_001
+
+
+HOLE = """table bridge hole {
+    chain forward { type filter hook forward priority 0; oifname "p2" ip length > 1300 drop; }
+}"""
+
+
+def _run_rules(rules: str) -> None:
+    with Nft() as nft:
+        nft.run(rules)
+
+
+def test_a_path_that_loses_large_packets_slows_tcp_down_and_the_doctor_tells(
+    world: World,
+) -> None:
+    """A switch that silently drops what is larger than 1300 bytes, before the second node."""
+    asking, server = world.members["cli1"], world.members["web2"]
+    switch = world.lab.router
+
+    def echoed(size: int) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(1)
+            sock.sendto(bytes(size), ("10.5.0.12", UDP_PORT))
+            try:
+                return sock.recv(100).decode().strip() == "web2"
+            except TimeoutError:
+                return False
+
+    try:
+        for member in (asking, server):  # the lab's cables would carry segments uncut
+            member.shell("ip link set eth1 gso_max_segs 1")
+        switch.run(lambda: _run_rules(HOLE))
+        assert asking.inside(lambda: echoed(1000))
+        assert not asking.inside(lambda: echoed(1400))
+        connection = asking.inside(lambda: socket.create_connection(("10.5.0.12", 80), timeout=40))
+        with connection, connection.makefile() as lines:
+            assert lines.readline().strip() == "web2"
+            connection.sendall(b"x" * 20_000 + b"\n")
+            assert len(lines.readline()) == 20_001, "it finds a size that passes"
+        far = Peer("web2's node", server.node.address, "10.240.8.1")
+        (found,) = asking.node.wait(reach([far], 1450))
+        assert (found.underlay, found.mesh, found.mesh_full) == (True, True, False)
+    finally:
+        switch.run(lambda: _run_rules("delete table bridge hole"))
 
 
 def test_an_internal_network_has_no_way_out_unless_ports_are_published(world: World) -> None:

@@ -91,6 +91,14 @@ class TaskSpaces:
                 ]
             )
 
+    def find_out_sizes(self) -> None:
+        """Let TCP find out what the path lets pass, where nobody says so; the thread is inside.
+
+        Between nodes a path that loses large packets loses them silently: what would tell of it is
+        sent to the node, and knows nothing of the task's packet inside.
+        """
+        sysctl.try_write("ipv4/tcp_mtu_probing", "1")
+
     def shut_in(self, place: TaskPlace) -> None:
         """Take the way out away; the thread is inside. Raises: OSError."""
         with NetlinkSocket(NETLINK_ROUTE) as inside:

@@ -188,6 +188,8 @@ class OverlayKernel:
         with netns.entered(path):
             for link in place.links:
                 self._tasks.configure(link)
+            if place.task_id not in self._places:  # later its own settings may say otherwise
+                self._tasks.find_out_sizes()
             if plan.is_shut_in(place, self.networks()):
                 self._tasks.shut_in(place)
         known = self._places.get(place.task_id)
