@@ -14,7 +14,7 @@ import pytest
 
 from shoal.errors import FailedPrecondition, NotFound
 from swarmd.doctor.look import Peer, reach
-from tests.integration.network.lab import CLIENT, Machine, eventually
+from tests.integration.network.lab import CLIENT, CLIENT6, Machine, eventually
 from tests.integration.network.overlay_lab import (
     BLUE,
     INNER,
@@ -415,16 +415,24 @@ def test_an_internal_network_has_no_way_out_unless_ports_are_published(world: Wo
     shut = world.start(one, "shut1", INNER, "10.6.0.11/24")
     published = world.start(two, "open1", INNER, "10.6.0.12/24", publishes=True)
     listener = world.lab.client.run(lambda: socket.create_server((CLIENT, 7002)))
+    six = world.lab.client.run(
+        lambda: socket.create_server((CLIENT6, 7002), family=socket.AF_INET6)
+    )
 
-    def out() -> None:
-        socket.create_connection((CLIENT, 7002), timeout=20).close()
+    def out(address: str = CLIENT) -> None:
+        socket.create_connection((address, 7002), timeout=20).close()
 
-    with listener:
+    with listener, six:
         assert shut.ask("10.6.0.12") == "open1"
         world.members["web1"].inside(out)
         published.inside(out)
-        with pytest.raises(OSError, match="unreachable"):
-            shut.inside(out)
+        world.members["web1"].inside(lambda: out(CLIENT6))
+        accepted, seen = six.accept()
+        accepted.close()
+        assert seen[0] == one.address6, "everybody outside sees the node"
+        for address in (CLIENT, CLIENT6):
+            with pytest.raises(OSError, match="unreachable"):
+                shut.inside(lambda address=address: out(address))
         with pytest.raises(OSError, match="unreachable"):  # nor to the node
             shut.inside(lambda: socket.create_connection(("10.240.4.1", 22), timeout=20))
     assert shut.look_up("example.org") == ["SERVFAIL"]
