@@ -173,7 +173,7 @@ async def test_a_task_whose_network_cannot_be_built_is_rejected_with_the_reason(
     )
     assert "5377 is the ingress network's" in (await place.reach(1, S.REJECTED)).error
     await place.until(lambda: place.manager.acknowledged[-1:] == [(2, {})])
-    assert place.namespaces() == []
+    await place.until(lambda: place.namespaces() == [])  # given back after the report
 
 
 async def test_a_task_whose_interface_is_gone_fails_when_the_worker_comes_back(
