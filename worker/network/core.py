@@ -101,6 +101,11 @@ def rebalance(
     return tuple(owner or needy.pop() for owner in table)
 
 
+def units_of(port: PublishedPort) -> int:
+    """How many slots give every endpoint one for each unit of its weight."""
+    return sum(port.weights.get(endpoint, 1) for endpoint in set(port.endpoints))
+
+
 def _quotas(
     wanted: Sequence[str], size: int, weights: Mapping[str, int], held: Mapping[str, int]
 ) -> dict[str, int]:
@@ -118,8 +123,7 @@ def next_table(current: PortTable | None, port: PublishedPort, version: int = 4)
 
     version: 4 or 6, of its endpoints.
     """
-    units = sum(port.weights.get(endpoint, 1) for endpoint in set(port.endpoints))
-    size = NARROW_SLOTS if units <= NARROW_SLOTS else WIDE_SLOTS
+    size = NARROW_SLOTS if units_of(port) <= NARROW_SLOTS else WIDE_SLOTS
     name = map_name(sticky=port.sticky, size=size, version=version, placed=bool(port.address))
     basis: Table = current.slots if current is not None and current.map_name == name else ()
     slots = rebalance(basis, port.endpoints, size, port.weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -29,6 +29,7 @@ from worker.network.core import (
     local_view,
     next_table,
     table_from_slots,
+    units_of,
 )
 from worker.network.netlink import NetlinkError
 from worker.network.nft import Element, parse_endpoint
@@ -76,9 +77,9 @@ class _Accepted:
 
     def has(self, port_id: PortId) -> bool:
         """Whether a port answers where this one would."""
-        everywhere = port_id._replace(address="")
-        there = self.ports if port_id.address else self._placed
-        return everywhere in self.ports or port_id in there
+        if not port_id.address:
+            return port_id in self.ports or port_id in self._placed
+        return port_id in self.ports or port_id._replace(address="") in self.ports
 
     def add(self, port_id: PortId, port: PublishedPort) -> None:
         """Note a port that `has` does not know."""
@@ -152,7 +153,7 @@ class Mesh:
                 raise
             self.open()  # somebody changed our maps: start from what is there
             batch = self._commit(wanted)
-        self._hold(wanted)
+        self._hold(wanted.keys())
         changed = len(batch.deletes) + len(batch.adds)
         report = PortReport(tuple(statuses), changed, frozenset(wanted))
         return PortsOutcome(report, tuple(batch.forget))
@@ -170,11 +171,12 @@ class Mesh:
 
     def _too_many(self, port: PublishedPort) -> str:
         """Why so many tasks cannot be balanced over here; empty when they can."""
-        if len(port.endpoints) <= NARROW_SLOTS or self._nft.features.slot_keys:
+        if self._nft.features.slot_keys or (units := units_of(port)) <= NARROW_SLOTS:
             return ""
+        weighed = f" with weights of {units} in all" if port.weights else ""
         return (
-            f"port {port.published_port}/{port.protocol} has {len(port.endpoints)} tasks, and this"
-            f" node's nft balances over {NARROW_SLOTS} at most: upgrade nftables"
+            f"port {port.published_port}/{port.protocol} has {len(port.endpoints)} tasks{weighed}, "
+            f"and this node's nft balances over {NARROW_SLOTS} at most: upgrade nftables"
         )
 
     def _add(self, port: PublishedPort, accepted: _Accepted) -> str:
@@ -191,15 +193,15 @@ class Mesh:
             if error:
                 errors.append(error)
             else:
-                accepted.add(port_id, msgspec.structs.replace(port, address=address, interface=""))
+                accepted.add(port_id, _at(port, address))
         return "; ".join(errors)
 
-    def _hold(self, wanted: Collection[PortId]) -> None:
+    def _hold(self, wanted: Set[PortId]) -> None:
         """Let go of what is not wanted any more, and hold what was in the way of it till now."""
         for port_id in self._holder.held:
             if port_id not in wanted:
                 self._holder.release(*port_id)
-        for port_id in wanted:
+        for port_id in wanted - set(self._holder.held):
             self._holder.hold(*port_id)
 
     def _commit(self, wanted: dict[PortId, PublishedPort]) -> _Batch:
@@ -315,3 +317,10 @@ class Mesh:
         # Not a table this program writes: taken out with the next transaction.
         for map_name, owners in by_map.items():
             self._stray += (Element(map_name, slot_place(table_id.port, slot)) for slot in owners)
+
+
+def _at(port: PublishedPort, address: str) -> PublishedPort:
+    """A port of an interface as it is at one of its addresses."""
+    if not port.interface:
+        return port
+    return msgspec.structs.replace(port, address=address, interface="")

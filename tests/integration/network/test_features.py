@@ -88,7 +88,14 @@ def test_a_map_per_slot_balances_as_one_with_the_slot_in_its_key(
 
         many = tuple(f"10.240.8.{n}" for n in range(2, 67))
         wide = msgspec.structs.replace(tcp(8082, []), endpoints=many)
-        assert "65 tasks" in node.set_ports(*ports, wide).errors["tcp", 8082]
+        weighed = tcp(8083, tasks, weights={tasks[0].address: 64})
+        placed = tcp(8084, tasks, address=node.address, weights={tasks[0].address: 63})
+        errors = node.set_ports(*ports, wide, weighed, placed).errors
+        assert "65 tasks" in errors.pop(("tcp", 8082))
+        assert "2 tasks with weights of 65 in all" in errors.pop(("tcp", 8083))
+        assert not errors
+        asked = [lab.client.run(lambda: ask_tcp(node.address, 8084))[0] for _ in range(30)]
+        assert asked.count("task0") > 20
         lab.publish(tcp(8080, tasks[1:]))
         assert seen(lab, 8080, times=10) == [{("task1", CLIENT)}] * 3
 
