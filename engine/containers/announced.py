@@ -29,9 +29,9 @@ class AnnouncedNetworks:
         self._tell("create", made)
         return made
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, patiently: bool = False) -> None:
         """As `LocalNetworks.refresh`."""
-        await self._networks.refresh()
+        await self._networks.refresh(patiently=patiently)
 
     def list(self) -> tuple[LocalNetwork, ...]:
         """As `LocalNetworks.list`."""

@@ -279,7 +279,7 @@ class Grounds:
         """Ask anew which networks there are, where the container names one that is not known."""
         known = {ref for network in networks.list() for ref in (network.name, network.id)}
         if not known.issuperset(record.networks):
-            await networks.refresh()
+            await networks.refresh(patiently=True)
 
     def _owner(self, record: Record) -> Owner | None:
         """Whose its network namespace is: of who lends it another namespace, or its own."""

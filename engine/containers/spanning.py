@@ -53,9 +53,9 @@ class SpanningNetworks:
 
     # Networks ---------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, patiently: bool = False) -> None:
         """Learn which networks the cluster has by now."""
-        await self._cluster.refresh()
+        await self._cluster.refresh(patiently=patiently)
 
     def list(self) -> tuple[LocalNetwork, ...]:
         """Every network, by name."""

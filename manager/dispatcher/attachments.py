@@ -143,7 +143,9 @@ def _attach(
         raise PermissionDenied(f"network {network.spec.annotations.name} not manually attachable")
     for address in wish.addresses:
         address_in(address, network)
-    if _existing(view, node_id, wish, container_id) is not None:
+    wish = wish.replaced(target=network.id)
+    before = _existing(view, node_id, wish, container_id)
+    if before is not None and (before.spec.networks, before.annotations.name) == ((wish,), name):
         return []
     if sum(map(_is_attachment, view.tasks_of_node(node_id).values())) >= PER_NODE_MAX:
         raise ResourceExhausted(
@@ -155,12 +157,13 @@ def _attach(
         annotations=Annotations(name=name),
         spec=TaskSpec(
             runtime=NetworkAttachmentSpec(container_id=container_id),
-            networks=(wish.replaced(target=network.id),),
+            networks=(wish,),
         ),
         status=TaskStatus(state=TaskState.NEW, timestamp_ns=now_ns, message="created"),
         desired_state=TaskState.RUNNING,
     )
-    return [create(task)]
+    # It was started anew, with other names or another address, before its end was told.
+    return [*([remove(before)] if before is not None else ()), create(task)]
 
 
 def _existing(

@@ -40,6 +40,8 @@ from worker.network.overlay.containers import (
     place_of,
 )
 
+SESSION_WAIT_S = 30.0
+"""How long a container that starts waits for a manager, as in Docker."""
 GIVE_BACK_WAIT_S = 2.0
 """How long whoever leaves a network waits for the managers to know of it."""
 
@@ -58,6 +60,7 @@ class Attachments:
         self._reporter: Reporter | None = None
         self._client: ManagerClient | None = None
         self._before_session: frozenset[str] = frozenset()
+        self._opened = asyncio.Event()
         self._joining: set[str] = set()
         self._owed: dict[str, asyncio.Event] = {}
         """Attachments that the managers have yet to be told the end of."""
@@ -69,9 +72,9 @@ class Attachments:
 
     # What the engine asks ---------------------------------------------------------------------
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, patiently: bool = False) -> None:
         """As `ClusterNetworks.refresh`."""
-        client = self._client
+        client = await self._session(SESSION_WAIT_S if patiently else 0)
         if client is None:
             return
         try:
@@ -91,9 +94,11 @@ class Attachments:
         """As `ClusterNetworks.join`."""
         _check(spec)
         async with self._locks[container]:
-            client, plane = self._client, self._plane
+            client, plane = await self._session(SESSION_WAIT_S), self._plane
             if client is None or plane is None:
                 raise Unavailable("the node has no session with a manager: see `swarmctl info`")
+            for attachment in list(self._owed):  # of an earlier run: not to be taken up again
+                await self._told_of(attachment)
             self._joining.add(container)
             try:
                 task = await client.attach_network(
@@ -160,6 +165,14 @@ class Attachments:
         """As `ClusterNetworks.tell`."""
         self._tellers.append(names)
 
+    async def _session(self, wait_s: float) -> ManagerClient | None:
+        """The session with a manager; a node that has just started gets some time to have one."""
+        if self._client is None and self._plane is not None and wait_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._opened.wait()
+        return self._client
+
     # What the data plane asks -----------------------------------------------------------------
 
     def bind(self, plane: DataPlane, reporter: Reporter) -> None:
@@ -202,6 +215,7 @@ class Attachments:
     async def run(self, client: ManagerClient) -> None:
         """Speak to this manager for as long as the session lasts; tell it what was given back."""
         self._client = client
+        self._opened.set()
         self._before_session = frozenset(one.attachment for _, one in self._held())
         for attachment in self._before_session:
             self._report(attachment)
@@ -215,6 +229,7 @@ class Attachments:
                     told.set()
         finally:
             self._client = None
+            self._opened.clear()
 
     def assign(self, task: Task) -> None:
         """The managers count this as attached here."""

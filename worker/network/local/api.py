@@ -147,8 +147,11 @@ class LinkCounters(msgspec.Struct, frozen=True, kw_only=True):
 class LocalNetworks(Protocol):
     """The networks of the node. Every method raises `shoal.errors.SwarmError`s."""
 
-    async def refresh(self) -> None:
-        """Learn which networks there are by now, where others make them, too."""
+    async def refresh(self, *, patiently: bool = False) -> None:
+        """Learn which networks there are by now, where others make them, too.
+
+        patiently: wait a while for those who know.
+        """
         ...
 
     async def create(self, wanted: LocalNetwork) -> LocalNetwork:

@@ -121,7 +121,7 @@ class Networks:
 
     # Networks ---------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, patiently: bool = False) -> None:
         """Nothing: nobody else makes networks of this node."""
 
     def list(self) -> tuple[LocalNetwork, ...]:

@@ -52,8 +52,11 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterNetworks(Protocol):
     """The cluster's networks, for containers of this node. Raises `shoal.errors.SwarmError`s."""
 
-    async def refresh(self) -> None:
-        """Ask the managers which networks there are. Without an answer the last one holds."""
+    async def refresh(self, *, patiently: bool = False) -> None:
+        """Ask the managers which networks there are. Without an answer the last one holds.
+
+        patiently: wait for a session with a manager, where the node has none yet.
+        """
         ...
 
     def known(self) -> tuple[LocalNetwork, ...]:

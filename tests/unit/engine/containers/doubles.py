@@ -106,7 +106,7 @@ class Networks:
         self.failure: SwarmError | None = None
         self.names: dict[str, str] = {}
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, patiently: bool = False) -> None:
         pass
 
     def list(self) -> tuple[LocalNetwork, ...]:

@@ -95,6 +95,9 @@ async def test_asking_again_changes_nothing():
         first, second = await asyncio.gather(rig.attach(), rig.attach())
         assert (await rig.attach()).id == first.id == second.id
         assert len(rig.tasks()) == 1
+        again = await rig.attach("renamed", aliases=("db",))
+        assert [one.id for one in rig.tasks()] == [again.id] != [first.id]
+        assert again.networks[0].aliases == ("db",)
         other = await rig.attach(container="c2" * 32)
         assert other.networks[0].addresses != first.networks[0].addresses
 

@@ -18,6 +18,7 @@ from shoal.model.specs import NetworkAttachmentSpec, NetworkSpec, TaskSpec
 from shoal.model.types import Annotations
 from tests.support.dispatcher import ScriptedDispatcher
 from tests.support.managing import until
+from worker.agent import attachments as module
 from worker.agent.attachments import Attachments
 from worker.agent.client import ManagerClient
 from worker.agent.reporter import Reporter
@@ -129,7 +130,22 @@ async def test_a_container_joins_two_networks_and_gives_both_back(rig):
             await rig.attachments.leave(BOX, "red1")
 
 
-async def test_what_fails_leaves_nothing(rig):
+async def test_a_container_of_a_node_that_has_just_started_waits_for_a_manager(rig):
+    rig.manager.node_networks = [Network(id="red1", spec=NetworkSpec(Annotations("red")))]
+    knowing = asyncio.create_task(rig.attachments.refresh(patiently=True))
+    joining = asyncio.create_task(rig.join())
+    await rig.attachments.refresh()  # who only looks does not wait
+    await asyncio.sleep(0.05)
+    assert not knowing.done()
+    assert not joining.done()
+    async with rig.session():
+        await knowing
+        assert (await joining).ipv4_address == "10.9.0.2"
+        assert [one.name for one in rig.attachments.known()] == ["red"]
+
+
+async def test_what_fails_leaves_nothing(rig, monkeypatch):
+    monkeypatch.setattr(module, "SESSION_WAIT_S", 0.05)
     with pytest.raises(Unavailable, match="no session with a manager"):
         await rig.join()
     async with rig.session():
@@ -181,6 +197,14 @@ async def test_what_ends_without_a_manager_is_given_back_in_the_next_session(rig
     assert held.id in rig.manager.attached
     async with rig.session():
         await until(lambda: rig.manager.detached == [held.id])
+
+
+async def test_what_an_earlier_run_of_a_container_had_is_given_back_before_it_joins_again(rig):
+    rig.attachments.assign(assigned("stale"))
+    async with rig.session():
+        again = await rig.join()
+        assert rig.manager.detached == ["stale"]
+        assert again.id in rig.manager.attached
 
 
 async def test_a_container_whose_interfaces_are_gone_is_given_back(rig):
