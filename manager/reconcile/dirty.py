@@ -14,7 +14,8 @@ class Dirty(Row, frozen=True):
     services: examined by every planner. nodes: their services and all global ones are examined,
     their tasks enforced, and waiting tasks of every service are tried again. tasks: ended or gone,
     so that others may fit where they were. networks: new or gone, or somebody wants to be attached
-    to them; subnets and addresses are given in every round.
+    to them; subnets and addresses are given in every round. room: a round has dealt with nodes and
+    tasks, but waiting tasks of other services are still to be tried.
     """
 
     services: frozenset[str] = frozenset()
@@ -22,6 +23,7 @@ class Dirty(Row, frozen=True):
     tasks: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
     everything: bool = False
+    room: bool = False
 
     def union(self, other: Dirty) -> Dirty:
         """Both."""
@@ -31,11 +33,13 @@ class Dirty(Row, frozen=True):
             tasks=self.tasks | other.tasks,
             networks=self.networks | other.networks,
             everything=self.everything or other.everything,
+            room=self.room or other.room,
         )
 
     def __bool__(self) -> bool:
         """Whether there is anything to look at."""
-        return bool(self.everything or self.services or self.nodes or self.tasks or self.networks)
+        ids = self.services or self.nodes or self.tasks or self.networks
+        return bool(self.everything or self.room or ids)
 
 
 NOTHING = Dirty()

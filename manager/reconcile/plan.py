@@ -58,6 +58,7 @@ class _Planning:
         self._draft = draft
         self._now_ns = now_ns
         self._ids = ids
+        self._enforced = False
         self._wakes: list[tuple[str, int]] = []
 
     def run(self, dirty: Dirty) -> Round:
@@ -65,6 +66,7 @@ class _Planning:
         service_ids = sorted(self._services_of(dirty))
         for node_id in sorted(self._nodes_of(dirty)):
             enforcer.advance(draft, node_id, now_ns=self._now_ns)
+        self._enforced = not draft.more
         allocation = Allocation(draft)
         allocation.networks()
         allocation.services()
@@ -133,7 +135,7 @@ class _Planning:
 
     def _schedule(self, dirty: Dirty, service_ids: list[str]) -> set[str]:
         """Place waiting tasks: of dirty services, or of all when room may have come free."""
-        retry_all = bool(dirty.everything or dirty.nodes or dirty.tasks)
+        retry_all = _frees(dirty)
         mine = set(service_ids)
         scheduling = Scheduling(self._draft, now_ns=self._now_ns)
         return scheduling.run(lambda service_id: retry_all or service_id in mine)
@@ -142,15 +144,15 @@ class _Planning:
         draft = self._draft
         rest = NOTHING
         if draft.more:
-            # What is freed may still help others: nodes and tasks stay dirty until all had a turn.
+            # Nodes that were judged are done with: their services would be looked at again, and
+            # those that follow them never. What came free may still help those.
+            left = waiting or self._services_of(dirty)
             rest = Dirty(
-                services=frozenset(waiting),
-                nodes=dirty.nodes,
-                tasks=dirty.tasks,
+                services=frozenset(left),
+                nodes=frozenset() if self._enforced else frozenset(self._nodes_of(dirty)),
                 networks=dirty.networks,
+                room=_frees(dirty) or not left,
             )
-            if not rest:
-                rest = Dirty(services=frozenset(self._services_of(dirty)))
         return Round(
             changes=draft.changes(),
             wake_at_ns=min((at_ns for _, at_ns in self._wakes), default=None),
@@ -159,3 +161,8 @@ class _Planning:
             rest=rest,
             wakes=tuple(self._wakes),
         )
+
+
+def _frees(dirty: Dirty) -> bool:
+    """Whether room may have come free for tasks of any service."""
+    return bool(dirty.everything or dirty.nodes or dirty.tasks or dirty.room)

@@ -8,7 +8,7 @@ from manager.reconcile.plan import EXAMINED_MAX, Round, plan_round
 from shoal.model.enums import ActionKind, NodeAvailability, NodeState, TaskState
 from shoal.model.objects import AnyObject, Cluster, Network, Task
 from shoal.model.plan import CHANGES_MAX
-from shoal.model.specs import ClusterSpec, OrchestrationConfig
+from shoal.model.specs import ClusterSpec, GlobalMode, OrchestrationConfig
 from shoal.model.types import Driver
 from tests.support.planning import SECOND_NS, Cell, a_node, a_port, a_service, a_task
 
@@ -73,6 +73,30 @@ def test_a_round_looks_at_a_bounded_number_of_tasks() -> None:
     assert done.more
     assert len(done.rest.services) == 10 - EXAMINED_MAX // 301
     assert not _plan(cell, Dirty(services=frozenset({"s9"}))).more
+
+
+def test_a_changed_node_has_every_global_service_looked_at_once() -> None:
+    """Their tasks together are more than one round looks at."""
+    services = [a_service(f"s{number}") for number in range(5)]
+    cell = Cell([a_node(f"n{number:03}") for number in range(600)])
+    cell.put(*(one.replaced(spec=one.spec.replaced(mode=GlobalMode())) for one in services))
+    rest = EVERYTHING
+    while rest:
+        done = _plan(cell, rest)
+        cell.commit(done.changes)
+        rest = done.rest
+    cell.put(a_node("n007", state=NodeState.DOWN))
+
+    rest, rounds = Dirty(nodes=frozenset({"n007"})), 0
+    while rest:
+        done = _plan(cell, rest)
+        cell.commit(done.changes)
+        rest, rounds = done.rest, rounds + 1
+        assert rounds <= 3
+
+    lost = cell.tables.tasks_of_node("n007").values()
+    assert {task.desired_state for task in lost} == {TaskState.SHUTDOWN}
+    assert len(lost) == 5
 
 
 def test_only_dirty_services_are_looked_at() -> None:
