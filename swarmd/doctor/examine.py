@@ -76,6 +76,7 @@ async def _filters(
     ways = Ways(
         underlay=underlay,
         tunnel=look.TUNNEL if tunnel is not None else "",
+        tunnel_ipv6=look.tunnel_has_ipv6(),
         bridges=found.bridges,
         peers=tuple(peer.address for peer in peers),
         data_path_port=0 if tunnel is None else tunnel.port,

@@ -140,13 +140,15 @@ async def reach(peers: Sequence[Peer], mesh_mtu: int | None) -> tuple[Reach, ...
                 return Reach(peer.name, peer.address, underlay)
             mesh = await echo(peer.gateway)
             full = mesh and await echo(peer.gateway, size=mesh_mtu)
-            six = await echo(twin(peer.gateway)) if peer.ipv6 and mesh and _has_ipv6() else None
+            six = (
+                await echo(twin(peer.gateway)) if peer.ipv6 and mesh and tunnel_has_ipv6() else None
+            )
             return Reach(peer.name, peer.address, underlay, mesh, full, six)
 
     return tuple(await asyncio.gather(*map(ask, peers)))
 
 
-def _has_ipv6() -> bool:
+def tunnel_has_ipv6() -> bool:
     """Whether this node's end of the tunnel has IPv6."""
     return settings().get("ipv6/conf/vxi/disable_ipv6") == "0"
 

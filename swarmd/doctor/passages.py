@@ -19,6 +19,10 @@ FORWARD: Final = ("prerouting", "forward", "postrouting")
 INPUT: Final = ("prerouting", "input")
 OUTPUT: Final = ("output", "postrouting")
 CHECK: Final = "firewall"
+_IPV4, _IPV6 = "ipv4", "ipv6"
+_FAMILIES: Final = {_IPV4: ("ip", "inet"), _IPV6: ("ip6", "inet")}
+"""Tables that see packets of each version."""
+_DNAT: Final = {"ct status": "dnat"}
 _TASK: Final = "gt0"
 """Stands for every task's link: they are called `gt` and a number."""
 _LINKS: Final = "gt*"
@@ -36,6 +40,7 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
     underlay: str
     tunnel: str = ""
+    tunnel_ipv6: bool = False
     bridges: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     data_path_port: int = 0
@@ -54,47 +59,55 @@ class Passage(msgspec.Struct, frozen=True):
 def passages(ways: Ways) -> Iterator[Passage]:
     """Everything that must get through, the first packet of a connection and its answer."""
     out = ways.underlay
-    if ways.tunnel:
-        yield from _through(out, _TASK, "requests to tasks", dnat=True)
-        yield from _through(out, ways.tunnel, "requests to tasks of other nodes", dnat=True)
-        yield from _through(ways.tunnel, _TASK, "requests from other nodes to tasks")
-        yield from _through(_TASK, out, "what tasks send out")
+    for version in _versions(ways):
+        tunnel, more = ways.tunnel, {"nfproto": version}
+        yield from _through(out, _TASK, "requests to tasks", **more, **_DNAT)
+        yield from _through(out, tunnel, "requests to tasks of other nodes", **more, **_DNAT)
+        yield from _through(tunnel, _TASK, "requests from other nodes to tasks", **more)
+        yield from _through(_TASK, out, "what tasks send out", **more)
     for bridge in ways.bridges:
-        yield from _through(out, bridge, f"requests to containers on {bridge}", dnat=True)
-        yield from _through(bridge, out, f"what containers on {bridge} send out")
-        yield from _through(bridge, bridge, f"what containers on {bridge} send to each other")
+        more = {"nfproto": _IPV4}
+        yield from _through(out, bridge, f"requests to containers on {bridge}", **more, **_DNAT)
+        yield from _through(bridge, out, f"what containers on {bridge} send out", **more)
+        yield from _through(bridge, bridge, f"what containers on {bridge} send each other", **more)
     data_path = (ways.data_path_port,) if ways.data_path_port else ()
     for port in (*data_path, *ways.sealed_ports):
         name = "the data path" if port == ways.data_path_port else "encrypted networks"
-        udp, what = (
-            {"l4proto": "udp", "dport": str(port), "ct state": "new"},
-            f"{name} ({port}/udp)",
-        )
+        udp = {"nfproto": _IPV4, "l4proto": "udp", "dport": str(port), "ct state": "new"}
         for peer in ways.peers:
+            what = f"{name} ({port}/udp)"
             yield Passage(what, {"iifname": out, "saddr": peer, **udp}, INPUT)
             yield Passage(what, {"oifname": out, "daddr": peer, **udp}, OUTPUT)
     if ways.manager_port:
-        tcp = {"l4proto": "tcp", "dport": str(ways.manager_port), "ct state": "new"}
-        what = f"calls to the manager ({ways.manager_port}/tcp)"
-        yield Passage(what, {"iifname": out, **tcp}, INPUT)
+        port = str(ways.manager_port)
+        tcp = {"nfproto": _IPV4, "l4proto": "tcp", "dport": port, "ct state": "new"}
+        yield Passage(f"calls to the manager ({port}/tcp)", {"iifname": out, **tcp}, INPUT)
+
+
+def _versions(ways: Ways) -> tuple[str, ...]:
+    """Those of IP that the mesh has here."""
+    if not ways.tunnel:
+        return ()
+    return (_IPV4, _IPV6) if ways.tunnel_ipv6 else (_IPV4,)
 
 
 def filtered(tables: Sequence[Table], ways: Ways) -> list[Finding]:
     """One finding for each chain that is in the way; one that says so when none is."""
     held: dict[Blocked, list[Passage]] = {}
-    mine = [table for table in tables if table.family != "ip6"]  # the mesh's addresses are IPv4
     for passage in passages(ways):
-        for blocked in blocks(mine, {"nfproto": "ipv4", **passage.packet}, passage.hooks):
+        families = _FAMILIES[passage.packet["nfproto"]]
+        concerned = [table for table in tables if table.family in families]
+        for blocked in blocks(concerned, passage.packet, passage.hooks):
             held.setdefault(blocked, []).append(passage)
     if not held:
         return [Finding(CHECK, Level.OK, "no packet filter is in the way")]
-    return [_finding(blocked, found, mine, ways) for blocked, found in sorted(held.items())]
+    return [_finding(blocked, found, tables, ways) for blocked, found in sorted(held.items())]
 
 
-def _through(source: str, target: str, what: str, *, dnat: bool = False) -> Iterator[Passage]:
-    status = {"ct status": "dnat"} if dnat else {}
-    there = {"iifname": source, "oifname": target, "ct state": "new", **status}
-    back = {"iifname": target, "oifname": source, "ct state": "established", **status}
+def _through(source: str, target: str, what: str, **more: str) -> Iterator[Passage]:
+    """more: what else is known of the packets of both directions."""
+    there = {"iifname": source, "oifname": target, "ct state": "new", **more}
+    back = {"iifname": target, "oifname": source, "ct state": "established", **more}
     yield Passage(what, there, FORWARD)
     yield Passage(what, back, FORWARD)
 

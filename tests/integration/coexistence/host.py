@@ -137,7 +137,7 @@ class Host:
     def picture(self) -> dict[str, Any]:
         """What a user of the machine could notice: rules, routes, devices, settings, namespaces."""
 
-        def told(*words: str) -> object:
+        def told(*words: str) -> Any:
             return json.loads(self.run("ip", "-j", *words).stdout or "[]")
 
         rules = json.loads(self.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
@@ -152,7 +152,9 @@ class Host:
             "cgroups": sorted(self._cgroups()),
         }
         for family in ("-4", "-6"):
-            found[f"routes {family}"] = told(family, "route", "show", "table", "all")
+            routes = told(family, "route", "show", "table", "all")
+            # The kernel has anycast routes while it forwards IPv6, as documented for a node.
+            found[f"routes {family}"] = [one for one in routes if one.get("type") != "anycast"]
             found[f"rules {family}"] = told(family, "rule")
         return found
 

@@ -69,6 +69,18 @@ def test_no_filter_and_our_own_are_not_in_the_way():
     assert problems(of_nft("ip6", "mine", forward)) == []
 
 
+def test_a_mesh_with_ipv6_is_kept_by_filters_of_ipv6_as_well():
+    ways = Ways(underlay="eth0", tunnel="vxi", tunnel_ipv6=True)
+    text = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
+    (found,) = problems(from_iptables(text, "ip6tables"), ways)
+    assert "ip6tables -I FORWARD -i vxi -j ACCEPT" in found.remedy
+    chain = {"name": "fwd", "hook": "forward"}
+    only4 = [{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}]
+    rules = (("fwd", [*only4, {"accept": None}]),)
+    (found,) = problems(of_nft("inet", "mine", chain, rules=rules), ways)
+    assert "requests to tasks" in found.what
+
+
 def test_docker_drops_what_is_forwarded_until_its_chain_for_others_lets_it_pass():
     (found,) = problems(from_iptables(DOCKER % "", "iptables"))
     assert "chain FORWARD of table ip filter drops requests to tasks" in found.what
