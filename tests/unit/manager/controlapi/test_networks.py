@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 
 from manager.allocator.plan import plan
+from manager.controlapi import validate
 from manager.controlapi.networks import create_network, remove_network, with_network_ids
 from manager.controlapi.services import create_service, update_service
 from manager.controlapi.validate_networks import MTU_OPTION, network_spec
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError, Unimplemented
 from shoal.model.enums import TaskState, UpdateOrder
 from shoal.model.objects import Cluster, Service
-from shoal.model.specs import ContainerSpec, NetworkSpec, ReplicatedMode, TaskSpec
+from shoal.model.specs import (
+    ContainerSpec,
+    GlobalMode,
+    NetworkSpec,
+    ReplicatedJobMode,
+    ReplicatedMode,
+    TaskSpec,
+)
 from shoal.model.types import (
     Annotations,
     Driver,
@@ -194,6 +202,9 @@ def test_a_service_keeps_its_own_addresses_when_it_changes() -> None:
         update_service(
             cell.tables, "web", bigger.replaced(mode=ReplicatedMode(3)), version=0, now_ns=1
         )
+    for mode in (GlobalMode(), ReplicatedJobMode(max_concurrent=1, total_completions=1)):
+        with pytest.raises(InvalidArgument, match="can only be used with replicated mode"):
+            validate.service_spec(bigger.replaced(mode=mode))
     hasty = UpdateConfig(order=UpdateOrder.START_FIRST)
     for field in ("update", "rollback"):
         with pytest.raises(InvalidArgument, match=f"{field} order: start-first needs a second"):
