@@ -12,6 +12,7 @@ from enum import IntEnum
 import msgspec
 
 VXLAN_OVERHEAD_BYTES = 50
+DOCKER_VXLAN_PORT = 4789
 CONNTRACK_LEAST = 262_144
 """With entries that outlive their connections by 120 s: 2184 new connections a second."""
 CONNTRACK_FULL = 0.8
@@ -74,6 +75,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     no_encryption: str = ""
     settings: Mapping[str, str | None] = {}
     vxlan_mtu: int | None = None
+    data_path_port: int = 0
     data_path_address: str = ""
     underlay: str = ""
     underlay_mtu: int = 0
@@ -134,6 +136,14 @@ def _mesh(facts: Facts) -> Iterator[Finding]:
             "mesh", Level.PROBLEM, "there is no device vxi", "see why process worker is not ready"
         )
         return
+    if facts.data_path_port == DOCKER_VXLAN_PORT:
+        yield Finding(
+            "data path port",
+            Level.WARNING,
+            f"{DOCKER_VXLAN_PORT}/udp is that of Docker's swarm as well: its packets are dropped"
+            " here, should one start on this node",
+            "keep Docker's swarm off this node, or make the cluster with another --data-path-port",
+        )
     yield from (
         Finding("mesh", Level.WARNING, lost, "upgrade nftables or the kernel, then restart swarmd")
         for lost in facts.reduced

@@ -44,6 +44,7 @@ async def examine(
         no_encryption=await asyncio.to_thread(look.why_no_encryption),
         settings=look.settings(),
         vxlan_mtu=mesh_mtu,
+        data_path_port=0 if tunnel is None else tunnel.port,
         data_path_address=address,
         underlay=underlay,
         underlay_mtu=underlay_mtu,

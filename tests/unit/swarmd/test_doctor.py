@@ -78,6 +78,7 @@ ILLS = [
     (setting("ipv6/conf/all/forwarding", "0"), Level.PROBLEM, "sysctl ipv6/conf/all/forwarding",
      "sysctl -w net.ipv6.conf.all.forwarding=1"),
     (but(vxlan_mtu=None), Level.PROBLEM, "mesh", "worker"),
+    (but(data_path_port=4789), Level.WARNING, "data path port", "--data-path-port"),
     (but(reduced=("at most 64 tasks",)), Level.WARNING, "mesh", "upgrade nftables"),
     (but(underlay=""), Level.PROBLEM, "mtu", "--data-path-addr"),
     (but(underlay_mtu=1499), Level.PROBLEM, "mtu", "ip link set dev eth0 mtu 1500"),
