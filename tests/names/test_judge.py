@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.names.facts import Answer, Asker, Kind, Place, Question, Snapshot, Trouble
-from tests.names.judge import Timeline, judge
+from tests.names.judge import LAG_S, Timeline, judge, last_fault
 
 ASKER = Asker("asker", "n1", "api", 1, frozenset({"back"}))
 VIRTUAL = {"db": frozenset({("back", "10.0.1.2"), ("front", "10.0.2.2")})}
@@ -134,3 +134,21 @@ def test_what_a_task_that_has_ended_does_not_hear_is_not_judged() -> None:
     timelines = {"db": Timeline(LOOKS), "api": Timeline(LOOKS)}
     judged, _ = judge([an_answer(Kind.TASKS, error="ConnectionRefusedError")], timelines, VIRTUAL)
     assert judged == 0
+
+
+def test_an_answer_is_behind_what_the_managers_had_said_for_a_while_whatever_its_node_knew() -> (
+    None
+):
+    looks = tuple(a_look(number / 10, 3 if number > 20 else 2, 6) for number in range(20, 60))
+    looks = (a_look(1.9, 2, 5, n1=2), *looks)  # n1 never hears of the end of task 5
+    timelines = {"db": Timeline(looks), "api": api(*looks)}
+
+    def behind(*times_s: float, from_s: float = 0.0) -> float | None:
+        answers = [an_answer(Kind.TASKS, "10.0.1.5", at_s=at_s) for at_s in times_s]
+        assert judge(answers, timelines, VIRTUAL)[1] == []
+        last = last_fault(answers, timelines, VIRTUAL, from_s=from_s)
+        return None if last is None else last.answer.asked_s
+
+    assert behind(2.1 + LAG_S / 2) is None, "on its way"
+    assert behind(3.0, 4.0, 3.5) == 4.0
+    assert behind(3.0, from_s=3.5) is None
