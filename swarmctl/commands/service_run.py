@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.clock import SystemClock
 from shoal.errors import NotFound, SwarmError
 from shoal.ids import new_id
 from shoal.model.enums import RestartCondition
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 POLL_PERIOD_S = 0.2
 LAST_LINES_S = 10.0
+SILENCE_MAX_S = 60.0
+"""So long the cluster may have no leader while the task runs."""
 TTL_NS = 3_600_000_000_000
 """A service whose command was killed is kept for an hour after its end."""
 
@@ -114,9 +117,18 @@ async def _attended(client: Client, service: Service) -> Ending:
 
 
 async def _until_ended(client: Client, service: Service) -> Ending:
-    said = ""
+    """Ask until it is known how the task ended. That the managers change does not end the wait."""
+    clock = SystemClock()
+    said, answered_at_s = "", clock.monotonic_s()
     while True:
-        tasks = await client.tasks(Filters(services=(service.id,)))
+        try:
+            tasks = await client.tasks(Filters(services=(service.id,)))
+        except SwarmError as error:
+            if not error.retryable or clock.monotonic_s() - answered_at_s > SILENCE_MAX_S:
+                raise
+            await asyncio.sleep(POLL_PERIOD_S)
+            continue
+        answered_at_s = clock.monotonic_s()
         ending = ending_of(tasks)
         if ending is not None:
             return ending

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shoal.model.enums import TaskState
 from shoal.model.types import ContainerStatus
+from swarmctl.commands.service_run import run_service
 from swarmctl.exits import NOT_RUN
 from swarmctl.oneoff import Ending, Printed, ending_of, obstacle_of
 from swarmctl.types import LogLine
@@ -46,6 +47,13 @@ def test_a_task_that_was_moved_before_it_started_is_no_end():
     assert ending_of([moved, again]) is None
     assert obstacle_of([moved, again]) == "no suitable node"
     assert obstacle_of([moved]) == ""
+
+
+def test_what_means_nothing_for_one_task_is_not_offered():
+    names = {parameter.name for parameter in run_service.params}
+    assert {"env_add", "constraint_add", "network_add", "ttl_after_finish", "detach"} <= names
+    kinds = ("update_", "rollback_", "restart_", "replicas", "max_concurrent", "mode")
+    assert not [name for name in names if name.startswith(kinds)]
 
 
 def _line(at_ns, is_stderr, text):
