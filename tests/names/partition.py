@@ -40,11 +40,13 @@ BAR_S = 2.0
 class Cut(msgspec.Struct, frozen=True):
     """What one cut and its heal did.
 
+    heard: answers to tasks of the cut node after the heal, when it has to learn what happened.
     late_s: from the heal to the last question whose answer was not what the managers said.
     """
 
     node: str
     away_s: float
+    heard: int
     late_s: float
     last: Wrong | None
 
@@ -72,7 +74,9 @@ def cut(stage: Stage, node: str) -> Cut:
     stage.observer.look_again()
     last = last_fault(stage.prober.answers, stage.timelines(), stage.virtual(), from_s=healed_s)
     late_s = 0.0 if last is None else last.answer.asked_s - healed_s
-    return Cut(node, away_s, late_s, last)
+    heard = [one for one in stage.prober.answers if one.asker.task_id in lost]
+    since = sum(not one.error and one.asked_s > healed_s for one in heard)
+    return Cut(node, away_s, since, late_s, last)
 
 
 def _without(stage: Stage, lost: frozenset[str]) -> bool:
@@ -144,7 +148,10 @@ def main() -> int:
 
 def _line(one: Cut) -> str:
     why = "" if one.last is None else f"; last: {show_wrong(one.last)}"
-    return f"{one.node} away {one.away_s:.1f} s, names right {one.late_s:.2f} s after the heal{why}"
+    return (
+        f"{one.node} away {one.away_s:.1f} s, names right {one.late_s:.2f} s after the heal"
+        f" ({one.heard} answers there){why}"
+    )
 
 
 if __name__ == "__main__":
