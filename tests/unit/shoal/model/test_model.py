@@ -202,4 +202,4 @@ def test_wanted_and_terminal():
     for desired, state in itertools.product(TaskState, TaskState):
         task = Task(desired_state=desired, status=TaskStatus(state=state))
         assert defaults.is_terminal(task) == (state > TaskState.RUNNING)
-        assert defaults.is_wanted(task) == (desired <= TaskState.RUNNING)
+        assert defaults.is_wanted(task) == (desired <= TaskState.COMPLETE)
