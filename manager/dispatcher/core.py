@@ -17,6 +17,8 @@ GOODBYE_WAIT_S = 4.0
 """How long a node that said goodbye may take to come back."""
 FIRST_CONTACT_S = 30.0
 """How long nodes may take to come back after this manager started."""
+DOUBTED_S = 2.5
+"""How long of that is left to a node whose manager is not heard of either."""
 REGISTRATIONS_MAX = 3
 REGISTRATIONS_PERIOD_S = 8.0
 """A node registers at most that often in that time: each registration is a write. As long as an
@@ -40,6 +42,7 @@ class Sessions:
         self._by_node: dict[str, Session] = {}
         self._detectors: dict[str, Detector] = {}
         self._awaited: dict[str, float] = {}
+        self._doubted: dict[str, float] = {}
         self._registered: dict[str, deque[float]] = {}
 
     @property
@@ -71,12 +74,30 @@ class Sessions:
         for node_id in node_ids - self._by_node.keys():
             self._awaited.setdefault(node_id, now_s + wait_s)
 
+    def awaited(self) -> frozenset[str]:
+        """Nodes that are to come back."""
+        return frozenset(self._awaited)
+
+    def doubt(self, node_ids: frozenset[str], now_s: float) -> None:
+        """Those of the awaited nodes of which nothing else is heard either, as things are now.
+
+        They are lost sooner, unless something is heard of them in the meantime: a new leader waits
+        for the agents of the machines that live, and not for the one its predecessor died with.
+        """
+        wait_s = max(DOUBTED_S, MISSED_BEATS_MIN * self.period_s)
+        self._doubted = {
+            node_id: self._doubted.get(node_id, now_s + wait_s)
+            for node_id in node_ids & self._awaited.keys()
+        }
+
     def postpone(self, by_s: float) -> None:
         """Nobody could be heard for that long: every deadline moves."""
         for node_id in self._by_node:
             self._detectors[node_id].postpone(by_s)
         for node_id in self._awaited:
             self._awaited[node_id] += by_s
+        for node_id in self._doubted:
+            self._doubted[node_id] += by_s
 
     def register(self, node_id: str, session_id: str, now_s: float) -> None:
         """Open a session, in place of the node's older one.
@@ -84,7 +105,7 @@ class Sessions:
         Raises Unavailable, with nothing changed, for a node that comes too often.
         """
         self._count_registration(node_id, now_s)
-        self._awaited.pop(node_id, None)
+        self._await_no_more(node_id)
         self._by_node[node_id] = Session(node_id, session_id)
         detector = self._detectors.get(node_id)
         if detector is None:
@@ -131,7 +152,7 @@ class Sessions:
     def forget(self, node_id: str) -> None:
         """The node was removed from the cluster."""
         self._by_node.pop(node_id, None)
-        self._awaited.pop(node_id, None)
+        self._await_no_more(node_id)
         self._detectors.pop(node_id, None)
         self._registered.pop(node_id, None)
 
@@ -141,15 +162,15 @@ class Sessions:
         for node_id in late:
             self._detectors[node_id].fail(now_s)
             del self._by_node[node_id]
-        lost = [node_id for node_id, deadline_s in self._awaited.items() if deadline_s <= now_s]
+        lost = [node_id for node_id in self._awaited if self._awaited_until_s(node_id) <= now_s]
         for node_id in lost:
-            del self._awaited[node_id]
+            self._await_no_more(node_id)
         return sorted({*late, *lost})
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to say, unless beats come in."""
         deadlines = [self._deadline_s(node_id) for node_id in self._by_node]
-        return min((*deadlines, *self._awaited.values()), default=None)
+        return min((*deadlines, *map(self._awaited_until_s, self._awaited)), default=None)
 
     def _count_registration(self, node_id: str, now_s: float) -> None:
         """What is refused does not count: whoever keeps trying gets in when the time has passed."""
@@ -166,3 +187,11 @@ class Sessions:
 
     def _deadline_s(self, node_id: str) -> float:
         return self._detectors[node_id].next_wakeup()
+
+    def _awaited_until_s(self, node_id: str) -> float:
+        until_s = self._awaited[node_id]
+        return min(until_s, self._doubted.get(node_id, until_s))
+
+    def _await_no_more(self, node_id: str) -> None:
+        self._awaited.pop(node_id, None)
+        self._doubted.pop(node_id, None)

@@ -113,6 +113,7 @@ class Dispatcher:
             present = self._nodes_in(NodeState.READY, NodeState.DISCONNECTED)
             self.sessions.expect(frozenset(present), now_s)
             await self._renew_network_keys()
+        self.sessions.doubt(self._silent_managers(), now_s)
         for node_id in self.sessions.expire(now_s):
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
             self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
@@ -504,6 +505,17 @@ class Dispatcher:
             left_at = 0 if task is None else free_at(self.table, task)
             behind = sorted(n for n, v in self.acknowledged.versions.items() if v < left_at)
             _log.warning("task.drain_overdue", task_id=task_id, nodes=behind)
+
+    def _silent_managers(self) -> frozenset[str]:
+        """Nodes without a session whose manager the other managers do not hear either."""
+        nodes = map(self._store.view.nodes.get, self.sessions.awaited())
+        return frozenset(
+            node.id
+            for node in nodes
+            if node is not None
+            and node.manager_status is not None
+            and not node.manager_status.reachable
+        )
 
     def _nodes_in(self, *states: NodeState) -> list[str]:
         return [node.id for node in self._store.view.nodes if node.status.state in states]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from manager.dispatcher.core import (
+    DOUBTED_S,
     FIRST_CONTACT_S,
     REGISTRATIONS_MAX,
     REGISTRATIONS_PERIOD_S,
@@ -28,6 +29,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.open: dict[str, str] = {}
         self.detectors: dict[str, Detector] = {}
         self.awaited: dict[str, float] = {}
+        self.doubted: dict[str, float] = {}
         self.registered: dict[str, list[float]] = {}
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.9, 4.0, 10.0, 31.0]))
@@ -47,6 +49,7 @@ class SessionsMachine(RuleBasedStateMachine):
         times.append(self.now_s)
         self.open[node] = f"s{self.count}"
         self.awaited.pop(node, None)
+        self.doubted.pop(node, None)
         detector = self.detectors.setdefault(node, Detector(period_s=1.0))
         detector.period_s = self.sessions.period_s
         detector.begin(self.now_s)
@@ -75,6 +78,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.sessions.forget(node)
         self.open.pop(node, None)
         self.awaited.pop(node, None)
+        self.doubted.pop(node, None)
         self.detectors.pop(node, None)
         self.registered.pop(node, None)
 
@@ -91,12 +95,27 @@ class SessionsMachine(RuleBasedStateMachine):
         for node in nodes - self.open.keys():
             self.awaited.setdefault(node, self.now_s + wait_s)
 
+    @rule(nodes=st.frozensets(NODES))
+    def doubt(self, nodes: frozenset[str]) -> None:
+        self.sessions.doubt(nodes, self.now_s)
+        until_s = self.now_s + max(DOUBTED_S, MISSED_BEATS_MIN * self.sessions.period_s)
+        doubted = nodes & self.awaited.keys()
+        self.doubted = {node: self.doubted.get(node, until_s) for node in doubted}
+
+    def waits(self) -> dict[str, float]:
+        """Until when each node is waited for."""
+        return {
+            node: min(until_s, self.doubted.get(node, until_s))
+            for node, until_s in self.awaited.items()
+        }
+
     @rule(seconds=st.sampled_from([0.5, 5.0]))
     def stall(self, seconds: float) -> None:
         self.sessions.postpone(seconds)
         for node in self.open:
             self.detectors[node].postpone(seconds)
         self.awaited = {node: at + seconds for node, at in self.awaited.items()}
+        self.doubted = {node: at + seconds for node, at in self.doubted.items()}
 
     @rule(period_s=st.sampled_from([0.1, 1.0, 60.0]))
     def change_period(self, period_s: float) -> None:
@@ -107,19 +126,20 @@ class SessionsMachine(RuleBasedStateMachine):
         late = {node for node in self.open if self.detectors[node].next_wakeup() <= self.now_s}
         for node in late:
             self.detectors[node].fail(self.now_s)
-        late |= {node for node, at_s in self.awaited.items() if at_s <= self.now_s}
+        late |= {node for node, at_s in self.waits().items() if at_s <= self.now_s}
         assert self.sessions.expire(self.now_s) == sorted(late)
         assert self.sessions.expire(self.now_s) == []
         for node in late:
             self.open.pop(node, None)
             self.awaited.pop(node, None)
+            self.doubted.pop(node, None)
 
     @invariant()
     def same(self) -> None:
         assert self.sessions.connected() == self.open.keys()
         assert self.sessions.known() == self.open.keys() | self.awaited.keys()
         deadlines = [self.detectors[node].next_wakeup() for node in self.open]
-        deadlines += self.awaited.values()
+        deadlines += self.waits().values()
         assert self.sessions.next_deadline_s() == min(deadlines, default=None)
         suspects = {
             node

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from manager.dispatcher.core import FIRST_CONTACT_S, GOODBYE_WAIT_S, Sessions
+from manager.dispatcher.core import DOUBTED_S, FIRST_CONTACT_S, GOODBYE_WAIT_S, Sessions
 from manager.dispatcher.detector import Bounds
 from manager.dispatcher.driver import MESSAGE_LENGTH_MAX, PROBATION, Dispatcher
 from manager.dispatcher.metrics import DRAINS_OVERDUE
@@ -19,7 +19,7 @@ from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Cluster
 from shoal.model.plan import remove
 from shoal.model.specs import ClusterSpec, DispatcherConfig
-from shoal.model.types import NodeDescription
+from shoal.model.types import ManagerStatus, NodeDescription
 from tests.support.managing import HandClock, a_store, put_now, running, until
 from tests.support.planning import a_node
 from tests.unit.manager.dispatcher.test_endpoints import a_member, a_peer, a_published
@@ -136,6 +136,26 @@ async def test_after_a_restart_nodes_are_unknown_and_down_if_they_stay_away():
     await rig.wait(1.0)
     assert rig.state("n1") is NodeState.READY
     assert rig.state("n2") is NodeState.DOWN
+
+
+async def test_a_new_leader_does_not_wait_long_for_the_machine_that_its_predecessor_died_with():
+    silent = ManagerStatus(address="192.0.2.1:2377", reachable=False)
+    rig = Rig(
+        a_node("n1").replaced(manager_status=silent),
+        a_node("n2").replaced(manager_status=silent.replaced(reachable=True)),
+        a_node("n3"),
+        a_node("n4").replaced(manager_status=silent),
+    )
+    async with running(rig.dispatcher.run_expiry):
+        await until(lambda: rig.state("n1") is NodeState.UNKNOWN)
+    await rig.wait(0)
+    await rig.register("n4")  # its agent lives, whatever its manager does
+    await rig.wait(DOUBTED_S / 2)
+    assert rig.state("n1") is NodeState.UNKNOWN
+    await rig.wait(DOUBTED_S / 2)
+    assert rig.state("n1") is NodeState.DOWN
+    assert rig.state("n2") is rig.state("n3") is NodeState.UNKNOWN
+    assert rig.state("n4") is NodeState.READY
 
 
 async def test_a_state_that_could_not_be_written_is_written_later():
