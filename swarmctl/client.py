@@ -26,6 +26,7 @@ from shoal.api.v1 import (
     watch_pb2,
     watch_pb2_grpc,
 )
+from shoal.docker.objects import ServiceCounts
 from shoal.errors import FailedPrecondition, SwarmError, Unavailable
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Cluster, Node, Service, Task
@@ -47,7 +48,6 @@ from swarmctl.types import (
     LogQuery,
     NodeInfo,
     RemovedImage,
-    ServiceCounts,
     ServiceEntry,
     Written,
 )

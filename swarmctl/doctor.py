@@ -9,10 +9,10 @@ import grpc
 
 from shoal.api.v1 import node_pb2 as pb
 from shoal.api.v1 import node_pb2_grpc
+from shoal.docker.values import Record
 from shoal.errors import SwarmError
 from shoal.model.objects import Node
 from swarmctl.client import Client
-from swarmctl.gotemplate.values import Record
 from swarmctl.render.tables import one_line
 
 FINDING_COLUMNS = {"Check": "CHECK", "State": "STATE", "What": "WHAT", "Remedy": "REMEDY"}

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from shoal.clock import NS_PER_S
+from shoal.docker.words import spell
 from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from swarmctl.exits import NOT_RUN
-from swarmctl.parsing.words import spell
 from swarmctl.types import LogLine
 
 OVERLAP_NS = NS_PER_S

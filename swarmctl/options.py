@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 from typing_extensions import override
 
+from shoal.docker.words import spell
 from shoal.errors import InvalidArgument
-from swarmctl.parsing.words import spell
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Decorator = Callable[[FunctionT], FunctionT]

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from shoal.docker.values import Record
 from swarmctl import gotemplate
-from swarmctl.gotemplate.values import Record
 from swarmctl.render.rows import OTHER_HEADERS, Columns
 from swarmctl.render.tables import align
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shoal.docker.values import Record
 from shoal.model.objects import Task
-from swarmctl.gotemplate.values import Record
 from swarmctl.render.rows import newest_first, slot_key, task_name, task_row
 from swarmctl.types import Filters
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from typing_extensions import override
 
+from shoal.docker.objects import ServiceCounts
 from shoal.model.enums import NodeMembership, NodeRole, TaskState
 from shoal.model.objects import Service
 from shoal.model.types import ExternalCa
@@ -93,14 +94,6 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     desired_states: tuple[TaskState, ...] = ()
     up_to_date: bool = False
     drivers: tuple[str, ...] = ()
-
-
-class ServiceCounts(msgspec.Struct, frozen=True):
-    """Tasks of a service by what matters in a list."""
-
-    running: int = 0
-    desired: int = 0
-    completed: int = 0
 
 
 class ServiceEntry(msgspec.Struct, frozen=True):

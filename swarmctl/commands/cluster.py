@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.docker.words import spell
 from shoal.errors import SwarmError
 from shoal.model.enums import NodeAvailability
 from swarmctl import VERSION, output
@@ -13,7 +14,6 @@ from swarmctl.commands.locking import print_unlock_command
 from swarmctl.options import Parsed, Word, autolock_option, inspect_format_option
 from swarmctl.parsing.external import parse_external_ca
 from swarmctl.parsing.units import parse_count, parse_duration
-from swarmctl.parsing.words import spell
 from swarmctl.render.info import info_json, info_text
 from swarmctl.session import Session
 from swarmctl.types import InitOptions, JoinOptions, NodeInfo

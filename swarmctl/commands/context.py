@@ -6,11 +6,11 @@ import os
 
 import click
 
+from shoal.docker.values import Record
 from shoal.errors import InvalidArgument, NotFound
 from swarmctl import contexts, output
 from swarmctl.complete import complete_contexts
 from swarmctl.each import exit_with
-from swarmctl.gotemplate.values import Record
 from swarmctl.options import format_option
 from swarmctl.parsing.values import parse_pair
 from swarmctl.render.rows import CONTEXT_COLUMNS

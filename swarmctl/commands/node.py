@@ -8,6 +8,8 @@ import click
 import msgspec
 
 from shoal.clock import SystemClock
+from shoal.docker.objects import node_json
+from shoal.docker.words import spell
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.enums import NodeAvailability, NodeRole
 from shoal.model.objects import Node
@@ -29,8 +31,6 @@ from swarmctl.options import (
     quiet_option,
 )
 from swarmctl.parsing.values import parse_pair
-from swarmctl.parsing.words import spell
-from swarmctl.render.docker import node_json
 from swarmctl.render.pretty import node_text, role_obstacle
 from swarmctl.render.rows import NODE_COLUMNS, TASK_COLUMNS, node_row
 from swarmctl.render.tables import one_line

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from shoal.clock import SystemClock
+from shoal.docker.objects import service_json
 from shoal.errors import InvalidArgument
 from swarmctl import output
 from swarmctl.commands.service_logs import service_logs
@@ -30,7 +31,6 @@ from swarmctl.options import (
     no_trunc_option,
     quiet_option,
 )
-from swarmctl.render.docker import service_json
 from swarmctl.render.pretty import service_text
 from swarmctl.render.rows import SERVICE_COLUMNS, TASK_COLUMNS, service_row
 from swarmctl.session import Session

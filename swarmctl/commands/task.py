@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from shoal.clock import SystemClock
+from shoal.docker.objects import task_json
 from swarmctl import output
 from swarmctl.commands.service_logs import task_logs
 from swarmctl.each import each, exit_with
@@ -20,7 +21,6 @@ from swarmctl.options import (
     no_trunc_option,
     quiet_option,
 )
-from swarmctl.render.docker import task_json
 from swarmctl.render.rows import TASK_COLUMNS
 from swarmctl.session import Session
 from swarmctl.tasks import resolve_nodes, task_rows

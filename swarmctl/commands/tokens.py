@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal.clock import SystemClock
+from shoal.docker.values import Record
+from shoal.docker.words import spell
 from shoal.model.enums import NodeRole
 from shoal.model.types import ExtraJoinToken
 from swarmctl import output
 from swarmctl.complete import complete_join_tokens
 from swarmctl.each import each, exit_with
-from swarmctl.gotemplate.values import Record
 from swarmctl.options import Parsed, Word, format_option
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.parsing.values import parse_pair
-from swarmctl.parsing.words import spell
 from swarmctl.render.rows import JOIN_TOKEN_COLUMNS
 from swarmctl.render.times import distance
 from swarmctl.session import Session

@@ -7,9 +7,10 @@ is MISSING: false, empty, printed as Go prints it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from shoal.docker.values import OpenMap
 from shoal.errors import InvalidArgument
 
 
@@ -21,18 +22,6 @@ class Missing:
 
 
 MISSING = Missing()
-
-
-class Record(dict[str, Any]):
-    """An object with known fields; those in `absent` are left out as empty."""
-
-    def __init__(self, fields: Mapping[str, Any], absent: Iterable[str] = ()) -> None:
-        super().__init__(fields)
-        self.absent = frozenset(absent)
-
-
-class OpenMap(dict[str, Any]):
-    """A map whose keys are the user's, such as labels."""
 
 
 def field(value: Any, name: str, path: str) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from shoal.docker.values import Record
 from swarmctl import output
-from swarmctl.gotemplate.values import Record
 from swarmctl.lab.labs import NodeRow
 from swarmctl.lab.plan import address6
 from swarmctl.lab.processes import Family

@@ -12,11 +12,11 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final, TypeVar
 
+from shoal.docker.words import spell
 from shoal.errors import InvalidArgument
 from shoal.model.enums import PortProtocol, PublishMode, PublishPreference, PublishSource
 from shoal.model.types import PortConfig
 from swarmctl.parsing.fields import required, split_fields
-from swarmctl.parsing.words import spell
 
 PORT_MAX = 65_535
 

@@ -13,12 +13,12 @@ from enum import Enum, auto
 import msgspec
 
 from shoal.clock import NS_PER_S
+from shoal.docker.words import spell
 from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
 from shoal.model.enums import RestartCondition, TaskState, UpdateState
 from shoal.model.modes import is_global, is_job
 from shoal.model.objects import Service, Task
 from shoal.model.specs import ReplicatedMode
-from swarmctl.parsing.words import spell
 from swarmctl.progress.jobs import JobLook, look_at_job
 from swarmctl.render.tables import ellipsis, one_line
 

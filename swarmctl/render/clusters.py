@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.docker.words import timestamp
 from shoal.model.defaults import (
     ADDRESS_POOL,
     ADDRESS_POOL_MASK_LENGTH,
@@ -20,7 +21,6 @@ from shoal.model.defaults import (
 from shoal.model.objects import Cluster
 from shoal.model.types import ExternalCa
 from swarmctl.parsing.units import format_duration
-from swarmctl.render.times import timestamp
 
 
 def cluster_json(cluster: Cluster) -> dict[str, Any]:

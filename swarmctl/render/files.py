@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 
+from shoal.docker.values import OpenMap, Record, record
+from shoal.docker.words import timestamp
 from shoal.model.files import FileRow
 from shoal.model.objects import Config, Secret
 from shoal.model.types import Driver
-from swarmctl.gotemplate.values import OpenMap, Record
-from swarmctl.render.docker import record
 from swarmctl.render.rows import Columns
-from swarmctl.render.times import distance, timestamp
+from swarmctl.render.times import distance
 
 SECRET_COLUMNS: Columns = {
     "ID": "ID",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from swarmctl.gotemplate.values import OpenMap, Record
-from swarmctl.render.docker import record
-from swarmctl.render.times import timestamp
+from shoal.docker.values import OpenMap, Record, record
+from shoal.docker.words import timestamp
 from swarmctl.types import Image
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.docker.words import spell
 from swarmctl.parsing.units import format_binary_size, format_cpus
-from swarmctl.parsing.words import spell
 from swarmctl.types import NodeInfo
 
 

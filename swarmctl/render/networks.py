@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
+from shoal.docker.objects import ports_json
+from shoal.docker.values import OpenMap, Record, record
+from shoal.docker.words import timestamp
 from shoal.model.defaults import is_terminal
 from shoal.model.objects import Network, Node, Service, Task
 from shoal.model.specs import NetworkAttachmentSpec
 from shoal.model.types import IpamConfig
-from swarmctl.gotemplate.values import OpenMap, Record
-from swarmctl.render.docker import ports_json, record
 from swarmctl.render.rows import ID_WIDTH, Columns
-from swarmctl.render.times import timestamp
 
 SCOPE = "swarm"
 DRIVER = "overlay"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shoal.docker.words import spell, timestamp
 from shoal.model.defaults import disconnect_wait_ns, restart_policy, update_config
 from shoal.model.enums import DisconnectAction
 from shoal.model.modes import concurrency
@@ -18,9 +19,8 @@ from shoal.model.types import (
     UpdateConfig,
 )
 from swarmctl.parsing.units import format_binary_size, format_cpus, format_duration
-from swarmctl.parsing.words import spell
 from swarmctl.render.rows import mode_name
-from swarmctl.render.times import distance, timestamp
+from swarmctl.render.times import distance
 
 
 def service_text(service: Service, now_ns: int) -> str:

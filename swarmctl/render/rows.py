@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
+from shoal.docker.values import Record
+from shoal.docker.words import spell, timestamp
 from shoal.model.enums import NodeMembership, NodeRole, PublishMode
 from shoal.model.objects import Node, Task
 from shoal.model.published import place_of
@@ -21,11 +23,9 @@ from shoal.model.specs import (
     ServiceMode,
 )
 from shoal.model.types import PortConfig
-from swarmctl.gotemplate.values import Record
 from swarmctl.parsing.units import format_decimal_size
-from swarmctl.parsing.words import spell
 from swarmctl.render.tables import ellipsis, one_line
-from swarmctl.render.times import distance, timestamp
+from swarmctl.render.times import distance
 from swarmctl.types import Image, ServiceEntry
 
 ID_WIDTH = 12

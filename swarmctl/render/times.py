@@ -9,14 +9,6 @@ from shoal.errors import InvalidArgument
 from swarmctl.parsing.units import parse_duration
 
 
-def timestamp(time_ns: int) -> str:
-    """RFC 3339 with nanoseconds, UTC; zeros at the end are left out, as Go does."""
-    seconds, fraction_ns = divmod(time_ns, NS_PER_S)
-    whole = dt.datetime.fromtimestamp(seconds, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{fraction_ns:09d}".rstrip("0").rstrip(".")
-    return f"{whole}{fraction}Z"
-
-
 def padded_timestamp(time_ns: int) -> str:
     """RFC 3339 with all nine digits, so that columns of log lines are equally wide."""
     seconds, fraction_ns = divmod(time_ns, NS_PER_S)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.docker.values import OpenMap, Record
 from shoal.errors import InvalidArgument
 from swarmctl.gotemplate import parse, render
 from swarmctl.gotemplate.lexer import Action, Literal, split
-from swarmctl.gotemplate.values import OpenMap, Record
 
 VALUE = Record(
     {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.docker.objects import ServiceCounts
 from shoal.errors import InvalidArgument
 from shoal.model.enums import RestartCondition, TaskState
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
@@ -12,7 +13,7 @@ from swarmctl.edit.service import edit_service
 from swarmctl.progress.core import Look, Outcome, Wait, step
 from swarmctl.render.pretty import service_text
 from swarmctl.render.rows import replicas
-from swarmctl.types import ServiceCounts, ServiceEntry
+from swarmctl.types import ServiceEntry
 from tests.unit.swarmctl.rows import NODE_A, NODE_B, a_service, a_spec, a_task
 
 COMPLETE, FAILED, RUNNING = TaskState.COMPLETE, TaskState.FAILED, TaskState.RUNNING

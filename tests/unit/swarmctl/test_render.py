@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.clock import NS_PER_S
+from shoal.docker.objects import ServiceCounts, node_json, service_json, task_json
+from shoal.docker.words import timestamp
 from shoal.errors import InvalidArgument
 from shoal.model.enums import PortProtocol, PublishMode, TaskState
 from shoal.model.types import PortConfig
 from swarmctl.output import objects_text, rows_text
 from swarmctl.render import times
-from swarmctl.render.docker import node_json, service_json, task_json
 from swarmctl.render.loglines import LogStyle, format_line
 from swarmctl.render.pretty import node_text, service_text
 from swarmctl.render.rows import (
@@ -38,7 +39,7 @@ from swarmctl.render.rows import (
     task_row,
 )
 from swarmctl.render.tables import align, display_width, ellipsis, one_line
-from swarmctl.types import Image, ImageConfig, LogLine, ServiceCounts, ServiceEntry
+from swarmctl.types import Image, ImageConfig, LogLine, ServiceEntry
 from tests.unit.swarmctl.rows import (
     NODE_A,
     NOW_NS,
@@ -224,7 +225,7 @@ def test_printed_times_read_back(time_ns):
     fraction_ns = time_ns % 1000  # Python's own parser knows microseconds only
     text = times.padded_timestamp(time_ns)
     assert abs(times.parse_since(text, 0) - (time_ns - fraction_ns)) <= 1000
-    short = times.timestamp(time_ns)
+    short = timestamp(time_ns)
     assert abs(times.parse_since(short, 0) - (time_ns - fraction_ns)) <= 1000
     assert not short.endswith(("0Z", ".Z")) or "." not in short
 

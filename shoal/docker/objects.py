@@ -1,4 +1,4 @@
-"""Rows in the shapes of Docker's API, so that `--format '{{.Spec.Name}}'` works as with docker.
+"""Rows in the shapes of Docker's API, for the API and for `--format`.
 
 Fields that Docker leaves out when empty are left out here, and stay known to templates as absent.
 """
@@ -6,9 +6,13 @@ Fields that Docker leaves out when empty are left out here, and stay known to te
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, assert_never
 
+import msgspec
+
+from shoal.docker.values import OpenMap, Record, record
+from shoal.docker.words import spell, timestamp
 from shoal.model.enums import MountRecursive, MountType
 from shoal.model.objects import Node, Service, Task
 from shoal.model.specs import (
@@ -46,16 +50,14 @@ from shoal.model.types import (
     UpdateConfig,
     UpdateStatus,
 )
-from swarmctl.gotemplate.values import OpenMap, Record
-from swarmctl.parsing.words import spell
-from swarmctl.render.times import timestamp
-from swarmctl.types import ServiceCounts
 
 
-def record(required: Mapping[str, Any], /, **optional: Any) -> Record:
-    """An object; of the optional fields only those that are not empty."""
-    kept = {name: value for name, value in optional.items() if value}
-    return Record({**required, **kept}, absent=[name for name in optional if name not in kept])
+class ServiceCounts(msgspec.Struct, frozen=True):
+    """Tasks of a service by what matters in a list."""
+
+    running: int = 0
+    desired: int = 0
+    completed: int = 0
 
 
 def service_json(service: Service, counts: ServiceCounts | None = None) -> Record:
