@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from engine.containers.defaults import health_check
 from engine.containers.requests import (
     Config,
     HealthConfig,
@@ -16,12 +17,12 @@ from engine.containers.requests import (
     RestartPolicy,
 )
 from shoal.errors import InvalidArgument, Unimplemented
+from shoal.model.health import check_settings
 from shoal.model.row import Row
 from worker.images.oci import Platform
 
 MEMORY_BYTES_MIN = 6 << 20
 _CPUS = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
-_MS = 1_000_000
 _POLICIES = ("", "no", "always", "unless-stopped", "on-failure")
 
 
@@ -158,16 +159,7 @@ def _check_health(health: HealthConfig, facts: NodeFacts) -> None:
     kind = health.test[0] if health.test else "NONE"
     if kind != "NONE" and not facts.can_exec:
         raise Unimplemented("Healthcheck: this version's runtime cannot run a check in a container")
-    if kind not in {"NONE", "CMD", "CMD-SHELL"}:
-        raise InvalidArgument(f'Unknown healthcheck type "{kind}" in Test: use CMD or CMD-SHELL')
-    for name, value in (
-        ("Interval", health.interval), ("Timeout", health.timeout),
-        ("StartPeriod", health.start_period), ("StartInterval", health.start_interval),
-    ):  # fmt: skip
-        if 0 != value < _MS:
-            raise InvalidArgument(f"{name} in Healthcheck cannot be less than 1ms")
-    if health.retries < 0:
-        raise InvalidArgument("Retries in Healthcheck cannot be negative")
+    check_settings(health_check(health))
 
 
 def _check_host(host: HostConfig, facts: NodeFacts) -> None:

@@ -17,13 +17,13 @@ import msgspec
 import structlog
 
 from engine.containers.container import Container
-from engine.containers.defaults import with_image, words
+from engine.containers.defaults import health_check, with_image, words
 from engine.containers.parts import ContainerParts
-from engine.containers.requests import Config, CreateRequest, HealthConfig
+from engine.containers.requests import Config, CreateRequest
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError
 from shoal.model.row import Row
 from worker.images.changes import apply_changes
-from worker.images.model import HealthCheck, Image, ImageConfig
+from worker.images.model import Image, ImageConfig
 from worker.images.oci import health_document
 
 _log = structlog.get_logger()
@@ -164,19 +164,8 @@ def image_config(config: Config) -> ImageConfig:
         exposed_ports=tuple(config.exposed_ports or ()),
         volumes=tuple(config.volumes or ()),
         labels=dict(config.labels or {}),
-        healthcheck=None if check is None else _check(check),
+        healthcheck=None if check is None else health_check(check),
         shell=tuple(config.shell) if config.shell else None,
-    )
-
-
-def _check(check: HealthConfig) -> HealthCheck:
-    return HealthCheck(
-        test=tuple(check.test or ()),
-        interval_ns=check.interval,
-        timeout_ns=check.timeout,
-        start_period_ns=check.start_period,
-        start_interval_ns=check.start_interval,
-        retries=check.retries,
     )
 
 

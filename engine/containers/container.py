@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from engine.containers.health import Health
 from engine.containers.records import Record
 from engine.ports import ContainerState
+from worker.health.core import Health
 from worker.runtime.api import ContainerStatus
 
 _RANKS = {"created": 0, "running": 1, "exited": 2}

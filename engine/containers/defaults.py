@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Iterable
 
 from engine.containers.requests import Config, CreateRequest, HealthConfig, HostConfig
-from worker.images.model import HealthCheck, ImageConfig
+from shoal.model.types import HealthCheck
+from worker.health.core import over_image
+from worker.images.model import ImageConfig
 
 SHM_BYTES = 64 << 20
 RUNTIME = "native"
@@ -92,17 +94,29 @@ def _with_keys(
     return {**{key: {} for key in more}, **(own or {})} or None
 
 
+def health_check(config: HealthConfig) -> HealthCheck:
+    """The check that a container, an image and a service may all have."""
+    return HealthCheck(
+        test=tuple(config.test or ()),
+        interval_ns=config.interval,
+        timeout_ns=config.timeout,
+        start_period_ns=config.start_period,
+        start_interval_ns=config.start_interval,
+        retries=config.retries,
+    )
+
+
 def _health(own: HealthConfig | None, image: HealthCheck | None) -> HealthConfig | None:
-    if image is None or (own is not None and own.test and own.test[0] == "NONE"):
+    merged = over_image(None if own is None else health_check(own), image)
+    if merged is None or image is None:
         return own
-    own = own or HealthConfig()
     return HealthConfig(
-        test=own.test or list(image.test),
-        interval=own.interval or image.interval_ns,
-        timeout=own.timeout or image.timeout_ns,
-        start_period=own.start_period or image.start_period_ns,
-        start_interval=own.start_interval or image.start_interval_ns,
-        retries=own.retries or image.retries,
+        test=list(merged.test),
+        interval=merged.interval_ns,
+        timeout=merged.timeout_ns,
+        start_period=merged.start_period_ns,
+        start_interval=merged.start_interval_ns,
+        retries=merged.retries,
     )
 
 

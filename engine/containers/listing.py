@@ -7,11 +7,11 @@ from typing import Any
 
 from engine.containers import inspect
 from engine.containers.container import Container
-from engine.containers.health import STARTING
 from engine.containers.records import Record
 from engine.http.versions import ApiVersion
 from engine.ports import ContainerView
 from shoal.clock import NS_PER_S
+from worker.health.core import STARTING
 
 _LONG = (("days", 24, 336), ("weeks", 168, 1440), ("months", 720, 17520))
 """Unit, its hours, hours from which on it is too small."""

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from engine.containers.container import Container
-from engine.containers.health import HEALTHY, STARTING, UNHEALTHY
 from engine.containers.networking import parse_port
 from engine.http.filters import Filters
 from shoal.errors import InvalidArgument
+from worker.health.core import HEALTHY, STARTING, UNHEALTHY
 
 ACCEPTED = frozenset((
     "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label",

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from shoal.errors import InvalidArgument
-from worker.images.model import HealthCheck, ImageConfig
+from shoal.model.types import HealthCheck
+from worker.images.model import ImageConfig
 
 _BUILD_ONLY = frozenset(
     {"ADD", "ARG", "COPY", "FROM", "MAINTAINER", "ONBUILD", "RUN", "SHELL", "CROSS_BUILD"}

@@ -11,6 +11,7 @@ import re
 import msgspec
 
 from shoal.errors import InvalidArgument
+from shoal.model.types import HealthCheck
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -52,17 +53,6 @@ class StoreSettings(msgspec.Struct, frozen=True):
     """Unpacking processes at once; more than cores gains nothing."""
     unpack_timeout_s: float = 3600.0
     """Deadline of one unpacking process."""
-
-
-class HealthCheck(msgspec.Struct, frozen=True):
-    """An image's health check. `test` begins with NONE, CMD or CMD-SHELL; times in nanoseconds."""
-
-    test: tuple[str, ...] = ()
-    interval_ns: int = 0
-    timeout_ns: int = 0
-    start_period_ns: int = 0
-    start_interval_ns: int = 0
-    retries: int = 0
 
 
 class ImageConfig(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from shoal.errors import InvalidArgument
-from worker.images.model import HealthCheck, ImageConfig, Layer, digest_hex
+from shoal.model.types import HealthCheck
+from worker.images.model import ImageConfig, Layer, digest_hex
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"

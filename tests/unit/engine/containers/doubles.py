@@ -63,6 +63,9 @@ class Runtime(FakeRuntime):
             await asyncio.sleep(DEADLINE_S)
         return Channel(b"said")
 
+    async def exec_status(self, exec_id: str) -> ExecStatus:
+        raise NotFound(f"exec {exec_id} does not exist")
+
     async def exec_wait(self, exec_id: str) -> ExecStatus:
         return ExecStatus(id=exec_id, container="", exit_code=self.checks.pop(0))
 

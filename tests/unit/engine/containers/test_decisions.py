@@ -19,7 +19,6 @@ from engine.containers import (
 from engine.containers.config import container_config, parse_security, supposed_ground
 from engine.containers.container import newer
 from engine.containers.defaults import command_of, with_host_defaults
-from engine.containers.health import HEALTHY, STARTING, UNHEALTHY, Health, Probe, judged
 from engine.containers.inspect import time_text
 from engine.containers.requests import (
     EndpointConfig,
@@ -34,8 +33,10 @@ from engine.http.errors import Refused
 from engine.http.filters import Filters
 from shoal.clock import NS_PER_S
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError, Unimplemented
+from shoal.model.types import HealthCheck
 from tests.unit.engine.containers.asking import ID, container_of, record_of
-from worker.images.model import HealthCheck, ImageConfig
+from worker.health.core import HEALTHY, STARTING, UNHEALTHY, Health, Probe, judged
+from worker.images.model import ImageConfig
 from worker.runtime.api import ContainerStatus
 
 S = NS_PER_S

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shoal.errors import InvalidArgument
+from shoal.model.types import HealthCheck
 from worker.images.changes import apply_changes
-from worker.images.model import HealthCheck, ImageConfig
+from worker.images.model import ImageConfig
 
 
 def changed(*lines):
