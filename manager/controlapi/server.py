@@ -14,6 +14,7 @@ from manager.ca.replacing import RootChanges
 from manager.ca.signing import STORED_KEYS, Signer
 from manager.controlapi import networks, nodes, services, tokens, validate
 from manager.controlapi.backup import Backups
+from manager.controlapi.explain import explain_service
 from manager.controlapi.file_calls import FileCalls
 from manager.controlapi.filters import filters_of
 from manager.controlapi.select import (
@@ -299,6 +300,14 @@ class ControlServer(FileCalls):
         if self._show_endpoints is None:
             raise Unimplemented("this manager has no endpoints to show: it tells them to no node")
         return self._show_endpoints(request.service)
+
+    @override
+    async def ExplainService(
+        self, request: pb.ExplainServiceRequest, context: Context
+    ) -> pb.ExplainServiceResponse:
+        view = self._store.view
+        service = view.services.resolve(request.service)
+        return explain_service(view, service, now_ns=self._clock.now_ns())
 
     @override
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:

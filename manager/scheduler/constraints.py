@@ -21,6 +21,7 @@ from shoal.model.row import Row
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9\-_.]*")
 _VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")
+_LABELS = ".labels."
 _NODE_LABELS = "node.labels."
 _ENGINE_LABELS = "engine.labels."
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -45,6 +46,20 @@ def parse_constraints(texts: Iterable[str]) -> tuple[Constraint, ...]:
 def node_matches(node: Node, constraints: Iterable[Constraint]) -> bool:
     """Whether every constraint holds for the node."""
     return all(_holds(node, constraint) for constraint in constraints)
+
+
+def value_of(node: Node, key: str) -> str:
+    """What the node has under the key of a constraint; "" when it has nothing there."""
+    lower = key.lower()
+    if lower == "node.ip":
+        return _host(node.status.address)
+    read = _FIELDS.get(lower)
+    if read is not None:
+        return read(node)
+    if lower.startswith((_NODE_LABELS, _ENGINE_LABELS)):
+        start = lower.index(_LABELS) + len(_LABELS)
+        return label_of(node, lower[:start] + key[start:])
+    return ""
 
 
 def normal_architecture(architecture: str) -> str:
@@ -81,31 +96,28 @@ def _parse(text: str) -> Constraint:
 
 
 def _check_key(text: str, key: str) -> None:
-    lower = key.lower()
-    for prefix in (_NODE_LABELS, _ENGINE_LABELS):
-        if lower.startswith(prefix) and len(lower) > len(prefix):
-            return
-    if lower not in _FIELDS and lower != "node.ip":
+    if not _is_known(key.lower()):
         known = ", ".join((*sorted(_FIELDS), "node.ip", "node.labels.NAME", "engine.labels.NAME"))
         raise InvalidArgument(f"constraint {text!r}: {key!r} is no key of a node, use {known}")
+
+
+def _is_known(lower_key: str) -> bool:
+    if lower_key in _FIELDS or lower_key == "node.ip":
+        return True
+    prefixes = (_NODE_LABELS, _ENGINE_LABELS)
+    return lower_key.startswith(prefixes) and lower_key not in prefixes
 
 
 def _holds(node: Node, constraint: Constraint) -> bool:
     key = constraint.key.lower()
     if key == "node.ip":
         return _address_holds(node.status.address, constraint)
-    read = _FIELDS.get(key)
-    if read is not None:
-        actual = read(node)
-    elif key.startswith((_NODE_LABELS, _ENGINE_LABELS)):
-        prefix, _, label = constraint.key.partition(".labels.")
-        actual = label_of(node, f"{prefix.lower()}.labels.{label}")
-    else:
+    if not _is_known(key):
         return False
     wanted = constraint.value
     if key == "node.platform.arch":
         wanted = normal_architecture(wanted)
-    return (actual.lower() == wanted.lower()) is constraint.equal
+    return (value_of(node, constraint.key).lower() == wanted.lower()) is constraint.equal
 
 
 def _address_holds(address: str, constraint: Constraint) -> bool:

@@ -134,7 +134,7 @@ class Scheduling:
         view = self._draft.view
         first = group[0]
         pipeline = Pipeline(first, view)
-        copies = _copies(view, first)
+        copies = copies_of(view, first)
         failures = _failures(view, first, self._now_ns)
         preferences = first.spec.placement.preferences
         waiting = deque(group)
@@ -225,7 +225,7 @@ class Scheduling:
             self._draft.update(task.with_status(status))
 
 
-def _copies(view: View, task: Task) -> dict[str, int]:
+def copies_of(view: View, task: Task) -> dict[str, int]:
     """Wanted tasks of the service by node.
 
     A task that is about to be replaced by a waiting one is not counted: the surplus of a

@@ -91,6 +91,18 @@ class Usage:
                 return None
         return tuple(picked)
 
+    def short_of(self, wishes: Iterable[GenericResource]) -> list[tuple[str, int]]:
+        """Kinds of generic resources of which too little is left, and how much is wished."""
+        return [
+            (kind, count)
+            for kind, count in sorted(_wanted_counts(wishes).items())
+            if self.left_of(kind) < count
+        ]
+
+    def left_of(self, kind: str) -> int:
+        """The most of a kind that one task could get: named pieces and counted ones do not mix."""
+        return max(len(self.generic_names.get(kind, ())), self.generic_counts.get(kind, 0))
+
     def still_has(self, assigned: Iterable[GenericResource]) -> bool:
         """Whether generic resources that a task was given are there and not counted yet."""
         for generic in assigned:

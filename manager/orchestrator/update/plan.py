@@ -83,7 +83,7 @@ def advance(
         if not any(slot.is_due for slot in progress) or not draft.room(service):
             return
         service = _begin(draft, service, now_ns=now_ns)
-    config = _config_of(service)
+    config = config_of(service)
     if _stop_on_failure(draft, service, progress, config, now_ns=now_ns):
         return
     service = _tell(draft, service, hindrance)
@@ -95,12 +95,14 @@ def advance(
         _complete(draft, service, progress, config, now_ns=now_ns)
 
 
-def _config_of(service: Service) -> UpdateConfig:
+def config_of(service: Service) -> UpdateConfig:
+    """The settings in force: those for rollbacks while one is under way."""
     rolling_back = state_of(service) is UpdateState.ROLLBACK_STARTED
     return update_config(service.spec.rollback if rolling_back else service.spec.update)
 
 
-def _monitor_ns(config: UpdateConfig) -> int:
+def monitor_ns_of(config: UpdateConfig) -> int:
+    """How long a slot is watched after it was done, nanoseconds."""
     monitor_ns = config.monitor_ns or 0
     return monitor_ns if config.delay_ns < monitor_ns else config.delay_ns + _MONITOR_MARGIN_NS
 
@@ -171,7 +173,9 @@ def _stop_on_failure(
     failures = [
         failure
         for slot in progress
-        if (failure := slot.failure(monitor_ns=_monitor_ns(config), since_ns=status.started_at_ns))
+        if (
+            failure := slot.failure(monitor_ns=monitor_ns_of(config), since_ns=status.started_at_ns)
+        )
         is not None
     ]
     total = sum(slot.is_due or bool(slot.made) for slot in progress)
@@ -312,7 +316,7 @@ def _complete(
     if any(slot.done_at_ns is None and slot.current for slot in made):
         return
     last_ns = max((slot.done_at_ns or 0 for slot in made), default=0)
-    end_ns = last_ns + _monitor_ns(config)
+    end_ns = last_ns + monitor_ns_of(config)
     if made and now_ns < end_ns:
         draft.wake(end_ns)
         return

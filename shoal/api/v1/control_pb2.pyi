@@ -1165,6 +1165,208 @@ class EndpointNode(_message.Message):
 Global___EndpointNode: _TypeAlias = EndpointNode  # noqa: Y015
 
 @_typing.final
+class ExplainServiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainServiceRequest: _TypeAlias = ExplainServiceRequest  # noqa: Y015
+
+@_typing.final
+class ExplainServiceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_FIELD_NUMBER: _builtins.int
+    DESIRED_TASKS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    NODES_WITHOUT_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    NODES_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    WAITING_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    name: _builtins.str
+    running_tasks: _builtins.int
+    desired_tasks: _builtins.int
+    nodes_left_out: _builtins.int
+    """Nodes and groups of tasks that were left out because there are too many."""
+    waiting_left_out: _builtins.int
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitingTasks]: ...
+    @_builtins.property
+    def nodes_without(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeReasons]:
+        """Of a global service: nodes that have no task of it, with reasons."""
+
+    @_builtins.property
+    def update(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A line for each thing that the update or rollback under way waits for."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskFailure]:
+        """As far as tasks that ended are kept (task history limit), those with most tasks first."""
+
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        running_tasks: _builtins.int = ...,
+        desired_tasks: _builtins.int = ...,
+        waiting: _abc.Iterable[Global___WaitingTasks] | None = ...,
+        nodes_without: _abc.Iterable[Global___NodeReasons] | None = ...,
+        update: _abc.Iterable[_builtins.str] | None = ...,
+        failures: _abc.Iterable[Global___TaskFailure] | None = ...,
+        nodes_left_out: _builtins.int = ...,
+        waiting_left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_tasks", b"desired_tasks", "failures", b"failures", "name", b"name", "nodes_left_out", b"nodes_left_out", "nodes_without", b"nodes_without", "running_tasks", b"running_tasks", "service_id", b"service_id", "update", b"update", "waiting", b"waiting", "waiting_left_out", b"waiting_left_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainServiceResponse: _TypeAlias = ExplainServiceResponse  # noqa: Y015
+
+@_typing.final
+class WaitingTasks(_message.Message):
+    """Tasks that are in one state for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    TASK_IDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    state: _types_pb2.TaskState.ValueType
+    since_ns: _builtins.int
+    """Since when the first of them is in it."""
+    reason: _builtins.str
+    """What they wait for."""
+    @_builtins.property
+    def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of them."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeReasons]:
+        """Of tasks that are to be placed: what each node has against them."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        state: _types_pb2.TaskState.ValueType = ...,
+        since_ns: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        nodes: _abc.Iterable[Global___NodeReasons] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "nodes", b"nodes", "reason", b"reason", "since_ns", b"since_ns", "state", b"state", "task_ids", b"task_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitingTasks: _TypeAlias = WaitingTasks  # noqa: Y015
+
+@_typing.final
+class NodeReasons(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    hostname: _builtins.str
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterReason]:
+        """In the order of the filters; none: the node would do."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        reasons: _abc.Iterable[Global___FilterReason] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hostname", b"hostname", "node_id", b"node_id", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeReasons: _TypeAlias = NodeReasons  # noqa: Y015
+
+@_typing.final
+class FilterReason(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """ready, resources, platform, constraint, encryption, host_port, max_replicas"""
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        filter: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterReason: _TypeAlias = FilterReason  # noqa: Y015
+
+@_typing.final
+class TaskFailure(_message.Message):
+    """Tasks that ended with one error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_AT_NS_FIELD_NUMBER: _builtins.int
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    count: _builtins.int
+    last_at_ns: _builtins.int
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        error: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last_at_ns: _builtins.int = ...,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "last_at_ns", b"last_at_ns", "node_ids", b"node_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskFailure: _TypeAlias = TaskFailure  # noqa: Y015
+
+@_typing.final
 class GetTaskRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -124,6 +124,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.FromString,
                 _registered_method=True)
+        self.ExplainService = channel.unary_unary(
+                '/shoal.api.v1.Control/ExplainService',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/shoal.api.v1.Control/GetTask',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetTaskRequest.SerializeToString,
@@ -328,6 +333,13 @@ class ControlServicer:
 
     def ListServiceEndpoints(self, request, context):
         """Who answers on the ports of a service, and what each node has put in force of that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainService(self, request, context):
+        """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -539,6 +551,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ListServiceEndpoints,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.SerializeToString,
+            ),
+            'ExplainService': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainService,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -1117,6 +1134,33 @@ class Control:
             '/shoal.api.v1.Control/ListServiceEndpoints',
             shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/ExplainService',
+            shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
             options,
             channel_credentials,
             insecure,

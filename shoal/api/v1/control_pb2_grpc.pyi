@@ -39,6 +39,8 @@ class ControlStub:
     RemoveService: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveServiceRequest, _control_pb2.RemoveServiceResponse]
     ListServiceEndpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServiceEndpointsRequest, _control_pb2.ListServiceEndpointsResponse]
     """Who answers on the ports of a service, and what each node has put in force of that."""
+    ExplainService: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainServiceRequest, _control_pb2.ExplainServiceResponse]
+    """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately."""
     GetTask: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]
     ListTasks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListTasksRequest, _control_pb2.ListTasksResponse]
     CreateNetwork: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateNetworkRequest, _control_pb2.CreateNetworkResponse]
@@ -198,6 +200,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_control_pb2.ListServiceEndpointsRequest, _abc.Awaitable[_control_pb2.ListServiceEndpointsResponse]],
     ) -> _abc.Awaitable[_control_pb2.ListServiceEndpointsResponse]:
         """Who answers on the ports of a service, and what each node has put in force of that."""
+
+    @_abc_1.abstractmethod
+    def ExplainService(
+        self,
+        request: _control_pb2.ExplainServiceRequest,
+        context: _aio.ServicerContext[_control_pb2.ExplainServiceRequest, _abc.Awaitable[_control_pb2.ExplainServiceResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ExplainServiceResponse]:
+        """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately."""
 
     @_abc_1.abstractmethod
     def GetTask(
