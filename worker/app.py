@@ -39,6 +39,7 @@ from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
 from worker.agent.files import TaskFiles, remove_others
+from worker.agent.health import HealthChecks
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.news import NewsBoard
 from worker.agent.records import Records
@@ -290,6 +291,7 @@ class Membership:
             reporter=reporter,
             facts=facts,
             clock=self._clock,
+            checks=HealthChecks(self._runtime, self._clock, self._runtime.container_dir),
             userns=userns,
         )
         self._agent = Agent(

@@ -24,6 +24,7 @@ from shoal.model.enums import (
     FailureAction,
     MountType,
 )
+from shoal.model.health import PROGRAM, SHELL, check_settings
 from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
 from shoal.model.reference import parse_reference
@@ -38,6 +39,7 @@ from shoal.model.specs import (
 from shoal.model.types import (
     DisconnectPolicy,
     ExternalCa,
+    HealthCheck,
     Mount,
     Resources,
     RestartPolicy,
@@ -216,7 +218,17 @@ def _container(container: ContainerSpec) -> None:
     options = container.pull_options
     if options is not None and len(options.registry_auth) > REGISTRY_AUTH_MAX:
         raise InvalidArgument(f"registry auth: longer than {REGISTRY_AUTH_MAX} characters")
+    _health_check(container.health_check)
     _unsupported_container(container)
+
+
+def _health_check(check: HealthCheck | None) -> None:
+    if check is None:
+        return
+    check_settings(check)
+    if check.test and check.test[0] in {PROGRAM, SHELL} and not any(check.test[1:2]):
+        raise InvalidArgument("health check: a command must be given after CMD or CMD-SHELL")
+    _no_nul("health check", check.test)
 
 
 def _templates(container: ContainerSpec) -> None:
@@ -233,8 +245,6 @@ def _unsupported_container(container: ContainerSpec) -> None:
         "tty": container.tty,
         "open stdin": container.open_stdin,
         "init": container.init,
-        "health check": container.health_check is not None
-        and container.health_check.test != ("NONE",),
         "isolation": container.isolation not in {"", "default"},
         "credential spec": privileges.credential_spec_config
         or privileges.credential_spec_file

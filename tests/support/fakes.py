@@ -19,6 +19,7 @@ from shoal.model.types import PortConfig
 from worker.images.model import Image, ImageConfig
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStats, ContainerStatus, Runtime
+from worker.runtime.interactive import ExecConfig, ExecStatus
 
 DEADLINE_S = 10.0
 _SIGTERM_EXIT = 143
@@ -68,6 +69,19 @@ class Switchboard:
         return sum(call[0] == operation for call in self.calls)
 
 
+class FakeChannel:
+    """The output of a process that has ended."""
+
+    def __init__(self, output: bytes) -> None:
+        self._output = output
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        yield 1, self._output
+
+    async def close(self) -> None:
+        pass
+
+
 class FakeRuntime(Runtime):
     """Containers that are only written down. Exits come from the test (`exit`)."""
 
@@ -78,6 +92,8 @@ class FakeRuntime(Runtime):
         self.ignore_sigterm: set[str] = set()
         self.exit_at_once: dict[str, int] = {}
         self.hold_events = False
+        self.checks: list[int] = [0]
+        """Exit codes of the next health checks; the last one stays."""
         self._subscribers: list[asyncio.Queue[ContainerStatus]] = []
         self._ended: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._tick = 1_000
@@ -209,6 +225,19 @@ class FakeRuntime(Runtime):
                 yield await queue.get()
         finally:
             self._subscribers.remove(queue)
+
+    async def exec_start(self, container: str, exec_id: str, config: ExecConfig) -> FakeChannel:
+        await self.board.enter("exec_start", exec_id)
+        self.require(container)
+        return FakeChannel(" ".join(config.args).encode())
+
+    async def exec_wait(self, exec_id: str) -> ExecStatus:
+        code = self.checks.pop(0) if len(self.checks) > 1 else self.checks[0]
+        return ExecStatus(id=exec_id, container="", exit_code=code)
+
+    async def exec_status(self, exec_id: str) -> ExecStatus:
+        await self.board.enter("exec_status", exec_id)
+        raise NotFound(f"exec {exec_id} does not exist")
 
     def require(self, container: str) -> ContainerStatus:
         if container not in self.containers:

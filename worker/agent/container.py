@@ -13,7 +13,9 @@ from shoal.model.objects import Task
 from shoal.model.specs import ContainerSpec
 from shoal.model.types import DnsConfig, Driver
 from shoal.model.types import Mount as SpecMount
+from worker.agent.health import HEALTH_LABEL, label_of
 from worker.agent.templates import NodeFacts, expand
+from worker.health.core import check_of, over_image
 from worker.images.model import Image, ImageConfig
 from worker.logs import drivers
 from worker.logs.api import LogDriver, LogSubject
@@ -74,7 +76,8 @@ def container_config(
     driver = log_driver(task)
     size_bytes, files = _log_options(driver)
     env = (*base.env, *(expand(text, task, node) for text in spec.env))
-    labels = _labels(task, image, node, volumes.values())
+    check = check_of(over_image(spec.health_check, base.healthcheck), base.shell)
+    labels = _labels(task, image, node, volumes.values()) | {HEALTH_LABEL: label_of(check)}
     hostname = expand(spec.hostname, task, node) or task.id[:12]
     limits = task.spec.resources.limits
     dns = _resolver(spec.dns, attachment)
@@ -195,12 +198,10 @@ def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, 
 
 def _check_supported(spec: ContainerSpec) -> None:
     """Refuse what the managers of another version may let through and this worker cannot do."""
-    health = spec.health_check
     wishes: dict[str, object] = {
         "tty": spec.tty,
         "open stdin": spec.open_stdin,
         "init": spec.init,
-        "health check": health is not None and health.test != ("NONE",),
         "isolation": spec.isolation not in {"", "default"},
         "seccomp": spec.privileges.seccomp_mode not in {"", "default"},
         "apparmor": spec.privileges.apparmor_mode not in {"", "default"},

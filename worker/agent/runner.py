@@ -35,11 +35,14 @@ from worker.agent.core import (
     listened_ports,
     next_step,
 )
+from worker.agent.health import Checks, TaskHealth, spelled
+from worker.health.core import STARTING, UNHEALTHY, Health
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
 
 RETRY_PAUSE_S = 1.0
 ERROR_LENGTH_MAX = 1_000
+_WAITS_FOR_CHECK = "waiting for a health check to succeed"
 
 Result = TypeVar("Result")
 
@@ -119,6 +122,11 @@ class Surroundings(Protocol):
         ...
 
     @property
+    def checks(self) -> Checks:
+        """Health checks."""
+        ...
+
+    @property
     def clock(self) -> Clock:
         """Stamps statuses."""
         ...
@@ -159,6 +167,8 @@ class TaskRunner:
         self._container: ContainerStatus | None = None
         self._removed = False
         self._doom = ""
+        self._doom_message = "failed"
+        self._health = TaskHealth(node.checks, self._take_health, self.doom)
 
     def want(self, task: Task) -> bool:
         """The manager has sent the task again; True if it wants more than before."""
@@ -183,11 +193,14 @@ class TaskRunner:
 
     async def run(self) -> None:
         """Advance until the task has ended; its resources but the logs are then free."""
-        while True:
-            step = next_step(self.task.status.state, self.task.desired_state)
-            if step is Step.DONE:
-                break
-            await self._advance(step)
+        try:
+            while True:
+                step = next_step(self.task.status.state, self.task.desired_state)
+                if step is Step.DONE:
+                    break
+                await self._advance(step)
+        finally:
+            await self._health.end()
         await self._release()
 
     async def dispose(self, grace_max_s: float | None = None) -> None:
@@ -309,17 +322,41 @@ class TaskRunner:
     async def _settle(self) -> bool:
         """Take the state that the started container has; False when it was not started.
 
-        RUNNING brings the task into the load balancers, so its program has to listen by then.
+        RUNNING brings the task into the load balancers, so its program has to be ready by then.
         """
         if self._container is None or self._container.state == "created":
             return False
-        message = await self._await_listeners()
+        message = await self._await_ready()
         seen = self._container
         if seen.state == "exited":
             self._end(seen)
         elif self._is_pursued():
             self._enter(TaskState.RUNNING, message, container=seen)
         return True
+
+    async def _await_ready(self) -> str:
+        """Wait until the program may get traffic. Result: what is to be said."""
+        if not self._begin_checks():
+            return await self._await_listeners()
+        self._enter(TaskState.STARTING, _WAITS_FOR_CHECK)
+        await self._interruptible(self._health.settled, self._has_ended)
+        return "started"
+
+    def _begin_checks(self) -> bool:
+        """Have the running container's health checked; False when it has no check."""
+        seen = self._container
+        if seen is None or seen.state != "running":
+            return False
+        was_healthy = self.task.status.state is TaskState.RUNNING
+        return self._health.begin(lambda: self._container or seen, was_healthy=was_healthy)
+
+    def _take_health(self, health: Health) -> None:
+        if health.status == UNHEALTHY:
+            self._doom_message = f"failed its health check: {spelled(health)}"
+            self.doom("task: unhealthy container")
+        elif health.status == STARTING and self.task.status.state is TaskState.STARTING:
+            said = f" ({spelled(health)})" if health.log else ""
+            self._enter(TaskState.STARTING, f"{_WAITS_FOR_CHECK}{said}")
 
     async def _await_listeners(self) -> str:
         """Give the program time to listen on the published ports. Result: what is to be said."""
@@ -353,6 +390,7 @@ class TaskRunner:
             except NotFound:
                 self._fail("the container was removed by somebody else")
             return
+        self._begin_checks()
         await self._signal.wait()
 
     async def _stop(self) -> None:
@@ -361,10 +399,11 @@ class TaskRunner:
 
     async def _give_up(self) -> None:
         status = await self._halt(stop_grace_period_ns(self.task.container) / 1e9)
-        self._fail(self._doom, container=status)
+        self._fail(self._doom, self._doom_message, container=status)
 
     async def _halt(self, grace_s: float) -> ContainerStatus | None:
         """Stop the container, by force if its stop signal cannot be sent; None: there is none."""
+        await self._health.end()
         try:
             return await self._node.runtime.stop(self.task.id, grace_s)
         except NotFound:
@@ -396,10 +435,12 @@ class TaskRunner:
                 error = f"task: out of memory (exit {status.exit_code})"
         self._enter(state, message, error=error, container=status)
 
-    def _fail(self, reason: str, *, container: ContainerStatus | None = None) -> None:
+    def _fail(
+        self, reason: str, message: str = "failed", *, container: ContainerStatus | None = None
+    ) -> None:
         state = failure_state(self.task.status.state)
         _log.warning("task.failed", task_id=self.task.id, state=state.name, reason=reason)
-        self._enter(state, "failed", error=reason, container=container)
+        self._enter(state, message, error=reason, container=container)
 
     def _note(self, reason: str) -> None:
         """Show why the task does not get further, once."""

@@ -23,6 +23,7 @@ from shoal.model.types import TaskStatus
 from worker.agent.container import TASK_ID_LABEL, container_config, log_driver
 from worker.agent.core import failure_state, listened_ports
 from worker.agent.files import TaskFiles
+from worker.agent.health import Checks, check_in
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.runner import Networks, TaskRunner, reported
@@ -79,6 +80,7 @@ class NodeTasks:
         reporter: Reporter,
         facts: NodeFacts,
         clock: Clock,
+        checks: Checks,
         userns: IdMap | None = None,
     ) -> None:
         """userns: the ids of the containers; None: the node's."""
@@ -88,6 +90,7 @@ class NodeTasks:
         self.volumes = volumes
         self.files = files
         self.clock = clock
+        self.checks = checks
         self.starts = asyncio.Semaphore(STARTS_MAX)
         self._images = images
         self._records = records
@@ -326,7 +329,7 @@ def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
         return task.with_status(lost)
     reached = {
         "created": state,
-        "running": _reached_by_running(task),
+        "running": _reached_by_running(task, container),
         "exited": max(state, TaskState.STARTING),
     }[container.state]
     if reached is state:
@@ -341,9 +344,10 @@ def adopt(task: Task, container: ContainerStatus | None, now_ns: int) -> Task:
     return task.with_status(status)
 
 
-def _reached_by_running(task: Task) -> TaskState:
-    """Whether the program was seen to listen is asked anew where nothing says that it was."""
-    is_sure = task.status.state is TaskState.RUNNING or not listened_ports(task)
+def _reached_by_running(task: Task, container: ContainerStatus) -> TaskState:
+    """Whether the program was seen to be ready is asked anew where nothing says that it was."""
+    was_ready = task.status.state is TaskState.RUNNING
+    is_sure = was_ready or not (listened_ports(task) or check_in(container.labels))
     return TaskState.RUNNING if is_sure else TaskState.STARTING
 
 

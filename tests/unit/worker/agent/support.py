@@ -14,6 +14,7 @@ from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import Annotations, Endpoint, PortConfig, TaskStatus
 from tests.support.fakes import DEADLINE_S, FakeClock, FakeImages, FakeNetworks, FakeRuntime
 from worker.agent.files import TaskFiles
+from worker.agent.health import HealthChecks
 from worker.agent.records import Records
 from worker.agent.reporter import Reporter
 from worker.agent.tasks import NodeTasks
@@ -118,8 +119,14 @@ class FakeNode:
             reporter=self.reporter,
             facts=FACTS,
             clock=self.clock,
+            checks=HealthChecks(self.runtime, self.clock, self.container_dir),
         )
         self._events: asyncio.Task[None] | None = None
+
+    def container_dir(self, container: str) -> str:
+        place = self.directory / "containers" / container
+        place.mkdir(parents=True, exist_ok=True)
+        return str(place)
 
     async def __aenter__(self) -> FakeNode:
         await self.tasks.restore()

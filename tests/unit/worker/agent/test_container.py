@@ -193,7 +193,6 @@ def test_what_other_log_drivers_tell_the_logger():
         ("tty", {"tty": True}),
         ("open stdin", {"open_stdin": True}),
         ("init", {"init": True}),
-        ("health check", {"health_check": HealthCheck(test=("CMD", "true"))}),
         ("isolation", {"isolation": "hyperv"}),
         ("seccomp", {"privileges": Privileges(seccomp_mode="unconfined")}),
         ("apparmor", {"privileges": Privileges(apparmor_mode="disabled")}),
