@@ -11,6 +11,7 @@ from shoal.clock import SystemClock
 from shoal.docker.objects import service_json
 from shoal.errors import InvalidArgument
 from swarmctl import output
+from swarmctl.commands.service_explain import explain
 from swarmctl.commands.service_logs import service_logs
 from swarmctl.commands.service_run import run_service
 from swarmctl.commands.service_write import (
@@ -52,6 +53,7 @@ service.add_command(scale_services)
 service.add_command(rollback_service)
 service.add_command(remove_services)
 service.add_command(service_logs)
+service.add_command(explain)
 
 
 @service.command("ls")

@@ -36,7 +36,7 @@ def waits_of(view: View, service: Service, *, now_ns: int) -> tuple[str, ...]:
     if hindrance:
         return (_numbers(taking), f"no slot is begun: {hindrance}")
     config = config_of(service)
-    return (_numbers(taking), *_steps(taking, config, now_ns=now_ns))
+    return (_numbers(taking), *_steps(view, taking, config, now_ns=now_ns))
 
 
 def _numbers(slots: Sequence[SlotProgress]) -> str:
@@ -46,10 +46,12 @@ def _numbers(slots: Sequence[SlotProgress]) -> str:
     return f"{done} of {len(slots)} slots done, {on_the_way} on the way, {due} not begun"
 
 
-def _steps(slots: Sequence[SlotProgress], config: UpdateConfig, *, now_ns: int) -> Iterator[str]:
+def _steps(
+    view: View, slots: Sequence[SlotProgress], config: UpdateConfig, *, now_ns: int
+) -> Iterator[str]:
     on_the_way = [one for one in slots if _is_on_the_way(one)]
     for one in on_the_way[:SLOTS_MAX]:
-        yield f"{_place(one)}: {_standing(one.current[-1])}"
+        yield f"{_place(view, one)}: {_standing(one.current[-1])}"
     if len(on_the_way) > SLOTS_MAX:
         yield f"{len(on_the_way) - SLOTS_MAX} more slots on the way"
     made = [one.done_at_ns or 0 for one in slots if one.made and not _is_on_the_way(one)]
@@ -69,8 +71,11 @@ def _is_on_the_way(one: SlotProgress) -> bool:
     return bool(one.made and one.current) and one.done_at_ns is None
 
 
-def _place(one: SlotProgress) -> str:
-    return f"slot {one.slot.number}" if one.slot.number else f"node {one.slot.node_id}"
+def _place(view: View, one: SlotProgress) -> str:
+    if not one.slot.node_id:
+        return f"slot {one.slot.number}"
+    node = view.nodes.get(one.slot.node_id)
+    return f"node {(node and node.description.hostname) or one.slot.node_id}"
 
 
 def _standing(task: Task) -> str:

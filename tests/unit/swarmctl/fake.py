@@ -309,6 +309,30 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
         return control_pb2.GetNetworkResponse(network=to_pb(network, objects_pb2.Network))
 
     @answered
+    def ExplainService(self, request, context):
+        service = self.state.service(request.service)
+        at_ns = time.time_ns() - 65 * 10**9
+        reasons = [
+            control_pb2.FilterReason(filter="host_port", text="port 80/tcp\nis in use"),
+            control_pb2.FilterReason(filter="constraint", text="node.role==x: the node has none"),
+        ]
+        waiting = control_pb2.WaitingTasks(
+            count=3, task_ids=["t1", "t2"], state=types_pb2.TASK_STATE_PENDING,
+            since_ns=at_ns, reason="no suitable node",
+            nodes=[control_pb2.NodeReasons(node_id=NODE_A, hostname="alpha", reasons=reasons),
+                   control_pb2.NodeReasons(node_id="beta")],
+        )  # fmt: skip
+        failure = control_pb2.TaskFailure(
+            error="exit 7", count=2, last_at_ns=at_ns, node_ids=[NODE_A]
+        )
+        return control_pb2.ExplainServiceResponse(
+            service_id=service.id, name=service.spec.annotations.name, running_tasks=1,
+            desired_tasks=4, waiting=[waiting], update=["slot 1: waits"], failures=[failure],
+            nodes_without=[control_pb2.NodeReasons(node_id="gamma", reasons=reasons[1:])],
+            nodes_left_out=5,
+        )  # fmt: skip
+
+    @answered
     def ListServiceEndpoints(self, request, context):
         service = self.state.service(request.service) if request.service else Service()
         ready, draining = (

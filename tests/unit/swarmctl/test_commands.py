@@ -329,6 +329,36 @@ def test_service_endpoints(daemon):
     assert run("service", "endpoints", "db", host=daemon.address).exit_code == 3
 
 
+def test_service_explain(daemon):
+    create(daemon)
+    shown = run("service", "explain", "web", host=daemon.address).output
+    assert shown.splitlines() == [
+        "web: 1 of 4 tasks run",
+        "",
+        "3 tasks pending for about a minute: no suitable node",
+        "  t1, t2, 1 more",
+        "  NODE    FILTER       REASON",
+        "  alpha   host port    port 80/tcp is in use",
+        "          constraint   node.role==x: the node has none",
+        "  beta    -            would do: a task is placed in a moment",
+        "",
+        "Nodes without a task:",
+        "  NODE    FILTER       REASON",
+        "  gamma   constraint   node.role==x: the node has none",
+        "",
+        "Update:",
+        "  slot 1: waits",
+        "",
+        "Failures of the tasks that are kept:",
+        "  2 times exit 7: the last about a minute ago on alpha",
+        "",
+        "Left out: 0 tasks and 5 lines of nodes, what is missing here is more than an answer holds",
+    ]
+    form = ("--format", "{{range .Waiting}}{{.State}} {{.Count}}{{end}} {{.DesiredTasks}}")
+    assert run("service", "explain", *form, "web", host=daemon.address).output == "pending 3 4\n"
+    assert run("service", "explain", "db", host=daemon.address).exit_code == 3
+
+
 def test_service_ls_ps_inspect(daemon):
     create(daemon, "-p", "8080:80")
     line = run("service", "ls", host=daemon.address).output.splitlines()[1].split()
