@@ -208,6 +208,16 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
         DURATION,
         "How long a started task may take to listen on its published ports (default 5s)",
     ),
+    (("--health-cmd",), click.STRING, "Shell command that checks the health of a task (exit 0)"),
+    (("--health-interval",), DURATION, "Time between two checks (default 30s)"),
+    (("--health-timeout",), DURATION, "Most time a check may take (default 30s)"),
+    (("--health-retries",), COUNT, "Failures in a row that make a task unhealthy (default 3)"),
+    (
+        ("--health-start-period",),
+        DURATION,
+        "Time after a start in which failures do not count (default 0s)",
+    ),
+    (("--health-start-interval",), DURATION, "Time between two checks in it (default 5s)"),
     (("--oom-score-adj",), Parsed("score", _score), "Preference of the OOM killer, -1000..1000"),
     (("--limit-cpu",), CPUS, "Limit of CPUs"),
     (("--limit-memory",), BYTES, "Limit of memory"),
@@ -290,6 +300,8 @@ def _common() -> list[Option]:
         *_update_options("rollback", " of tasks", (FailureAction.PAUSE, FailureAction.CONTINUE)),
         click.option("--with-registry-auth", is_flag=True, default=None,
                      help="Give the nodes your login at the image's registry"),
+        click.option("--no-healthcheck", is_flag=True, default=None,
+                     help="Check no health, also where the image says how"),
         click.option("--cap-add", multiple=True, help="Add a capability"),
         click.option("--cap-drop", multiple=True, help="Drop a capability"),
         click.option("--log-opt", type=Parsed("key=value", parse_log_option), multiple=True,
@@ -319,11 +331,9 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
 
 
 _REFUSED_VALUES = (
-    "credential-spec", "health-cmd", "health-interval",
-    "health-retries", "health-start-interval", "health-start-period", "health-timeout",
-    "isolation",
+    "credential-spec", "isolation",
 )  # fmt: skip
-_REFUSED_SWITCHES = ("init", "no-healthcheck", "tty")
+_REFUSED_SWITCHES = ("init", "tty")
 
 
 def _refused() -> list[Option]:

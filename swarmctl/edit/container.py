@@ -8,6 +8,7 @@ from shoal.model.files import FileRow
 from shoal.model.objects import Secret
 from shoal.model.specs import ContainerSpec, ServiceSpec
 from shoal.model.types import DnsConfig, FileReference, Mount, Ulimit
+from swarmctl.edit.health import edit_health
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 
 _PLAIN = {
@@ -59,6 +60,7 @@ def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
             remove=flags.get("ulimit_rm", ()),
             key=_limit_name,
         ),
+        health_check=edit_health(container.health_check, flags),
         capability_add=add,
         capability_drop=drop,
         privileges=privileges,

@@ -81,12 +81,12 @@ class Probing:
                 await one.judged(health)
 
     async def end(self, exec_id: str) -> None:
-        """Kill a check's process if it still runs. Never raises."""
+        """Kill a check's process, and what it has started, if it still runs. Never raises."""
         with suppress(SwarmError, OSError, TimeoutError):
             async with asyncio.timeout(_END_S):
                 status = await self._runtime.exec_status(exec_id)
                 if status.exit_code is None and status.pid > 0:
-                    os.kill(status.pid, signal.SIGKILL)
+                    _kill(status.pid)
                     await self._runtime.exec_wait(exec_id)
 
     async def _probe(self, one: Checked, check: Check) -> Probe:
@@ -124,6 +124,14 @@ class Probing:
         code = -1 if status.exit_code is None else status.exit_code
         one.told("exec_die", {**told, "exitCode": str(code)})
         return code, status.error or output
+
+
+def _kill(pid: int) -> None:
+    """The runtime gives each such process a session, and so a group, of its own."""
+    if os.getpgid(pid) == pid:
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGKILL)
 
 
 async def _read(channel: Channel) -> str:

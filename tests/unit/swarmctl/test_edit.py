@@ -17,7 +17,7 @@ from shoal.model.enums import (
     UpdateOrder,
 )
 from shoal.model.specs import GlobalMode, ServiceSpec
-from shoal.model.types import DisconnectPolicy, Driver, PortConfig
+from shoal.model.types import DisconnectPolicy, Driver, HealthCheck, PortConfig
 from swarmctl.commands.service_write import create_service, flags_of, update_service
 from swarmctl.edit.container import edit_capabilities
 from swarmctl.edit.lists import merged
@@ -38,6 +38,13 @@ CREATED = [
     ("--dns-search", "a.test", "task.runtime.dns.search", ("a.test",)),
     ("--dns-option", "ndots:2", "task.runtime.dns.options", ("ndots:2",)),
     ("--sysctl", "net.x=1", "task.runtime.sysctls", {"net.x": "1"}),
+    ("--health-cmd", "up", "task.runtime.health_check.test", ("CMD-SHELL", "up")),
+    ("--health-interval", "2s", "task.runtime.health_check.interval_ns", 2_000_000_000),
+    ("--health-timeout", "2s", "task.runtime.health_check.timeout_ns", 2_000_000_000),
+    ("--health-retries", "2", "task.runtime.health_check.retries", 2),
+    ("--health-start-period", "2s", "task.runtime.health_check.start_period_ns", 2_000_000_000),
+    ("--health-start-interval", "2s", "task.runtime.health_check.start_interval_ns", 2_000_000_000),
+    ("--no-healthcheck", None, "task.runtime.health_check.test", ("NONE",)),
     ("--hostname", "h", "task.runtime.hostname", "h"),
     ("--workdir", "/w", "task.runtime.dir", "/w"),
     ("--user", "1:2", "task.runtime.user", "1:2"),
@@ -219,7 +226,7 @@ def test_env_files_go_before_env(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--isolation", "x"], ["--health-cmd", "x"], ["--tty"], ["--init"],
+        ["--isolation", "x"], ["--credential-spec", "x"], ["--tty"], ["--init"],
     ],
 )  # fmt: skip
 def test_what_the_daemons_cannot_do_is_refused(arguments):
@@ -228,7 +235,7 @@ def test_what_the_daemons_cannot_do_is_refused(arguments):
 
 
 def test_update_refuses_the_same():
-    for arguments in (["--isolation", "x"], ["--health-cmd", "x"]):
+    for arguments in (["--isolation", "x"], ["--credential-spec", "x"]):
         with pytest.raises(click.UsageError, match="not supported by this version"):
             update_service.make_context("x", [*arguments, "web"])
 
@@ -282,3 +289,30 @@ def test_going_back_to_replace_drops_the_wait():
     )
     back = edit_service(waits, {"disconnect_action": DisconnectAction.REPLACE})
     assert back.task.disconnect == DisconnectPolicy()
+
+
+def test_the_health_check_of_a_service():
+    flags = parsed(
+        create_service, "--health-cmd", "curl -f x", "--health-interval", "2s",
+        "--health-timeout", "1s", "--health-retries", "4", "--health-start-period", "3s",
+        "--health-start-interval", "500ms", "web:1",
+    )  # fmt: skip
+    made = edit_service(a_spec(), flags)
+    assert made.task.runtime.health_check == HealthCheck(
+        test=("CMD-SHELL", "curl -f x"),
+        interval_ns=2_000_000_000,
+        timeout_ns=1_000_000_000,
+        retries=4,
+        start_period_ns=3_000_000_000,
+        start_interval_ns=500_000_000,
+    )
+    off = edit_service(made, parsed(update_service, "--no-healthcheck", "web"))
+    assert off.task.runtime.health_check == HealthCheck(test=("NONE",))
+    again = edit_service(off, parsed(update_service, "--health-retries", "5", "web"))
+    assert again.task.runtime.health_check == HealthCheck(retries=5)
+    image = edit_service(made, parsed(update_service, "--health-cmd", "", "web"))
+    assert image.task.runtime.health_check.test == ()
+    assert edit_service(a_spec(), {}).task.runtime.health_check is None
+    both = parsed(create_service, "--no-healthcheck", "--health-retries", "2", "web:1")
+    with pytest.raises(InvalidArgument, match="--no-healthcheck conflicts with --health"):
+        edit_service(a_spec(), both)
