@@ -1,10 +1,20 @@
 r"""Placement constraints: `node.labels.zone == east`.
 
-Grammar: KEY OP VALUE with OP `==` or `!=`, spaces around each free. KEY starts with a letter or
-`_`, then letters, digits, `-`, `_`, `.`; VALUE holds letters, digits and `: - _ . * ( ) ? + [ ]
-\ ^ $ | /` and spaces inside; none of these symbols has a meaning. All constraints of a task must
-hold. Values compare without regard to case, label names with it. A label that a node does not
-have counts as empty. Swarm lets a key pass that nobody knows and never matches it; here it is
+Grammar, spaces around operators free, words in lower case:
+
+    KEY == VALUE    KEY != VALUE                     without regard to case
+    KEY ~= PATTERN                                   the whole value; `*`, `?`, `[abc]` as in shells
+    KEY < NUMBER    KEY <= ..   KEY > ..   KEY >= .. labels that hold decimal numbers
+    KEY in (VALUE, ...)    KEY notin (VALUE, ...)
+    KEY exists
+
+KEY starts with a letter or `_`, then letters, digits, `-`, `_`, `.`; VALUE holds letters, digits
+and `: - _ . * ( ) ? + [ ] \ ^ $ | /` and spaces inside, which mean nothing but in a PATTERN. All
+constraints of a task must hold. Label names compare with regard to case. A label that a node does
+not have counts as empty, and is no number. Patterns are not regular expressions, some of which
+take exponential time: constraints are tried on every node by the one who leads.
+
+Swarm has `==` and `!=`. It lets a key pass that nobody knows and never matches it; here it is
 refused with the list of those that exist, since the service could never run.
 """
 
@@ -12,27 +22,63 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from operator import ge, gt, le, lt
 
 from shoal.errors import InvalidArgument
 from shoal.model.enums import NodeRole
 from shoal.model.objects import Node
 from shoal.model.row import Row
 
+
+class Operator(StrEnum):
+    """How a constraint compares, as it is written."""
+
+    EQUAL = "=="
+    UNEQUAL = "!="
+    LIKE = "~="
+    BELOW = "<"
+    AT_MOST = "<="
+    ABOVE = ">"
+    AT_LEAST = ">="
+    IN = "in"
+    NOT_IN = "notin"
+    EXISTS = "exists"
+
+
+VALUES_MAX = 64
+"""Values that one `in` or `notin` may list: each is compared on every node."""
+
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9\-_.]*")
 _VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")
-_LABELS = ".labels."
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,9})?")
+_SYMBOL = re.compile(r"==|!=|~=|<=|>=|<|>")
+_LIST = re.compile(r"\s*(\S+)\s+(in|notin)\s*\((.*)\)\s*", re.DOTALL)
+_EXISTS = re.compile(r"\s*(\S+)\s+exists\s*")
+_FORMS = "KEY==VALUE, !=, ~=, <, <=, >, >=, KEY in (VALUE, ...), KEY notin (VALUE, ...), KEY exists"
+_COMPARISONS: dict[Operator, Callable[[Decimal, Decimal], bool]] = {
+    Operator.BELOW: lt,
+    Operator.AT_MOST: le,
+    Operator.ABOVE: gt,
+    Operator.AT_LEAST: ge,
+}
+_NEGATED = frozenset({Operator.UNEQUAL, Operator.NOT_IN})
 _NODE_LABELS = "node.labels."
 _ENGINE_LABELS = "engine.labels."
+_ADDRESS = "node.ip"
+_ARCHITECTURE = "node.platform.arch"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Constraint(Row, frozen=True):
-    """One parsed constraint. `equal` is False for `!=`."""
+    """One parsed constraint. `values`: several with `in` and `notin`, none with `exists`."""
 
     key: str
-    equal: bool
-    value: str
+    operator: Operator
+    values: tuple[str, ...] = ()
 
 
 def parse_constraints(texts: Iterable[str]) -> tuple[Constraint, ...]:
@@ -51,15 +97,12 @@ def node_matches(node: Node, constraints: Iterable[Constraint]) -> bool:
 def value_of(node: Node, key: str) -> str:
     """What the node has under the key of a constraint; "" when it has nothing there."""
     lower = key.lower()
-    if lower == "node.ip":
+    if lower == _ADDRESS:
         return _host(node.status.address)
     read = _FIELDS.get(lower)
     if read is not None:
         return read(node)
-    if lower.startswith((_NODE_LABELS, _ENGINE_LABELS)):
-        start = lower.index(_LABELS) + len(_LABELS)
-        return label_of(node, lower[:start] + key[start:])
-    return ""
+    return label_of(node, _descriptor(key))
 
 
 def normal_architecture(architecture: str) -> str:
@@ -69,64 +112,136 @@ def normal_architecture(architecture: str) -> str:
 
 def label_of(node: Node, descriptor: str) -> str:
     """Value of a `node.labels.X` or `engine.labels.X` descriptor; "" where there is none."""
+    labels, name = _labels_of(node, descriptor)
+    return labels.get(name, "")
+
+
+def _has_label(node: Node, key: str) -> bool:
+    """Whether a label is there, be its value empty."""
+    labels, name = _labels_of(node, _descriptor(key))
+    return name in labels
+
+
+def _labels_of(node: Node, descriptor: str) -> tuple[Mapping[str, str], str]:
+    """The labels that a descriptor means, and the name in them."""
     if descriptor.startswith(_NODE_LABELS):
-        return node.spec.annotations.labels.get(descriptor[len(_NODE_LABELS) :], "")
+        return node.spec.annotations.labels, descriptor[len(_NODE_LABELS) :]
     if descriptor.startswith(_ENGINE_LABELS):
-        return node.description.engine.labels.get(descriptor[len(_ENGINE_LABELS) :], "")
-    return ""
+        return node.description.engine.labels, descriptor[len(_ENGINE_LABELS) :]
+    return {}, ""
+
+
+def _descriptor(key: str) -> str:
+    """The key of a label with its prefix in lower case: names keep theirs."""
+    for prefix in (_NODE_LABELS, _ENGINE_LABELS):
+        if key.lower().startswith(prefix):
+            return prefix + key[len(prefix) :]
+    return key
 
 
 def _parse(text: str) -> Constraint:
-    for operator in ("==", "!="):
-        key, found, value = text.partition(operator)
-        if not found:
-            continue
-        key, value = key.strip(), value.strip()
-        if not _KEY.fullmatch(key):
-            raise InvalidArgument(
-                f"constraint {text!r}: key {key!r} must start with a letter or _ and go on with "
-                "letters, digits, -, _ or ."
-            )
+    constraint = _read(text)
+    if not _KEY.fullmatch(constraint.key):
+        raise InvalidArgument(
+            f"constraint {text!r}: key {constraint.key!r} must start with a letter or _ and go on "
+            "with letters, digits, -, _ or ."
+        )
+    for value in constraint.values:
         if not _VALUE.fullmatch(value):
             raise InvalidArgument(f"constraint {text!r}: value {value!r} is empty or has a sign "
                                   "that is not allowed")  # fmt: skip
-        _check_key(text, key)
-        return Constraint(key=key, equal=operator == "==", value=value)
-    raise InvalidArgument(f"constraint {text!r}: must be KEY==VALUE or KEY!=VALUE")
+    _check_key(text, constraint.key)
+    if constraint.operator in _COMPARISONS:
+        _check_comparison(text, constraint)
+    return constraint
+
+
+def _read(text: str) -> Constraint:
+    """The parts, not looked at yet."""
+    symbol = _SYMBOL.search(text)
+    if symbol is not None:
+        key, value = text[: symbol.start()].strip(), text[symbol.end() :].strip()
+        return Constraint(key, Operator(symbol.group()), (value,))
+    if listed := _LIST.fullmatch(text):
+        key, word, inside = listed.groups()
+        values = tuple(value.strip() for value in inside.split(","))
+        if len(values) > VALUES_MAX:
+            raise InvalidArgument(
+                f"constraint {text[:80]!r}...: {len(values)} values, at most {VALUES_MAX} may be"
+            )
+        return Constraint(key, Operator(word), values)
+    if asked := _EXISTS.fullmatch(text):
+        return Constraint(asked.group(1), Operator.EXISTS)
+    raise InvalidArgument(f"constraint {text!r}: must be one of {_FORMS}")
 
 
 def _check_key(text: str, key: str) -> None:
     if not _is_known(key.lower()):
-        known = ", ".join((*sorted(_FIELDS), "node.ip", "node.labels.NAME", "engine.labels.NAME"))
+        known = ", ".join((*sorted(_FIELDS), _ADDRESS, "node.labels.NAME", "engine.labels.NAME"))
         raise InvalidArgument(f"constraint {text!r}: {key!r} is no key of a node, use {known}")
 
 
+def _check_comparison(text: str, constraint: Constraint) -> None:
+    if not _is_label(constraint.key.lower()):
+        raise InvalidArgument(
+            f"constraint {text!r}: {constraint.operator} compares numbers, which only labels hold"
+        )
+    if not _NUMBER.fullmatch(constraint.values[0]):
+        raise InvalidArgument(
+            f"constraint {text!r}: {constraint.values[0]!r} is no decimal number such as 16 or 2.5"
+        )
+
+
 def _is_known(lower_key: str) -> bool:
-    if lower_key in _FIELDS or lower_key == "node.ip":
-        return True
+    return lower_key in _FIELDS or lower_key == _ADDRESS or _is_label(lower_key)
+
+
+def _is_label(lower_key: str) -> bool:
     prefixes = (_NODE_LABELS, _ENGINE_LABELS)
     return lower_key.startswith(prefixes) and lower_key not in prefixes
 
 
 def _holds(node: Node, constraint: Constraint) -> bool:
     key = constraint.key.lower()
-    if key == "node.ip":
-        return _address_holds(node.status.address, constraint)
     if not _is_known(key):
         return False
-    wanted = constraint.value
-    if key == "node.platform.arch":
-        wanted = normal_architecture(wanted)
-    return (value_of(node, constraint.key).lower() == wanted.lower()) is constraint.equal
+    actual = value_of(node, constraint.key)
+    match constraint.operator:
+        case Operator.EXISTS:
+            return bool(actual) or _has_label(node, constraint.key)
+        case Operator.LIKE:
+            return fnmatchcase(actual.lower(), _comparable(key, constraint.values[0]))
+        case Operator.BELOW | Operator.AT_MOST | Operator.ABOVE | Operator.AT_LEAST:
+            return _compares(actual, constraint)
+        case _ if key == _ADDRESS:
+            return _address_holds(actual, constraint)
+        case _:
+            wanted = {_comparable(key, value) for value in constraint.values}
+            return (actual.lower() in wanted) is not (constraint.operator in _NEGATED)
+
+
+def _comparable(key: str, value: str) -> str:
+    return normal_architecture(value) if key == _ARCHITECTURE else value.lower()
+
+
+def _compares(actual: str, constraint: Constraint) -> bool:
+    """A label that is no number holds no comparison, also not the opposite one."""
+    number = actual.strip()
+    if not _NUMBER.fullmatch(number):
+        return False
+    compare = _COMPARISONS[constraint.operator]
+    return compare(Decimal(number), Decimal(constraint.values[0]))
 
 
 def _address_holds(address: str, constraint: Constraint) -> bool:
+    """Addresses are in networks. What is none of both holds nothing, also not the opposite."""
     try:
-        actual = ipaddress.ip_address(_host(address))
-        network = ipaddress.ip_network(constraint.value, strict=False)
+        actual = ipaddress.ip_address(address)
+        networks = [ipaddress.ip_network(value, strict=False) for value in constraint.values]
     except ValueError:
         return False
-    return (actual in network) is constraint.equal
+    inside = any(actual in network for network in networks)
+    return inside is not (constraint.operator in _NEGATED)
 
 
 def _host(address: str) -> str:
@@ -145,5 +260,5 @@ _FIELDS: dict[str, Callable[[Node], str]] = {
     "node.hostname": lambda node: node.description.hostname,
     "node.role": _role,
     "node.platform.os": lambda node: node.description.platform.os,
-    "node.platform.arch": lambda node: normal_architecture(node.description.platform.architecture),
+    _ARCHITECTURE: lambda node: normal_architecture(node.description.platform.architecture),
 }

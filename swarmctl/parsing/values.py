@@ -19,6 +19,9 @@ ULIMIT_NAMES = (
 LOG_OPTIONS = frozenset().union(*TASK_OPTIONS.values())
 LOG_SIZE_BYTES_MIN = 4096
 
+_CONSTRAINT = re.compile(
+    r"\s*[^\s=!~<>]+\s*(?:(?:==|!=|~=|<=?|>=?)\s*\S.*|\s(?:in|notin)\s*\(.+\)\s*|\sexists\s*)"
+)
 _LOG_SIZE = re.compile(r"\d+(?:[kmg](?:i?b)?|b)?", re.IGNORECASE)
 
 
@@ -136,12 +139,13 @@ def parse_command(text: str) -> tuple[str, ...]:
 
 
 def parse_constraint(text: str) -> str:
-    """`key==value` or `key!=value`, passed on as written; the manager knows the keys."""
-    for operator in ("==", "!="):
-        key, found, value = text.partition(operator)
-        if found and key.strip() and value.strip():
-            return text
-    raise InvalidArgument(f"{text!r}: write key==value or key!=value, as in node.role==worker")
+    """A constraint, passed on as written; the manager knows keys and values."""
+    if not _CONSTRAINT.fullmatch(text):
+        raise InvalidArgument(
+            f"{text!r}: write KEY==VALUE, !=, ~=, <, <=, > or >=, KEY in (VALUE, ...), "
+            "KEY notin (VALUE, ...) or KEY exists, as in node.role==worker"
+        )
+    return text
 
 
 def _limit(text: str, whole: str) -> int:

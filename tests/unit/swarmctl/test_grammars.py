@@ -368,9 +368,16 @@ def test_log_options():
 
 
 def test_constraints_pass_as_written():
-    for text in ("node.role==worker", "node.labels.a != b", "node.hostname==a=b"):
+    for text in (
+        "node.role==worker", "node.labels.a != b", "node.hostname==a=b", "node.labels.n>=16",
+        "node.labels.n < 2", "node.hostname~=db-*", "node.labels.a in (b, c)",
+        "node.labels.a notin (b)", "node.labels.a exists",
+    ):  # fmt: skip
         assert values.parse_constraint(text) == text
-    for text in ("node.role", "node.role=worker", "==x", "node.id=="):
+    for text in (
+        "node.role", "node.role=worker", "==x", "node.id==", "node.labels.a<", "node.labels.a in b",
+        "node.labels.a in ()", "exists", "node.labels.a exists b",
+    ):  # fmt: skip
         with pytest.raises(InvalidArgument):
             values.parse_constraint(text)
 
