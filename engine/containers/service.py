@@ -20,6 +20,7 @@ from engine.containers.records import RecordFiles
 from engine.ports import Event, Events
 from shoal.errors import FailedPrecondition, ResourceExhausted
 from shoal.model.row import Row
+from worker.health.core import Health
 from worker.runtime.api import ContainerStatus, Runtime
 from worker.runtime.interactive import InteractiveRuntime
 
@@ -103,6 +104,21 @@ class Containers:
         return sorted(
             self._by_id.values(), key=lambda one: (one.record.created_at_ns, one.id), reverse=True
         )
+
+    async def refresh_health(self, *chosen: Container) -> None:
+        """Look up what the agent knows of the health of tasks among these containers."""
+
+        def read() -> list[Health | None]:
+            return [
+                None if one.status is None
+                else tasks.health_of(one.status, self._container_dir(one.id))
+                for one in theirs
+            ]  # fmt: skip
+
+        theirs = [one for one in chosen if one.task]
+        if theirs:
+            for one, health in zip(theirs, await asyncio.to_thread(read), strict=True):
+                one.health = health
 
     async def started(self, container: str) -> None:
         """Return when the container runs or has ended after running, or is gone."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from engine.containers.records import Record
-from engine.containers.requests import Config, HostConfig, LogConfig
+from engine.containers.requests import Config, HealthConfig, HostConfig, LogConfig
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
+from worker.agent.health import check_in
+from worker.health import files
+from worker.health.core import Health
 from worker.runtime.api import ContainerStatus
 from worker.runtime.lean.files import BUNDLE_FILE
 
@@ -44,9 +48,32 @@ async def record_of(status: ContainerStatus, directory: str) -> Record:
             cmd=list(process.args),
             working_dir=process.cwd,
             tty=process.terminal,
+            healthcheck=_check_of(status.labels),
         ),
         host=HostConfig(log_config=LogConfig(type="json-file")),
         started=status.started_at_ns > 0,
+    )
+
+
+def health_of(status: ContainerStatus, directory: str) -> Health | None:
+    """What the agent's checks have said of a task's container; None: it has none. Reads a file."""
+    if check_in(status.labels) is None:
+        return None
+    kept = files.load(directory)
+    return Health() if kept is None else kept.health
+
+
+def _check_of(labels: Mapping[str, str]) -> HealthConfig | None:
+    check = check_in(labels)
+    if check is None:
+        return None
+    return HealthConfig(
+        test=["CMD", *check.args],
+        interval=check.interval_ns,
+        timeout=check.timeout_ns,
+        start_period=check.start_period_ns,
+        start_interval=check.start_interval_ns,
+        retries=check.retries,
     )
 
 

@@ -63,6 +63,7 @@ class _Resource:
             limit=call.query.number("limit"),
         )
         known = selection.Known(self._containers.find, self._images_like, self._network_name)
+        await self._containers.refresh_health(*self._containers.all())
         chosen = selection.select(self._containers.all(), wish, known)
         now_ns = self._parts.needs.clock.now_ns()
         network_ids = self._parts.grounds.network_ids()
@@ -77,6 +78,7 @@ class _Resource:
 
     async def inspect(self, call: Call) -> Answer:
         container = self._find(call)
+        await self._containers.refresh_health(container)
         words = inspect.worded(
             container,
             self._parts.needs.container_dir(container.id),

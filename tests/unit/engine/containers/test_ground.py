@@ -22,6 +22,10 @@ from engine.http.errors import Refused
 from engine.http.versions import NEWEST
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound
 from tests.unit.engine.containers.doubles import DEADLINE_S, IMAGE_ID, World, busy
+from worker.agent.container import TASK_ID_LABEL
+from worker.agent.health import HEALTH_LABEL, label_of
+from worker.health import files
+from worker.health.core import Check, Health, Probe
 from worker.runtime.api import ContainerConfig
 from worker.runtime.interactive import Confinement
 
@@ -308,3 +312,29 @@ async def test_many_changes_at_once_leave_one_outcome(world: World):
         assert parts.containers.all() == []
         assert world.networks.started == {}
         assert world.actions().count("destroy") == 1
+
+
+async def test_the_health_of_a_task_is_what_the_agent_keeps_beside_it(world: World):
+    task, check = "h" * 25, Check(("true",), retries=7)
+    labels = {TASK_ID_LABEL: task, HEALTH_LABEL: label_of(check)}
+    await world.runtime.create(
+        ContainerConfig(id=task, layers=("/l",), args=("serve",), labels=labels)
+    )
+    directory = world.base / "containers" / task
+    directory.mkdir(parents=True)
+    async with world.running() as parts:
+        while not parts.directory.list():
+            await asyncio.sleep(0.01)
+        world.runtime.run(task)
+        await parts.containers.started(task)
+        container = parts.containers.find(task)
+        await parts.containers.refresh_health(container)
+        assert words(world, task)["State"]["Health"]["Status"] == "starting"
+        kept = Health("unhealthy", 7, (Probe(1, 2, 3, "no"),))
+        files.save(str(directory), files.KeptHealth(kept))
+        await parts.containers.refresh_health(container)
+        shown = words(world, task)
+        assert shown["State"]["Health"]["Log"][0]["Output"] == "no"
+        assert shown["Config"]["Healthcheck"]["Test"] == ["CMD", "true"]
+        assert shown["Config"]["Healthcheck"]["Retries"] == 7
+        assert parts.directory.resolve(task).status.endswith("(unhealthy)")
