@@ -27,6 +27,7 @@ from shoal.model.enums import (
 from shoal.model.health import PROGRAM, SHELL, check_settings
 from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
+from shoal.model.privileges import check_privileges
 from shoal.model.reference import parse_reference
 from shoal.model.specs import (
     ClusterSpec,
@@ -219,7 +220,11 @@ def _container(container: ContainerSpec) -> None:
     if options is not None and len(options.registry_auth) > REGISTRY_AUTH_MAX:
         raise InvalidArgument(f"registry auth: longer than {REGISTRY_AUTH_MAX} characters")
     _health_check(container.health_check)
-    _unsupported_container(container)
+    check_privileges(container.privileges)
+    if container.isolation not in {"", "default"}:
+        raise InvalidArgument(
+            f"isolation: {container.isolation!r} is of Windows, and nodes run Linux: use default"
+        )
 
 
 def _health_check(check: HealthCheck | None) -> None:
@@ -237,28 +242,6 @@ def _templates(container: ContainerSpec) -> None:
     texts += [text for mount in container.mounts for text in (mount.source, mount.target)]
     for text in texts:
         templates.parse(text)
-
-
-def _unsupported_container(container: ContainerSpec) -> None:
-    privileges = container.privileges
-    wishes = {
-        "tty": container.tty,
-        "open stdin": container.open_stdin,
-        "init": container.init,
-        "isolation": container.isolation not in {"", "default"},
-        "credential spec": privileges.credential_spec_config
-        or privileges.credential_spec_file
-        or privileges.credential_spec_registry,
-        "selinux": privileges.selinux_user
-        or privileges.selinux_role
-        or privileges.selinux_type
-        or privileges.selinux_level,
-        "seccomp": privileges.seccomp_mode not in {"", "default"},
-        "apparmor": privileges.apparmor_mode not in {"", "default"},
-    }
-    for field, wished in wishes.items():
-        if wished:
-            raise Unimplemented(f"{field}: not possible for services in this version")
 
 
 def _mount(mount: Mount) -> None:

@@ -10,8 +10,9 @@ from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import defaults, log_drivers
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.objects import Task
+from shoal.model.privileges import APPARMOR_MODES, SECCOMP_MODES
 from shoal.model.specs import ContainerSpec
-from shoal.model.types import DnsConfig, Driver
+from shoal.model.types import DnsConfig, Driver, Privileges
 from shoal.model.types import Mount as SpecMount
 from worker.agent.health import HEALTH_LABEL, label_of
 from worker.agent.templates import NodeFacts, expand
@@ -40,6 +41,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 LOG_SIZE_BYTES_MIN = 4096
 LOG_SIZE_BYTES_MAX = 1 << 40
+UNCONFINED = "unconfined"
 _TASK_NAME_LABEL = "com.docker.swarm.task.name"
 _PROPAGATION = {
     MountPropagation.RPRIVATE: "rprivate",
@@ -75,7 +77,8 @@ def container_config(
         raise InvalidArgument("no command specified: neither the service nor the image has one")
     driver = log_driver(task)
     size_bytes, files = _log_options(driver)
-    env = (*base.env, *(expand(text, task, node) for text in spec.env))
+    terminal = ("TERM=xterm",) if spec.tty else ()
+    env = (*terminal, *base.env, *(expand(text, task, node) for text in spec.env))
     check = check_of(over_image(spec.health_check, base.healthcheck), base.shell)
     labels = _labels(task, image, node, volumes.values()) | {HEALTH_LABEL: label_of(check)}
     hostname = expand(spec.hostname, task, node) or task.id[:12]
@@ -103,7 +106,10 @@ def container_config(
         ulimits=tuple(Ulimit(item.name, item.soft, item.hard) for item in spec.ulimits),
         cap_add=spec.capability_add,
         cap_drop=spec.capability_drop,
-        no_new_privileges=spec.privileges.no_new_privileges,
+        **_confinement(spec.privileges),
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        init=bool(spec.init),
         read_only=spec.read_only,
         stop_signal=spec.stop_signal or base.stop_signal or defaults.STOP_SIGNAL,
         stop_grace_s=defaults.stop_grace_period_ns(spec) / 1e9,
@@ -199,12 +205,9 @@ def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, 
 def _check_supported(spec: ContainerSpec) -> None:
     """Refuse what the managers of another version may let through and this worker cannot do."""
     wishes: dict[str, object] = {
-        "tty": spec.tty,
-        "open stdin": spec.open_stdin,
-        "init": spec.init,
         "isolation": spec.isolation not in {"", "default"},
-        "seccomp": spec.privileges.seccomp_mode not in {"", "default"},
-        "apparmor": spec.privileges.apparmor_mode not in {"", "default"},
+        "seccomp": spec.privileges.seccomp_mode not in SECCOMP_MODES,
+        "apparmor": spec.privileges.apparmor_mode not in APPARMOR_MODES,
     }
     for mount in spec.mounts:
         wishes |= {
@@ -219,6 +222,28 @@ def _check_supported(spec: ContainerSpec) -> None:
     for field, wished in wishes.items():
         if wished:
             raise Unimplemented(f"{field}: not possible on this node's version")
+
+
+def _confinement(asked: Privileges) -> dict[str, Any]:
+    """What `asked` makes of the runtime's fields: the words of `--security-opt` of a container."""
+    profile = asked.seccomp_profile.decode(errors="replace")
+    labels = ["disable"] if asked.selinux_disable else []
+    labels += [
+        f"{name}:{value}"
+        for name, value in (
+            ("user", asked.selinux_user), ("role", asked.selinux_role),
+            ("type", asked.selinux_type), ("level", asked.selinux_level),
+        )
+        if value
+    ]  # fmt: skip
+    return {
+        "no_new_privileges": asked.no_new_privileges,
+        "seccomp_profile": {"unconfined": UNCONFINED, "custom": profile}.get(
+            asked.seccomp_mode, ""
+        ),
+        "apparmor_profile": UNCONFINED if asked.apparmor_mode == "disabled" else "",
+        "selinux_labels": tuple(labels),
+    }
 
 
 def _log_options(driver: LogDriver) -> tuple[int, int]:

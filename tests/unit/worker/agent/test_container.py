@@ -190,12 +190,9 @@ def test_what_other_log_drivers_tell_the_logger():
 @pytest.mark.parametrize(
     ("named", "spec"),
     [
-        ("tty", {"tty": True}),
-        ("open stdin", {"open_stdin": True}),
-        ("init", {"init": True}),
         ("isolation", {"isolation": "hyperv"}),
-        ("seccomp", {"privileges": Privileges(seccomp_mode="unconfined")}),
-        ("apparmor", {"privileges": Privileges(apparmor_mode="disabled")}),
+        ("seccomp", {"privileges": Privileges(seccomp_mode="odd")}),
+        ("apparmor", {"privileges": Privileges(apparmor_mode="odd")}),
         ("mount type cluster", {"mounts": (Mount(type=MountType.CLUSTER, target="/v"),)}),
         ("mount type image", {"mounts": (Mount(type=MountType.IMAGE, target="/v"),)}),
         ("bind-recursive", {"mounts": (Mount(target="/v", recursive=MountRecursive.READONLY),)}),
@@ -207,6 +204,26 @@ def test_what_other_log_drivers_tell_the_logger():
 def test_wishes_that_would_be_ignored_are_refused(named, spec):
     with pytest.raises(Unimplemented, match=named):
         config(**spec)
+
+
+def test_a_terminal_an_init_and_an_open_input_are_the_runtimes_to_give():
+    made = config(tty=True, open_stdin=True, init=True)
+    assert (made.tty, made.open_stdin, made.init) == (True, True, True)
+    assert made.env[0] == "TERM=xterm"
+    plain = config(init=False)
+    assert (plain.tty, plain.open_stdin, plain.init) == (False, False, False)
+    assert "TERM=xterm" not in plain.env
+
+
+def test_confinement_is_in_the_words_of_containers():
+    made = config(privileges=Privileges(seccomp_mode="unconfined", apparmor_mode="disabled"))
+    assert (made.seccomp_profile, made.apparmor_profile) == ("unconfined", "unconfined")
+    made = config(privileges=Privileges(seccomp_mode="custom", seccomp_profile=b'{"a": 1}'))
+    assert (made.seccomp_profile, made.apparmor_profile) == ('{"a": 1}', "")
+    made = config(privileges=Privileges(selinux_user="u", selinux_level="s0:c1,c2"))
+    assert made.selinux_labels == ("user:u", "level:s0:c1,c2")
+    made = config(privileges=Privileges(selinux_disable=True, seccomp_mode="default"))
+    assert (made.selinux_labels, made.seccomp_profile) == (("disable",), "")
 
 
 def test_a_health_check_that_is_switched_off_is_none():
