@@ -192,6 +192,11 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
 
 # flag, type, help
 _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
+    (
+        ("--isolation",),
+        click.STRING,
+        "Isolation technology: default, the only one of Linux",
+    ),
     (("--hostname",), click.STRING, "Host name inside the container"),
     (("--workdir", "-w"), click.STRING, "Working directory inside the container"),
     (("--user", "-u"), click.STRING, "User, and group after a colon"),
@@ -270,7 +275,7 @@ def create_flags(function: FunctionT) -> FunctionT:
         type=click.Choice(list(MODES)),
         help="A number of tasks, or one on every node; jobs run to completion (default replicated)",
     )
-    return combined(name, mode, *lists, env_file, *_common(), *_refused())(function)
+    return combined(name, mode, *lists, env_file, *_common(), _refused())(function)
 
 
 def update_flags(function: FunctionT) -> FunctionT:
@@ -289,7 +294,7 @@ def update_flags(function: FunctionT) -> FunctionT:
         click.option("--args", type=COMMAND, help="Arguments of the command"),
         click.option("--force", is_flag=True, default=None, help="Replace tasks without a change"),
     ]
-    return combined(*own, *lists, *_common(), *_refused())(function)
+    return combined(*own, *lists, *_common(), _refused())(function)
 
 
 def _common() -> list[Option]:
@@ -309,6 +314,12 @@ def _common() -> list[Option]:
         click.option("--log-driver", type=click.Choice(sorted(TASK_OPTIONS)),
                      help="Where the tasks' output goes (default json-file)"),
         click.option("--read-only/--no-read-only", default=None, help="Read-only root file system"),
+        click.option("--tty/--no-tty", "-t", default=None,
+                     help="Give the program a terminal"),
+        click.option("--open-stdin/--no-open-stdin", default=None,
+                     help="Keep standard input open, which nobody writes to"),
+        click.option("--init/--no-init", default=None,
+                     help="Run the program under an init that reaps and passes on signals"),
         click.option("--no-new-privileges/--new-privileges", default=None,
                      help="Whether processes may gain privileges, as by setuid"),
     ]  # fmt: skip
@@ -330,30 +341,13 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
     ]  # fmt: skip
 
 
-_REFUSED_VALUES = (
-    "credential-spec", "isolation",
-)  # fmt: skip
-_REFUSED_SWITCHES = ("init", "tty")
-
-
-def _refused() -> list[Option]:
-    options = [
-        click.option(f"--{name}", hidden=True, expose_value=False, callback=_refuse)
-        for name in _REFUSED_VALUES
-    ]
-    options += [
-        click.option(
-            f"--{name}", is_flag=True, default=None, hidden=True, expose_value=False,
-            callback=_refuse,
-        )
-        for name in _REFUSED_SWITCHES
-    ]  # fmt: skip
-    return options
+def _refused() -> Option:
+    return click.option("--credential-spec", hidden=True, expose_value=False, callback=_refuse)
 
 
 def _refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
     if value is not None:
-        raise click.UsageError(f"{param.opts[0]} is not supported by this version", ctx)
+        raise click.UsageError(f"{param.opts[0]} is of Windows, and nodes run Linux", ctx)
 
 
 def _parameter(name: str, verb: str) -> str:

@@ -17,7 +17,7 @@ from shoal.api.v1 import node_pb2, node_pb2_grpc
 from shoal.model.enums import NodeRole
 from shoal.model.enums import TaskState as S
 from shoal.model.specs import NodeSpec
-from shoal.model.types import Mount, NodeCertificate
+from shoal.model.types import Mount, NodeCertificate, Privileges
 from shoal.security.grpc_tls import local_channel
 from tests.integration.worker.place import Place, a_task, task_id
 
@@ -261,3 +261,25 @@ async def test_swarmd_hears_what_the_managers_say_of_the_node(place: Place) -> N
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+
+
+async def test_a_terminal_an_init_and_no_filter_where_they_are_asked_for(place: Place) -> None:
+    found = place.directory / "found"
+    found.mkdir()
+    mount = Mount(source=str(found), target="/found")
+    look = (
+        "[ -t 0 ] && [ -t 1 ] && echo $TERM > /found/terminal; echo $$ > /found/pid;"
+        " grep Seccomp: /proc/self/status > /found/seccomp;"
+        f" touch /found/done; {COUNT}"
+    )
+    asked = Privileges(seccomp_mode="unconfined", apparmor_mode="disabled")
+    place.manager.stream.send(
+        a_task(1, look, mounts=(mount,), tty=True, init=True, privileges=asked)
+    )
+    await place.reach(1, S.RUNNING)
+    await place.until(lambda: (found / "done").exists())
+    assert (found / "terminal").read_text() == "xterm\n"
+    assert int((found / "pid").read_text()) > 1
+    assert (found / "seccomp").read_text().split() == ["Seccomp:", "0"]
+    place.manager.stream.send(a_task(1, COUNT, desired=S.SHUTDOWN))
+    assert (await place.reach(1, S.SHUTDOWN)).container.exit_code == 7
