@@ -26,6 +26,7 @@ from manager.roles.loop import RoleLoop
 from manager.store.store import Store
 from manager.store.tables import Tables
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.aio.supervise import Supervisor
 from shoal.api.v1 import raft_pb2_grpc
 from shoal.errors import SwarmError
@@ -148,6 +149,7 @@ class EtcdBackend:
                 await self._begin()
                 await require_cluster(self._settings, self._site.cluster_id)
             except SwarmError as error:
+                raise_if_cancelled()
                 self._problem = error.message
                 _log.warning("etcd.not_ready", reason=error.message)
                 await asyncio.sleep(backoff.next_s())

@@ -27,6 +27,7 @@ from manager.etcd.mirror import Mirror
 from manager.etcd.settings import EtcdSettings
 from manager.store.apply import Commit
 from manager.store.store import Store, TransactionTooLarge
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.aio.observed import Observed
 from shoal.errors import DeadlineExceeded, NotLeader, SwarmError, Unavailable
 from shoal.etcd.v1 import rpc_pb2 as pb
@@ -313,6 +314,7 @@ class EtcdConsensus:
             except Compacted:
                 pass  # somebody else did
             except SwarmError as error:
+                raise_if_cancelled()
                 _log.warning("compaction.failed", reason=error.message)
             before = self._store.view.version
 

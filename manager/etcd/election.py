@@ -23,6 +23,7 @@ from manager.etcd.client import EtcdClient
 from manager.etcd.errors import Compacted
 from manager.etcd.keys import Keys, announcement, campaign, leader_of
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import apart, raise_if_cancelled
 from shoal.aio.observed import Observed
 from shoal.errors import NotFound, SwarmError, Unavailable
 from shoal.etcd.v1 import rpc_pb2 as pb
@@ -90,15 +91,18 @@ class Election:
         """Campaign, lead, and again, until cancelled."""
         backoff = Backoff(max_s=RETRY_PAUSE_MAX_S)
         while True:
+            pause_s = 0.0
             try:
-                await self._candidacy(backoff)
+                await apart(self._candidacy(backoff))
             except* _Resigned:
                 _log.info("leadership.resigned")
-                await asyncio.sleep(self._ttl_s * MARGIN)  # let another one take it
+                pause_s = self._ttl_s * MARGIN  # let another one take it
             except* SwarmError as errors:
                 self.problem = _reason(errors)
                 _log.warning("leadership.interrupted", reason=self.problem)
-                await asyncio.sleep(backoff.next_s(0))
+                pause_s = backoff.next_s(0)
+            raise_if_cancelled()
+            await asyncio.sleep(pause_s)
 
     async def changes(self) -> AsyncIterator[Leadership]:
         """The present state, then every later one; one that is not waited for may be left out."""
@@ -158,6 +162,7 @@ class Election:
             except NotFound:
                 raise
             except SwarmError as error:
+                raise_if_cancelled()
                 _log.warning("lease.not_renewed", reason=error.message)
                 pause_s = backoff.next_s(0)
             else:
@@ -208,6 +213,7 @@ class Election:
             except LeadershipLost:
                 raise
             except SwarmError as error:
+                raise_if_cancelled()
                 _log.warning("leadership.watch_interrupted", reason=error.message)
                 await asyncio.sleep(RETRY_PAUSE_MAX_S / 2)
 

@@ -24,6 +24,7 @@ from manager.store.apply import Commit, StoreEvent
 from manager.store.store import Store
 from manager.store.tables import Tables
 from shoal.aio.backoff import Backoff
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.errors import DeadlineExceeded, Unavailable
 from shoal.etcd.v1 import rpc_pb2 as pb
 from shoal.model.objects import AnyObject
@@ -78,6 +79,7 @@ class Mirror:
                 _log.warning("mirror.resync", reason=str(error), revision=self._applied)
                 await self._reload(backoff)
             except (Unavailable, DeadlineExceeded) as error:
+                raise_if_cancelled()
                 _log.warning("mirror.interrupted", reason=error.message, revision=self._applied)
                 await asyncio.sleep(backoff.next_s(0))
 
@@ -122,6 +124,7 @@ class Mirror:
             try:
                 await self.load()
             except (Unavailable, DeadlineExceeded, Compacted) as error:
+                raise_if_cancelled()
                 _log.warning("mirror.interrupted", reason=error.message, revision=self._applied)
                 await asyncio.sleep(backoff.next_s(0))
             else:

@@ -21,6 +21,7 @@ from manager.leadership.members import status_changes
 from manager.leadership.work import OVER
 from manager.store.store import Store, commit_with_retry
 from manager.store.view import View
+from shoal.aio.cancel import raise_if_cancelled
 from shoal.api.v1 import raft_pb2 as pb
 from shoal.api.v1.raft_pb2_grpc import RaftMembershipServicer
 from shoal.errors import FailedPrecondition, NotLeader, SwarmError
@@ -67,6 +68,7 @@ class EtcdMembers:
                 self._present = await self._consensus.managers()
                 await commit_with_retry(self._store, self._status_changes)
             except SwarmError as error:
+                raise_if_cancelled()
                 _log.warning("managers.status_not_written", reason=error.message)
             await asyncio.sleep(PERIOD_S)
 
