@@ -17,6 +17,11 @@ def service_mode(spec: ServiceSpec) -> None:
         raise InvalidArgument(
             "replicas-max-per-node can only be used with replicated or replicated-job mode"
         )
+    if is_global(spec.mode) and spec.task.placement.strategy:
+        raise InvalidArgument(
+            "placement strategy: can only be used with replicated or replicated-job mode: a "
+            "global service is on every node that fits"
+        )
     if is_job(spec.mode) and (spec.update is not None or spec.rollback is not None):
         raise InvalidArgument(
             "update and rollback configuration is not supported for jobs: a change of a job runs "

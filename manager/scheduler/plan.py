@@ -15,7 +15,7 @@ from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFir
 from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_terminal, is_wanted
+from shoal.model.defaults import is_terminal, is_wanted, packs
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.plan import Plan
@@ -138,7 +138,8 @@ class Scheduling:
         failures = _failures(view, first, self._now_ns)
         preferences = first.spec.placement.preferences
         waiting = deque(group)
-        if preferences:
+        fullest_first = packs(first.spec.placement, view.cluster)
+        if preferences or fullest_first:
             candidates = self._ready()
         else:
             candidates = self._place_on_new_nodes(waiting, pipeline, copies, failures)
@@ -154,6 +155,7 @@ class Scheduling:
             copies,
             failures,
             [preference.spread_descriptor for preference in preferences],
+            packs=fullest_first,
         )
         while waiting and self._place(waiting[0], pipeline, ranking, copies):
             waiting.popleft()

@@ -3,7 +3,8 @@
 A tree with one level per spread preference; its leaves are heaps of nodes. Both keep the emptiest
 on top, so a task costs O(log nodes), and a group of n tasks on m nodes O((n + m) log m). Among
 nodes: those with many recent failures of this service last, then fewest tasks of the service,
-then fewest tasks in all, then the node id. A node without a label is in a branch of its own.
+then fewest tasks in all, then the node id. With packing: those that are fullest, then most tasks
+in all. A node without a label is in a branch of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class Ranking:
         copies: dict[str, int],
         failures: Mapping[str, int],
         preferences: Sequence[str],
+        *,
+        packs: bool = False,
     ) -> None:
+        """packs: the fullest nodes are taken first, not those with fewest tasks."""
+        self._packs = packs
         self._copies = copies
         self._failures = failures
         self._usage = {usage.node.id: usage for usage in candidates}
@@ -88,8 +93,11 @@ class Ranking:
 
     def _key(self, usage: Usage) -> NodeKey:
         node_id = usage.node.id
+        failing = self._failures.get(node_id, 0) >= FAILURES_MAX
+        if self._packs:
+            return failing, -usage.fullness, -usage.tasks, node_id
         return (
-            self._failures.get(node_id, 0) >= FAILURES_MAX,
+            failing,
             self._copies.get(node_id, 0),
             usage.tasks,
             node_id,

@@ -71,6 +71,15 @@ class Usage:
             return False
         return not wish.generic or self.pick(wish.generic) is not None
 
+    @property
+    def fullness(self) -> int:
+        """Millionths that are reserved of CPUs or memory, whichever is scarcer."""
+        own = self.node.description.resources
+        return max(
+            _share(own.nano_cpus - self.nano_cpus, own.nano_cpus),
+            _share(own.memory_bytes - self.memory_bytes, own.memory_bytes),
+        )
+
     def can_publish(self, ports: Iterable[PortConfig]) -> bool:
         """Whether nobody on the node has a host-mode port that is at odds with one of these."""
         return not any(is_at_odds(port, self.ports.get(_key(port), ())) for port in ports)
@@ -138,6 +147,10 @@ def host_places(endpoint: Endpoint | None) -> tuple[HostPlace, ...]:
         (port.protocol, port.published_port, port.address, port.interface)
         for port in host_ports(endpoint)
     )
+
+
+def _share(part: int, whole: int) -> int:
+    return part * 1_000_000 // whole if whole > 0 else 0
 
 
 def _key(port: PortConfig) -> PortKey:

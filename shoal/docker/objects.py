@@ -390,6 +390,7 @@ def _placement(placement: Placement) -> Record:
             for item in placement.preferences
         ],
         MaxReplicas=placement.max_replicas,
+        Strategy=spell(placement.strategy) if placement.strategy else None,
         Platforms=[
             record({}, Architecture=item.architecture, OS=item.os) for item in placement.platforms
         ],

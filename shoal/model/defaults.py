@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from shoal.model.enums import TaskState
+from shoal.model.enums import PlacementStrategy, TaskState
 from shoal.model.objects import Cluster, Network, Service, Task
 from shoal.model.specs import ContainerSpec, TaskSpec
-from shoal.model.types import DisconnectPolicy, RestartPolicy, UpdateConfig
+from shoal.model.types import DisconnectPolicy, Placement, RestartPolicy, UpdateConfig
 
 RESTART_DELAY_NS = 5_000_000_000
 DISCONNECT_WAIT_NS = 600_000_000_000
@@ -85,6 +85,14 @@ def task_history_retention_limit(cluster: Cluster | None) -> int:
     """Dead tasks kept per slot; negative: all."""
     limit = None if cluster is None else cluster.spec.orchestration.task_history_retention_limit
     return TASK_HISTORY_RETENTION_LIMIT if limit is None else limit
+
+
+def packs(placement: Placement, cluster: Cluster | None) -> bool:
+    """Whether tasks go to the fullest nodes that fit (BINPACK), not to the emptiest."""
+    strategy = placement.strategy
+    if strategy is PlacementStrategy.DEFAULT and cluster is not None:
+        strategy = cluster.spec.orchestration.placement_strategy
+    return strategy is PlacementStrategy.BINPACK
 
 
 def network_key_rotation_ns(cluster: Cluster | None) -> int:

@@ -144,6 +144,18 @@ class PublishPreference(IntEnum):
     LOCAL = 1
 
 
+class PlacementStrategy(IntEnum):
+    """Which of the nodes that fit is taken. DEFAULT: as the cluster says, and that says SPREAD.
+
+    SPREAD: the one with fewest tasks of the service. BINPACK: the one that is fullest, so that
+    whole nodes stay free.
+    """
+
+    DEFAULT = 0
+    SPREAD = 1
+    BINPACK = 2
+
+
 class MountType(IntEnum):
     """Kind of a mount."""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from msgspec import field
 from typing_extensions import override
 
-from shoal.model.enums import NodeAvailability, NodeMembership, NodeRole
+from shoal.model.enums import NodeAvailability, NodeMembership, NodeRole, PlacementStrategy
 from shoal.model.row import Row
 from shoal.model.types import (
     Annotations,
@@ -164,9 +164,10 @@ class NetworkSpec(Row, frozen=True):
 
 
 class OrchestrationConfig(Row, frozen=True):
-    """Dead tasks kept per slot. None: 5; negative: all."""
+    """Dead tasks kept per slot, None: 5, negative: all; and how tasks are placed."""
 
     task_history_retention_limit: int | None = None
+    placement_strategy: PlacementStrategy = PlacementStrategy.DEFAULT
 
 
 class RaftConfig(Row, frozen=True):

@@ -19,6 +19,7 @@ from shoal.model.enums import (
     MountType,
     NodeRole,
     NodeState,
+    PlacementStrategy,
     PortProtocol,
     PublishMode,
     PublishPreference,
@@ -280,6 +281,7 @@ class Placement(Row, frozen=True):
     preferences: tuple[PlacementPreference, ...] = ()
     platforms: tuple[Platform, ...] = ()
     max_replicas: int = 0
+    strategy: PlacementStrategy = PlacementStrategy.DEFAULT
 
 
 class ContainerStatus(Row, frozen=True):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.model.enums import PlacementStrategy
 from shoal.model.specs import ClusterSpec
 from shoal.model.types import ExternalCa
 from swarmctl import output
 from swarmctl.commands.locking import print_unlock_command, with_new_key
 from swarmctl.lazy import Lazy, LazyGroup
-from swarmctl.options import Parsed, autolock_option, given, inspect_format_option
+from swarmctl.options import Parsed, Word, autolock_option, given, inspect_format_option
 from swarmctl.parsing.external import parse_external_ca
 from swarmctl.parsing.units import parse_count, parse_duration
 from swarmctl.render.clusters import cluster_json, cluster_text
@@ -95,6 +96,11 @@ def inspect(session: Session, template: str, *, pretty: bool) -> None:
     help="Log entries between snapshots (default 10000)",
 )
 @click.option(
+    "--placement-strategy",
+    type=Word(*PlacementStrategy),
+    help="Of services that name none: spread (default) or binpack, to the fullest nodes",
+)
+@click.option(
     "--managers",
     type=_count("the number of managers"),
     help="Promote spare workers while fewer managers than this are reachable (0: never)",
@@ -136,6 +142,8 @@ def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
                 spec = spec.replaced(network=spec.network.replaced(key_rotation_ns=value))
             case "snapshot_interval":
                 raft = raft.replaced(snapshot_interval=value)
+            case "placement_strategy":
+                orchestration = orchestration.replaced(placement_strategy=value)
             case "managers":
                 raft = raft.replaced(managers_wanted=value)
             case "autolock":

@@ -136,6 +136,7 @@ def _edit_placement(placement: Placement, flags: Flags) -> Placement:
             key=_descriptor,
         ),
         max_replicas=flags.get("replicas_max_per_node", placement.max_replicas),
+        strategy=flags.get("placement_strategy", placement.strategy),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.docker.words import timestamp
+from shoal.docker.words import spell, timestamp
 from shoal.model.defaults import (
     ADDRESS_POOL,
     ADDRESS_POOL_MASK_LENGTH,
@@ -18,6 +18,7 @@ from shoal.model.defaults import (
     TASK_HISTORY_RETENTION_LIMIT,
     network_key_rotation_ns,
 )
+from shoal.model.enums import PlacementStrategy
 from shoal.model.objects import Cluster
 from shoal.model.types import ExternalCa
 from swarmctl.parsing.units import format_duration
@@ -26,6 +27,7 @@ from swarmctl.parsing.units import format_duration
 def cluster_json(cluster: Cluster) -> dict[str, Any]:
     """Docker's names; what is ours stands beside them."""
     spec = cluster.spec
+    strategy = spec.orchestration.placement_strategy
     return {
         "ID": cluster.id,
         "Version": {"Index": cluster.meta.version.index},
@@ -35,7 +37,8 @@ def cluster_json(cluster: Cluster) -> dict[str, Any]:
             "Name": spec.annotations.name,
             "Labels": dict(spec.annotations.labels),
             "Orchestration": _given(
-                TaskHistoryRetentionLimit=spec.orchestration.task_history_retention_limit
+                TaskHistoryRetentionLimit=spec.orchestration.task_history_retention_limit,
+                PlacementStrategy=spell(strategy) if strategy else None,
             ),
             "Raft": _given(
                 SnapshotInterval=spec.raft.snapshot_interval,
@@ -65,6 +68,7 @@ def cluster_text(cluster: Cluster) -> str:
     heartbeat_ns = spec.dispatcher.heartbeat_period_ns
     validity_ns = spec.ca.node_certificate_validity_ns or NODE_CERTIFICATE_VALIDITY_NS
     wanted = spec.raft.managers_wanted
+    strategy = spec.orchestration.placement_strategy
     heartbeat = "adapted by the managers" if heartbeat_ns is None else format_duration(heartbeat_ns)
     lines = [
         f"ID:\t\t\t{cluster.id}",
@@ -75,6 +79,7 @@ def cluster_text(cluster: Cluster) -> str:
         *(f"External CA:\t\t{one.protocol} {one.url}" for one in spec.ca.external_cas),
         f"Network key rotation:\t{format_duration(network_key_rotation_ns(cluster))}",
         f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
+        f"Placement strategy:\t{spell(strategy or PlacementStrategy.SPREAD)}",
         f"Managers to keep up:\t{wanted or 'as many as there are'}",
         f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",
         f"Default address pool:\t{' '.join(cluster.default_address_pools or (ADDRESS_POOL,))}",

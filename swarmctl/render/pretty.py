@@ -140,6 +140,8 @@ def _placement(task: TaskSpec) -> list[str]:
     if placement.preferences:
         spread = " ".join(f"spread={item.spread_descriptor}" for item in placement.preferences)
         lines.append(f" Preferences:\t[{spread}]")
+    if placement.strategy:
+        lines.append(f" Strategy:\t{spell(placement.strategy)}")
     if placement.max_replicas:
         lines.append(f" Max Replicas Per Node:\t{placement.max_replicas}")
     return lines

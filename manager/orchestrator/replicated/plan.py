@@ -1,9 +1,10 @@
 """Replicated services: as many slots as the spec asks for, and none of a removed service.
 
 Scaling up fills the lowest free slots. Scaling down gives up slots that do not run first, then
-copies on nodes that hold several, then higher slots. A slot whose tasks ended for good under their
-restart policy still counts: it did its work. What must leave a node, or ended, is answered by
-`manager.orchestrator.restart`, which keeps the slots complete.
+copies on nodes that hold several (where tasks are packed: on nodes that hold few), then higher
+slots. A slot whose tasks ended for good under their restart policy still counts: it did its work.
+What must leave a node, or ended, is answered by `manager.orchestrator.restart`, which keeps the
+slots complete.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from manager.orchestrator.slots import Slot, age_key, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_wanted
+from shoal.model.defaults import is_wanted, packs
 from shoal.model.enums import TaskState
 from shoal.model.objects import Service
 from shoal.model.plan import Plan
@@ -51,25 +52,36 @@ def advance(draft: Draft, service: Service, *, now_ns: int, ids: Iterator[str]) 
     if len(slots) < mode.replicas:
         _scale_up(draft, service, slots, mode.replicas, now_ns=now_ns, ids=ids)
     elif len(slots) > mode.replicas:
-        for slot in by_worth(slots)[mode.replicas :]:
+        packed = packs(service.spec.task.placement, draft.view.cluster)
+        for slot in by_worth(slots, packed=packed)[mode.replicas :]:
             _remove(draft, slot)
 
 
-def by_worth(slots: Iterable[Slot]) -> list[Slot]:
-    """Slots in the order in which they are kept: those that scaling down takes come last."""
+def by_worth(slots: Iterable[Slot], *, packed: bool) -> list[Slot]:
+    """Slots in the order in which they are kept: those that scaling down takes come last.
+
+    packed: copies on nodes with many are kept, so that nodes with few become free.
+    """
     copies: Counter[str] = Counter()
-    worth: dict[int, tuple[bool, int, int]] = {}
+    places: dict[int, tuple[str, int]] = {}
     ordered = sorted(slots, key=lambda slot: slot.number)
     for slot in ordered:
-        index = 0
         if slot.running:
             node_id = next(
                 task.node_id for task in slot.wanted if task.status.state is TaskState.RUNNING
             )
-            index = copies[node_id]
+            places[slot.number] = node_id, copies[node_id]
             copies[node_id] += 1
-        worth[slot.number] = (not slot.running, index, slot.number)
-    return sorted(ordered, key=lambda slot: worth[slot.number])
+
+    def demerit(slot: Slot) -> tuple[bool, int, str, int]:
+        if slot.number not in places:
+            return True, 0, "", slot.number
+        node_id, index = places[slot.number]
+        if packed:
+            return False, -copies[node_id], node_id, slot.number
+        return False, index, "", slot.number
+
+    return sorted(ordered, key=demerit)
 
 
 def _scale_up(

@@ -538,16 +538,20 @@ class OrchestrationConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_HISTORY_RETENTION_LIMIT_FIELD_NUMBER: _builtins.int
+    PLACEMENT_STRATEGY_FIELD_NUMBER: _builtins.int
     task_history_retention_limit: _builtins.int
     """Dead tasks kept per slot; negative: all. Unset: 5."""
+    placement_strategy: _types_pb2.PlacementStrategy.ValueType
+    """For services that name none."""
     def __init__(
         self,
         *,
         task_history_retention_limit: _builtins.int | None = ...,
+        placement_strategy: _types_pb2.PlacementStrategy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit", "placement_strategy", b"placement_strategy", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__task_history_retention_limit: _TypeAlias = _typing.Literal["task_history_retention_limit"]  # noqa: Y015
     _WhichOneofArgType__task_history_retention_limit: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit"]  # noqa: Y015

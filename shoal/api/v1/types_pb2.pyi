@@ -278,6 +278,25 @@ PUBLISH_PREFERENCE_ANY: PublishPreference.ValueType  # 0
 PUBLISH_PREFERENCE_LOCAL: PublishPreference.ValueType  # 1
 Global___PublishPreference: _TypeAlias = PublishPreference  # noqa: Y015
 
+class _PlacementStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlacementStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_STRATEGY_DEFAULT: _PlacementStrategy.ValueType  # 0
+    """What the level above says: of a service the cluster, of the cluster SPREAD."""
+    PLACEMENT_STRATEGY_SPREAD: _PlacementStrategy.ValueType  # 1
+    PLACEMENT_STRATEGY_BINPACK: _PlacementStrategy.ValueType  # 2
+
+class PlacementStrategy(_PlacementStrategy, metaclass=_PlacementStrategyEnumTypeWrapper): ...
+
+PLACEMENT_STRATEGY_DEFAULT: PlacementStrategy.ValueType  # 0
+"""What the level above says: of a service the cluster, of the cluster SPREAD."""
+PLACEMENT_STRATEGY_SPREAD: PlacementStrategy.ValueType  # 1
+PLACEMENT_STRATEGY_BINPACK: PlacementStrategy.ValueType  # 2
+Global___PlacementStrategy: _TypeAlias = PlacementStrategy  # noqa: Y015
+
 class _MountType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1286,7 +1305,9 @@ class Placement(_message.Message):
     PREFERENCES_FIELD_NUMBER: _builtins.int
     PLATFORMS_FIELD_NUMBER: _builtins.int
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     max_replicas: _builtins.int
+    strategy: Global___PlacementStrategy.ValueType
     @_builtins.property
     def constraints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1300,10 +1321,11 @@ class Placement(_message.Message):
         preferences: _abc.Iterable[Global___PlacementPreference] | None = ...,
         platforms: _abc.Iterable[Global___Platform] | None = ...,
         max_replicas: _builtins.int = ...,
+        strategy: Global___PlacementStrategy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constraints", b"constraints", "max_replicas", b"max_replicas", "platforms", b"platforms", "preferences", b"preferences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constraints", b"constraints", "max_replicas", b"max_replicas", "platforms", b"platforms", "preferences", b"preferences", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

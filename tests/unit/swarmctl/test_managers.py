@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from shoal.api.v1 import control_pb2, node_pb2
-from shoal.model.enums import NodeRole
+from shoal.model.enums import NodeRole, PlacementStrategy
 from shoal.model.specs import NodeSpec
 from shoal.model.types import ManagerStatus
 from swarmctl import contexts
@@ -87,12 +87,13 @@ def test_cluster_update_changes_what_was_given(daemon):
     result = run(
         "cluster", "update", "--task-history-limit", "2", "--dispatcher-heartbeat", "3s",
         "--cert-expiry", "48h", "--snapshot-interval", "500", "--managers", "3",
-        "--network-key-rotation", "6h",
+        "--network-key-rotation", "6h", "--placement-strategy", "binpack",
         host=daemon.address,
     )  # fmt: skip
     assert result.output == "Swarm updated.\n", result.output
     spec = daemon.state.cluster.spec
     assert spec.orchestration.task_history_retention_limit == 2
+    assert spec.orchestration.placement_strategy is PlacementStrategy.BINPACK
     assert spec.dispatcher.heartbeat_period_ns == 3_000_000_000
     assert spec.ca.node_certificate_validity_ns == 48 * 3600 * 1_000_000_000
     assert (spec.raft.snapshot_interval, spec.raft.managers_wanted) == (500, 3)
@@ -107,11 +108,15 @@ def test_cluster_update_without_a_change_writes_nothing(daemon):
 
 
 def test_cluster_inspect_shows_settings_and_defaults(daemon):
-    run("cluster", "update", "--managers", "3", host=daemon.address)
+    run(
+        "cluster", "update", "--managers", "3", "--placement-strategy", "binpack",
+        host=daemon.address,
+    )  # fmt: skip
     shown = json.loads(run("cluster", "inspect", host=daemon.address).output)[0]
     assert shown["ID"] == "cluster0"
     assert shown["Spec"]["Raft"] == {"ManagersWanted": 3}
     pretty = run("cluster", "inspect", "--pretty", host=daemon.address).output
+    assert "Placement strategy:\tbinpack\n" in pretty
     assert "Managers to keep up:\t3\n" in pretty
     assert "Snapshot interval:\t10000\n" in pretty
     wanted = ["--format", "{{.Spec.Raft.ManagersWanted}}"]

@@ -12,7 +12,7 @@ from manager.controlapi.services import (
 )
 from manager.controlapi.validate import service_spec
 from shoal.errors import InvalidArgument
-from shoal.model.enums import TaskState
+from shoal.model.enums import PlacementStrategy, TaskState
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Change
 from shoal.model.specs import (
@@ -30,6 +30,9 @@ from tests.support.planning import SECOND_NS, Cell, a_task
 
 JOB = ReplicatedJobMode(max_concurrent=2, total_completions=5)
 RUNNING, COMPLETE, FAILED = TaskState.RUNNING, TaskState.COMPLETE, TaskState.FAILED
+PACKED = TaskSpec(
+    runtime=ContainerSpec(image="a"), placement=Placement(strategy=PlacementStrategy.BINPACK)
+)
 PLACE = TaskSpec(runtime=ContainerSpec(image="a"), placement=Placement(max_replicas=1))
 FIXED = TaskSpec(
     runtime=ContainerSpec(image="a"),
@@ -51,6 +54,8 @@ def _spec(mode: ServiceMode, **fields: object) -> ServiceSpec:
     [
         (_spec(GlobalMode(), task=PLACE), "replicas-max-per-node can only be used with"),
         (_spec(GlobalJobMode(), task=PLACE), "replicas-max-per-node can only be used with"),
+        (_spec(GlobalMode(), task=PACKED), "placement strategy: can only be used with"),
+        (_spec(GlobalJobMode(), task=PACKED), "placement strategy: can only be used with"),
         (_spec(JOB, update=UpdateConfig()), "configuration is not supported for jobs"),
         (_spec(GlobalJobMode(), rollback=UpdateConfig()), "is not supported for jobs"),
         (_spec(GlobalMode(), task=FIXED), r"addresses \(ip=\) can only be used with replicated"),

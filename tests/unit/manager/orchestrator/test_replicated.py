@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from manager.orchestrator.replicated.plan import plan
-from shoal.model.enums import ActionKind, TaskState
+from shoal.model.enums import ActionKind, PlacementStrategy, TaskState
 from shoal.model.objects import Task
 from shoal.model.plan import CHANGES_MAX, Plan
-from shoal.model.specs import ReplicatedMode
+from shoal.model.specs import ReplicatedMode, TaskSpec
+from shoal.model.types import Placement
 from tests.support.planning import START_NS, Cell, a_node, a_service, a_task
 
 
@@ -53,6 +54,20 @@ def test_scaling_down_takes_what_does_not_run_then_crowded_nodes_then_high_slots
     for replicas, removed in [(4, [1]), (3, [1, 3]), (2, [1, 3, 5])]:
         cell = Cell([a_service(replicas=replicas), *tasks])
         assert _removed_slots(_plan(cell)) == removed
+
+
+def test_scaling_down_a_packed_service_frees_nodes_with_few_of_its_tasks() -> None:
+    packed = TaskSpec(placement=Placement(strategy=PlacementStrategy.BINPACK))
+    tasks = [
+        a_task("a", slot=1, node_id="n2"),
+        a_task("b", slot=2, node_id="n1"),
+        a_task("c", slot=3, node_id="n1"),
+        a_task("d", slot=4, node_id="n1", state=TaskState.PREPARING),
+        a_task("e", slot=5, node_id="n3"),
+    ]
+    for replicas, removed in [(4, [4]), (3, [4, 5]), (2, [1, 4, 5]), (1, [1, 3, 4, 5])]:
+        cell = Cell([a_service(replicas=replicas, task=packed), *tasks])
+        assert sorted(_removed_slots(_plan(cell))) == removed
 
 
 def test_scaling_down_marks_the_whole_history_of_a_slot() -> None:
