@@ -212,6 +212,8 @@ def test_an_address_that_moves_to_another_node_is_found_there(world: World) -> N
     with pytest.raises(OSError, match=r"No route to host|timed out"):
         world.members["cli3"].ask("10.5.0.30", timeout_s=2)
     os.close(lingering)
+    ports = f"nsenter --net={one.settings.run_dir}/overlay/netns/red ip -o link"
+    eventually(lambda: "mover" not in one.shell(ports), "the kernel ends what was left")
 
 
 def _shown(world: World, member: Member) -> list[str]:
