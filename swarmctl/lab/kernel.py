@@ -8,6 +8,7 @@ A node's mount namespace is pinned to a file, so it outlives the daemons as its 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ _BRIDGE, _HOST = "br0", "host"
 _TIMEOUT_S = 30
 _PROGRAMS = {
     "ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux",
+    "taskset": "util-linux",
     "mount": "mount", "umount": "mount",
 }  # fmt: skip
 # New sysfs for the node's network devices; what was mounted below the old one is moved over.
@@ -213,13 +215,34 @@ def make_mount_namespace(paths: NodePaths) -> None:
     stage = f"{paths.run}/.sysfs"
     os.makedirs(stage, exist_ok=True)
     try:
-        run([
+        _run_on_some_processor([
             "unshare", f"--mount={paths.mount_pin}", "--propagation", "slave",
             "nsenter", f"--net={paths.netns}",
             "/bin/sh", "-c", _SYSFS_SCRIPT, "sysfs", stage, *_tops_below("/sys"),
         ])  # fmt: skip
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _run_on_some_processor(words: list[str]) -> None:
+    """Run what pins a mount namespace, on one processor after the other until one can.
+
+    The kernel binds only a mount namespace that is numbered higher than the one we are in, and
+    since Linux 6.18 each processor gives out a range of numbers of its own. The first namespace of
+    a machine has the lowest number of all; in any other one, a container's say, only the processor
+    that made it is sure to give a higher one.
+    """
+    refusals: list[Internal] = []
+    for processor in sorted(os.sched_getaffinity(0)):
+        try:
+            run(["taskset", "--cpu-list", str(processor), *words])
+        except Internal as error:
+            if os.strerror(errno.EINVAL) not in error.message:
+                raise
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
 
 
 def remove_mount_namespace(paths: NodePaths) -> None:
