@@ -16,6 +16,9 @@ from typing import Any, cast
 from engine.build.builder import Builder
 from engine.build.context import Contexts
 from engine.build.images import StepImages
+from engine.cluster.client import ClusterClient
+from engine.cluster.settings import cluster_info
+from engine.cluster.standing import Standing, swarm_info
 from engine.containers.announced import AnnouncedNetworks
 from engine.containers.checks import NodeFacts
 from engine.containers.commit import Commits
@@ -44,14 +47,18 @@ from engine.resources import (
     execs,
     images,
     networks,
+    nodes,
     plugins,
     streams,
     swarm,
     system,
+    unserved,
     usage,
     volumes,
 )
 from shoal.clock import NS_PER_S, SystemClock
+from shoal.errors import SwarmError
+from shoal.model.enums import NodeRole
 from worker.app import Extension, Parts, WaitBroken
 from worker.files.service import Files
 from worker.images.oci import host_platform
@@ -97,6 +104,7 @@ class Engine:
         self._files = Files()
         self.builder: Builder
         self._events = EventBus(self._clock)
+        self._cluster = ClusterClient(parts.settings.paths.swarmd_socket)
         self._volumes = ToldVolumes(parts.volumes, self._events)
         self.networks: AnnouncedNetworks
         self._logs = NodeLogs(parts.runtime.container_dir)
@@ -123,6 +131,7 @@ class Engine:
             programs=await find_programs(),
         )
         engine = cls(parts, node)
+        stack.push_async_callback(engine._cluster.close)
         engine.networks = await stack.enter_async_context(engine._open_networks())
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
@@ -146,7 +155,7 @@ class Engine:
 
     def routes(self) -> Iterable[Route]:
         """Every operation; of two that match a path, the first answers."""
-        yield from system.routes(lambda: words.version(self._node), self._info)
+        yield from system.routes(lambda: words.version(self._node), self._info, self._cluster)
         yield from system.login_routes(self._parts.images.registry)
         yield from events.routes(self._events)
         yield from containers.routes(self.containers)
@@ -159,7 +168,9 @@ class Engine:
         yield from build.routes(self.builder, self._parts.images.registry)
         yield from volumes.routes(self._volumes, self._events)
         yield from networks.routes(self.containers, self.networks)
-        yield from swarm.routes()
+        yield from swarm.routes(self._cluster)
+        yield from nodes.routes(self._cluster)
+        yield from unserved.routes(self._cluster)
         yield from plugins.routes()
 
     @asynccontextmanager
@@ -204,6 +215,7 @@ class Engine:
             images=len(self._parts.images.list()),
             descriptors=machine.open_descriptors(),
             tasks=len(asyncio.all_tasks()),
+            swarm=await self._swarm(),
             event_readers=self._events.readers,
             ip_forwarding=machine.is_set("net/ipv4/ip_forward"),
             bridge_nf_iptables=machine.is_set("net/bridge/bridge-nf-call-iptables"),
@@ -213,6 +225,23 @@ class Engine:
             environment=os.environ,
         )
         return words.info(self._node, self._offer, now)
+
+    async def _swarm(self) -> dict[str, Any]:
+        """What the node is to its cluster; on a manager with the cluster's own side."""
+        try:
+            standing = await self._cluster.standing()
+        except SwarmError as error:
+            return swarm_info(Standing(state="error", error=error.message))
+        found = swarm_info(standing)
+        if not found["ControlAvailable"]:
+            return found
+        try:
+            cluster, known = await self._cluster.cluster(), await self._cluster.nodes()
+        except SwarmError as error:  # without a leader: what the node knows by itself is told
+            return {**found, "Error": error.message}
+        managers = sum(one.certified_role is NodeRole.MANAGER for one in known)
+        counts = {"Nodes": len(known), "Managers": managers}
+        return {**found, **counts, "Cluster": cluster_info(cluster)}
 
     async def _census(self) -> Census:
         statuses = await self._parts.runtime.list()

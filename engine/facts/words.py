@@ -18,15 +18,6 @@ from worker.images.registry.api import RegistrySettings
 INDEX_SERVER = "https://index.docker.io/v1/"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
-_NO_SWARM = {
-    "NodeID": "",
-    "NodeAddr": "",
-    "LocalNodeState": "inactive",
-    "ControlAvailable": False,
-    "Error": "",
-    "RemoteManagers": None,
-}
-
 
 class Program(Row, frozen=True):
     """Another program the engine works with, and its version."""
@@ -60,6 +51,8 @@ class Now(Row, frozen=True):
     images: int
     descriptors: int
     tasks: int
+    swarm: Mapping[str, Any]
+    """What the node is to its cluster."""
     event_readers: int
     ip_forwarding: bool
     bridge_nf_iptables: bool
@@ -171,7 +164,7 @@ def info(node: Node, offer: Offer, now: Now) -> dict[str, Any]:
         "ServerVersion": node.version,
         "Runtimes": {name: {"path": path} for name, path in offer.runtimes.items()},
         "DefaultRuntime": offer.default_runtime,
-        "Swarm": _NO_SWARM,
+        "Swarm": now.swarm,
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": offer.init_binary,

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
+from engine.cluster.standing import NOT_A_MANAGER
 from engine.containers import selection
 from engine.containers.inspect import time_text
 from engine.containers.parts import ContainerParts
@@ -15,7 +16,6 @@ from engine.http.errors import Refused
 from engine.http.filters import Filters
 from engine.http.routing import Route
 from engine.ports import Event
-from engine.resources.swarm import NOT_A_MANAGER
 from shoal.errors import InvalidArgument, NotFound, PermissionDenied
 from worker.network.local.api import BRIDGE, PREDEFINED, Endpoint, IpamPool, LocalNetwork
 from worker.network.local.api import LocalNetworks as Networks

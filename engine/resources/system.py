@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from engine.cluster.client import ClusterClient
 from engine.http.call import Answer, Call, empty, json_answer, text
 from engine.http.credentials import AuthConfig
 from engine.http.errors import Refused
 from engine.http.routing import Route
-from shoal.errors import DeadlineExceeded, Unavailable
+from shoal.errors import DeadlineExceeded, SwarmError, Unavailable
 from worker.images.registry.api import Credentials
 
 _PING = {
     "Builder-Version": "1",  # the classic builder; BuildKit is not spoken
-    "Swarm": "inactive",
     "Cache-Control": "no-cache, no-store, must-revalidate",
     "Pragma": "no-cache",
 }
@@ -29,18 +29,26 @@ class Login(Protocol):
 
 
 def routes(
-    version: Callable[[], dict[str, Any]], info: Callable[[], Awaitable[dict[str, Any]]]
+    version: Callable[[], dict[str, Any]],
+    info: Callable[[], Awaitable[dict[str, Any]]],
+    cluster: ClusterClient,
 ) -> Iterable[Route]:
     """What the node is. version, info: their answers, made anew at each call."""
 
+    async def headers() -> dict[str, str]:
+        try:
+            swarm = (await cluster.standing()).header
+        except SwarmError:  # its daemon is being restarted: the node itself answers all the same
+            swarm = "error"
+        return {**_PING, "Swarm": swarm}
+
     async def ping(call: Call) -> Answer:
         del call
-        return text("OK", headers=_PING)
+        return text("OK", headers=await headers())
 
     async def ping_head(call: Call) -> Answer:
         del call
-        headers = {**_PING, "Content-Type": "text/plain; charset=utf-8"}
-        return empty(headers=headers)
+        return empty(headers={**await headers(), "Content-Type": "text/plain; charset=utf-8"})
 
     async def get_version(call: Call) -> Answer:
         del call

@@ -1,0 +1,226 @@
+"""The engine's calls to the cluster: over the node's own socket, as swarmctl makes them.
+
+Rows in, rows out. Every unary call has a deadline. What fails says so as Docker does: on a node
+that is no manager with 503 and the reason, otherwise with the status the Docker API has for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from engine.cluster.standing import ALREADY_IN_A_SWARM, Standing
+from engine.http.errors import Refused
+from shoal.api.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    specs_pb2,
+    types_pb2,
+)
+from shoal.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    PermissionDenied,
+    SequenceConflict,
+    SwarmError,
+    Unavailable,
+)
+from shoal.model.objects import Cluster, Node
+from shoal.model.specs import ClusterSpec, NodeSpec
+from shoal.model.types import ExternalCa
+from shoal.security.grpc_tls import local_channel
+from shoal.wire.errors import from_rpc_error
+from shoal.wire.objects import from_pb, to_pb
+
+CALL_TIMEOUT_S = 20.0
+CHANGE_TIMEOUT_S = 120.0
+"""Of init, join, leave and unlock, which start and stop processes."""
+PAGE_SIZE = 250
+
+AnswerT = TypeVar("AnswerT")
+
+
+class ClusterClient:
+    """The way to the node's daemon. Close it."""
+
+    def __init__(self, socket: Path) -> None:
+        """socket: swarmd's. Where there is none, the node is in no cluster."""
+        self._socket = socket
+        self._channel = local_channel(socket)
+        self._node = node_pb2_grpc.NodeControlStub(self._channel)
+        self._control = control_pb2_grpc.ControlStub(self._channel)
+
+    async def close(self) -> None:
+        """End every call."""
+        await self._channel.close()
+
+    # The node itself.
+
+    async def standing(self) -> Standing:
+        """What the node is to its cluster. Raises: SwarmError when its daemon does not answer."""
+        if not self._socket.exists():
+            return Standing()
+        try:
+            answer = await self._node.Info(node_pb2.InfoRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return Standing(
+            state=answer.state,
+            error=answer.error,
+            node_id=answer.node_id,
+            address=answer.advertise_address,
+            is_manager=bool(answer.node_id) and answer.role == types_pb2.NODE_ROLE_MANAGER,
+            managers=tuple(answer.managers),
+        )
+
+    async def init(self, request: node_pb2.InitRequest) -> str:
+        """Make a cluster of this node; the node's id."""
+        await self._require_no_cluster()
+        answer = await self._own(self._node.Init(request, timeout=CHANGE_TIMEOUT_S))
+        return answer.node_id
+
+    async def join(self, request: node_pb2.JoinRequest) -> None:
+        """Let this node join a cluster."""
+        await self._require_no_cluster()
+        await self._own(self._node.Join(request, timeout=CHANGE_TIMEOUT_S))
+
+    async def leave(self, *, force: bool) -> None:
+        """Let this node leave its cluster."""
+        request = node_pb2.LeaveRequest(force=force)
+        await self._own(self._node.Leave(request, timeout=CHANGE_TIMEOUT_S))
+
+    async def unlock(self, key: str) -> None:
+        """Open this node's locked manager. Raises: PermissionDenied for the wrong key."""
+        request = node_pb2.UnlockRequest(unlock_key=key)
+        try:
+            await self._node.Unlock(request, timeout=CHANGE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    # The cluster.
+
+    async def cluster(self) -> Cluster:
+        """The cluster, without its keys."""
+        request = control_pb2.GetClusterRequest()
+        answer = await self._call(self._control.GetCluster(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.cluster, Cluster)
+
+    async def update_cluster(
+        self,
+        version: int,
+        spec: ClusterSpec,
+        *,
+        worker_token: bool = False,
+        manager_token: bool = False,
+        unlock_key: bool = False,
+    ) -> None:
+        """Other settings; the flags say what is rotated."""
+        request = control_pb2.UpdateClusterRequest(
+            version=types_pb2.Version(index=version),
+            spec=to_pb(spec, specs_pb2.ClusterSpec),
+            rotate_worker_token=worker_token,
+            rotate_manager_token=manager_token,
+            rotate_unlock_key=unlock_key,
+        )
+        await self._call(self._control.UpdateCluster(request, timeout=CHANGE_TIMEOUT_S))
+
+    async def rotate_root(
+        self, certificate: bytes, key: bytes, external: tuple[ExternalCa, ...]
+    ) -> None:
+        """Begin to replace the root certificate; all empty: by a new one."""
+        request = control_pb2.RotateRootCaRequest(
+            ca_certificate=certificate,
+            ca_key=key,
+            external_cas=[to_pb(one, types_pb2.ExternalCa) for one in external],
+        )
+        await self._call(self._control.RotateRootCa(request, timeout=CHANGE_TIMEOUT_S))
+
+    async def unlock_key(self) -> str:
+        """What managers are unlocked with; empty while they are not locked."""
+        request = control_pb2.GetUnlockKeyRequest()
+        answer = await self._call(self._control.GetUnlockKey(request, timeout=CALL_TIMEOUT_S))
+        return answer.unlock_key
+
+    async def nodes(self, filters: control_pb2.Filters | None = None) -> list[Node]:
+        """The nodes that fit."""
+        request = control_pb2.ListNodesRequest(filters=filters, page_size=PAGE_SIZE)
+        found: list[Node] = []
+        async for answer in self._pages(self._control.ListNodes, request):
+            found += (from_pb(one, Node) for one in answer.nodes)
+        return found
+
+    async def node(self, reference: str) -> Node:
+        """A node by id, name or unique id prefix."""
+        request = control_pb2.GetNodeRequest(node=reference)
+        answer = await self._call(self._control.GetNode(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.node, Node)
+
+    async def update_node(self, reference: str, version: int, spec: NodeSpec) -> None:
+        """Another spec for a node."""
+        request = control_pb2.UpdateNodeRequest(
+            node=reference,
+            version=types_pb2.Version(index=version),
+            spec=to_pb(spec, specs_pb2.NodeSpec),
+        )
+        await self._call(self._control.UpdateNode(request, timeout=CALL_TIMEOUT_S))
+
+    async def remove_node(self, reference: str, *, force: bool) -> None:
+        """Take a node out of the cluster."""
+        request = control_pb2.RemoveNodeRequest(node=reference, force=force)
+        await self._call(self._control.RemoveNode(request, timeout=CALL_TIMEOUT_S))
+
+    # How calls fail.
+
+    async def _require_no_cluster(self) -> None:
+        if not self._socket.exists():
+            raise Unavailable(
+                f"{self._socket}: nothing listens there: start the node with `swarmd`"
+            )
+        if (await self.standing()).is_member:
+            raise Refused(503, ALREADY_IN_A_SWARM)
+
+    async def _pages(self, method: Any, request: Any) -> AsyncIterator[Any]:
+        """The answers of a list call, page after page."""
+        while True:
+            answer = await self._call(method(request, timeout=CALL_TIMEOUT_S))
+            yield answer
+            request.page_token = answer.next_page_token
+            if not answer.next_page_token:
+                return
+
+    async def _own(self, call: Awaitable[AnswerT]) -> AnswerT:
+        """The answer of this node's daemon about the node's own membership."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc_error(error)
+            if isinstance(failure, FailedPrecondition):
+                raise Refused(503, failure.message) from error
+            raise failure from error
+
+    async def _call(self, call: Awaitable[AnswerT]) -> AnswerT:
+        """The answer of a manager."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise await self._told(from_rpc_error(error)) from error
+
+    async def _told(self, error: SwarmError) -> SwarmError:
+        if isinstance(error, SequenceConflict):
+            return Refused(500, error.message)
+        if not isinstance(
+            error, FailedPrecondition | Unavailable | DeadlineExceeded | PermissionDenied
+        ):
+            return error
+        try:
+            refusal = (await self.standing()).refusal
+        except SwarmError:
+            return error
+        if refusal:
+            return Refused(503, refusal)
+        return Refused(400, error.message) if isinstance(error, FailedPrecondition) else error

@@ -1,0 +1,39 @@
+"""Operations of a cluster that the Docker API does not have on this version.
+
+They answer as on a node that is no manager where it is none, so that clients go on to the next one;
+a manager names what is missing, and the way to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.cluster.client import ClusterClient
+from engine.http.call import Answer, Call
+from engine.http.errors import Refused
+from engine.http.routing import Route
+from shoal.errors import Unimplemented
+
+_OPERATIONS = (
+    ("GET", "/services"), ("POST", "/services/create"), ("GET", "/services/{id}"),
+    ("DELETE", "/services/{id}"), ("POST", "/services/{id}/update"), ("GET", "/services/{id}/logs"),
+    ("GET", "/tasks"), ("GET", "/tasks/{id}"), ("GET", "/tasks/{id}/logs"),
+    ("GET", "/secrets"), ("POST", "/secrets/create"), ("GET", "/secrets/{id}"),
+    ("DELETE", "/secrets/{id}"), ("POST", "/secrets/{id}/update"),
+    ("GET", "/configs"), ("POST", "/configs/create"), ("GET", "/configs/{id}"),
+    ("DELETE", "/configs/{id}"), ("POST", "/configs/{id}/update"),
+    ("PUT", "/volumes/{name}"),
+)  # fmt: skip
+
+
+def routes(cluster: ClusterClient) -> Iterable[Route]:
+    """All of them."""
+
+    async def refuse(call: Call) -> Answer:
+        del call
+        refusal = (await cluster.standing()).refusal
+        if refusal:
+            raise Refused(503, refusal)
+        raise Unimplemented("the Docker API does not have this operation here: use `swarmctl`")
+
+    return [Route(method, path, refuse) for method, path in _OPERATIONS]

@@ -1,0 +1,97 @@
+"""The docker command line against the nodes of a lab."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cluster.lab import Lab, eventually
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command is missing"),
+]
+WORKERS = "Worker nodes can't be used to view or modify cluster state."
+
+
+def docker(lab: Lab, node: str, *words: str) -> tuple[int, str, str]:
+    """A docker command at a node: exit code, output, errors."""
+    socket = Path(lab.environment["SHOAL_LAB_DIR"]) / lab.name / node / "run" / "docker.sock"
+    done = subprocess.run(
+        ["docker", "-H", f"unix://{socket}", *words],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**lab.environment, "DOCKER_CONFIG": str(lab.base / "docker")},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def output(lab: Lab, *words: str) -> str:
+    """What a command at the manager prints; it must succeed."""
+    code, out, err = docker(lab, "m1", *words)
+    assert code == 0, err
+    return out
+
+
+def test_nodes_are_listed_changed_and_kept(lab: Lab):
+    names = output(lab, "node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}").splitlines()
+    assert sorted(names) == ["m1 Leader", "w1 ", "w2 "]
+    assert output(lab, "node", "inspect", "self", "--format", "{{.Description.Hostname}}") == "m1\n"
+    output(lab, "node", "update", "--label-add", "rack=r1", "--availability", "pause", "w1")
+    shown = json.loads(output(lab, "node", "inspect", "w1", "--format", "{{json .Spec}}"))
+    assert shown == {"Labels": {"rack": "r1"}, "Role": "worker", "Availability": "pause"}
+    output(lab, "node", "update", "--label-rm", "rack", "--availability", "active", "w1")
+    listed = output(lab, "node", "ls", "-q", "--filter", "role=manager", "--filter", "name=m")
+    assert len(listed.split()) == 1
+    for words, text in {
+        ("node", "ls", "--filter", "bad=1"): "Invalid filter 'bad'",
+        ("node", "inspect", "nosuch"): "node nosuch not found",
+        ("node", "rm", "w1"): "is not down and can't be removed",
+        ("node", "demote", "m1"): "attempting to demote the last manager",
+    }.items():
+        code, _, err = docker(lab, "m1", *words)
+        assert (code, text in err) == (1, True), err
+
+
+def test_the_swarm_s_settings_come_back_as_they_were(lab: Lab):
+    before = lab.swarmctl("cluster", "inspect")
+    output(lab, "swarm", "update", "--task-history-limit", "3")
+    assert "Limit: 3" in output(lab, "info")
+    output(lab, "swarm", "update", "--task-history-limit", "5")
+    spec = json.loads(lab.swarmctl("cluster", "inspect"))[0]["Spec"]
+    old = json.loads(before)[0]["Spec"]
+    assert {**spec, "Orchestration": None} == {**old, "Orchestration": None}
+
+
+def test_join_tokens_and_unlock_keys(lab: Lab):
+    token = output(lab, "swarm", "join-token", "-q", "worker")
+    assert token.startswith("SWMTKN-1-")
+    assert output(lab, "swarm", "join-token", "--rotate", "-q", "worker") != token
+    output(lab, "swarm", "update", "--autolock=true")
+    assert output(lab, "swarm", "unlock-key", "-q").startswith("SWMKEY-1-")
+    output(lab, "swarm", "update", "--autolock=false")
+    assert "no unlock key is set" in docker(lab, "m1", "swarm", "unlock-key", "-q")[2]
+
+
+def test_a_worker_says_that_it_is_none_and_a_member_joins_no_other(lab: Lab):
+    for words in (("node", "ls"), ("service", "ls"), ("swarm", "ca"), ("secret", "ls")):
+        code, _, err = docker(lab, "w1", *words)
+        assert (code, WORKERS in err) == (1, True), err
+    for words in (("swarm", "init"), ("swarm", "join", "--token", "SWMTKN-1-xx", "10.0.0.1:2377")):
+        code, _, err = docker(lab, "w1", *words)
+        assert (code, "already part of a swarm" in err) == (1, True), err
+    state = output(lab, "info", "--format", "{{.Swarm.Nodes}} {{.Swarm.Managers}}")
+    assert state == "3 1\n"
+
+
+def test_promotion_and_demotion(lab: Lab):
+    output(lab, "node", "promote", "w2")
+    try:
+        role = ("node", "ls", "--filter", "name=w2", "--format", "{{.ManagerStatus}}")
+        eventually("w2 manages", lambda: output(lab, *role).strip() == "Reachable")
+    finally:
+        output(lab, "node", "demote", "w2")
+    eventually("w2 works", lambda: output(lab, *role).strip() == "")
