@@ -49,6 +49,7 @@ from engine.resources import (
     networks,
     nodes,
     plugins,
+    services,
     streams,
     swarm,
     system,
@@ -170,6 +171,7 @@ class Engine:
         yield from networks.routes(self.containers, self.networks)
         yield from swarm.routes(self._cluster)
         yield from nodes.routes(self._cluster)
+        yield from services.routes(self._cluster)
         yield from unserved.routes(self._cluster)
         yield from plugins.routes()
 

@@ -22,6 +22,7 @@ from shoal.api.v1 import (
     specs_pb2,
     types_pb2,
 )
+from shoal.docker.objects import ServiceCounts
 from shoal.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -30,7 +31,7 @@ from shoal.errors import (
     SwarmError,
     Unavailable,
 )
-from shoal.model.objects import Cluster, Node
+from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import ExternalCa
 from shoal.security.grpc_tls import local_channel
@@ -173,6 +174,54 @@ class ClusterClient:
         """Take a node out of the cluster."""
         request = control_pb2.RemoveNodeRequest(node=reference, force=force)
         await self._call(self._control.RemoveNode(request, timeout=CALL_TIMEOUT_S))
+
+    # Services and tasks.
+
+    async def services(
+        self, filters: control_pb2.Filters | None = None
+    ) -> list[tuple[Service, ServiceCounts]]:
+        """The services that fit, each with its counts."""
+        request = control_pb2.ListServicesRequest(filters=filters, page_size=PAGE_SIZE)
+        found: list[tuple[Service, ServiceCounts]] = []
+        async for answer in self._pages(self._control.ListServices, request):
+            for service, status in zip(answer.services, answer.statuses, strict=True):
+                counts = ServiceCounts(
+                    status.running_tasks, status.desired_tasks, status.completed_tasks
+                )
+                found.append((from_pb(service, Service), counts))
+        return found
+
+    async def service(self, reference: str, *, insert_defaults: bool = False) -> Service:
+        """A service by id, name or unique id prefix."""
+        request = control_pb2.GetServiceRequest(service=reference, insert_defaults=insert_defaults)
+        answer = await self._call(self._control.GetService(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.service, Service)
+
+    async def roll_back_service(self, service_id: str, version: int) -> None:
+        """Back to the previous spec."""
+        request = control_pb2.UpdateServiceRequest(
+            service=service_id, version=types_pb2.Version(index=version), rollback=True
+        )
+        await self._call(self._control.UpdateService(request, timeout=CALL_TIMEOUT_S))
+
+    async def remove_service(self, reference: str) -> None:
+        """Remove a service and its tasks."""
+        request = control_pb2.RemoveServiceRequest(service=reference)
+        await self._call(self._control.RemoveService(request, timeout=CALL_TIMEOUT_S))
+
+    async def tasks(self, filters: control_pb2.Filters | None = None) -> list[Task]:
+        """The tasks that fit."""
+        request = control_pb2.ListTasksRequest(filters=filters, page_size=PAGE_SIZE)
+        found: list[Task] = []
+        async for answer in self._pages(self._control.ListTasks, request):
+            found += (from_pb(one, Task) for one in answer.tasks)
+        return found
+
+    async def task(self, reference: str) -> Task:
+        """A task by id or unique id prefix."""
+        request = control_pb2.GetTaskRequest(task=reference)
+        answer = await self._call(self._control.GetTask(request, timeout=CALL_TIMEOUT_S))
+        return from_pb(answer.task, Task)
 
     # How calls fail.
 

@@ -95,3 +95,33 @@ def test_promotion_and_demotion(lab: Lab):
     finally:
         output(lab, "node", "demote", "w2")
     eventually("w2 works", lambda: output(lab, *role).strip() == "")
+
+
+def test_services_and_tasks_are_seen_gone_back_with_and_removed(lab: Lab):
+    lab.swarmctl("service", "create", "--name", "cli", "--replicas", "2", "web:1")
+    try:
+        assert output(lab, "service", "ls", "--format", "{{.Name}} {{.Replicas}}") == "cli 2/2\n"
+        assert output(lab, "service", "ls", "-q", "--filter", "mode=global") == ""
+        state = ("--format", "{{.Image}} {{.DesiredState}}")
+        shown = output(lab, "service", "ps", "cli", *state, "--filter", "desired-state=running")
+        assert shown == "web:1 Running\n" * 2
+        assert "Replicas:\t2" in output(lab, "service", "inspect", "--pretty", "cli").replace(
+            " ", ""
+        )
+        task = lab.running("cli")[0]
+        where = output(lab, "inspect", "--type", "task", task["ID"], "--format", "{{.NodeID}}")
+        assert where.strip() == task["NodeID"]
+        assert task["ID"] in output(lab, "node", "ps", "-q", "--no-trunc", task["NodeID"])
+        lab.swarmctl("service", "update", "--replicas", "1", "cli")
+        output(lab, "service", "rollback", "cli")  # attached: it converges and ends
+        assert output(lab, "service", "ls", "--format", "{{.Replicas}}") == "2/2\n"
+        for words, text in {
+            ("service", "inspect", "nosuch"): "no such service: nosuch",
+            ("service", "scale", "cli=3"): "use `swarmctl service update`",
+            ("service", "ls", "--filter", "bad=1"): "Invalid filter 'bad'",
+        }.items():
+            code, _, err = docker(lab, "m1", *words)
+            assert (code, text in err) == (1, True), err
+    finally:
+        output(lab, "service", "rm", "cli")
+    assert output(lab, "service", "ls", "-q") == ""
