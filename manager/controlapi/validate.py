@@ -42,6 +42,7 @@ from shoal.model.types import (
     ExternalCa,
     HealthCheck,
     Mount,
+    PlacementPreference,
     Resources,
     RestartPolicy,
     UpdateConfig,
@@ -59,6 +60,8 @@ SPEC_BYTES_MAX = 256 << 10
 that has to fit into one log entry (1.5 MiB)."""
 URL_LENGTH_MAX = 500
 IMAGE_LENGTH_MAX = 512
+WISHES_MAX = 32
+"""Preferences that are tried on every node for each group of tasks."""
 REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 KEY_ROTATION_NS = range(60_000_000_000, 8_760 * 3_600_000_000_000 + 1)
@@ -157,6 +160,29 @@ def _https_url(url: str) -> None:
         raise InvalidArgument("external ca: url: must hold no password: everybody can read it")
 
 
+def _preferences(preferences: Sequence[PlacementPreference]) -> None:
+    wishes = sum(bool(one.prefer or one.avoid) for one in preferences)
+    if wishes > WISHES_MAX:
+        raise InvalidArgument(
+            f"placement preferences: {wishes} to prefer or avoid, at most {WISHES_MAX} may be"
+        )
+    for preference in preferences:
+        _preference(preference)
+
+
+def _preference(preference: PlacementPreference) -> None:
+    wishes = [text for text in (preference.prefer, preference.avoid) if text]
+    if len(wishes) + bool(preference.spread_descriptor) > 1:
+        raise InvalidArgument("placement preference: only one of spread, prefer and avoid can be")
+    if wishes:
+        parse_constraints(wishes)
+    elif not preference.spread_descriptor.startswith(("node.labels.", "engine.labels.")):
+        raise InvalidArgument(
+            f"placement preference: {preference.spread_descriptor!r} must be spread over "
+            "node.labels.KEY or engine.labels.KEY"
+        )
+
+
 def _task(task: TaskSpec) -> None:
     if not isinstance(task.runtime, ContainerSpec):
         raise Unimplemented("runtime: only containers can be run by this version")
@@ -169,12 +195,7 @@ def _task(task: TaskSpec) -> None:
     _disconnect(task.disconnect)
     _wait("listen timeout", task.listen_timeout_ns)
     parse_constraints(task.placement.constraints)
-    for preference in task.placement.preferences:
-        if not preference.spread_descriptor.startswith(("node.labels.", "engine.labels.")):
-            raise InvalidArgument(
-                f"placement preference: {preference.spread_descriptor!r} must be spread over "
-                "node.labels.KEY or engine.labels.KEY"
-            )
+    _preferences(task.placement.preferences)
     attachments(task.networks)
     driver = task.log_driver
     if driver is not None:

@@ -22,6 +22,13 @@ def service_mode(spec: ServiceSpec) -> None:
             "placement strategy: can only be used with replicated or replicated-job mode: a "
             "global service is on every node that fits"
         )
+    if is_global(spec.mode) and any(
+        one.prefer or one.avoid for one in spec.task.placement.preferences
+    ):
+        raise InvalidArgument(
+            "placement preference: prefer and avoid can only be used with replicated or "
+            "replicated-job mode: a global service is on every node that fits its constraints"
+        )
     if is_job(spec.mode) and (spec.update is not None or spec.rollback is not None):
         raise InvalidArgument(
             "update and rollback configuration is not supported for jobs: a change of a job runs "

@@ -124,6 +124,18 @@ def constraints_of(placement: Placement) -> tuple[Constraint, ...] | None:
         return None
 
 
+def wishes_of(placement: Placement) -> list[tuple[tuple[Constraint, ...], bool]]:
+    """Constraints that should hold (True) or should not (False) where there is a choice.
+
+    Those that cannot be read are left out: a wish keeps no task from running.
+    """
+    texts = [(one.prefer or one.avoid, not one.avoid) for one in placement.preferences]
+    parsed = [
+        (constraints_of(Placement(constraints=(text,))), liked) for text, liked in texts if text
+    ]
+    return [(constraints, liked) for constraints, liked in parsed if constraints is not None]
+
+
 def fits_platforms(node: Node, platforms: Sequence[Platform]) -> bool:
     """Whether the node has one of these platforms; none given: any will do."""
     own = node.description.platform

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready
+from manager.scheduler.constraints import node_matches
+from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready, wishes_of
 from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
 from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.draft import Draft
@@ -19,7 +20,7 @@ from shoal.model.defaults import is_terminal, is_wanted, packs
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.plan import Plan
-from shoal.model.types import TaskStatus
+from shoal.model.types import Placement, TaskStatus
 
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 CONFIRMED_MESSAGE = "scheduler confirmed task can run on preassigned node"
@@ -154,8 +155,9 @@ class Scheduling:
             ],
             copies,
             failures,
-            [preference.spread_descriptor for preference in preferences],
+            [one.spread_descriptor for one in preferences if one.spread_descriptor],
             packs=fullest_first,
+            demerits=_demerits(candidates, first.spec.placement),
         )
         while waiting and self._place(waiting[0], pipeline, ranking, copies):
             waiting.popleft()
@@ -225,6 +227,19 @@ class Scheduling:
                 error=error, message=PENDING_MESSAGE, timestamp_ns=self._now_ns
             )
             self._draft.update(task.with_status(status))
+
+
+def _demerits(candidates: Iterable[Usage], placement: Placement) -> dict[str, int]:
+    """Wishes to prefer or avoid nodes that they do not meet, by node."""
+    wishes = wishes_of(placement)
+    if not wishes:
+        return {}
+    return {
+        usage.node.id: sum(
+            node_matches(usage.node, constraints) is not liked for constraints, liked in wishes
+        )
+        for usage in candidates
+    }
 
 
 def copies_of(view: View, task: Task) -> dict[str, int]:

@@ -2,9 +2,10 @@
 
 A tree with one level per spread preference; its leaves are heaps of nodes. Both keep the emptiest
 on top, so a task costs O(log nodes), and a group of n tasks on m nodes O((n + m) log m). Among
-nodes: those with many recent failures of this service last, then fewest tasks of the service,
-then fewest tasks in all, then the node id. With packing: those that are fullest, then most tasks
-in all. A node without a label is in a branch of its own.
+nodes: those with many recent failures of this service last, then those that meet most wishes to
+prefer or avoid nodes, then fewest tasks of the service, then fewest tasks in all, then the node id.
+With packing, in place of the two numbers: the fullest, then most tasks in all. A node without a
+label is in a branch of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FAILURES_MAX = 5
 """As many failures of one service version within FAILURES_WINDOW_NS put a node last."""
 FAILURES_WINDOW_NS = 300_000_000_000
 
-NodeKey = tuple[bool, int, int, str]
+NodeKey = tuple[bool, int, int, int, str]
 
 
 class EmptiestFirst:
@@ -62,9 +63,14 @@ class Ranking:
         preferences: Sequence[str],
         *,
         packs: bool = False,
+        demerits: Mapping[str, int] | None = None,
     ) -> None:
-        """packs: the fullest nodes are taken first, not those with fewest tasks."""
+        """packs: the fullest nodes are taken first, not those with fewest tasks.
+
+        demerits: wishes that a node does not meet, by its id.
+        """
         self._packs = packs
+        self._demerits = demerits or {}
         self._copies = copies
         self._failures = failures
         self._usage = {usage.node.id: usage for usage in candidates}
@@ -80,7 +86,7 @@ class Ranking:
             while path[-1].branches:
                 path.append(path[-1].branches[0][2])
             leaf = path[-1]
-            usage = self._usage[leaf.nodes[0][3]]
+            usage = self._usage[leaf.nodes[0][-1]]
             if fits(usage):
                 place(usage)
                 self._copies[usage.node.id] = self._copies.get(usage.node.id, 0) + 1
@@ -94,10 +100,12 @@ class Ranking:
     def _key(self, usage: Usage) -> NodeKey:
         node_id = usage.node.id
         failing = self._failures.get(node_id, 0) >= FAILURES_MAX
+        demerits = self._demerits.get(node_id, 0)
         if self._packs:
-            return failing, -usage.fullness, -usage.tasks, node_id
+            return failing, demerits, -usage.fullness, -usage.tasks, node_id
         return (
             failing,
+            demerits,
             self._copies.get(node_id, 0),
             usage.tasks,
             node_id,

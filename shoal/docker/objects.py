@@ -41,6 +41,7 @@ from shoal.model.types import (
     NetworkAttachment,
     NetworkAttachmentConfig,
     Placement,
+    PlacementPreference,
     PortConfig,
     Privileges,
     ResourceRequirements,
@@ -381,14 +382,18 @@ def _disconnect(policy: DisconnectPolicy) -> Record:
     )
 
 
+def _preference(item: PlacementPreference) -> Record:
+    """Docker spreads alone; nodes to prefer or to avoid are ours."""
+    if item.spread_descriptor:
+        return record({"Spread": record({"SpreadDescriptor": item.spread_descriptor})})
+    return record({}, Prefer=item.prefer, Avoid=item.avoid)
+
+
 def _placement(placement: Placement) -> Record:
     return record(
         {},
         Constraints=list(placement.constraints),
-        Preferences=[
-            record({"Spread": record({"SpreadDescriptor": item.spread_descriptor})})
-            for item in placement.preferences
-        ],
+        Preferences=[_preference(item) for item in placement.preferences],
         MaxReplicas=placement.max_replicas,
         Strategy=spell(placement.strategy) if placement.strategy else None,
         Platforms=[

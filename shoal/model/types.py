@@ -269,9 +269,11 @@ class NetworkAttachment(Row, frozen=True):
 
 
 class PlacementPreference(Row, frozen=True):
-    """Spread over the values of a label."""
+    """One of: a label to spread over, a constraint of nodes to prefer, one of nodes to avoid."""
 
     spread_descriptor: str = ""
+    prefer: str = ""
+    avoid: str = ""
 
 
 class Placement(Row, frozen=True):

@@ -176,7 +176,7 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
         "placement-pref",
         Parsed("preference", parse_preference),
         Parsed("preference", parse_preference),
-        "placement preference, spread=node.labels.X",
+        "placement preference, spread=node.labels.X, prefer=CONSTRAINT or avoid=CONSTRAINT",
         "",
     ),
     (

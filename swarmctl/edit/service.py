@@ -12,7 +12,6 @@ from shoal.model.types import (
     GenericResource,
     NetworkAttachmentConfig,
     Placement,
-    PlacementPreference,
     PortConfig,
     ResourceRequirements,
     RestartPolicy,
@@ -22,6 +21,7 @@ from swarmctl.edit.container import edit_container
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 from swarmctl.edit.modes import edit_mode
 from swarmctl.parsing.ports import target_of
+from swarmctl.parsing.values import preference_text
 
 LOG_DRIVER = "json-file"
 
@@ -132,8 +132,8 @@ def _edit_placement(placement: Placement, flags: Flags) -> Placement:
         preferences=merged(
             placement.preferences,
             add=flags.get("placement_pref_add", ()),
-            remove=[item.spread_descriptor for item in flags.get("placement_pref_rm", ())],
-            key=_descriptor,
+            remove=[preference_text(item) for item in flags.get("placement_pref_rm", ())],
+            key=preference_text,
         ),
         max_replicas=flags.get("replicas_max_per_node", placement.max_replicas),
         strategy=flags.get("placement_strategy", placement.strategy),
@@ -170,7 +170,3 @@ def _network(network: NetworkAttachmentConfig) -> str:
 
 def _kind(resource: GenericResource) -> str:
     return resource.kind
-
-
-def _descriptor(preference: PlacementPreference) -> str:
-    return preference.spread_descriptor

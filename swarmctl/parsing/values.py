@@ -91,13 +91,27 @@ def parse_ulimit(text: str) -> Ulimit:
 
 
 def parse_preference(text: str) -> PlacementPreference:
-    """`spread=node.labels.X` or `spread=engine.labels.X`."""
-    strategy, _, descriptor = text.partition("=")
-    if strategy != "spread" or not descriptor:
-        raise InvalidArgument(
-            f"{text!r}: the only strategy is spread, as in spread=node.labels.rack"
-        )
-    return PlacementPreference(spread_descriptor=descriptor)
+    """`spread=node.labels.X`, `spread=engine.labels.X`, `prefer=CONSTRAINT`, `avoid=CONSTRAINT`."""
+    strategy, _, wish = text.partition("=")
+    if strategy == "spread" and wish:
+        return PlacementPreference(spread_descriptor=wish)
+    if strategy == "prefer":
+        return PlacementPreference(prefer=parse_constraint(wish))
+    if strategy == "avoid":
+        return PlacementPreference(avoid=parse_constraint(wish))
+    raise InvalidArgument(
+        f"{text!r}: write spread=LABEL, prefer=CONSTRAINT or avoid=CONSTRAINT, as in "
+        "spread=node.labels.rack"
+    )
+
+
+def preference_text(preference: PlacementPreference) -> str:
+    """A preference as it is written."""
+    if preference.prefer:
+        return f"prefer={preference.prefer}"
+    if preference.avoid:
+        return f"avoid={preference.avoid}"
+    return f"spread={preference.spread_descriptor}"
 
 
 def parse_generic_resource(text: str) -> GenericResource:

@@ -19,6 +19,7 @@ from shoal.model.types import (
     UpdateConfig,
 )
 from swarmctl.parsing.units import format_binary_size, format_cpus, format_duration
+from swarmctl.parsing.values import preference_text
 from swarmctl.render.rows import mode_name
 from swarmctl.render.times import distance
 
@@ -138,8 +139,8 @@ def _placement(task: TaskSpec) -> list[str]:
     if placement.constraints:
         lines.append(f" Constraints:\t[{' '.join(placement.constraints)}]")
     if placement.preferences:
-        spread = " ".join(f"spread={item.spread_descriptor}" for item in placement.preferences)
-        lines.append(f" Preferences:\t[{spread}]")
+        wishes = " ".join(map(preference_text, placement.preferences))
+        lines.append(f" Preferences:\t[{wishes}]")
     if placement.strategy:
         lines.append(f" Strategy:\t{spell(placement.strategy)}")
     if placement.max_replicas:

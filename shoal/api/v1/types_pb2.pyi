@@ -1279,19 +1279,29 @@ Global___NetworkAttachment: _TypeAlias = NetworkAttachment  # noqa: Y015
 
 @_typing.final
 class PlacementPreference(_message.Message):
+    """Exactly one of these."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SPREAD_DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    PREFER_FIELD_NUMBER: _builtins.int
+    AVOID_FIELD_NUMBER: _builtins.int
     spread_descriptor: _builtins.str
     """"node.labels.X" or "engine.labels.X"."""
+    prefer: _builtins.str
+    """A constraint: nodes for which it holds come before others."""
+    avoid: _builtins.str
+    """A constraint: nodes for which it holds come after others."""
     def __init__(
         self,
         *,
         spread_descriptor: _builtins.str = ...,
+        prefer: _builtins.str = ...,
+        avoid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spread_descriptor", b"spread_descriptor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "prefer", b"prefer", "spread_descriptor", b"spread_descriptor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

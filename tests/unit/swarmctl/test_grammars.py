@@ -388,6 +388,15 @@ def test_preferences_and_commands():
     )
     with pytest.raises(InvalidArgument):
         values.parse_preference("binpack=node.labels.rack")
+    for text in (
+        "spread=node.labels.rack",
+        "prefer=node.labels.n>=2",
+        "avoid=node.role == manager",
+    ):
+        assert values.preference_text(values.parse_preference(text)) == text
+    for text in ("spread=", "prefer=", "avoid=node.role", "prefer=x=y"):
+        with pytest.raises(InvalidArgument):
+            values.parse_preference(text)
     assert values.parse_command("sh -c 'echo a b'") == ("sh", "-c", "echo a b")
     with pytest.raises(InvalidArgument):
         values.parse_command("sh 'open")

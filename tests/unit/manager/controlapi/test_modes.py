@@ -25,13 +25,23 @@ from shoal.model.specs import (
     ServiceSpec,
     TaskSpec,
 )
-from shoal.model.types import Annotations, NetworkAttachmentConfig, Placement, UpdateConfig
+from shoal.model.types import (
+    Annotations,
+    NetworkAttachmentConfig,
+    Placement,
+    PlacementPreference,
+    UpdateConfig,
+)
 from tests.support.planning import SECOND_NS, Cell, a_task
 
 JOB = ReplicatedJobMode(max_concurrent=2, total_completions=5)
 RUNNING, COMPLETE, FAILED = TaskState.RUNNING, TaskState.COMPLETE, TaskState.FAILED
 PACKED = TaskSpec(
     runtime=ContainerSpec(image="a"), placement=Placement(strategy=PlacementStrategy.BINPACK)
+)
+CHOOSY = TaskSpec(
+    runtime=ContainerSpec(image="a"),
+    placement=Placement(preferences=(PlacementPreference(avoid="node.role==manager"),)),
 )
 PLACE = TaskSpec(runtime=ContainerSpec(image="a"), placement=Placement(max_replicas=1))
 FIXED = TaskSpec(
@@ -56,6 +66,7 @@ def _spec(mode: ServiceMode, **fields: object) -> ServiceSpec:
         (_spec(GlobalJobMode(), task=PLACE), "replicas-max-per-node can only be used with"),
         (_spec(GlobalMode(), task=PACKED), "placement strategy: can only be used with"),
         (_spec(GlobalJobMode(), task=PACKED), "placement strategy: can only be used with"),
+        (_spec(GlobalMode(), task=CHOOSY), "placement preference: prefer and avoid can only be"),
         (_spec(JOB, update=UpdateConfig()), "configuration is not supported for jobs"),
         (_spec(GlobalJobMode(), rollback=UpdateConfig()), "is not supported for jobs"),
         (_spec(GlobalMode(), task=FIXED), r"addresses \(ip=\) can only be used with replicated"),

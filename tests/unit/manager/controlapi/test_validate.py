@@ -106,6 +106,10 @@ def preference(descriptor: str) -> ServiceSpec:
     return task(placement=Placement(preferences=(PlacementPreference(descriptor),)))
 
 
+def wish(**fields: str) -> ServiceSpec:
+    return task(placement=Placement(preferences=(PlacementPreference(**fields),)))
+
+
 BAD = InvalidArgument
 LATER = Unimplemented
 SERVICE_RULES = [
@@ -149,6 +153,23 @@ SERVICE_RULES = [
     (task(log_driver=Driver("", {"tag": "x"})), BAD, "log-opt: 'tag' is unknown, use max-file or"),
     (task(placement=Placement(constraints=("zone=1",))), BAD, "constraint 'zone=1'"),
     (preference("zone"), BAD, "placement preference: 'zone' must be spread over node.labels.KEY"),
+    (
+        task(placement=Placement(preferences=(PlacementPreference(avoid="node.id==a"),) * 33)),
+        BAD,
+        "placement preferences: 33 to prefer or avoid, at most 32 may be",
+    ),
+    (wish(prefer="zone=1"), BAD, "constraint 'zone=1'"),
+    (wish(avoid="node.labels.n<x"), BAD, "constraint 'node.labels.n<x': 'x' is no decimal number"),
+    (
+        wish(prefer="node.id==a", avoid="node.id==b"),
+        BAD,
+        "placement preference: only one of spread,",
+    ),
+    (
+        wish(spread_descriptor="node.labels.a", avoid="node.id==b"),
+        BAD,
+        "placement preference: only one of spread,",
+    ),
     (task(restart=RestartPolicy(delay_ns=-1)), BAD, "restart delay: must not be negative"),
     (task(restart=RestartPolicy(window_ns=-1)), BAD, "restart window: must not be negative"),
     (task(disconnect=DisconnectPolicy(wait_ns=1)), BAD, "disconnect wait: give it together with"),
