@@ -14,13 +14,14 @@ import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import structlog
 from typing_extensions import override
 
+from shoal.aio.threads import in_thread
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.ids import is_id
 from shoal.model.files import FileRow, files_of, size_max
@@ -105,7 +106,7 @@ class TaskFiles:
             return ()
         files = await asyncio.to_thread(self.files_for, task)
         place = self._directory / task.id
-        await _in_thread(partial(_remake, place, files))
+        await in_thread(partial(_remake, place, files))
         return tuple(
             Mount(
                 target=file.target,
@@ -182,19 +183,9 @@ async def remove_others(directory: Path, task_ids: Collection[str]) -> None:
 
 async def _remove_logged(place: Path) -> None:
     try:
-        await _in_thread(partial(_remove, place))
+        await in_thread(partial(_remove, place))
     except OSError as error:
         _log.error("files.not_removed", path=str(place), reason=str(error))
-
-
-async def _in_thread(step: Callable[[], None]) -> None:
-    """Run it in a thread, to its end also when cancelled: what comes next must find it done."""
-    work = asyncio.ensure_future(asyncio.to_thread(step))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
 
 
 def _outside(ranges: Sequence[IdRange] | None, text: str, field: str) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import msgspec
 import structlog
 
+from shoal.aio.threads import in_thread
 from shoal.clock import Clock
 from worker.health import files
 from worker.health.core import HEALTHY, STARTING, Check, Health
@@ -186,7 +188,7 @@ class _Checked:
 
     async def _keep(self, kept: KeptHealth) -> None:
         try:
-            await asyncio.to_thread(files.save, self._directory, kept)
+            await in_thread(partial(files.save, self._directory, kept))
         except OSError as error:
             if self._is_kept:
                 _log.warning("task.health_not_kept", task_id=self.id, reason=str(error))
