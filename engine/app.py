@@ -49,6 +49,7 @@ from engine.resources import (
     networks,
     nodes,
     plugins,
+    service_logs,
     services,
     streams,
     swarm,
@@ -172,6 +173,7 @@ class Engine:
         yield from swarm.routes(self._cluster)
         yield from nodes.routes(self._cluster)
         yield from services.routes(self._cluster)
+        yield from service_logs.routes(self._cluster)
         yield from unserved.routes(self._cluster)
         yield from plugins.routes()
 

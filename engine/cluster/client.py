@@ -6,7 +6,7 @@ that is no manager with 503 and the reason, otherwise with the status the Docker
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from engine.http.errors import Refused
 from shoal.api.v1 import (
     control_pb2,
     control_pb2_grpc,
+    logs_pb2,
+    logs_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
     specs_pb2,
@@ -55,6 +57,7 @@ class ClusterClient:
         self._channel = local_channel(socket)
         self._node = node_pb2_grpc.NodeControlStub(self._channel)
         self._control = control_pb2_grpc.ControlStub(self._channel)
+        self._logs = logs_pb2_grpc.LogsStub(self._channel)
 
     async def close(self) -> None:
         """End every call."""
@@ -222,6 +225,19 @@ class ClusterClient:
         request = control_pb2.GetTaskRequest(task=reference)
         answer = await self._call(self._control.GetTask(request, timeout=CALL_TIMEOUT_S))
         return from_pb(answer.task, Task)
+
+    async def logs(
+        self, request: logs_pb2.SubscribeLogsRequest
+    ) -> AsyncGenerator[logs_pb2.SubscribeLogsMessage, None]:
+        """Lines as the nodes send them; ends by itself unless followed."""
+        call = self._logs.SubscribeLogs(request)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise await self._told(from_rpc_error(error)) from error
+        finally:
+            call.cancel()
 
     # How calls fail.
 

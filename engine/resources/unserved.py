@@ -15,7 +15,7 @@ from engine.http.routing import Route
 from shoal.errors import Unimplemented
 
 _OPERATIONS = (
-    ("POST", "/services/create"), ("GET", "/services/{id}/logs"), ("GET", "/tasks/{id}/logs"),
+    ("POST", "/services/create"),
     ("GET", "/secrets"), ("POST", "/secrets/create"), ("GET", "/secrets/{id}"),
     ("DELETE", "/secrets/{id}"), ("POST", "/secrets/{id}/update"),
     ("GET", "/configs"), ("POST", "/configs/create"), ("GET", "/configs/{id}"),

@@ -125,3 +125,22 @@ def test_services_and_tasks_are_seen_gone_back_with_and_removed(lab: Lab):
     finally:
         output(lab, "service", "rm", "cli")
     assert output(lab, "service", "ls", "-q") == ""
+
+
+def test_logs_of_services_and_tasks(lab: Lab):
+    script = "echo out; echo err >&2; sleep 1000"
+    lab.swarmctl(
+        "service", "create", "--name", "says", "--replicas", "2", "web:1", "sh", "-c", script
+    )
+    try:
+        code, out, err = docker(lab, "m1", "service", "logs", "says")
+        assert code == 0
+        said = [line.partition("|")[2].strip() for line in (*out.splitlines(), *err.splitlines())]
+        assert said == ["out", "out", "err", "err"]
+        assert {line.partition(".")[0] for line in out.splitlines()} == {"says"}
+        task = lab.running("says")[0]["ID"]
+        assert docker(lab, "m1", "service", "logs", "--raw", task) == (0, "out\n", "err\n")
+        stamped = output(lab, "service", "logs", "--raw", "--timestamps", "--tail", "2", task)
+        assert stamped.endswith("Z out\n")
+    finally:
+        output(lab, "service", "rm", "says")
