@@ -169,7 +169,7 @@ class Engine:
         yield from usage.routes(self.containers, self.images, self._volumes)
         yield from build.routes(self.builder, self._parts.images.registry)
         yield from volumes.routes(self._volumes, self._events)
-        yield from networks.routes(self.containers, self.networks)
+        yield from networks.routes(self.containers, self.networks, self._cluster)
         yield from swarm.routes(self._cluster)
         yield from nodes.routes(self._cluster)
         yield from services.routes(self._cluster)

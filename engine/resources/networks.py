@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-from engine.cluster.standing import NOT_A_MANAGER
+from engine.cluster.client import ClusterClient
 from engine.containers import selection
 from engine.containers.inspect import time_text
 from engine.containers.parts import ContainerParts
@@ -16,7 +16,7 @@ from engine.http.errors import Refused
 from engine.http.filters import Filters
 from engine.http.routing import Route
 from engine.ports import Event
-from shoal.errors import InvalidArgument, NotFound, PermissionDenied
+from shoal.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from worker.network.local.api import BRIDGE, PREDEFINED, Endpoint, IpamPool, LocalNetwork
 from worker.network.local.api import LocalNetworks as Networks
 from worker.network.overlay.containers import DRIVER
@@ -79,9 +79,9 @@ class ConnectRequest(Docker, frozen=True, kw_only=True):
     force: bool = False
 
 
-def routes(parts: ContainerParts, networks: Networks) -> Iterable[Route]:
+def routes(parts: ContainerParts, networks: Networks, cluster: ClusterClient) -> Iterable[Route]:
     """All operations."""
-    resource = _Resource(parts, networks)
+    resource = _Resource(parts, networks, cluster)
     yield Route("GET", "/networks", resource.list)
     yield Route("POST", "/networks/create", resource.create)
     yield Route("POST", "/networks/prune", resource.prune)
@@ -92,8 +92,9 @@ def routes(parts: ContainerParts, networks: Networks) -> Iterable[Route]:
 
 
 class _Resource:
-    def __init__(self, parts: ContainerParts, networks: Networks) -> None:
+    def __init__(self, parts: ContainerParts, networks: Networks, cluster: ClusterClient) -> None:
         self._parts = parts
+        self._cluster = cluster
         self._networks = networks
 
     async def list(self, call: Call) -> Answer:
@@ -107,8 +108,19 @@ class _Resource:
 
     async def create(self, call: Call) -> Answer:
         request = await call.body(CreateNetwork)
+        if _is_spanning(request):
+            await self._refuse_spanning()
         made = await self._networks.create(wanted(request))
         return json_answer({"Id": made.id, "Warning": ""}, 201)
+
+    async def _refuse_spanning(self) -> None:
+        refusal = (await self._cluster.standing()).refusal
+        if refusal:
+            raise Refused(500, refusal)
+        raise Unimplemented(
+            "networks of the cluster are not made through the Docker API on this version: use"
+            " `swarmctl network create`"
+        )
 
     async def inspect(self, call: Call) -> Answer:
         await self._networks.refresh()
@@ -174,13 +186,16 @@ class _Resource:
         )
 
 
+def _is_spanning(request: CreateNetwork) -> bool:
+    """Whether the network is to be the cluster's."""
+    return request.driver == "overlay" or request.scope == "swarm" or request.ingress
+
+
 def wanted(request: CreateNetwork) -> LocalNetwork:
     """What is asked for, in the networks' words. Raises: InvalidArgument, Refused."""
     if not request.name:
         raise InvalidArgument("invalid name: name is empty")
     driver = request.driver or BRIDGE
-    if driver == "overlay" or request.scope == "swarm" or request.ingress:
-        raise Refused(500, NOT_A_MANAGER)
     if request.scope not in {"", "local"}:
         raise InvalidArgument(f"invalid scope: {request.scope}")
     if request.ipam.driver not in {"", "default"}:
