@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import docker as docker_py
 import pytest
 
 from tests.integration.cluster.lab import Lab, eventually
@@ -156,3 +157,24 @@ def test_what_is_not_there_yet_is_refused_by_name(lab: Lab):
         assert (code, text in err) == (1, True), err
     code, _, err = docker(lab, "w1", "network", "create", "-d", "overlay", "ov")
     assert (code, WORKERS in err) == (1, True), err
+
+
+def test_docker_py_sees_the_swarm(lab: Lab):
+    socket = Path(lab.environment["SHOAL_LAB_DIR"]) / lab.name / "m1" / "run" / "docker.sock"
+    lab.swarmctl("service", "create", "--name", "seen", "web:1")
+    client = docker_py.DockerClient(base_url=f"unix://{socket}", version="auto", timeout=60)
+    try:
+        assert client.swarm.attrs["JoinTokens"]["Worker"].startswith("SWMTKN-1-")
+        assert [
+            node.attrs["Description"]["Hostname"]
+            for node in client.nodes.list(filters={"role": "manager"})
+        ] == ["m1"]
+        service = client.services.get("seen")
+        assert [
+            task["Status"]["State"] for task in service.tasks({"desired-state": "running"})
+        ] == ["running"]
+        service.remove()
+        assert client.services.list(filters={"name": "seen"}) == []
+    finally:
+        client.close()
+        lab.swarmctl("service", "rm", "seen", check=False)
