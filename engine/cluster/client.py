@@ -6,81 +6,28 @@ that is no manager with 503 and the reason, otherwise with the status the Docker
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable
 
 import grpc
 
-from engine.cluster.standing import ALREADY_IN_A_SWARM, Standing
+from engine.cluster.calls import CALL_TIMEOUT_S, PAGE_SIZE, AnswerT, Calls
+from engine.cluster.standing import ALREADY_IN_A_SWARM
 from engine.http.errors import Refused
-from shoal.api.v1 import (
-    control_pb2,
-    control_pb2_grpc,
-    logs_pb2,
-    logs_pb2_grpc,
-    node_pb2,
-    node_pb2_grpc,
-    specs_pb2,
-    types_pb2,
-)
+from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, specs_pb2, types_pb2
 from shoal.docker.objects import ServiceCounts
-from shoal.errors import (
-    DeadlineExceeded,
-    FailedPrecondition,
-    PermissionDenied,
-    SequenceConflict,
-    SwarmError,
-    Unavailable,
-)
+from shoal.errors import FailedPrecondition, Unavailable
 from shoal.model.objects import Cluster, Node, Service, Task
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import ExternalCa
-from shoal.security.grpc_tls import local_channel
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
 
-CALL_TIMEOUT_S = 20.0
 CHANGE_TIMEOUT_S = 120.0
 """Of init, join, leave and unlock, which start and stop processes."""
-PAGE_SIZE = 250
-
-AnswerT = TypeVar("AnswerT")
 
 
-class ClusterClient:
+class ClusterClient(Calls):
     """The way to the node's daemon. Close it."""
-
-    def __init__(self, socket: Path) -> None:
-        """socket: swarmd's. Where there is none, the node is in no cluster."""
-        self._socket = socket
-        self._channel = local_channel(socket)
-        self._node = node_pb2_grpc.NodeControlStub(self._channel)
-        self._control = control_pb2_grpc.ControlStub(self._channel)
-        self._logs = logs_pb2_grpc.LogsStub(self._channel)
-
-    async def close(self) -> None:
-        """End every call."""
-        await self._channel.close()
-
-    # The node itself.
-
-    async def standing(self) -> Standing:
-        """What the node is to its cluster. Raises: SwarmError when its daemon does not answer."""
-        if not self._socket.exists():
-            return Standing()
-        try:
-            answer = await self._node.Info(node_pb2.InfoRequest(), timeout=CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        return Standing(
-            state=answer.state,
-            error=answer.error,
-            node_id=answer.node_id,
-            address=answer.advertise_address,
-            is_manager=bool(answer.node_id) and answer.role == types_pb2.NODE_ROLE_MANAGER,
-            managers=tuple(answer.managers),
-        )
 
     async def init(self, request: node_pb2.InitRequest) -> str:
         """Make a cluster of this node; the node's id."""
@@ -249,15 +196,6 @@ class ClusterClient:
         if (await self.standing()).is_member:
             raise Refused(503, ALREADY_IN_A_SWARM)
 
-    async def _pages(self, method: Any, request: Any) -> AsyncIterator[Any]:
-        """The answers of a list call, page after page."""
-        while True:
-            answer = await self._call(method(request, timeout=CALL_TIMEOUT_S))
-            yield answer
-            request.page_token = answer.next_page_token
-            if not answer.next_page_token:
-                return
-
     async def _own(self, call: Awaitable[AnswerT]) -> AnswerT:
         """The answer of this node's daemon about the node's own membership."""
         try:
@@ -267,25 +205,3 @@ class ClusterClient:
             if isinstance(failure, FailedPrecondition):
                 raise Refused(503, failure.message) from error
             raise failure from error
-
-    async def _call(self, call: Awaitable[AnswerT]) -> AnswerT:
-        """The answer of a manager."""
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise await self._told(from_rpc_error(error)) from error
-
-    async def _told(self, error: SwarmError) -> SwarmError:
-        if isinstance(error, SequenceConflict):
-            return Refused(500, error.message)
-        if not isinstance(
-            error, FailedPrecondition | Unavailable | DeadlineExceeded | PermissionDenied
-        ):
-            return error
-        try:
-            refusal = (await self.standing()).refusal
-        except SwarmError:
-            return error
-        if refusal:
-            return Refused(503, refusal)
-        return Refused(400, error.message) if isinstance(error, FailedPrecondition) else error
