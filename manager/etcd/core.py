@@ -25,6 +25,7 @@ from shoal.model.objects import (
     Node,
     Secret,
     Service,
+    Stack,
     StoreEntry,
     Task,
 )
@@ -37,6 +38,7 @@ KINDS: dict[str, type[AnyObject]] = {
     "node": Node,
     "secret": Secret,
     "service": Service,
+    "stack": Stack,
     "task": Task,
 }
 KIND_OF = {row: kind for kind, row in KINDS.items()}
@@ -139,6 +141,7 @@ def table(view: View, kind: type[AnyObject]) -> TableView[AnyObject]:
         Cluster: view.clusters,
         Secret: view.secrets,
         Config: view.configs,
+        Stack: view.stacks,
     }
     return tables[kind]
 

@@ -20,7 +20,17 @@ from manager.store.view import (
 )
 from shoal.errors import violated
 from shoal.model.enums import ActionKind
-from shoal.model.objects import AnyObject, Cluster, Config, Network, Node, Secret, Service, Task
+from shoal.model.objects import (
+    AnyObject,
+    Cluster,
+    Config,
+    Network,
+    Node,
+    Secret,
+    Service,
+    Stack,
+    Task,
+)
 from shoal.model.plan import Change
 
 RowT = TypeVar("RowT", bound=AnyObject)
@@ -92,6 +102,7 @@ class Overlay:
         self.clusters: OverlayTable[Cluster] = OverlayTable(below.clusters, "cluster")
         self.secrets: OverlayTable[Secret] = OverlayTable(below.secrets, "secret")
         self.configs: OverlayTable[Config] = OverlayTable(below.configs, "config")
+        self.stacks: OverlayTable[Stack] = OverlayTable(below.stacks, "stack")
         self._by_class: dict[type[AnyObject], OverlayTable[Any]] = {
             Node: self.nodes,
             Service: self.services,
@@ -100,6 +111,7 @@ class Overlay:
             Cluster: self.clusters,
             Secret: self.secrets,
             Config: self.configs,
+            Stack: self.stacks,
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}

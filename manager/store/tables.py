@@ -19,6 +19,7 @@ from shoal.model.objects import (
     Node,
     Secret,
     Service,
+    Stack,
     Task,
 )
 
@@ -37,6 +38,7 @@ class Tables:
         self.clusters: Table[Cluster] = Table("cluster")
         self.secrets: Table[Secret] = Table("secret")
         self.configs: Table[Config] = Table("config")
+        self.stacks: Table[Stack] = Table("stack")
         self._by_class: dict[type[AnyObject], Table[Any]] = {
             Node: self.nodes,
             Service: self.services,
@@ -45,6 +47,7 @@ class Tables:
             Cluster: self.clusters,
             Secret: self.secrets,
             Config: self.configs,
+            Stack: self.stacks,
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}

@@ -20,6 +20,7 @@ from shoal.model.objects import (
     Node,
     Secret,
     Service,
+    Stack,
     Task,
 )
 
@@ -99,6 +100,11 @@ class View(Protocol):
     @property
     def configs(self) -> TableView[Config]:
         """All configs."""
+        ...
+
+    @property
+    def stacks(self) -> TableView[Stack]:
+        """All revisions of all stacks."""
         ...
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 from shoal.model.enums import PlacementStrategy, TaskState
 from shoal.model.objects import Cluster, Network, Service, Task
 from shoal.model.specs import ContainerSpec, TaskSpec
-from shoal.model.types import DisconnectPolicy, Placement, RestartPolicy, UpdateConfig
+from shoal.model.types import DisconnectPolicy, DrainPolicy, Placement, RestartPolicy, UpdateConfig
 
 RESTART_DELAY_NS = 5_000_000_000
 DISCONNECT_WAIT_NS = 600_000_000_000
+DRAIN_DEADLINE_NS = 3_600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
 STOP_GRACE_PERIOD_NS = 10_000_000_000
 DRAIN_TIMEOUT_NS = 2_000_000_000
@@ -48,6 +49,11 @@ def restart_delay_ns(policy: RestartPolicy | None) -> int:
     """Delay between the end of a task and the start of its replacement, nanoseconds."""
     delay = None if policy is None else policy.delay_ns
     return RESTART_DELAY_NS if delay is None else delay
+
+
+def drain_deadline_ns(policy: DrainPolicy) -> int:
+    """How long the tasks of a drained node may take to be replaced, nanoseconds."""
+    return DRAIN_DEADLINE_NS if policy.deadline_ns is None else policy.deadline_ns
 
 
 def update_config(config: UpdateConfig | None) -> UpdateConfig:

@@ -186,6 +186,18 @@ class MountRecursive(IntEnum):
     READONLY = 3
 
 
+class DependencyCondition(IntEnum):
+    """What a service waits for before its first tasks are made: of each that the other wants.
+
+    STARTED: a task that was started. HEALTHY: one that runs, and is healthy where it has a health
+    check. COMPLETED: work that ended with exit code 0.
+    """
+
+    STARTED = 0
+    HEALTHY = 1
+    COMPLETED = 2
+
+
 class ActionKind(IntEnum):
     """What a store action does to its object."""
 

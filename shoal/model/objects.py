@@ -17,6 +17,7 @@ from shoal.model.specs import (
     NodeSpec,
     SecretSpec,
     ServiceSpec,
+    StackSpec,
     TaskSpec,
 )
 from shoal.model.types import (
@@ -36,6 +37,7 @@ from shoal.model.types import (
     NodeIngress,
     NodeStatus,
     RootCa,
+    StackFile,
     TaskStatus,
     UpdateStatus,
     Version,
@@ -56,6 +58,7 @@ class Node(Row, frozen=True):
     ingress: NodeIngress | None = None
     certificate: NodeCertificate | None = None
     role_message: str = ""
+    drain_until_ns: int = 0
 
     @property
     def certified_role(self) -> NodeRole:
@@ -99,6 +102,7 @@ class Task(Row, frozen=True):
     job_iteration: int | None = None
     start_after_ns: int = 0
     replaces_task_id: str = ""
+    takes_over: bool = False
 
     @property
     def container(self) -> ContainerSpec:
@@ -168,7 +172,19 @@ class Config(Row, frozen=True):
     revision: int = 0
 
 
-AnyObject = Node | Service | Task | Network | Cluster | Secret | Config
+class Stack(Row, frozen=True):
+    """One revision of a stack: the newest has its name, those before are NAME@REVISION."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    spec: StackSpec = StackSpec()
+    revision: int = 0
+    secrets: tuple[StackFile, ...] = ()
+    configs: tuple[StackFile, ...] = ()
+    rolled_back_to: int = 0
+
+
+AnyObject = Node | Service | Task | Network | Cluster | Secret | Config | Stack
 
 
 class StoreAction(Row, frozen=True):

@@ -18,6 +18,7 @@ from shoal.model.types import (
     CaConfig,
     DisconnectPolicy,
     DnsConfig,
+    DrainPolicy,
     Driver,
     EndpointSpec,
     FileReference,
@@ -29,18 +30,20 @@ from shoal.model.types import (
     Privileges,
     ResourceRequirements,
     RestartPolicy,
+    ServiceDependency,
     Ulimit,
     UpdateConfig,
 )
 
 
 class NodeSpec(Row, frozen=True):
-    """What the user wants of a node."""
+    """What the user wants of a node. `drain`: how, with DRAIN; None: as Swarm, all at once."""
 
     annotations: Annotations = Annotations()
     desired_role: NodeRole = NodeRole.WORKER
     membership: NodeMembership = NodeMembership.ACCEPTED
     availability: NodeAvailability = NodeAvailability.ACTIVE
+    drain: DrainPolicy | None = None
 
 
 class PullOptions(Row, frozen=True):
@@ -147,6 +150,7 @@ class ServiceSpec(Row, frozen=True):
     endpoint: EndpointSpec = EndpointSpec()
     drain_timeout_ns: int | None = None
     ttl_after_finish_ns: int | None = None
+    depends_on: tuple[ServiceDependency, ...] = ()
 
 
 class NetworkSpec(Row, frozen=True):
@@ -231,3 +235,14 @@ class ConfigSpec(Row, frozen=True):
     annotations: Annotations = Annotations()
     data: bytes = b""
     templating: Driver | None = None
+
+
+class StackSpec(Row, frozen=True):
+    """Services that belong together, and what they need; `source` is the file it was made from."""
+
+    annotations: Annotations = Annotations()
+    networks: tuple[NetworkSpec, ...] = ()
+    secrets: tuple[SecretSpec, ...] = ()
+    configs: tuple[ConfigSpec, ...] = ()
+    services: tuple[ServiceSpec, ...] = ()
+    source: str = ""

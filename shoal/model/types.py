@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from msgspec import field
 
 from shoal.model.enums import (
+    DependencyCondition,
     DisconnectAction,
     EndpointMode,
     FailureAction,
@@ -109,6 +110,12 @@ class DisconnectPolicy(Row, frozen=True):
     action: DisconnectAction = DisconnectAction.REPLACE
     wait_ns: int | None = None
     on_return: ReturnAction = ReturnAction.KEEP_REPLACEMENT
+
+
+class DrainPolicy(Row, frozen=True):
+    """Tasks of a drained node start elsewhere before they stop. `deadline_ns` None: 1 hour."""
+
+    deadline_ns: int | None = None
 
 
 class UpdateConfig(Row, frozen=True):
@@ -473,3 +480,17 @@ class IpamOptions(Row, frozen=True):
 
     driver: Driver | None = None
     configs: tuple[IpamConfig, ...] = ()
+
+
+class ServiceDependency(Row, frozen=True):
+    """Another service, by name, that has to be there first."""
+
+    service: str = ""
+    condition: DependencyCondition = DependencyCondition.STARTED
+
+
+class StackFile(Row, frozen=True):
+    """Which object holds a content of a stack's revision."""
+
+    name: str = ""
+    id: str = ""

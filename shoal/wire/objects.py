@@ -53,6 +53,7 @@ _OBJECT_FIELD = {
     "Cluster": "cluster",
     "Secret": "secret",
     "Config": "config",
+    "Stack": "stack",
 }
 _OBJECT_ROW: dict[str, type[AnyObject]] = {
     "node": objects.Node,
@@ -62,6 +63,7 @@ _OBJECT_ROW: dict[str, type[AnyObject]] = {
     "cluster": objects.Cluster,
     "secret": objects.Secret,
     "config": objects.Config,
+    "stack": objects.Stack,
 }
 
 

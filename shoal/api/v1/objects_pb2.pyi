@@ -55,10 +55,13 @@ class Node(_message.Message):
     INGRESS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     ROLE_MESSAGE_FIELD_NUMBER: _builtins.int
+    DRAIN_UNTIL_NS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     role: _types_pb2.NodeRole.ValueType
     role_message: _builtins.str
     """Why the node is not yet what spec.desired_role wants; empty when nothing is in the way."""
+    drain_until_ns: _builtins.int
+    """When a drain with a policy ends and what is left is stopped; 0 when there is none."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -89,10 +92,11 @@ class Node(_message.Message):
         ingress: _types_pb2.NodeIngress | None = ...,
         certificate: _types_pb2.NodeCertificate | None = ...,
         role_message: _builtins.str = ...,
+        drain_until_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "description", b"description", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "certificate", b"certificate", "description", b"description", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "role_message", b"role_message", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "certificate", b"certificate", "description", b"description", "drain_until_ns", b"drain_until_ns", "id", b"id", "ingress", b"ingress", "manager_status", b"manager_status", "meta", b"meta", "role", b"role", "role_message", b"role_message", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,6 +181,7 @@ class Task(_message.Message):
     JOB_ITERATION_FIELD_NUMBER: _builtins.int
     START_AFTER_NS_FIELD_NUMBER: _builtins.int
     REPLACES_TASK_ID_FIELD_NUMBER: _builtins.int
+    TAKES_OVER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     slot: _builtins.int
@@ -188,6 +193,8 @@ class Task(_message.Message):
     """A task with desired state READY may be raised to RUNNING from this time on; 0: at once."""
     replaces_task_id: _builtins.str
     """The task that this one replaces in its slot."""
+    takes_over: _builtins.bool
+    """What it replaces goes on until it runs: a hand-over, as from a node that is drained."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -231,10 +238,11 @@ class Task(_message.Message):
         job_iteration: _builtins.int | None = ...,
         start_after_ns: _builtins.int = ...,
         replaces_task_id: _builtins.str = ...,
+        takes_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "endpoint", b"endpoint", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "service_annotations", b"service_annotations", "spec", b"spec", "spec_version", b"spec_version", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "assigned_generic_resources", b"assigned_generic_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "replaces_task_id", b"replaces_task_id", "service_annotations", b"service_annotations", "service_id", b"service_id", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "assigned_generic_resources", b"assigned_generic_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "replaces_task_id", b"replaces_task_id", "service_annotations", b"service_annotations", "service_id", b"service_id", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "takes_over", b"takes_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_iteration: _TypeAlias = _typing.Literal["job_iteration"]  # noqa: Y015
     _WhichOneofArgType__job_iteration: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration"]  # noqa: Y015
@@ -437,6 +445,53 @@ class Config(_message.Message):
 Global___Config: _TypeAlias = Config  # noqa: Y015
 
 @_typing.final
+class Stack(_message.Message):
+    """One revision of a stack. The newest has the stack's name, those before are NAME@REVISION."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    META_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_TO_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    revision: _builtins.int
+    """1, 2, ..."""
+    rolled_back_to: _builtins.int
+    """The revision that this one went back to; 0: none."""
+    @_builtins.property
+    def meta(self) -> _types_pb2.Meta: ...
+    @_builtins.property
+    def spec(self) -> _specs_pb2.StackSpec: ...
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.StackFile]:
+        """The objects that hold its contents; a rollback needs them."""
+
+    @_builtins.property
+    def configs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.StackFile]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        meta: _types_pb2.Meta | None = ...,
+        spec: _specs_pb2.StackSpec | None = ...,
+        revision: _builtins.int = ...,
+        secrets: _abc.Iterable[_types_pb2.StackFile] | None = ...,
+        configs: _abc.Iterable[_types_pb2.StackFile] | None = ...,
+        rolled_back_to: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configs", b"configs", "id", b"id", "meta", b"meta", "revision", b"revision", "rolled_back_to", b"rolled_back_to", "secrets", b"secrets", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stack: _TypeAlias = Stack  # noqa: Y015
+
+@_typing.final
 class Object(_message.Message):
     """One object of any kind, as it stands in log entries, snapshots and watch events."""
 
@@ -449,6 +504,7 @@ class Object(_message.Message):
     CLUSTER_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    STACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> Global___Node: ...
     @_builtins.property
@@ -463,6 +519,8 @@ class Object(_message.Message):
     def secret(self) -> Global___Secret: ...
     @_builtins.property
     def config(self) -> Global___Config: ...
+    @_builtins.property
+    def stack(self) -> Global___Stack: ...
     def __init__(
         self,
         *,
@@ -473,12 +531,13 @@ class Object(_message.Message):
         cluster: Global___Cluster | None = ...,
         secret: Global___Secret | None = ...,
         config: Global___Config | None = ...,
+        stack: Global___Stack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "config", b"config", "network", b"network", "node", b"node", "object", b"object", "secret", b"secret", "service", b"service", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "config", b"config", "network", b"network", "node", b"node", "object", b"object", "secret", b"secret", "service", b"service", "stack", b"stack", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "config", b"config", "network", b"network", "node", b"node", "object", b"object", "secret", b"secret", "service", b"service", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "config", b"config", "network", b"network", "node", b"node", "object", b"object", "secret", b"secret", "service", b"service", "stack", b"stack", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["node", "service", "task", "network", "cluster", "secret", "config"]  # noqa: Y015
+    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["node", "service", "task", "network", "cluster", "secret", "config", "stack"]  # noqa: Y015
     _WhichOneofArgType_object: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_object) -> _WhichOneofReturnType_object | None: ...
 

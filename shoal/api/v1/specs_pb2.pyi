@@ -27,11 +27,16 @@ class NodeSpec(_message.Message):
     DESIRED_ROLE_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     desired_role: _types_pb2.NodeRole.ValueType
     membership: _types_pb2.NodeMembership.ValueType
     availability: _types_pb2.NodeAvailability.ValueType
     @_builtins.property
     def annotations(self) -> _types_pb2.Annotations: ...
+    @_builtins.property
+    def drain(self) -> _types_pb2.DrainPolicy:
+        """With DRAIN: how the node is emptied. Unset: its tasks stop at once, as in Swarm."""
+
     def __init__(
         self,
         *,
@@ -39,10 +44,11 @@ class NodeSpec(_message.Message):
         desired_role: _types_pb2.NodeRole.ValueType = ...,
         membership: _types_pb2.NodeMembership.ValueType = ...,
         availability: _types_pb2.NodeAvailability.ValueType = ...,
+        drain: _types_pb2.DrainPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "drain", b"drain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "availability", b"availability", "desired_role", b"desired_role", "membership", b"membership"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "availability", b"availability", "desired_role", b"desired_role", "drain", b"drain", "membership", b"membership"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +440,7 @@ class ServiceSpec(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     DRAIN_TIMEOUT_NS_FIELD_NUMBER: _builtins.int
     TTL_AFTER_FINISH_NS_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
     drain_timeout_ns: _builtins.int
     """How long a task that shall stop may wait until every node balances without it. Unset: 2 s."""
     ttl_after_finish_ns: _builtins.int
@@ -454,6 +461,10 @@ class ServiceSpec(_message.Message):
     def rollback(self) -> _types_pb2.UpdateConfig: ...
     @_builtins.property
     def endpoint(self) -> _types_pb2.EndpointSpec: ...
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ServiceDependency]:
+        """Its first tasks, and those of another task template, are made once these are there."""
+
     def __init__(
         self,
         *,
@@ -467,10 +478,11 @@ class ServiceSpec(_message.Message):
         endpoint: _types_pb2.EndpointSpec | None = ...,
         drain_timeout_ns: _builtins.int | None = ...,
         ttl_after_finish_ns: _builtins.int | None = ...,
+        depends_on: _abc.Iterable[_types_pb2.ServiceDependency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "depends_on", b"depends_on", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__drain_timeout_ns: _TypeAlias = _typing.Literal["drain_timeout_ns"]  # noqa: Y015
     _WhichOneofArgType__drain_timeout_ns: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns"]  # noqa: Y015
@@ -771,3 +783,47 @@ class ConfigSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigSpec: _TypeAlias = ConfigSpec  # noqa: Y015
+
+@_typing.final
+class StackSpec(_message.Message):
+    """Services that belong together, and what they need. In a request it holds contents of secrets and
+    configs; what is stored does not (see Stack.files).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The Compose file that it was made from, merged, in YAML; for people."""
+    @_builtins.property
+    def annotations(self) -> _types_pb2.Annotations: ...
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkSpec]: ...
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretSpec]: ...
+    @_builtins.property
+    def configs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigSpec]: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceSpec]: ...
+    def __init__(
+        self,
+        *,
+        annotations: _types_pb2.Annotations | None = ...,
+        networks: _abc.Iterable[Global___NetworkSpec] | None = ...,
+        secrets: _abc.Iterable[Global___SecretSpec] | None = ...,
+        configs: _abc.Iterable[Global___ConfigSpec] | None = ...,
+        services: _abc.Iterable[Global___ServiceSpec] | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "configs", b"configs", "networks", b"networks", "secrets", b"secrets", "services", b"services", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StackSpec: _TypeAlias = StackSpec  # noqa: Y015

@@ -390,6 +390,29 @@ RETURN_ACTION_KEEP_REPLACEMENT: ReturnAction.ValueType  # 0
 RETURN_ACTION_KEEP_ORIGINAL: ReturnAction.ValueType  # 1
 Global___ReturnAction: _TypeAlias = ReturnAction  # noqa: Y015
 
+class _DependencyCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DependencyConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DependencyCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEPENDENCY_CONDITION_STARTED: _DependencyCondition.ValueType  # 0
+    """Every task that is wanted has been started."""
+    DEPENDENCY_CONDITION_HEALTHY: _DependencyCondition.ValueType  # 1
+    """Every task that is wanted runs, and is healthy where it has a health check."""
+    DEPENDENCY_CONDITION_COMPLETED: _DependencyCondition.ValueType  # 2
+    """All its work ended with exit code 0."""
+
+class DependencyCondition(_DependencyCondition, metaclass=_DependencyConditionEnumTypeWrapper): ...
+
+DEPENDENCY_CONDITION_STARTED: DependencyCondition.ValueType  # 0
+"""Every task that is wanted has been started."""
+DEPENDENCY_CONDITION_HEALTHY: DependencyCondition.ValueType  # 1
+"""Every task that is wanted runs, and is healthy where it has a health check."""
+DEPENDENCY_CONDITION_COMPLETED: DependencyCondition.ValueType  # 2
+"""All its work ended with exit code 0."""
+Global___DependencyCondition: _TypeAlias = DependencyCondition  # noqa: Y015
+
 @_typing.final
 class Version(_message.Message):
     """Version of an object: the index of the log entry that last wrote it."""
@@ -707,6 +730,30 @@ class DisconnectPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_ns) -> _WhichOneofReturnType__wait_ns | None: ...
 
 Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
+
+@_typing.final
+class DrainPolicy(_message.Message):
+    """A node is emptied by starting its tasks elsewhere before they stop here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEADLINE_NS_FIELD_NUMBER: _builtins.int
+    deadline_ns: _builtins.int
+    """How long they may take; what is left then is stopped. Unset: 1 hour."""
+    def __init__(
+        self,
+        *,
+        deadline_ns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ns", b"_deadline_ns", "deadline_ns", b"deadline_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ns", b"_deadline_ns", "deadline_ns", b"deadline_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_ns: _TypeAlias = _typing.Literal["deadline_ns"]  # noqa: Y015
+    _WhichOneofArgType__deadline_ns: _TypeAlias = _typing.Literal["_deadline_ns", b"_deadline_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_ns) -> _WhichOneofReturnType__deadline_ns | None: ...
+
+Global___DrainPolicy: _TypeAlias = DrainPolicy  # noqa: Y015
 
 @_typing.final
 class UpdateConfig(_message.Message):
@@ -2065,3 +2112,50 @@ class IpamOptions(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IpamOptions: _TypeAlias = IpamOptions  # noqa: Y015
+
+@_typing.final
+class ServiceDependency(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """By name."""
+    condition: Global___DependencyCondition.ValueType
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        condition: Global___DependencyCondition.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceDependency: _TypeAlias = ServiceDependency  # noqa: Y015
+
+@_typing.final
+class StackFile(_message.Message):
+    """Which object holds a content of a stack's revision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StackFile: _TypeAlias = StackFile  # noqa: Y015

@@ -171,6 +171,8 @@ def test_every_field_of_the_model_that_looks_secret_is_judged():
         ("Cluster", "unlock_keys"),
         ("ConfigSpec", "data"),
         ("ContainerSpec", "secrets"),  # references
+        ("Stack", "secrets"),  # references
+        ("StackSpec", "secrets"),  # of SecretSpec, whose data is left out
         ("JoinTokens", "extra"),  # rows of their own
         ("NodeCertificate", "issuer_key_id"),
         ("RootCa", "join_tokens"),  # a row of its own
