@@ -20,6 +20,7 @@ import click
 import structlog
 
 from shoal.errors import InvalidArgument, InvariantViolation, SwarmError
+from shoal.model.generic import parse_advertised
 from shoal.telemetry import logs
 from swarmd.app import Daemon
 from swarmd.prepare import require_root
@@ -123,6 +124,13 @@ _log = structlog.get_logger()
     " node forward IPv6 packets. Where the node has no IPv6 it is off.",
 )
 @click.option(
+    "--generic-resource",
+    multiple=True,
+    metavar="KIND=COUNT|KIND=NAME",
+    help="What the node has for services to reserve (gpu=2, or the names gpu=UUID1, gpu=UUID2);"
+    " tasks find theirs in $DOCKER_RESOURCE_KIND. Repeatable.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -158,6 +166,7 @@ def main(
     userns_remap: str,
     selinux_enabled: bool,
     ingress_ipv6: bool,
+    generic_resource: tuple[str, ...],
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -182,6 +191,7 @@ def main(
         check_registries(insecure_registry, registry_mirror)
         check_marks(image_high_water, image_low_water)
         remap.read(userns_remap)
+        parse_advertised(generic_resource)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from error
     logs.configure("swarmd", log_level)
@@ -198,6 +208,7 @@ def main(
         userns_remap=userns_remap,
         selinux_enabled=selinux_enabled,
         ingress_ipv6=ingress_ipv6,
+        generic_resources=generic_resource,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

@@ -56,6 +56,7 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
             command.append("--no-ingress-ipv6")
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
+        command += [f"--generic-resource={one}" for one in settings.generic_resources]
     return command
 
 

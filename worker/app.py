@@ -24,6 +24,7 @@ from shoal.aio.supervise import Supervisor, find_violation
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, NotFound, SwarmError, violated
+from shoal.model.types import GenericResource
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.security.lock import LockKeys, decode_lock_keys
@@ -80,6 +81,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     registries: how they are spoken to. image_marks: how full images may make the disk.
     userns: the ids containers get; None: the node's. selinux: whether containers are labelled.
     ingress_ipv6: whether IPv6 clients of published ports are served, where the node has IPv6.
+    generic: the generic resources that the node has.
     """
 
     paths: NodePaths
@@ -91,6 +93,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     userns: IdMap | None = None
     selinux: bool = False
     ingress_ipv6: bool = True
+    generic: tuple[GenericResource, ...] = ()
 
 
 class Membership:
@@ -257,7 +260,11 @@ class Membership:
         paths, hostname = self._settings.paths, self._settings.hostname
         serves_ipv6 = self._serves_ipv6()
         description = describe_node(
-            hostname, config.data_path_address, identity.root_pem, ingress_ipv6=serves_ipv6
+            hostname,
+            config.data_path_address,
+            identity.root_pem,
+            ingress_ipv6=serves_ipv6,
+            generic=self._settings.generic,
         )
         facts = NodeFacts(
             id=identity.peer.node_id,

@@ -24,6 +24,7 @@ from shoal.model.enums import (
     FailureAction,
     MountType,
 )
+from shoal.model.generic import COUNT_MAX, check_kind
 from shoal.model.health import PROGRAM, SHELL, check_settings
 from shoal.model.log_drivers import DEFAULT, TASK_OPTIONS
 from shoal.model.objects import Node
@@ -40,6 +41,7 @@ from shoal.model.specs import (
 from shoal.model.types import (
     DisconnectPolicy,
     ExternalCa,
+    GenericResource,
     HealthCheck,
     Mount,
     PlacementPreference,
@@ -62,6 +64,8 @@ URL_LENGTH_MAX = 500
 IMAGE_LENGTH_MAX = 512
 WISHES_MAX = 32
 """Preferences that are tried on every node for each group of tasks."""
+GENERIC_MAX = 32
+"""Kinds of generic resources that a task may reserve: each is looked up on every node."""
 REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 KEY_ROTATION_NS = range(60_000_000_000, 8_760 * 3_600_000_000_000 + 1)
@@ -301,9 +305,28 @@ def _resources(field: str, resources: Resources) -> None:
         raise InvalidArgument(f"{field}-pids: must not be negative")
     if resources.swap_bytes is not None or resources.memory_swappiness is not None:
         raise Unimplemented(f"{field}: swap settings are not possible in this version")
-    for generic in resources.generic:
-        if not generic.kind or (generic.count < 1 and not generic.named_value):
-            raise InvalidArgument(f"{field}: generic resource must be KIND=N with N at least 1")
+    _generic(field, resources.generic)
+
+
+def _generic(field: str, wishes: Sequence[GenericResource]) -> None:
+    """Tasks ask for numbers; which of the named pieces they get is the scheduler's choice."""
+    if len(wishes) > GENERIC_MAX:
+        raise InvalidArgument(
+            f"{field}: {len(wishes)} generic resources, at most {GENERIC_MAX} may be"
+        )
+    for wish in wishes:
+        check_kind(wish.kind)
+        if wish.named_value:
+            raise InvalidArgument(
+                f"{field}: generic resource {wish.kind}={wish.named_value}: services ask for a "
+                "number of pieces, not for named ones"
+            )
+        if not 1 <= wish.count <= COUNT_MAX:
+            raise InvalidArgument(
+                f"{field}: generic resource must be {wish.kind}=N with N from 1 to {COUNT_MAX}"
+            )
+    if len({wish.kind for wish in wishes}) != len(wishes):
+        raise InvalidArgument(f"{field}: a generic resource is asked for twice: write one number")
 
 
 def _restart(policy: RestartPolicy | None) -> None:

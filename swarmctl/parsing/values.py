@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from shoal.errors import InvalidArgument
+from shoal.model.generic import check_kind
 from shoal.model.log_drivers import TASK_OPTIONS
 from shoal.model.types import GenericResource, PlacementPreference, Ulimit
 from swarmctl.parsing.units import parse_bytes, parse_count
@@ -117,7 +118,8 @@ def preference_text(preference: PlacementPreference) -> str:
 def parse_generic_resource(text: str) -> GenericResource:
     """`KIND=COUNT`: services ask for a number of pieces, never for named ones."""
     kind, _, count = text.partition("=")
-    if not kind or not count.isdigit() or not int(count):
+    check_kind(kind)
+    if not count.isdigit() or not int(count):
         raise InvalidArgument(f"{text!r}: write KIND=COUNT with a count of at least 1")
     return GenericResource(kind=kind, count=parse_count(count, name=f"the count of {kind}"))
 

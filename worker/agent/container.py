@@ -9,6 +9,7 @@ from typing import Any
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import defaults, log_drivers
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
+from shoal.model.generic import environment
 from shoal.model.objects import Task
 from shoal.model.privileges import APPARMOR_MODES, SECCOMP_MODES
 from shoal.model.specs import ContainerSpec
@@ -79,6 +80,7 @@ def container_config(
     size_bytes, files = _log_options(driver)
     terminal = ("TERM=xterm",) if spec.tty else ()
     env = (*terminal, *base.env, *(expand(text, task, node) for text in spec.env))
+    env += environment(task.assigned_generic_resources)
     check = check_of(over_image(spec.health_check, base.healthcheck), base.shell)
     labels = _labels(task, image, node, volumes.values()) | {HEALTH_LABEL: label_of(check)}
     hostname = expand(spec.hostname, task, node) or task.id[:12]

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 
-from shoal.model.types import EngineDescription, NodeDescription, Platform, Resources
+from shoal.model.types import (
+    EngineDescription,
+    GenericResource,
+    NodeDescription,
+    Platform,
+    Resources,
+)
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
 def describe_node(
-    hostname: str, data_path_address: str, root_pem: bytes, *, ingress_ipv6: bool = False
+    hostname: str,
+    data_path_address: str,
+    root_pem: bytes,
+    *,
+    ingress_ipv6: bool = False,
+    generic: Sequence[GenericResource] = (),
 ) -> NodeDescription:
     """Hostname, platform, and capacity of the machine.
 
-    ingress_ipv6: whether its data plane serves IPv6 clients.
+    ingress_ipv6: whether its data plane serves IPv6 clients. generic: what its operator says.
     """
     machine = platform.machine()
     return NodeDescription(
@@ -25,6 +37,7 @@ def describe_node(
         resources=Resources(
             nano_cpus=len(os.sched_getaffinity(0)) * 1_000_000_000,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            generic=tuple(generic),
         ),
         engine=EngineDescription(engine_version=version("shoal")),
         trust_root=root_pem,

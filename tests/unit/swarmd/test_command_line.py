@@ -26,3 +26,19 @@ def test_the_worker_is_told_whose_ids_containers_get(tmp_path: Path):
     assert "--userns-remap=box:media" not in daemon_command(settings, MANAGER)
     plain = DaemonSettings(paths=paths, hostname="node-1")
     assert not [one for one in daemon_command(plain, WORKER) if "userns" in one]
+
+
+def test_generic_resources_are_looked_at_here_and_handed_to_the_worker(tmp_path: Path):
+    directories = ("--state-dir", str(tmp_path / "s"), "--run-dir", str(tmp_path / "r"))
+    wishes = ("--generic-resource", "gpu=1", "--generic-resource", "gpu=UUID1")
+    done = CliRunner().invoke(main, [*directories, *wishes])
+    assert done.exit_code == 2
+    assert "gpu is there already" in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []
+    settings = DaemonSettings(
+        paths=make_paths(tmp_path / "s", tmp_path / "r"),
+        hostname="node-1",
+        generic_resources=("gpu=UUID1,gpu=UUID2", "apple=5"),
+    )
+    arguments = daemon_command(settings, WORKER)
+    assert {"--generic-resource=gpu=UUID1,gpu=UUID2", "--generic-resource=apple=5"} <= {*arguments}

@@ -10,6 +10,7 @@ from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.types import (
     DnsConfig,
     Driver,
+    GenericResource,
     HealthCheck,
     Mount,
     Privileges,
@@ -25,8 +26,8 @@ from worker.runtime.bundle import environment_of
 LINK = Attachment("t", "/run/netns/t", "10.1.0.7", "10.1.0.1", "eth0")
 
 
-def config(image=None, *, attachment=None, log_driver=None, volumes=None, **spec):
-    task = a_task(**spec)
+def config(image=None, *, attachment=None, log_driver=None, volumes=None, assigned=(), **spec):
+    task = a_task(**spec).replaced(assigned_generic_resources=assigned)
     if log_driver is not None:
         task = task.replaced(log_driver=log_driver)
     image = an_image(image or ImageConfig(cmd=("serve",)), image_id="sha256:abc")
@@ -110,6 +111,16 @@ def test_env_hostname_and_mounts_are_templates():
     assert "WHO=front-1" in made.env
     assert made.hostname == "alpha-1"
     assert (made.mounts[0].source, made.mounts[0].target) == ("/srv/1", "/data/front")
+
+
+def test_a_task_finds_the_generic_resources_it_was_given_in_its_environment():
+    given = (GenericResource(kind="gpu", named_value="U1"), GenericResource("apple", count=2))
+    image = ImageConfig(cmd=("serve",), env=("A=1",))
+    made = config(image, env=("B=2", "DOCKER_RESOURCE_GPU=all"), assigned=given)
+    environment = dict(one.split("=", 1) for one in environment_of(made))
+    assert environment["DOCKER_RESOURCE_GPU"] == "U1"
+    assert environment["DOCKER_RESOURCE_APPLE"] == "2"
+    assert (environment["A"], environment["B"]) == ("1", "2")
 
 
 def test_hosts_of_the_spec_come_first_then_the_task_itself():
