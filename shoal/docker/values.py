@@ -25,3 +25,9 @@ def record(required: Mapping[str, Any], /, **optional: Any) -> Record:
     """An object; of the optional fields only those that are not empty."""
     kept = {name: value for name, value in optional.items() if value}
     return Record({**required, **kept}, absent=[name for name in optional if name not in kept])
+
+
+def compact(**fields: Any) -> Record:
+    """An object of the fields that are not None, in this order; the others are known as absent."""
+    kept = {name: value for name, value in fields.items() if value is not None}
+    return Record(kept, absent=[name for name in fields if name not in kept])

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.docker.objects import ports_json
+from shoal.docker.specs import ports_json
 from shoal.docker.values import OpenMap, Record, record
 from shoal.docker.words import timestamp
 from shoal.model.defaults import is_terminal
