@@ -200,10 +200,12 @@ class NodeBody(_Body, frozen=True):
 
     def spec(self, before: NodeSpec) -> NodeSpec:
         """The node's next spec. Raises: InvalidArgument."""
+        availability = chosen(NodeAvailability, self.availability, "Availability")
         return before.replaced(
             annotations=Annotations(self.name, self.labels),
             desired_role=chosen(NodeRole, self.role, "Role"),
-            availability=chosen(NodeAvailability, self.availability, "Availability"),
+            availability=availability,
+            drain=before.drain if availability is NodeAvailability.DRAIN else None,
         )
 
 

@@ -8,7 +8,7 @@ from manager.controlapi import validate
 from manager.controlapi.versions import check_version
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, InvalidArgument
-from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS
+from shoal.model.defaults import NODE_CERTIFICATE_VALIDITY_NS, drain_deadline_ns
 from shoal.model.enums import NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
 from shoal.model.plan import Change, remove, update
@@ -22,14 +22,22 @@ BLACKLIST_MAX = 8_192
 The leader refuses nodes that are in no row anyway: this is for the managers that pass calls on."""
 
 
-def update_node(view: View, reference: str, spec: NodeSpec, *, version: int) -> list[Change]:
-    """Another spec for a node. Raises SequenceConflict, InvalidArgument, FailedPrecondition."""
+def update_node(
+    view: View, reference: str, spec: NodeSpec, *, version: int, now_ns: int
+) -> list[Change]:
+    """Another spec for a node. Raises SequenceConflict, InvalidArgument, FailedPrecondition.
+
+    The deadline of a drain counts from the change that asks for it; others leave it as it is.
+    """
     node = view.nodes.resolve(reference)
     check_version(node.meta.version, version, "node")
     validate.node_change(node, spec)
     if (node.spec.desired_role, spec.desired_role) == (NodeRole.MANAGER, NodeRole.WORKER):
         _check_demotion(view, node)
-    return [update(node.replaced(spec=spec))]
+    until_ns = node.drain_until_ns if spec.drain == node.spec.drain else 0
+    if spec.drain is not None and not until_ns:
+        until_ns = now_ns + drain_deadline_ns(spec.drain)
+    return [update(node.replaced(spec=spec, drain_until_ns=until_ns))]
 
 
 def _check_demotion(view: View, node: Node) -> None:

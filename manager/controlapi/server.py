@@ -196,7 +196,9 @@ class ControlServer(FileCalls):
         spec = from_pb(request.spec, NodeSpec)
         version = request.version.index
         commit = await self._commit(
-            lambda view: nodes.update_node(view, request.node, spec, version=version),
+            lambda view: nodes.update_node(
+                view, request.node, spec, version=version, now_ns=self._clock.now_ns()
+            ),
             version=version,
         )
         return pb.UpdateNodeResponse(node=to_pb(_written(commit, Node), objects_pb2.Node))

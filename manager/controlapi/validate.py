@@ -23,6 +23,7 @@ from shoal.model.enums import (
     DisconnectAction,
     FailureAction,
     MountType,
+    NodeAvailability,
 )
 from shoal.model.generic import COUNT_MAX, check_kind
 from shoal.model.health import PROGRAM, SHELL, check_settings
@@ -70,6 +71,7 @@ REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 KEY_ROTATION_NS = range(60_000_000_000, 8_760 * 3_600_000_000_000 + 1)
 """Nodes need a minute to hear of each other's keys; none is kept for longer than a year."""
+DRAIN_DEADLINE_NS = range(1_000_000_000, 720 * 3_600_000_000_000 + 1)
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
@@ -104,6 +106,16 @@ def node_change(node: Node, spec: NodeSpec) -> None:
     object_labels("node labels", spec.annotations)
     if spec.membership is not node.spec.membership:
         raise InvalidArgument("membership: a node that was let in cannot be put back in the queue")
+    if spec.drain is None:
+        return
+    if spec.availability is not NodeAvailability.DRAIN:
+        raise InvalidArgument("drain: goes with availability drain only: leave it out")
+    deadline_ns = spec.drain.deadline_ns
+    if deadline_ns is not None and deadline_ns not in DRAIN_DEADLINE_NS:
+        raise InvalidArgument(
+            "drain deadline: must be between 1s and 720h; tasks stop at once without a drain policy"
+            " (`swarmctl node drain --stop-first`)"
+        )
 
 
 def cluster_spec(spec: ClusterSpec) -> None:

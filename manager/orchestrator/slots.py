@@ -61,6 +61,13 @@ class Slot(Row, frozen=True):
         """Whether a task of it completed: what a job asks for, whatever became of the others."""
         return any(task.status.state is TaskState.COMPLETE for task in self.tasks)
 
+    @property
+    def handed_over(self) -> tuple[Task, ...]:
+        """Wanted tasks that go on only until a wanted one, which takes over from them, runs."""
+        wanted = self.wanted
+        over = {task.replaces_task_id for task in wanted if task.takes_over}
+        return tuple(task for task in wanted if task.id in over)
+
     def streak(self, of: Task) -> tuple[Task, ...]:
         """The newest tasks in a row, up to `of`, that were made from the same spec version."""
         tasks = self.tasks[: self.tasks.index(of) + 1]
@@ -116,7 +123,8 @@ def keeps_original(service: Service, task: Task) -> bool:
 
 def kept_original(service: Service, slot: Slot) -> Task | None:
     """The task that stays wanted beside its replacement; None where there are not both."""
-    wanted = slot.wanted
+    handed_over = slot.handed_over
+    wanted = [task for task in slot.wanted if task not in handed_over]
     if len(wanted) < 2 or not keeps_original(service, wanted[0]):
         return None
     spec = service.spec.task

@@ -20,10 +20,12 @@ def new_task(
     waits: bool = False,
     start_after_ns: int = 0,
     replaces: Task | None = None,
+    takes_over: bool = False,
 ) -> Task:
     """A task in state NEW, made from the service's current spec.
 
-    waits: it is prepared, and starts when the restart planner says so.
+    waits: it is prepared, and starts when the restart planner says so. takes_over: what it
+    replaces goes on until it runs.
     """
     cluster = view.cluster
     spec = service.spec.task
@@ -46,4 +48,5 @@ def new_task(
         job_iteration=iteration_of(service),
         start_after_ns=start_after_ns,
         replaces_task_id="" if replaces is None else replaces.id,
+        takes_over=takes_over,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from manager.allocator.plan import Allocation
 from manager.orchestrator.global_ import plan as global_
+from manager.orchestrator.handover import plan as handover
 from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import attachments
 from manager.orchestrator.reaper import plan as reaper
@@ -118,6 +119,7 @@ class _Planning:
         else:
             jobs.drop_earlier(draft, service)
             restart.advance(draft, service, now_ns=now_ns, ids=ids)
+            handover.advance(draft, service, now_ns=now_ns, ids=ids)
             replicated.advance(draft, service, now_ns=now_ns, ids=ids)
             global_.advance(draft, service, now_ns=now_ns, ids=ids)
             update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)

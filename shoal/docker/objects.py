@@ -21,6 +21,7 @@ from shoal.docker.specs import (
 )
 from shoal.docker.values import OpenMap, Record, compact, record
 from shoal.docker.words import spell, timestamp
+from shoal.model.defaults import drain_deadline_ns
 from shoal.model.objects import Node, Service, Task
 from shoal.model.specs import NodeSpec
 from shoal.model.types import (
@@ -138,6 +139,7 @@ def node_json(node: Node) -> Record:
         },
         ManagerStatus=manager,
         RoleMessage=node.role_message,
+        DrainUntil=node.drain_until_ns and timestamp(node.drain_until_ns),
     )
 
 
@@ -150,6 +152,7 @@ def node_spec_json(spec: NodeSpec) -> Record:
             "Availability": spell(spec.availability),
         },
         Name=spec.annotations.name,
+        Drain=spec.drain and record({"Deadline": drain_deadline_ns(spec.drain)}),
     )
 
 

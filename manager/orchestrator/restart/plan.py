@@ -4,8 +4,9 @@ A replacement is made in the same commit that gives up the old task. It waits wi
 READY, so its image is there when the delay has passed and the old container has stopped; then it
 is raised to RUNNING. Both times are in the store (`start_after_ns`), so they survive a new leader.
 A task whose node is DOWN or gone is replaced at once, unless the service's disconnect policy says
-otherwise (`absence`). A slot of a global service is its node: while that takes no tasks, ended ones
-are given up, and replaced when it does again. A slot of a job that has completed is left alone.
+otherwise (`absence`). What runs on a node that is emptied with a deadline stays for that long
+(`handover`). A slot of a global service is its node: while that takes no tasks, ended ones are
+given up, and replaced when it does again. A slot of a job that has completed is left alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from manager.orchestrator.ground import Ground
+from manager.orchestrator.handover.linger import linger_until_ns, lingers
 from manager.orchestrator.restart.absence import absence_of, returned
-from manager.orchestrator.restart.policy import START_WAIT_NS, may_replace
+from manager.orchestrator.restart.policy import START_WAIT_NS, may_replace, turn_after_ns
 from manager.orchestrator.slots import (
     Slot,
     age_key,
-    ended_at_ns,
     ended_by_itself,
     is_stopping,
     place_of,
@@ -28,7 +29,7 @@ from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.dirty import is_dirty
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_terminal, restart_delay_ns
+from shoal.model.defaults import is_terminal
 from shoal.model.enums import TaskState
 from shoal.model.modes import goal_of, is_job
 from shoal.model.objects import Service, Task
@@ -87,12 +88,17 @@ def _answer(
     absence = absence_of(view, service, slot, now_ns=now_ns)
     if absence.awaited:
         draft.wake(absence.until_ns)
+    staying = [task for task in slot.wanted if lingers(view, service, task, now_ns=now_ns)]
+    for task in staying:
+        draft.wake(linger_until_ns(view, task))
     original = absence.returning if absence.returning is not slot.newest else None
     wanted = [task for task in slot.wanted if task is not original]
     lost = [
         task
         for task in wanted
-        if task not in absence.awaited and (is_terminal(task) or ground.must_leave(task))
+        if task not in absence.awaited
+        and task not in staying
+        and (is_terminal(task) or ground.must_leave(task))
     ]
     if not lost:
         head = slot.newest  # nothing of it runs any more: finished, unless the policy says go on
@@ -168,9 +174,7 @@ def _replacement(view: View, service: Service, head: Task, *, now_ns: int, task_
         # It never ran: the next one waits for what is left of its delay, and then its own.
         start_after_ns = max(start_after_ns, head.start_after_ns)
     if ended_by_itself(head):
-        delay_ns = restart_delay_ns(head.spec.restart)
-        base_ns = min(now_ns, ended_at_ns(head) or now_ns)
-        start_after_ns = max(now_ns, max(base_ns, head.start_after_ns) + delay_ns)
+        start_after_ns = turn_after_ns(head, now_ns=now_ns)
     return new_task(
         view,
         service,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself
+from shoal.model.defaults import restart_delay_ns
 from shoal.model.enums import RestartCondition, TaskState
 from shoal.model.objects import Task
 from shoal.model.types import RestartPolicy
@@ -34,6 +35,13 @@ def may_replace(slot: Slot, lost: Task) -> bool:
     if policy.condition is RestartCondition.ON_FAILURE and lost.status.state is TaskState.COMPLETE:
         return False
     return policy.max_attempts == 0 or restarts_of(slot, lost, policy) < policy.max_attempts
+
+
+def turn_after_ns(ended: Task, *, now_ns: int) -> int:
+    """When what follows a task that ended by itself may start: its policy's delay after its end."""
+    base_ns = min(now_ns, ended_at_ns(ended) or now_ns)
+    delay_ns = restart_delay_ns(ended.spec.restart)
+    return max(now_ns, max(base_ns, ended.start_after_ns) + delay_ns)
 
 
 def attempts_of(slot: Slot, lost: Task) -> list[Task]:

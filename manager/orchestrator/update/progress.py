@@ -82,12 +82,13 @@ def progress_of(view: View, service: Service, slot: Slot) -> SlotProgress:
     outdated: list[Task] = []
     current: list[Task] = []
     original = kept_original(service, slot)
+    handed_over = slot.handed_over
     for task in slot.wanted or (slot.newest,):
         if task is original:
             continue  # whether it stays is the restart planner's to say
         if is_dirty(view, service, task):
             outdated.append(task)
-        elif not is_terminal(task):
+        elif task not in handed_over and not is_terminal(task):
             current.append(task)
     return SlotProgress(
         slot=slot, outdated=tuple(outdated), current=tuple(current), made=made_by(service, slot)

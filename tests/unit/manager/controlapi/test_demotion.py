@@ -40,7 +40,7 @@ def managers(*reachable: bool) -> Tables:
 
 
 def demote(view: Tables, name: str) -> list:
-    return nodes.update_node(view, name, NodeSpec(), version=0)
+    return nodes.update_node(view, name, NodeSpec(), version=0, now_ns=0)
 
 
 def test_a_manager_of_three_is_demoted():

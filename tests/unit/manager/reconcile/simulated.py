@@ -34,6 +34,7 @@ from shoal.model.specs import ContainerSpec, ReplicatedMode, ServiceMode, TaskSp
 from shoal.model.types import (
     ContainerStatus,
     DisconnectPolicy,
+    DrainPolicy,
     Endpoint,
     EndpointSpec,
     NetworkAttachmentConfig,
@@ -67,6 +68,7 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.network_random = random.Random(seed)  # of its own: seeds stay what they were
+        self.drain_random = random.Random(seed)
         self.cell = Cell(a_node(f"n{i}", resources=_room()) for i in range(_NODES))
         self.agenda = Agenda()
         self.seen = 0
@@ -74,6 +76,7 @@ class Simulation:
         self.has_been_down: set[str] = set()
         self.start_first: set[str] = set()
         self.keeping: set[str] = set()
+        self.handing_over: set[str] = set()
         self.images = 0
 
     def run(self, steps: int) -> None:
@@ -361,6 +364,8 @@ class Simulation:
             self._set_node(node, NodeState.READY, node.spec.availability)
         elif action < 0.5:
             self._set_node(node, node.status.state, self.random.choice(list(NodeAvailability)))
+        elif self.drain_random.random() < 0.12:
+            self._drain(node)
         elif action < 0.53 and len(nodes) > 3:
             self.has_been_down.add(node.id)
             self.cell.remove(node)
@@ -368,11 +373,19 @@ class Simulation:
             self.images += 1
             self.cell.put(a_node(f"m{self.images}", resources=_room()))
 
+    def _drain(self, node: Node) -> None:
+        """Have the node emptied with a deadline."""
+        deadline_ns = self.drain_random.choice([SECOND_NS, 20 * SECOND_NS, 300 * SECOND_NS])
+        policy = DrainPolicy(deadline_ns=deadline_ns)
+        spec = node.spec.replaced(availability=NodeAvailability.DRAIN, drain=policy)
+        self.cell.put(node.replaced(spec=spec, drain_until_ns=self.cell.now_ns + deadline_ns))
+
     def _set_node(self, node: Node, state: NodeState, availability: NodeAvailability) -> None:
         self.cell.put(
             node.replaced(
                 status=node.status.replaced(state=state),
-                spec=node.spec.replaced(availability=availability),
+                spec=node.spec.replaced(availability=availability, drain=None),
+                drain_until_ns=0,
             )
         )
 
@@ -442,6 +455,8 @@ class Simulation:
             if task.desired_state >= TaskState.REMOVE or is_terminal(task):
                 continue
             key = (task.service_id, self._place(task))
+            if task.takes_over:
+                self.handing_over.add(task.service_id)
             wanted[key] += is_wanted(task)
             in_the_way = is_wanted(task) or task.service_id not in self.start_first
             if task.node_id not in self.has_been_down and in_the_way:
@@ -449,6 +464,7 @@ class Simulation:
         for count_by_slot in (wanted, at_work):
             for key, count in count_by_slot.items():
                 most = 1 + (key[0] in self.start_first) + (key[0] in self.keeping)
+                most += key[0] in self.handing_over
                 assert count <= most, self.cell.tasks(key[0])
 
     def _place(self, task: Task) -> object:

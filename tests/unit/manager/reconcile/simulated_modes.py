@@ -7,6 +7,7 @@ import random
 from typing_extensions import override
 
 from manager.orchestrator.ground import Ground
+from manager.orchestrator.handover.linger import lingers
 from manager.orchestrator.jobs.plan import is_open
 from manager.orchestrator.slots import Slot, ended_by_itself, node_is_lost, service_slots
 from manager.orchestrator.update.dirty import is_dirty
@@ -199,7 +200,8 @@ class ModesSimulation(Simulation):
         ground = Ground(self.cell.tables, service)
         for task in self.cell.tasks(service.id):
             if is_wanted(task) and not is_terminal(task):
-                assert not ground.must_leave(task) or self._may_be_away(task), task
+                stays = lingers(self.cell.tables, service, task, now_ns=self.cell.now_ns)
+                assert not ground.must_leave(task) or stays or self._may_be_away(task), task
 
     @override
     def _may_be_away(self, task: Task) -> bool:

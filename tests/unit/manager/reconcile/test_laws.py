@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from manager.allocator import plan as allocator
 from manager.orchestrator.global_ import plan as global_
+from manager.orchestrator.handover import plan as handover
 from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import plan as reaper
 from manager.orchestrator.replicated import plan as replicated
@@ -59,6 +60,7 @@ PLANNERS: dict[str, Planner] = {
     "global": _of_services(global_.plan),
     "jobs": _of_services(jobs.plan),
     "restart": _of_services(restart.plan),
+    "handover": _of_services(handover.plan),
     "update": _of_services(update.plan),
     "reaper": _of_services(reaper.plan),
     "allocator": _of_services(allocator.plan),

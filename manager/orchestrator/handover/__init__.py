@@ -1,0 +1,1 @@
+"""Have tasks go on serving until others of their slots run elsewhere."""
