@@ -45,6 +45,7 @@ from engine.resources import (
     distribution,
     events,
     execs,
+    files,
     images,
     networks,
     nodes,
@@ -174,6 +175,7 @@ class Engine:
         yield from nodes.routes(self._cluster)
         yield from services.routes(self._cluster)
         yield from service_logs.routes(self._cluster)
+        yield from files.routes(self._cluster)
         yield from unserved.routes(self._cluster)
         yield from plugins.routes()
 

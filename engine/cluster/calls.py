@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import grpc
 
 from engine.cluster.standing import Standing
+from engine.cluster.words import told
 from engine.http.errors import Refused
 from shoal.api.v1 import control_pb2_grpc, logs_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from shoal.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     PermissionDenied,
-    SequenceConflict,
     SwarmError,
     Unavailable,
 )
@@ -81,16 +81,13 @@ class Calls:
             raise await self._told(from_rpc_error(error)) from error
 
     async def _told(self, error: SwarmError) -> SwarmError:
-        if isinstance(error, SequenceConflict):
-            return Refused(500, error.message)
-        if not isinstance(
+        if isinstance(
             error, FailedPrecondition | Unavailable | DeadlineExceeded | PermissionDenied
         ):
-            return error
-        try:
-            refusal = (await self.standing()).refusal
-        except SwarmError:
-            return error
-        if refusal:
-            return Refused(503, refusal)
-        return Refused(400, error.message) if isinstance(error, FailedPrecondition) else error
+            try:
+                refusal = (await self.standing()).refusal
+            except SwarmError:
+                return told(error)
+            if refusal:
+                return Refused(503, refusal)
+        return told(error)

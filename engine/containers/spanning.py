@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import msgspec
 
+from engine.cluster.words import rpc_text
 from engine.http.errors import Refused, status_of
 from shoal.errors import (
     FailedPrecondition,
@@ -295,7 +296,6 @@ def _place(network: LocalNetwork) -> Place:
 
 def _refusal(network: LocalNetwork, error: SwarmError) -> SwarmError:
     """In Docker's words, with Docker's status for what the managers refuse."""
-    name = error.code.value.title().replace("_", "")
-    text = f"Could not attach to network {network.name}: rpc error: code = {name} desc = "
+    text = f"Could not attach to network {network.name}: {rpc_text(error)}"
     status = 500 if status_of(error) in {403, 404} else status_of(error)
-    return Refused(status, text + error.message)
+    return Refused(status, text)

@@ -16,10 +16,6 @@ from shoal.errors import Unimplemented
 
 _OPERATIONS = (
     ("POST", "/services/create"),
-    ("GET", "/secrets"), ("POST", "/secrets/create"), ("GET", "/secrets/{id}"),
-    ("DELETE", "/secrets/{id}"), ("POST", "/secrets/{id}/update"),
-    ("GET", "/configs"), ("POST", "/configs/create"), ("GET", "/configs/{id}"),
-    ("DELETE", "/configs/{id}"), ("POST", "/configs/{id}/update"),
     ("PUT", "/volumes/{name}"),
 )  # fmt: skip
 

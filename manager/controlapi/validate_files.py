@@ -46,7 +46,7 @@ def file_spec(row: FileRow) -> None:
         )
     if not 0 < len(spec.data) < size_max(type(row)):
         limit = size_max(type(row))
-        raise InvalidArgument(f"{noun} data must be larger than 0 and less than {limit}")
+        raise InvalidArgument(f"{noun} data must be larger than 0 and less than {limit} bytes")
     if is_template(row):
         templates.parse(text_of(row), functions=True)
 

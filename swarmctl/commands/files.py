@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shoal.docker.files import file_json
 from shoal.errors import InvalidArgument, NotFound
 from shoal.model.files import FileRow, is_former
 from shoal.model.objects import Config, Secret
@@ -31,7 +32,6 @@ from swarmctl.parsing.values import parse_pair
 from swarmctl.render.files import (
     CONFIG_COLUMNS,
     SECRET_COLUMNS,
-    file_json,
     file_row,
     file_text,
 )

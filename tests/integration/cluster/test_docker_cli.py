@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import docker as docker_py
 import pytest
 
+from tests.integration.cluster.docker_cli import docker, output
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [
@@ -17,24 +17,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command is missing"),
 ]
 WORKERS = "Worker nodes can't be used to view or modify cluster state."
-
-
-def docker(lab: Lab, node: str, *words: str) -> tuple[int, str, str]:
-    """A docker command at a node: exit code, output, errors."""
-    socket = Path(lab.environment["SHOAL_LAB_DIR"]) / lab.name / node / "run" / "docker.sock"
-    done = subprocess.run(
-        ["docker", "-H", f"unix://{socket}", *words],
-        capture_output=True, text=True, timeout=120, check=False,
-        env={**lab.environment, "DOCKER_CONFIG": str(lab.base / "docker")},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def output(lab: Lab, *words: str) -> str:
-    """What a command at the manager prints; it must succeed."""
-    code, out, err = docker(lab, "m1", *words)
-    assert code == 0, err
-    return out
 
 
 def test_nodes_are_listed_changed_and_kept(lab: Lab):
@@ -150,7 +132,6 @@ def test_logs_of_services_and_tasks(lab: Lab):
 def test_what_is_not_there_yet_is_refused_by_name(lab: Lab):
     for words, text in {
         ("service", "create", "--no-resolve-image", "web:1"): "use `swarmctl`",
-        ("secret", "ls"): "use `swarmctl`",
         ("network", "create", "-d", "overlay", "ov"): "use `swarmctl network create`",
     }.items():
         code, _, err = docker(lab, "m1", *words)
