@@ -231,6 +231,10 @@ class Store:
         for watcher in self._committed.watchers:
             watcher.offer(commit)
 
+    def copy(self) -> Tables:
+        """The committed state in tables of the caller's own, for work off the event loop."""
+        return self._committed.tables.copy()
+
     def rows(self) -> tuple[AnyObject, ...]:
         """Every object of the committed state, for a snapshot."""
         return tuple(self._committed.tables.all_rows())

@@ -183,6 +183,11 @@ class Table(Generic[RowT]):
             self._forget_name(old)
         return old
 
+    def take(self, other: Table[RowT]) -> None:
+        """Hold the rows of another table in place of one's own."""
+        self.rows = dict(other.rows)
+        self._ids_by_name = {name: set(ids) for name, ids in other._ids_by_name.items()}
+
     def _forget_name(self, row: RowT) -> None:
         name = unique_name(row)
         ids = self._ids_by_name.get(name)

@@ -234,6 +234,18 @@ class StoreMachine(RuleBasedStateMachine):
         check_same(rebuilt, self.model.rows)
         self.tables = rebuilt
 
+    @rule(written=st.lists(rows(), max_size=5))
+    def copy(self, written) -> None:
+        """A copy goes on as the tables would, and neither sees what is written to the other."""
+        before, twin = self.indexes(), self.tables.copy()
+        for row in written:
+            twin.put(row)
+            twin.remove(row)
+        assert self.indexes() == before
+        check_same(self.tables, self.model.rows)
+        self.tables = self.tables.copy()
+        assert self.indexes() == before
+
     def fitted(self, changes):
         """The same with CREATE or UPDATE, whichever is possible, where anything will do."""
         there = set(self.model.rows)
