@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.conformance.comparing import show
 from tests.conformance.engine.differences import DIFFERENCES
 from tests.conformance.engine.playing import Player
 from tests.conformance.engine.recording import GROUPS
@@ -18,11 +19,7 @@ def main() -> int:
     with a_site() as (node, registry), tempfile.TemporaryDirectory() as scratch:
         player = Player(node, Path(scratch), registry)
         for group in groups:
-            for found in player.play(group):
-                reason = DIFFERENCES.get((found.group, found.cmd))
-                bad += reason is None
-                print(f"\n=== {group}: {found.cmd[:200]}\n{', '.join(found.what)}: {reason or '?'}")
-                print(f"-- recorded\n{found.expected[:1500]}\n-- here\n{found.found[:1500]}")
+            bad += show(player.play(group), DIFFERENCES)
     print(f"\n{player.played} commands, {bad} unexplained differences")
     return 1 if bad else 0
 

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import msgspec
-
-from tests.conformance.engine.normal import agrees, normal
-from tests.conformance.engine.recording import CUT_AT, INPUTS, Recorded, recorded
+from tests.conformance.comparing import Difference, Outcome, difference, run
+from tests.conformance.engine.recording import INPUTS, recorded
+from tests.conformance.recorded import Recorded
 from tests.integration.engine.daemon import EngineNode
 
-TIMEOUT_S = 60.0
 RECORDED_REGISTRY = "127.0.0.1:5000"
 RECORDED_APP = "/home/user/app"
 RECORDED_ROOT = "/var/lib/docker"
-
-
-class Difference(msgspec.Struct, frozen=True):
-    """One command that behaved otherwise. what: of exit code, stdout, stderr."""
-
-    group: str
-    cmd: str
-    what: tuple[str, ...]
-    expected: str
-    found: str
 
 
 class Player:
@@ -49,22 +36,9 @@ class Player:
                 self._prepare(one)
                 continue
             self.played += 1
-            code, out, err = self._run(one)
-            what = []
-            if code != one.rc:
-                what.append("exit code")
-            if not agrees(one.stdout, out, cut=len(one.stdout) >= CUT_AT):
-                what.append("stdout")
-            if not agrees(one.stderr, err, cut=len(one.stderr) >= CUT_AT):
-                what.append("stderr")
-            if what:
-                yield Difference(
-                    group,
-                    one.cmd,
-                    tuple(what),
-                    _shown(one.rc, one.stdout, one.stderr),
-                    _shown(code, out, err),
-                )
+            differing = difference(group, one, self._run(one))
+            if differing:
+                yield differing
 
     def _prepare(self, one: Recorded) -> None:
         """What later commands count on of one that was done at a terminal."""
@@ -72,30 +46,28 @@ class Player:
         if prepared:
             self._shell(prepared, "")
 
-    def _run(self, one: Recorded) -> tuple[int, str, str]:
+    def _run(self, one: Recorded) -> Outcome:
         if before := BEFORE.get(one.cmd):
             self._shell(before, "")
         return self._shell(one.cmd, INPUTS.get(one.cmd, ""))
 
-    def _shell(self, command: str, given: str) -> tuple[int, str, str]:
+    def _shell(self, command: str, given: str) -> Outcome:
         command = command.replace(RECORDED_REGISTRY, self._registry)
         command = command.replace(RECORDED_APP, str(self._app))
-        try:
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=self._scratch, input=given, text=True,
-                capture_output=True, timeout=TIMEOUT_S, check=False,
-                env={
-                    "PATH": os.environ["PATH"],
-                    "HOME": str(self._scratch),
-                    "DOCKER_HOST": f"unix://{self._node.socket}",
-                    "DOCKER_BUILDKIT": "0",
-                    "DOCKER_API_VERSION": "1.41",
-                    "B": "from environment",
-                },
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return -1, "", f"no end after {TIMEOUT_S:.0f} s"
-        return done.returncode, self._as_recorded(done.stdout), self._as_recorded(done.stderr)
+        code, out, err = run(
+            command,
+            given=given,
+            cwd=self._scratch,
+            environment={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self._scratch),
+                "DOCKER_HOST": f"unix://{self._node.socket}",
+                "DOCKER_BUILDKIT": "0",
+                "DOCKER_API_VERSION": "1.41",
+                "B": "from environment",
+            },
+        )
+        return Outcome(code, self._as_recorded(out), self._as_recorded(err))
 
     def _as_recorded(self, text: str) -> str:
         for here, there in (
@@ -150,7 +122,3 @@ WORKDIR /w
 ENTRYPOINT ["/bin/sh"]
 CMD ["-c","echo x"]
 """
-
-
-def _shown(code: int | str, out: str, err: str) -> str:
-    return f"[{code}]\n{normal(out)}\n--\n{normal(err)}"

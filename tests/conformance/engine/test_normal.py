@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.engine.normal import agrees, normal
 from tests.conformance.engine.recording import GROUPS, INPUTS, recorded
+from tests.conformance.normal import agrees, normal
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _RULES = tuple(
     (re.compile(pattern, re.MULTILINE), by)
@@ -42,9 +43,9 @@ def normal(text: str) -> str:
     return text.strip()
 
 
-def agrees(expected: str, found: str, *, cut: bool) -> bool:
+def agrees(expected: str, found: str, *, cut: bool, clean: Callable[[str], str] = normal) -> bool:
     """Whether an output is the recorded one. cut: of that, only the end is known."""
-    wanted, shown = normal(expected), normal(found)
+    wanted, shown = clean(expected), clean(found)
     if not cut:
         return wanted == shown
     return shown.endswith(wanted.partition("\n")[2])
