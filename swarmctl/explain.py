@@ -44,6 +44,8 @@ def explanation_text(
         lines += ["", "Nodes without a task:", *_nodes(answer.nodes_without)]
     if answer.update:
         lines += ["", "Update:", *(f"  {one_line(line)}" for line in answer.update)]
+    if answer.hand_overs:
+        lines += ["", "Moving:", *(f"  {one_line(line)}" for line in answer.hand_overs)]
     if answer.failures:
         lines += ["", "Failures of the tasks that are kept:"]
         lines += [_failure(entry, names, now_ns=now_ns) for entry in answer.failures]
@@ -76,6 +78,7 @@ def explanation_json(answer: pb.ExplainServiceResponse) -> Record:
             ],
             "NodesWithout": [_node_json(node) for node in answer.nodes_without],
             "Update": list(answer.update),
+            "HandOvers": list(answer.hand_overs),
             "Failures": [
                 Record(
                     {

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from manager.controlapi.services import status_of
 from manager.orchestrator.ground import Ground
+from manager.orchestrator.handover.waits import hand_overs_of
 from manager.orchestrator.slots import ended_at_ns, ended_by_itself, service_slots
 from manager.orchestrator.update.waits import waits_of
 from manager.scheduler.plan import copies_of
@@ -54,6 +55,7 @@ def explain_service(view: View, service: Service, *, now_ns: int) -> pb.ExplainS
         desired_tasks=status.desired_tasks,
         update=[text[:TEXT_MAX] for text in waits_of(view, service, now_ns=now_ns)],
         failures=_failures(tasks.values()),
+        hand_overs=hand_overs_of(view, service, now_ns=now_ns),
     )
     nodes = _Nodes(view, response)
     groups = _waiting(view, service, now_ns=now_ns)

@@ -27,16 +27,19 @@ def update_node(
 ) -> list[Change]:
     """Another spec for a node. Raises SequenceConflict, InvalidArgument, FailedPrecondition.
 
-    The deadline of a drain counts from the change that asks for it; others leave it as it is.
+    The deadline of a drain counts from the request that asks for it, and anew when just the same is
+    asked for again; other changes leave it as it is.
     """
     node = view.nodes.resolve(reference)
     check_version(node.meta.version, version, "node")
     validate.node_change(node, spec)
     if (node.spec.desired_role, spec.desired_role) == (NodeRole.MANAGER, NodeRole.WORKER):
         _check_demotion(view, node)
-    until_ns = node.drain_until_ns if spec.drain == node.spec.drain else 0
-    if spec.drain is not None and not until_ns:
+    until_ns = 0
+    if spec.drain is not None:
         until_ns = now_ns + drain_deadline_ns(spec.drain)
+        if spec.drain == node.spec.drain and spec != node.spec:
+            until_ns = node.drain_until_ns
     return [update(node.replaced(spec=spec, drain_until_ns=until_ns))]
 
 

@@ -1,4 +1,4 @@
-"""node ls, inspect, update, promote, demote, ps, rm."""
+"""node ls, inspect, update, promote, demote, ps, rm; drain and its kin: `node_availability`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.enums import NodeAvailability, NodeRole
 from shoal.model.objects import Node
 from swarmctl import output
+from swarmctl.commands.node_availability import activate, drain, pause
 from swarmctl.complete import complete_nodes
 from swarmctl.each import each, exit_with
 from swarmctl.edit.lists import edited_map
@@ -46,6 +47,10 @@ SELF = "self"
 @click.group()
 def node() -> None:
     """Nodes of the cluster."""
+
+
+for _command in (activate, drain, pause):
+    node.add_command(_command)
 
 
 @node.command("ls")
@@ -102,7 +107,9 @@ def inspect_nodes(session: Session, names: tuple[str, ...], template: str, *, pr
 
 @node.command("update")
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
-@click.option("--availability", type=Word(*NodeAvailability), help="active, pause or drain")
+@click.option(
+    "--availability", type=Word(*NodeAvailability), help="active, pause or drain (all stops now)"
+)
 @click.option(
     "--label-add", type=Parsed("key=value", parse_pair), multiple=True, help="Add or change a label"
 )
@@ -123,6 +130,7 @@ def update_node(session: Session, /, name: str, **flags: Any) -> None:
         spec = found.spec.replaced(
             annotations=annotations,
             availability=changes.get("availability", found.spec.availability),
+            drain=None if "availability" in changes else found.spec.drain,
             desired_role=changes.get("role", found.spec.desired_role),
         )
         await client.update_node(found, spec)

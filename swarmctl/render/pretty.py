@@ -90,6 +90,7 @@ def node_text(node: Node) -> str:
         *([f" Message:              \t{node.status.message}"] if node.status.message else []),
         *([f" Role:                 \t{role_obstacle(node)}"] if node.role_message else []),
         f" Availability:         \t{spell(node.spec.availability).capitalize()}",
+        *_drain(node),
         f" Address:\t\t{node.status.address}",
     ]
     if node.manager_status is not None:
@@ -114,6 +115,12 @@ def node_text(node: Node) -> str:
         lines.append("Engine Labels:")
         lines += [f" - {key}={value}" for key, value in sorted(description.engine.labels.items())]
     return "\n".join(lines) + "\n"
+
+
+def _drain(node: Node) -> list[str]:
+    if not node.drain_until_ns:
+        return []
+    return [f" Drain:\t\t\tTasks start elsewhere first, until {timestamp(node.drain_until_ns)}"]
 
 
 def _labels(labels: Mapping[str, str]) -> list[str]:

@@ -8,12 +8,14 @@ from manager.ca.autolock import LockWish
 from manager.controlapi import nodes
 from manager.store.tables import Tables
 from shoal.errors import FailedPrecondition, InvalidArgument
-from shoal.model.enums import NodeRole
+from shoal.model.enums import NodeAvailability, NodeRole
 from shoal.model.objects import Cluster, Node
 from shoal.model.specs import ClusterSpec, NodeSpec, RaftConfig
 from shoal.model.types import (
+    Annotations,
     BlacklistedCertificate,
     CaConfig,
+    DrainPolicy,
     ManagerStatus,
     NodeCertificate,
 )
@@ -166,3 +168,20 @@ def test_with_the_state_in_etcd_settings_of_a_log_are_refused():
     nodes.check_without_log(view, ClusterSpec(raft=RaftConfig(managers_wanted=3)))
     with pytest.raises(InvalidArgument, match="snapshot interval"):
         nodes.check_without_log(view, ClusterSpec(raft=RaftConfig(snapshot_interval=100)))
+
+
+def test_the_deadline_of_a_drain_counts_from_the_request_that_asks_for_it():
+    view = managers(True)
+    wish = NodeSpec(availability=NodeAvailability.DRAIN, drain=DrainPolicy(deadline_ns=60 * 10**9))
+
+    def until_ns(spec: NodeSpec, now_ns: int) -> int:
+        nonlocal view
+        (change,) = nodes.update_node(view, "w", spec, version=0, now_ns=now_ns)
+        view = Tables([change.object], version=view.version)
+        return change.object.drain_until_ns - 60 * 10**9
+
+    labelled = wish.replaced(annotations=Annotations(labels={"a": "b"}))
+    assert until_ns(wish, 1000) == 1000
+    assert until_ns(labelled, 2000) == 1000, "another change leaves it alone"
+    assert until_ns(labelled, 3000) == 3000, "it was asked for again"
+    assert until_ns(labelled.replaced(drain=None), 4000) == -60 * 10**9

@@ -11,6 +11,7 @@ from shoal.model.enums import (
     EndpointMode,
     FailureAction,
     MountType,
+    NodeAvailability,
     NodeMembership,
     PortProtocol,
     PublishMode,
@@ -34,6 +35,7 @@ from shoal.model.types import (
     Annotations,
     CaConfig,
     DisconnectPolicy,
+    DrainPolicy,
     Driver,
     EndpointSpec,
     ExternalCa,
@@ -373,6 +375,12 @@ def test_what_an_update_may_not_change():
 
 NODE_RULES = [
     (NodeSpec(membership=NodeMembership.PENDING), BAD, "membership: a node that was let in"),
+    (NodeSpec(drain=DrainPolicy()), BAD, "drain: goes with availability drain only"),
+    (
+        NodeSpec(availability=NodeAvailability.DRAIN, drain=DrainPolicy(deadline_ns=10)),
+        BAD,
+        "drain deadline: must be between 1s and 720h",
+    ),
     (NodeSpec(annotations=Annotations(labels={" ": ""})), BAD, "node labels: ' ' must not"),
 ]
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manager.orchestrator.handover.waits import hand_overs_of
 from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.plan import plan_round
 from shoal.model.defaults import is_terminal, is_wanted
@@ -295,3 +296,22 @@ def test_a_service_never_has_fewer_running_tasks(
 
     assert len(_running(cell)) == replicas
     assert not [task for node_id in emptied for task in _wanted_on(cell, node_id)]
+
+
+def _explained(cell: Cell) -> tuple[str, ...]:
+    return hand_overs_of(cell.tables, cell.service(), now_ns=cell.now_ns)
+
+
+def test_what_a_hand_over_waits_for_is_said() -> None:
+    cell = _settled(task=_spec(placement=Placement(max_replicas=1)))
+    assert _explained(cell) == ()
+    (old,) = _wanted_on(cell, "n1")
+
+    _drain(cell, "n1")
+
+    (new,) = [task for task in cell.tasks() if task.takes_over]
+    assert _explained(cell) == (
+        f"slot {old.slot}: task {old.id} stays on host-n1 until task {new.id}, pending: no suitable"
+        " node (max replicas per node limit exceed; 1 node not available for new tasks), runs,"
+        f" or for {_DEADLINE_S} s, until the drain's deadline",
+    )
