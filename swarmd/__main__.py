@@ -20,11 +20,11 @@ import click
 import structlog
 
 from shoal.errors import InvalidArgument, InvariantViolation, SwarmError
-from shoal.model.generic import parse_advertised
 from shoal.telemetry import logs
 from swarmd.app import Daemon
 from swarmd.prepare import require_root
 from swarmd.settings import VERSION, DaemonSettings, make_paths
+from worker.agent.devices import read_pool
 from worker.images.registry.places import check_registries
 from worker.images.water import check_marks
 from worker.runtime import remap
@@ -131,6 +131,13 @@ _log = structlog.get_logger()
     " tasks find theirs in $DOCKER_RESOURCE_KIND. Repeatable.",
 )
 @click.option(
+    "--generic-device",
+    multiple=True,
+    metavar="KIND[=NAME],DEVICE[,DEVICE...]",
+    help="Devices of the node that tasks get with a generic resource, as gpu=UUID1,/dev/nvidia0;"
+    " DEVICE is PATH[:PATH-INSIDE][:rwm]. Repeatable.",
+)
+@click.option(
     "--log-level", type=click.Choice(list(logs.LEVELS)), default="info", show_default=True
 )
 @click.option(
@@ -167,6 +174,7 @@ def main(
     selinux_enabled: bool,
     ingress_ipv6: bool,
     generic_resource: tuple[str, ...],
+    generic_device: tuple[str, ...],
     log_level: str,
     store: str,
     force_new_cluster: bool,
@@ -191,7 +199,7 @@ def main(
         check_registries(insecure_registry, registry_mirror)
         check_marks(image_high_water, image_low_water)
         remap.read(userns_remap)
-        parse_advertised(generic_resource)
+        read_pool(generic_resource, generic_device)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from error
     logs.configure("swarmd", log_level)
@@ -209,6 +217,7 @@ def main(
         selinux_enabled=selinux_enabled,
         ingress_ipv6=ingress_ipv6,
         generic_resources=generic_resource,
+        generic_devices=generic_device,
         log_level=log_level,
         force_new_cluster=force_new_cluster,
         store=store,

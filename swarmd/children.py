@@ -57,6 +57,7 @@ def daemon_command(settings: DaemonSettings, name: str) -> list[str]:
         command += [f"--insecure-registry={one}" for one in settings.insecure_registries]
         command += [f"--registry-mirror={one}" for one in settings.registry_mirrors]
         command += [f"--generic-resource={one}" for one in settings.generic_resources]
+        command += [f"--generic-device={one}" for one in settings.generic_devices]
     return command
 
 

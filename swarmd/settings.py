@@ -17,7 +17,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
 
     docker_address: HOST:PORT of the Docker API over TLS, empty: off; docker_tls: its certificates.
     insecure_registries, registry_mirrors, image_water (high, low): see `swarmd --help`, and
-    userns_remap, selinux_enabled, ingress_ipv6 and generic_resources as well.
+    userns_remap, selinux_enabled, ingress_ipv6, generic_resources and generic_devices as well.
     store: URL of the etcd for a manager's state; empty: as the node was told before, if it was.
     """
 
@@ -34,6 +34,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     selinux_enabled: bool = False
     ingress_ipv6: bool = True
     generic_resources: tuple[str, ...] = ()
+    generic_devices: tuple[str, ...] = ()
     log_level: str = "info"
     force_new_cluster: bool = False
     store: str = ""

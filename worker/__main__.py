@@ -14,11 +14,11 @@ import asyncio
 import structlog
 
 from shoal.errors import InvariantViolation, SwarmError
-from shoal.model.generic import parse_advertised
 from shoal.security.lock import LockKeys
 from shoal.settings.paths import NodePaths
 from shoal.settings.process import die_with_parent, leave_reason, read_lock_keys
 from shoal.telemetry.logs import LEVELS, configure
+from worker.agent.devices import read_pool
 from worker.app import Extension, WorkerSettings, run
 from worker.images.registry.places import check_registries
 from worker.images.water import Marks, check_marks
@@ -46,6 +46,7 @@ def a_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--selinux-enabled", action="store_true")
     parser.add_argument("--no-ingress-ipv6", action="store_true")
     parser.add_argument("--generic-resource", action="append", default=[])
+    parser.add_argument("--generic-device", action="append", default=[])
     parser.add_argument("--parent-pid", type=int, default=0, help="end with this process")
     parser.add_argument(
         "--lock-keys-stdin", action="store_true", help="read the node's lock keys from there"
@@ -80,7 +81,7 @@ def _settings(arguments: argparse.Namespace) -> WorkerSettings:
         userns=remap.read(arguments.userns_remap),
         selinux=arguments.selinux_enabled,
         ingress_ipv6=not arguments.no_ingress_ipv6,
-        generic=parse_advertised(arguments.generic_resource),
+        pool=read_pool(arguments.generic_resource, arguments.generic_device),
         lock_keys=read_lock_keys() if arguments.lock_keys_stdin else LockKeys(),
     )
 

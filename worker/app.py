@@ -24,7 +24,6 @@ from shoal.aio.supervise import Supervisor, find_violation
 from shoal.api.v1 import node_pb2, node_pb2_grpc, types_pb2
 from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, NotFound, SwarmError, violated
-from shoal.model.types import GenericResource
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, read_identity
 from shoal.security.lock import LockKeys, decode_lock_keys
@@ -39,6 +38,7 @@ from worker.agent.attachments import Attachments
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
 from worker.agent.description import describe_node
+from worker.agent.devices import ResourcePool
 from worker.agent.files import TaskFiles, remove_others
 from worker.agent.health import HealthChecks
 from worker.agent.network_keys import NetworkKeyKeeper
@@ -81,7 +81,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     registries: how they are spoken to. image_marks: how full images may make the disk.
     userns: the ids containers get; None: the node's. selinux: whether containers are labelled.
     ingress_ipv6: whether IPv6 clients of published ports are served, where the node has IPv6.
-    generic: the generic resources that the node has.
+    pool: the generic resources that the node has, with their devices.
     """
 
     paths: NodePaths
@@ -93,7 +93,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     userns: IdMap | None = None
     selinux: bool = False
     ingress_ipv6: bool = True
-    generic: tuple[GenericResource, ...] = ()
+    pool: ResourcePool = ResourcePool()
 
 
 class Membership:
@@ -264,7 +264,7 @@ class Membership:
             config.data_path_address,
             identity.root_pem,
             ingress_ipv6=serves_ipv6,
-            generic=self._settings.generic,
+            generic=self._settings.pool.resources,
         )
         facts = NodeFacts(
             id=identity.peer.node_id,
@@ -300,6 +300,7 @@ class Membership:
             clock=self._clock,
             checks=HealthChecks(self._runtime, self._clock, self._runtime.container_dir),
             userns=userns,
+            pool=self._settings.pool,
         )
         self._agent = Agent(
             node_id=facts.id,

@@ -19,6 +19,7 @@ from manager.controlapi.validate_ports import check_published
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import templates
+from shoal.model.devices import check_devices
 from shoal.model.enums import (
     DisconnectAction,
     FailureAction,
@@ -246,6 +247,7 @@ def _container(container: ContainerSpec) -> None:
         _mount(mount)
     if len({mount.target for mount in container.mounts}) != len(container.mounts):
         raise InvalidArgument("mount: two mounts have the same target")
+    check_devices(container.devices)
     file_references(container)
     _templates(container)
     grace_ns = container.stop_grace_period_ns

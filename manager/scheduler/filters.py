@@ -19,15 +19,18 @@ from manager.scheduler.usage import Usage, host_ports
 from manager.store.view import View
 from shoal.errors import InvalidArgument
 from shoal.model.defaults import is_encrypted
+from shoal.model.devices import missing
 from shoal.model.enums import NodeAvailability, NodeMembership, NodeState
 from shoal.model.objects import Node, Task
-from shoal.model.types import Placement, Platform
+from shoal.model.specs import ContainerSpec
+from shoal.model.types import DeviceMapping, Placement, Platform
 
 READY = "ready"
 RESOURCES = "resources"
 PLATFORM = "platform"
 CONSTRAINT = "constraint"
 ENCRYPTION = "encryption"
+DEVICE = "device"
 HOST_PORT = "host_port"
 MAX_REPLICAS = "max_replicas"
 
@@ -39,6 +42,7 @@ _TEXTS: dict[str, Callable[[int], str]] = {
     ENCRYPTION: lambda n: (
         f"no WireGuard (CONFIG_WIREGUARD) for encrypted networks on {n} {_nodes(n)}"
     ),
+    DEVICE: lambda n: f"devices missing on {n} {_nodes(n)}",
     HOST_PORT: lambda n: f"host-mode port already in use on {n} {_nodes(n)}",
     MAX_REPLICAS: lambda n: "max replicas per node limit exceed",
 }
@@ -55,6 +59,7 @@ class Pipeline:
         self._encrypts = any(
             is_encrypted(view.networks.get(wish.target)) for wish in task.spec.networks
         )
+        self._devices = devices_of(task)
         self._ports = host_ports(task.endpoint)
         self._max_replicas = placement.max_replicas
 
@@ -73,11 +78,19 @@ class Pipeline:
             return CONSTRAINT
         if self._encrypts and not usage.node.description.network_keys:
             return ENCRYPTION
+        if self._devices and missing(usage.node.description, self._devices):
+            return DEVICE
         if self._ports and not usage.can_publish(self._ports):
             return HOST_PORT
         if self._max_replicas and copies >= self._max_replicas:
             return MAX_REPLICAS
         return ""
+
+
+def devices_of(task: Task) -> tuple[DeviceMapping, ...]:
+    """The devices that the task's container is to get by their paths."""
+    runtime = task.spec.runtime
+    return runtime.devices if isinstance(runtime, ContainerSpec) else ()
 
 
 def explain(refusals: Mapping[str, int]) -> str:

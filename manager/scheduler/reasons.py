@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from manager.scheduler.constraints import node_matches, parse_constraints, value_of
 from manager.scheduler.filters import (
     CONSTRAINT,
+    DEVICE,
     ENCRYPTION,
     HOST_PORT,
     MAX_REPLICAS,
@@ -19,12 +20,14 @@ from manager.scheduler.filters import (
     READY,
     RESOURCES,
     constraints_of,
+    devices_of,
     fits_platforms,
     is_ready,
 )
 from manager.scheduler.usage import Usage, host_ports
 from manager.store.view import View
 from shoal.model.defaults import is_encrypted
+from shoal.model.devices import missing
 from shoal.model.enums import NodeAvailability, NodeMembership, NodeState, TaskState
 from shoal.model.objects import Node, Task
 from shoal.model.published import is_at_odds, name_of
@@ -54,6 +57,7 @@ def reasons(view: View, task: Task, usage: Usage, copies: int) -> tuple[Reason, 
         *placement_reasons(usage.node, task.spec.placement),
         *(Reason(RESOURCES, text) for text in _resources(usage, task.spec.resources.reservations)),
         *(Reason(ENCRYPTION, text) for text in _encryption(view, task, usage.node)),
+        *(Reason(DEVICE, text) for text in _devices(task, usage.node)),
         *(Reason(HOST_PORT, text) for text in _host_ports(view, task, usage)),
         *(Reason(MAX_REPLICAS, text) for text in _max_replicas(task, copies)),
     ]
@@ -70,7 +74,7 @@ def placement_reasons(node: Node, placement: Placement) -> tuple[Reason, ...]:
     return tuple(_cut(one) for one in found)
 
 
-_ORDER = (READY, RESOURCES, PLATFORM, CONSTRAINT, ENCRYPTION, HOST_PORT, MAX_REPLICAS)
+_ORDER = (READY, RESOURCES, PLATFORM, CONSTRAINT, ENCRYPTION, DEVICE, HOST_PORT, MAX_REPLICAS)
 
 
 def _readiness(node: Node) -> Iterator[str]:
@@ -123,6 +127,11 @@ def _encryption(view: View, task: Task, node: Node) -> Iterator[str]:
         if network is not None and is_encrypted(network):
             name = network.spec.annotations.name
             yield f"network {name} is encrypted, the node has no WireGuard (CONFIG_WIREGUARD)"
+
+
+def _devices(task: Task, node: Node) -> Iterator[str]:
+    for path in missing(node.description, devices_of(task)):
+        yield f"the node has no device {path}"
 
 
 def _host_ports(view: View, task: Task, usage: Usage) -> Iterator[str]:

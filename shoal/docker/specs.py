@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 from shoal.docker.values import OpenMap, Record, compact, record
 from shoal.docker.words import spell
+from shoal.model.devices import ALL, inside
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.specs import (
     ContainerSpec,
@@ -28,6 +29,7 @@ from shoal.model.specs import (
     TaskSpec,
 )
 from shoal.model.types import (
+    DeviceMapping,
     DisconnectPolicy,
     DnsConfig,
     Driver,
@@ -100,6 +102,17 @@ def task_spec_json(spec: TaskSpec) -> Record:
     )
 
 
+def _device(device: DeviceMapping) -> Record:
+    """As of a container in Docker, whose services have none."""
+    return record(
+        {
+            "PathOnHost": device.host_path,
+            "PathInContainer": inside(device),
+            "CgroupPermissions": device.permissions or ALL,
+        }
+    )
+
+
 def container_json(container: ContainerSpec) -> Record:
     """A task's container."""
     return compact(
@@ -135,6 +148,7 @@ def container_json(container: ContainerSpec) -> Record:
         ]
         or None,
         OomScoreAdj=container.oom_score_adj or None,
+        Devices=[_device(item) for item in container.devices] or None,
     )
 
 

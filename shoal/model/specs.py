@@ -16,6 +16,7 @@ from shoal.model.row import Row
 from shoal.model.types import (
     Annotations,
     CaConfig,
+    DeviceMapping,
     DisconnectPolicy,
     DnsConfig,
     DrainPolicy,
@@ -84,6 +85,7 @@ class ContainerSpec(Row, frozen=True):
     ulimits: tuple[Ulimit, ...] = ()
     oom_score_adj: int = 0
     pull_options: PullOptions | None = None
+    devices: tuple[DeviceMapping, ...] = ()
 
 
 class NetworkAttachmentSpec(Row, frozen=True):

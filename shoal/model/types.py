@@ -189,6 +189,14 @@ class Ulimit(Row, frozen=True):
     hard: int = 0
 
 
+class DeviceMapping(Row, frozen=True):
+    """A device of the node in the container: `shoal.model.devices`. Empty path: the node's."""
+
+    host_path: str = ""
+    container_path: str = ""
+    permissions: str = ""
+
+
 class DnsConfig(Row, frozen=True):
     """Contents of resolv.conf."""
 
@@ -358,6 +366,8 @@ class NodeDescription(Row, frozen=True):
     network_keys: tuple[NetworkKey, ...] = ()
     ingress_ipv6: bool = False
     ipv6_addresses: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    devices_known: bool = False
 
 
 class NodeStatus(Row, frozen=True):

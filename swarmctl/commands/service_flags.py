@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from typing_extensions import override
 
 from shoal.errors import InvalidArgument
+from shoal.model.devices import parse_device
 from shoal.model.enums import (
     DisconnectAction,
     EndpointMode,
@@ -138,6 +139,13 @@ _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], 
         "",
     ),
     ("container-label", Parsed("key=value", parse_pair), click.STRING, "container label", ""),
+    (
+        "device",
+        Parsed("device", parse_device),
+        click.STRING,
+        "device of the node, PATH[:PATH-INSIDE][:rwm] (rm: path inside)",
+        "",
+    ),
     ("dns", click.STRING, click.STRING, "DNS server", ""),
     ("dns-option", click.STRING, click.STRING, "DNS option", ""),
     ("dns-search", click.STRING, click.STRING, "DNS search domain", ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from shoal.model.devices import inside
 from shoal.model.files import FileRow
 from shoal.model.objects import Secret
 from shoal.model.specs import ContainerSpec, ServiceSpec
@@ -63,6 +64,12 @@ def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
             add=flags.get("ulimit_add", ()),
             remove=flags.get("ulimit_rm", ()),
             key=_limit_name,
+        ),
+        devices=merged(
+            container.devices,
+            add=flags.get("device_add", ()),
+            remove=flags.get("device_rm", ()),
+            key=inside,
         ),
         health_check=edit_health(container.health_check, flags),
         capability_add=add,

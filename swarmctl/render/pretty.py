@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shoal.docker.words import spell, timestamp
 from shoal.model.defaults import disconnect_wait_ns, restart_policy, update_config
+from shoal.model.devices import spelled
 from shoal.model.enums import DisconnectAction
 from shoal.model.modes import concurrency
 from shoal.model.objects import Node, Service
@@ -217,6 +218,7 @@ def _container(container: ContainerSpec) -> list[str]:
         ("Sysctls", " ".join(f"{key}={value}" for key, value in container.sysctls.items())),
         ("Capabilities Added", " ".join(container.capability_add)),
         ("Capabilities Dropped", " ".join(container.capability_drop)),
+        ("Devices", " ".join(map(spelled, container.devices))),
         ("Ulimits", " ".join(f"{u.name}={u.soft}:{u.hard}" for u in container.ulimits)),
         ("OOM Score Adj", str(container.oom_score_adj) if container.oom_score_adj else ""),
         ("Labels", " ".join(f"{key}={value}" for key, value in container.labels.items())),

@@ -27,6 +27,7 @@ from shoal.model.specs import NetworkAttachmentSpec
 from shoal.model.types import NodeDescription
 from worker.agent.attachments import Attachments
 from worker.agent.client import AssignmentsBatch, ManagerClient, PortKey, SessionNews
+from worker.agent.devices import DeviceList, list_devices
 from worker.agent.endpoints import EndpointApplier
 from worker.agent.files import FileKey
 from worker.agent.logs import LogPublisher
@@ -44,7 +45,7 @@ from worker.network.overlay.api import OverlayState
 FIRST_MESSAGE_TIMEOUT_S = 5.0
 HEARTBEAT_MIN_S = 0.05
 NETWORK_RETRY_S = 5.0
-ADDRESSES_LOOK_S = 10.0
+FACTS_LOOK_S = 10.0
 TASKS_PER_TURN = 16
 """Tasks taken over before the event loop gets a turn: each writes a small file."""
 
@@ -86,10 +87,12 @@ class Agent:
         attachments: Attachments,
         announce: Callable[[SessionNews], None] = lambda _: None,
         addresses6: Callable[[], tuple[str, ...]] = ipv6.own_addresses,
+        devices: Callable[[], DeviceList] = list_devices,
     ) -> None:
         """announce: is told what each session says of the node and of the cluster.
 
-        addresses6: the node's IPv6 addresses as they are now.
+        addresses6, devices: the node's IPv6 addresses and its devices as they are now; the latter
+        may block.
         """
         self._spread: int = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
@@ -106,6 +109,7 @@ class Agent:
         self._attachments = attachments
         self._announce = announce
         self._addresses6 = addresses6
+        self._devices = devices
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
         self._overlays: dict[OverlayKey, OverlayItem] = {}
@@ -198,8 +202,13 @@ class Agent:
 
     async def _session(self, client: ManagerClient, address: str) -> None:
         known = self._network_keys.public
-        addresses = self._addresses6()
-        description = self._description.replaced(network_keys=known, ipv6_addresses=addresses)
+        addresses, devices = self._addresses6(), await asyncio.to_thread(self._devices)
+        description = self._description.replaced(
+            network_keys=known,
+            ipv6_addresses=addresses,
+            devices=devices.paths,
+            devices_known=devices.complete,
+        )
         async with aclosing(client.session(description)) as news:
             first = await _first(news)
             self._learn(first)
@@ -216,18 +225,20 @@ class Agent:
                     group.create_task(self._reporter.run(client.report))
                     group.create_task(self._network_keys.report(known, client.report_network_keys))
                     group.create_task(publisher.run())
-                    group.create_task(self._await_other_addresses(addresses))
+                    group.create_task(self._await_other_facts(addresses, devices))
                     group.create_task(self._attachments.run(client))
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
 
-    async def _await_other_addresses(self, known: tuple[str, ...]) -> None:
-        """End the session when the node's IPv6 addresses are others: the next one tells them."""
+    async def _await_other_facts(self, addresses: tuple[str, ...], devices: DeviceList) -> None:
+        """End the session when what it said of the node is no longer so: the next one tells it."""
         while True:
-            await asyncio.sleep(ADDRESSES_LOOK_S)
-            if self._addresses6() != known:
+            await asyncio.sleep(FACTS_LOOK_S)
+            if self._addresses6() != addresses:
                 raise Unavailable("the node's IPv6 addresses have changed: it registers anew")
+            if await asyncio.to_thread(self._devices) != devices:
+                raise Unavailable("the node's devices have changed: it registers anew")
 
     async def _beat(self, client: ManagerClient) -> None:
         """Beat; once the manager has answered, the next pause is the shortest again.

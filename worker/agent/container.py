@@ -8,13 +8,15 @@ from typing import Any
 
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import defaults, log_drivers
+from shoal.model.devices import ALL, inside
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.generic import environment
 from shoal.model.objects import Task
 from shoal.model.privileges import APPARMOR_MODES, SECCOMP_MODES
 from shoal.model.specs import ContainerSpec
-from shoal.model.types import DnsConfig, Driver, Privileges
+from shoal.model.types import DeviceMapping, DnsConfig, Driver, Privileges
 from shoal.model.types import Mount as SpecMount
+from worker.agent.devices import ordered
 from worker.agent.health import HEALTH_LABEL, label_of
 from worker.agent.templates import NodeFacts, expand
 from worker.health.core import check_of, over_image
@@ -27,6 +29,7 @@ from worker.runtime.api import (
     LOG_FILES_DEFAULT,
     LOG_SIZE_BYTES_DEFAULT,
     ContainerConfig,
+    Device,
     Mount,
     Ulimit,
 )
@@ -63,13 +66,14 @@ def container_config(
     *,
     volumes: Mapping[str, Volume],
     file_mounts: Sequence[Mount] = (),
+    devices: Sequence[DeviceMapping] = (),
 ) -> ContainerConfig:
     """The container of a task.
 
     layers: lower directories of the image, topmost first. attachment: None for a namespace of its
     own without a link. volumes: the task's, by their mounts' targets. file_mounts: its
-    secrets and configs. Raises InvalidArgument for what only shows here: no command, bad template;
-    Unimplemented for a wish that would be ignored.
+    secrets and configs. devices: of its generic resources. Raises InvalidArgument for what only
+    shows here: no command, bad template; Unimplemented for a wish that would be ignored.
     """
     spec, base = task.container, image.config
     _check_supported(spec)
@@ -101,6 +105,7 @@ def container_config(
         dns_search=dns.search,
         dns_options=dns.options,
         mounts=(*(_mount(mount, task, node, volumes) for mount in spec.mounts), *file_mounts),
+        devices=tuple(map(_device, ordered(devices, spec.devices))),
         nano_cpus=limits.nano_cpus,
         memory_bytes=limits.memory_bytes,
         memory_reservation_bytes=task.spec.resources.reservations.memory_bytes,
@@ -202,6 +207,10 @@ def _mount(mount: SpecMount, task: Task, node: NodeFacts, volumes: Mapping[str, 
         own_ids=own_ids,
         relabel="shared" if mount.type is MountType.VOLUME else "",
     )
+
+
+def _device(device: DeviceMapping) -> Device:
+    return Device(device.host_path, inside(device), device.permissions or ALL)
 
 
 def _check_supported(spec: ContainerSpec) -> None:

@@ -22,6 +22,7 @@ from shoal.model.objects import Task
 from shoal.model.types import TaskStatus
 from worker.agent.container import TASK_ID_LABEL, container_config, log_driver
 from worker.agent.core import failure_state, listened_ports
+from worker.agent.devices import ResourcePool
 from worker.agent.files import TaskFiles
 from worker.agent.health import Checks, check_in
 from worker.agent.records import Records
@@ -39,6 +40,7 @@ STARTS_MAX = 8
 """Containers prepared at once."""
 REMOVALS_MAX = 8
 """Containers of nobody removed at once."""
+NO_POOL = ResourcePool()
 DISPOSAL_PAUSE_S = 1.0
 LEAVE_GRACE_MAX_S = 10.0
 """Time a container gets to end when the node leaves its cluster."""
@@ -82,8 +84,10 @@ class NodeTasks:
         clock: Clock,
         checks: Checks,
         userns: IdMap | None = None,
+        pool: ResourcePool = NO_POOL,
     ) -> None:
-        """userns: the ids of the containers; None: the node's."""
+        """userns: the ids of the containers; None: the node's. pool: its generic resources."""
+        self._pool = pool
         self._userns = userns
         self.runtime = runtime
         self.networks = networks
@@ -240,7 +244,14 @@ class NodeTasks:
         check_driver(log_driver(task))
         volumes, files = await self.volumes.make(task), await self.files.make(task)
         config = container_config(
-            task, image, layers, attachment, self._facts, volumes=volumes, file_mounts=files
+            task,
+            image,
+            layers,
+            attachment,
+            self._facts,
+            volumes=volumes,
+            file_mounts=files,
+            devices=self._pool.devices_of(task.assigned_generic_resources),
         )
         return msgspec.structs.replace(config, userns=self._userns)
 

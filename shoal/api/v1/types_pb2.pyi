@@ -1007,6 +1007,34 @@ class Ulimit(_message.Message):
 Global___Ulimit: _TypeAlias = Ulimit  # noqa: Y015
 
 @_typing.final
+class DeviceMapping(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_PATH_FIELD_NUMBER: _builtins.int
+    CONTAINER_PATH_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    host_path: _builtins.str
+    """Absolute path on the node: a device, or a directory of devices."""
+    container_path: _builtins.str
+    """Path in the container; empty: the same."""
+    permissions: _builtins.str
+    """Letters of "rwm"; empty: all of them."""
+    def __init__(
+        self,
+        *,
+        host_path: _builtins.str = ...,
+        container_path: _builtins.str = ...,
+        permissions: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_path", b"container_path", "host_path", b"host_path", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMapping: _TypeAlias = DeviceMapping  # noqa: Y015
+
+@_typing.final
 class DnsConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1574,6 +1602,8 @@ class NodeDescription(_message.Message):
     NETWORK_KEYS_FIELD_NUMBER: _builtins.int
     INGRESS_IPV6_FIELD_NUMBER: _builtins.int
     IPV6_ADDRESSES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_KNOWN_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     trust_root: _builtins.bytes
     """PEM: the root certificate the node trusts."""
@@ -1581,6 +1611,8 @@ class NodeDescription(_message.Message):
     """Underlay address of the data path (VXLAN)."""
     ingress_ipv6: _builtins.bool
     """Its tasks have IPv6 addresses, and it answers IPv6 clients on published ports."""
+    devices_known: _builtins.bool
+    """There are no others, but for families that nodes leave out (docs/formats.md)."""
     @_builtins.property
     def platform(self) -> Global___Platform: ...
     @_builtins.property
@@ -1595,6 +1627,10 @@ class NodeDescription(_message.Message):
     def ipv6_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IPv6 addresses of the node, by which it is known as a client of other nodes. At most 16."""
 
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of devices below /dev that services may ask for, in order; at most 512."""
+
     def __init__(
         self,
         *,
@@ -1607,10 +1643,12 @@ class NodeDescription(_message.Message):
         network_keys: _abc.Iterable[Global___NetworkKey] | None = ...,
         ingress_ipv6: _builtins.bool = ...,
         ipv6_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        devices_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "engine", b"engine", "hostname", b"hostname", "ingress_ipv6", b"ingress_ipv6", "ipv6_addresses", b"ipv6_addresses", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "devices", b"devices", "devices_known", b"devices_known", "engine", b"engine", "hostname", b"hostname", "ingress_ipv6", b"ingress_ipv6", "ipv6_addresses", b"ipv6_addresses", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,10 +35,15 @@ def test_generic_resources_are_looked_at_here_and_handed_to_the_worker(tmp_path:
     assert done.exit_code == 2
     assert "gpu is there already" in " ".join(done.output.split())
     assert list(tmp_path.iterdir()) == []
+    done = CliRunner().invoke(main, [*directories, "--generic-device", "gpu,/dev/null"])
+    assert done.exit_code == 2
+    assert "the node has no generic resource 'gpu'" in " ".join(done.output.split())
     settings = DaemonSettings(
         paths=make_paths(tmp_path / "s", tmp_path / "r"),
         hostname="node-1",
         generic_resources=("gpu=UUID1,gpu=UUID2", "apple=5"),
+        generic_devices=("gpu,/dev/null",),
     )
     arguments = daemon_command(settings, WORKER)
     assert {"--generic-resource=gpu=UUID1,gpu=UUID2", "--generic-resource=apple=5"} <= {*arguments}
+    assert "--generic-device=gpu,/dev/null" in arguments

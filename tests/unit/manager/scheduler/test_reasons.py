@@ -11,6 +11,7 @@ from manager.scheduler.usage import Usage
 from shoal.model.enums import NodeAvailability, NodeState
 from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import (
+    DeviceMapping,
     Driver,
     Endpoint,
     GenericResource,
@@ -50,25 +51,29 @@ PLACEMENTS = st.builds(
     max_replicas=st.integers(0, 2),
 )
 NODES = st.builds(
-    lambda state, availability, zone, resources, keys: _with_keys(
-        a_node(
-            "n1",
-            state=state,
-            availability=availability,
-            labels={"zone": zone} if zone else {},
-            resources=resources,
+    lambda state, availability, zone, resources, keys, devices: _with_devices(
+        _with_keys(
+            a_node(
+                "n1",
+                state=state,
+                availability=availability,
+                labels={"zone": zone} if zone else {},
+                resources=resources,
+            ),
+            keys,
         ),
-        keys,
+        devices,
     ),
     st.sampled_from(NodeState),
     st.sampled_from(NodeAvailability),
     st.sampled_from(["", "a", "A", "b"]),
     RESOURCES,
     st.booleans(),
+    st.sampled_from([None, (), ("/dev/kvm",), ("/dev/snd/timer",)]),
 )
 SPECS = st.builds(
-    lambda placement, wish, networks: TaskSpec(
-        runtime=ContainerSpec(image="nginx:1"),
+    lambda placement, wish, networks, devices: TaskSpec(
+        runtime=ContainerSpec(image="nginx:1", devices=devices),
         placement=placement,
         resources=ResourceRequirements(reservations=wish),
         networks=networks,
@@ -76,12 +81,19 @@ SPECS = st.builds(
     PLACEMENTS,
     RESOURCES,
     st.sampled_from([(), (NetworkAttachmentConfig(target="secret"),)]),
+    st.sampled_from([(), (DeviceMapping("/dev/kvm"),), (DeviceMapping("/dev/snd"),)]),
 )
 
 
 def _with_keys(node, keys: bool):
     given_keys = (NetworkKey(public_key=bytes(32)),) if keys else ()
     return node.replaced(description=node.description.replaced(network_keys=given_keys))
+
+
+def _with_devices(node, devices):
+    """None: a node that does not tell."""
+    described = node.description.replaced(devices=devices or (), devices_known=devices is not None)
+    return node.replaced(description=described)
 
 
 @given(NODES, SPECS, SPECS, st.booleans(), st.integers(0, 2))

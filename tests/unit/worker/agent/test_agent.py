@@ -23,6 +23,7 @@ from worker.agent import agent as module
 from worker.agent import endpoints
 from worker.agent.agent import Agent
 from worker.agent.attachments import Attachments
+from worker.agent.devices import DeviceList
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.records import NetworkRecord
 from worker.network.api import Peer
@@ -93,6 +94,7 @@ class Setup:
         self.attachments.bind(self.plane, self.node.reporter)
         self.connected = []
         self.addresses6 = ("2001:db8::1",)
+        self.devices = DeviceList()
         self.agent = self.new_agent()
         self._work = None
 
@@ -109,6 +111,7 @@ class Setup:
             container_dir=str,
             network_keys=NetworkKeyKeeper(self.keys, keys, self.plane),
             addresses6=lambda: self.addresses6,
+            devices=lambda: self.devices,
             attachments=self.attachments,
         )
 
@@ -141,7 +144,7 @@ class Setup:
 @pytest.fixture
 async def setup(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NETWORK_RETRY_S", 0.002)
-    monkeypatch.setattr(module, "ADDRESSES_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "FACTS_LOOK_S", 0.01)
     monkeypatch.setattr(endpoints, "PORT_RETRY_S", 0.01)
     setup = Setup(tmp_path)
     await setup.manager.start()
@@ -158,6 +161,15 @@ async def test_registers_anew_when_its_ipv6_addresses_change(setup):
     told = [description.ipv6_addresses for description in setup.manager.descriptions]
     assert told[0] == ("2001:db8::1",)
     assert told[-1] == ("2001:db8::1", "2001:db8::2")
+
+
+async def test_registers_anew_when_a_device_comes(setup):
+    setup.run()
+    await setup.session()
+    setup.devices = DeviceList(("/dev/kvm",), complete=True)
+    await setup.session(2)
+    told = [(one.devices, one.devices_known) for one in setup.manager.descriptions]
+    assert (told[0], told[-1]) == (((), False), (("/dev/kvm",), True))
 
 
 async def test_registers_beats_and_learns_its_place(setup):

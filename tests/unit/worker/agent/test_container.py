@@ -8,6 +8,7 @@ import pytest
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.types import (
+    DeviceMapping,
     DnsConfig,
     Driver,
     GenericResource,
@@ -21,18 +22,21 @@ from tests.unit.worker.agent.support import FACTS, a_task, task_id
 from worker.agent.container import IMAGE_ID_LABEL, container_config
 from worker.images.model import ImageConfig
 from worker.network.api import Attachment
+from worker.runtime.api import Device
 from worker.runtime.bundle import environment_of
 
 LINK = Attachment("t", "/run/netns/t", "10.1.0.7", "10.1.0.1", "eth0")
 
 
-def config(image=None, *, attachment=None, log_driver=None, volumes=None, assigned=(), **spec):
+def config(
+    image=None, *, attachment=None, log_driver=None, volumes=None, assigned=(), pooled=(), **spec
+):
     task = a_task(**spec).replaced(assigned_generic_resources=assigned)
     if log_driver is not None:
         task = task.replaced(log_driver=log_driver)
     image = an_image(image or ImageConfig(cmd=("serve",)), image_id="sha256:abc")
     return container_config(
-        task, image, ("/top", "/bottom"), attachment, FACTS, volumes=volumes or {}
+        task, image, ("/top", "/bottom"), attachment, FACTS, volumes=volumes or {}, devices=pooled
     )
 
 
@@ -121,6 +125,16 @@ def test_a_task_finds_the_generic_resources_it_was_given_in_its_environment():
     assert environment["DOCKER_RESOURCE_GPU"] == "U1"
     assert environment["DOCKER_RESOURCE_APPLE"] == "2"
     assert (environment["A"], environment["B"]) == ("1", "2")
+
+
+def test_devices_are_those_of_the_resources_and_of_the_service():
+    wished = DeviceMapping("/dev/kvm", "/dev/vm", "rw"), DeviceMapping("/dev/b", "/dev/a")
+    made = config(devices=wished, pooled=(DeviceMapping("/dev/nvidia0"), DeviceMapping("/dev/a")))
+    assert made.devices == (
+        Device("/dev/nvidia0", "/dev/nvidia0"),
+        Device("/dev/b", "/dev/a"),
+        Device("/dev/kvm", "/dev/vm", "rw"),
+    )
 
 
 def test_hosts_of_the_spec_come_first_then_the_task_itself():
