@@ -15,6 +15,7 @@ from manager.orchestrator.update.dirty import is_dirty
 from manager.reconcile.agenda import Agenda
 from manager.reconcile.plan import dirty_from_event, plan_round
 from manager.store.tables import Tables
+from manager.store.view import is_unassigned
 from shoal.errors import SwarmError
 from shoal.model.defaults import UPDATE_WAITS, disconnect_wait_ns, is_terminal, is_wanted
 from shoal.model.enums import (
@@ -409,7 +410,7 @@ class Simulation:
             reserved = sum(
                 task.spec.resources.reservations.memory_bytes
                 for task in tables.tasks_of_node(node.id).values()
-                if not is_terminal(task)
+                if not is_terminal(task) and not is_unassigned(task)
             )
             assert reserved <= node.description.resources.memory_bytes
 
