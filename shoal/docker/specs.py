@@ -14,7 +14,6 @@ from typing import Any, assert_never
 
 from shoal.docker.values import OpenMap, Record, compact, record
 from shoal.docker.words import spell
-from shoal.model.devices import ALL, inside
 from shoal.model.enums import MountPropagation, MountRecursive, MountType
 from shoal.model.specs import (
     ContainerSpec,
@@ -99,17 +98,6 @@ def task_spec_json(spec: TaskSpec) -> Record:
         Runtime=runtime,
         DisconnectPolicy=spec.disconnect and _disconnect(spec.disconnect),
         ListenTimeout=spec.listen_timeout_ns,
-    )
-
-
-def _device(device: DeviceMapping) -> Record:
-    """As of a container in Docker, whose services have none."""
-    return record(
-        {
-            "PathOnHost": device.host_path,
-            "PathInContainer": inside(device),
-            "CgroupPermissions": device.permissions or ALL,
-        }
     )
 
 
@@ -357,6 +345,15 @@ def _file(reference: FileReference, kind: str) -> Record:
         File=file,
         Runtime=record({}) if reference.runtime else None,
         **{f"{kind}ID": reference.id, f"{kind}Name": reference.name},
+    )
+
+
+def _device(device: DeviceMapping) -> Record:
+    """As of a container in Docker, whose services have none; the rest is as on the node."""
+    return compact(
+        PathOnHost=device.host_path,
+        PathInContainer=device.container_path or None,
+        CgroupPermissions=device.permissions or None,
     )
 
 
