@@ -1,0 +1,21 @@
+"""What makes a stack: its label on all that belongs to it, and the names of its revisions."""
+
+from __future__ import annotations
+
+from shoal.model.objects import Stack
+
+NAMESPACE_LABEL = "com.docker.stack.namespace"
+"""The same as Docker's, so that both see the same stacks."""
+REVISIONS_MAX = 10
+REVISION_MARK = "@"
+"""Stands in no name that a user may give."""
+
+
+def former_name(name: str, revision: int) -> str:
+    """What a revision is called once there is a newer one."""
+    return f"{name}{REVISION_MARK}{revision}"
+
+
+def stack_name(stack: Stack) -> str:
+    """The name of the stack that a revision is of."""
+    return stack.spec.annotations.name.partition(REVISION_MARK)[0]
