@@ -36,17 +36,18 @@ def a_registry(
     guarded: bool = False,
     tls: tuple[Path, Path] | None = None,
     inside: Sequence[str] = (),
+    port: int = 0,
 ) -> Iterator[str]:
     """`127.0.0.1:PORT` of a registry under `base`.
 
     guarded: asks for USER and PASSWORD. tls: certificate and key. inside: what runs a command in
-    another network namespace.
+    another network namespace. port: the one it must have, where nobody else can have it.
     """
     base.mkdir(parents=True, exist_ok=True)
     if guarded:
         (base / "passwords").write_text(_PASSWORDS)
     for _ in range(PORTS_TRIED):
-        address = f"127.0.0.1:{free_port()}"
+        address = f"127.0.0.1:{port or free_port()}"
         process = _started(base, address, guarded, tls, inside)
         try:
             if _answers(address, process, inside):
