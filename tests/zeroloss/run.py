@@ -172,9 +172,13 @@ class Run:
 
     def _drain(self) -> None:
         self._say(f"drain {VICTIM}")
-        self._swarmctl("node", "update", "--availability", "drain", VICTIM)
+        self._swarmctl("node", "drain", "--wait", VICTIM)
+        self._swarmctl("node", "activate", VICTIM)
+        self._swarmctl("service", "update", "--force", SERVICE)  # brings some of them back
+        self._say(f"drain {VICTIM}, all at once")
+        self._swarmctl("node", "drain", "--stop-first", VICTIM)
         eventually("it is empty", lambda: not self._host_names(VICTIM))
-        self._swarmctl("node", "update", "--availability", "active", VICTIM)
+        self._swarmctl("node", "activate", VICTIM)
         self._swarmctl("service", "update", "--force", SERVICE)  # brings some of them back
 
     def _restart_worker(self) -> None:
