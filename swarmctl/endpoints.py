@@ -9,13 +9,13 @@ import grpc
 
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import control_pb2_grpc
+from shoal.docker.networks import Versions
 from shoal.docker.values import Record
 from shoal.docker.words import spell
 from shoal.model.enums import PortProtocol, PublishMode
 from shoal.model.published import place_of
 from shoal.model.types import PortConfig
 from swarmctl.client import CALL_TIMEOUT_S, Client
-from swarmctl.render.networks import Versions
 from swarmctl.render.tables import one_line
 
 ENDPOINT_COLUMNS = {

@@ -12,6 +12,7 @@ import grpc
 
 from engine.cluster.calls import CALL_TIMEOUT_S, PAGE_SIZE, AnswerT
 from engine.cluster.file_calls import FileCalls
+from engine.cluster.network_calls import NetworkCalls
 from engine.cluster.standing import ALREADY_IN_A_SWARM
 from engine.http.errors import Refused
 from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, specs_pb2, types_pb2
@@ -27,7 +28,7 @@ CHANGE_TIMEOUT_S = 120.0
 """Of init, join, leave and unlock, which start and stop processes."""
 
 
-class ClusterClient(FileCalls):
+class ClusterClient(FileCalls, NetworkCalls):
     """The way to the node's daemon. Close it."""
 
     async def init(self, request: node_pb2.InitRequest) -> str:

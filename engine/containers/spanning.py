@@ -2,7 +2,7 @@
 
 Docker's rules: a container on networks of the cluster alone has its way out, and its published
 ports, through the bridge `docker_gwbridge`, unless all of them are internal. Networks of the
-cluster are made and removed with swarmctl. Invariant: a container has all its places, or none.
+cluster are made and removed by its managers. Invariant: a container has all its places, or none.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ class SpanningNetworks:
         network = self.resolve(ref)
         if network.driver == DRIVER:
             raise FailedPrecondition(
-                f"network {network.name} is the cluster's: remove it with `swarmctl network rm"
-                f" {network.name}`"
+                f"network {network.name} is the cluster's: its managers remove it"
             )
         return await self._local.remove(network.id)
 

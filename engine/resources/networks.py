@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,73 +10,32 @@ from engine.cluster.client import ClusterClient
 from engine.containers import selection
 from engine.containers.inspect import time_text
 from engine.containers.parts import ContainerParts
-from engine.containers.requests import Docker, EndpointConfig, spelling
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.errors import Refused
 from engine.http.filters import Filters
 from engine.http.routing import Route
 from engine.ports import Event
-from shoal.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
-from worker.network.local.api import BRIDGE, PREDEFINED, Endpoint, IpamPool, LocalNetwork
+from engine.resources.network_requests import (
+    SWARM,
+    ConnectRequest,
+    CreateNetwork,
+    is_spanning,
+    spanning,
+    wanted,
+)
+from shoal.docker.networks import network_json
+from shoal.errors import InvalidArgument, NameConflict, NotFound, PermissionDenied
+from shoal.model.defaults import is_terminal, is_wanted
+from worker.network.local.api import PREDEFINED, Endpoint, IpamPool, LocalNetwork
 from worker.network.local.api import LocalNetworks as Networks
 from worker.network.overlay.containers import DRIVER
 
 _LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 _PRUNE_FILTERS = ("label", "label!", "until")
-_SPELLINGS = {"ipam": "IPAM", "ip_range": "IPRange", "enable_ipv6": "EnableIPv6"}
 _TYPES = {"custom", "builtin"}
-
-
-def _spelling(name: str) -> str:
-    return _SPELLINGS.get(name) or spelling(name)
-
-
-class PoolRequest(Docker, frozen=True, kw_only=True, rename=_spelling):
-    """One subnet of a network to be made."""
-
-    subnet: str = ""
-    ip_range: str = ""
-    gateway: str = ""
-    auxiliary_addresses: dict[str, str] | None = None
-
-
-class IpamRequest(Docker, frozen=True, kw_only=True, rename=_spelling):
-    """Who manages its addresses, and which there are."""
-
-    driver: str = ""
-    options: dict[str, str] | None = None
-    config: list[PoolRequest] | None = None
-
-
-class ConfigReference(Docker, frozen=True, kw_only=True):
-    """The configuration network it is made from."""
-
-    network: str = ""
-
-
-class CreateNetwork(Docker, frozen=True, kw_only=True, rename=_spelling):
-    """`POST /networks/create`."""
-
-    name: str = ""
-    driver: str = ""
-    scope: str = ""
-    internal: bool = False
-    attachable: bool = False
-    ingress: bool = False
-    config_only: bool = False
-    config_from: ConfigReference = ConfigReference()
-    enable_ipv6: bool = False
-    ipam: IpamRequest = IpamRequest()
-    options: dict[str, str] | None = None
-    labels: dict[str, str] | None = None
-
-
-class ConnectRequest(Docker, frozen=True, kw_only=True):
-    """`POST /networks/{id}/connect` and `disconnect`."""
-
-    container: str = ""
-    endpoint_config: EndpointConfig = EndpointConfig()
-    force: bool = False
+_IN_USE = 400
+LET_GO_S = 45.0
+LET_GO_POLL_S = 0.25
 
 
 def routes(parts: ContainerParts, networks: Networks, cluster: ClusterClient) -> Iterable[Route]:
@@ -108,19 +67,18 @@ class _Resource:
 
     async def create(self, call: Call) -> Answer:
         request = await call.body(CreateNetwork)
-        if _is_spanning(request):
-            await self._refuse_spanning()
-        made = await self._networks.create(wanted(request))
-        return json_answer({"Id": made.id, "Warning": ""}, 201)
-
-    async def _refuse_spanning(self) -> None:
+        if not is_spanning(request):
+            made = await self._networks.create(wanted(request))
+            return json_answer({"Id": made.id, "Warning": ""}, 201)
         refusal = (await self._cluster.standing()).refusal
         if refusal:
             raise Refused(500, refusal)
-        raise Unimplemented(
-            "networks of the cluster are not made through the Docker API on this version: use"
-            " `swarmctl network create`"
-        )
+        spec = spanning(request)
+        await self._networks.refresh()
+        if any(one.name == request.name for one in self._networks.list()):
+            raise NameConflict(f"network with name {request.name} already exists")
+        made_id = await self._cluster.create_network(spec)
+        return json_answer({"Id": made_id, "Warning": ""}, 201)
 
     async def inspect(self, call: Call) -> Answer:
         await self._networks.refresh()
@@ -132,11 +90,56 @@ class _Resource:
             endpoint.container: _place(endpoint, names.get(endpoint.container, ""))
             for endpoint in self._networks.endpoints(network.id)
         }
-        return json_answer(worded(network) | {"Containers": places})
+        found = worded(network)
+        if places or network.driver != DRIVER:
+            found["Containers"] = places
+        if network.driver == DRIVER and call.query.flag("verbose"):
+            found |= await self._users(network.id)
+        return json_answer(found)
+
+    async def _users(self, network: str) -> dict[str, Any]:
+        """Who in the cluster is on one of its networks; nothing on a node that is no manager."""
+        if (await self._cluster.standing()).refusal:
+            return {}
+        words = network_json(
+            await self._cluster.network(network),
+            services=[service for service, _ in await self._cluster.services()],
+            tasks=await self._cluster.tasks(),
+            nodes=await self._cluster.nodes(),
+        )
+        return {name: words[name] for name in ("Services", "Containers", "Peers")}
 
     async def remove(self, call: Call) -> Answer:
-        await self._networks.remove(call.path["id"])
+        await self._networks.refresh()
+        network = self._networks.resolve(call.path["id"])
+        if network.driver == DRIVER:
+            await self._remove_spanning(network.id)
+        else:
+            await self._networks.remove(network.id)
         return empty(204)
+
+    async def _remove_spanning(self, network: str) -> None:
+        """Tasks that are ending are waited for: a stack's networks are removed right after it."""
+        deadline = asyncio.get_running_loop().time() + LET_GO_S
+        while True:
+            try:
+                return await self._cluster.remove_network(network)
+            except Refused as error:
+                late = asyncio.get_running_loop().time() > deadline
+                if error.status != _IN_USE or late or not await self._is_let_go(network):
+                    raise
+            await asyncio.sleep(LET_GO_POLL_S)
+
+    async def _is_let_go(self, network: str) -> bool:
+        """Whether those that are on the network are on their way out of it."""
+        services = await self._cluster.services()
+        if any(wish.target == network for one, _ in services for wish in one.spec.task.networks):
+            return False
+        return not any(
+            is_wanted(task) and any(held.network_id == network for held in task.networks)
+            for task in await self._cluster.tasks()
+            if not is_terminal(task)
+        )
 
     async def connect(self, call: Call) -> Answer:
         request = await call.body(ConnectRequest)
@@ -186,68 +189,14 @@ class _Resource:
         )
 
 
-def _is_spanning(request: CreateNetwork) -> bool:
-    """Whether the network is to be the cluster's."""
-    return request.driver == "overlay" or request.scope == "swarm" or request.ingress
-
-
-def wanted(request: CreateNetwork) -> LocalNetwork:
-    """What is asked for, in the networks' words. Raises: InvalidArgument, Refused."""
-    if not request.name:
-        raise InvalidArgument("invalid name: name is empty")
-    driver = request.driver or BRIDGE
-    if request.scope not in {"", "local"}:
-        raise InvalidArgument(f"invalid scope: {request.scope}")
-    if request.ipam.driver not in {"", "default"}:
-        raise NotFound(f'plugin "{request.ipam.driver}" not found')
-    return LocalNetwork(
-        id="",
-        name=request.name,
-        created_at_ns=0,
-        driver=driver,
-        pools=tuple(map(_pool, request.ipam.config or ())),
-        internal=request.internal,
-        attachable=request.attachable,
-        enable_ipv6=request.enable_ipv6,
-        options=request.options or {},
-        ipam_options=request.ipam.options or {},
-        labels=request.labels or {},
-        config_only=request.config_only,
-        config_from=request.config_from.network,
-    )
-
-
-def _pool(request: PoolRequest) -> IpamPool:
-    for text, field in ((request.subnet, "subnet"), (request.ip_range, "ip-range")):
-        if text:
-            _check_cidr(text, field)
-    return IpamPool(
-        subnet=request.subnet,
-        ip_range=request.ip_range,
-        gateway=request.gateway,
-        reserved=request.auxiliary_addresses or {},
-    )
-
-
-def _check_cidr(text: str, field: str) -> None:
-    """Docker's words and status for what is no subnet at all."""
-    try:
-        interface = ipaddress.ip_interface(text)
-    except ValueError:
-        interface = None
-    if interface is None or "/" not in text:
-        raise Refused(500, f"Invalid {field} {text} : invalid CIDR address: {text}")
-    if interface.ip != interface.network.network_address:
-        raise InvalidArgument(f"invalid {field} {text}: it should be {interface.network}")
-
-
 def scope_of(network: LocalNetwork) -> str:
     """Whose it is: the node's, or the cluster's."""
-    return "swarm" if network.driver == DRIVER else "local"
+    return SWARM if network.driver == DRIVER else "local"
 
 
 def worded(network: LocalNetwork) -> dict[str, Any]:
     """A network in Docker's words, without its containers."""
+    spans = network.driver == DRIVER
     return {
         "Name": network.name,
         "Id": network.id,
@@ -257,7 +206,7 @@ def worded(network: LocalNetwork) -> dict[str, Any]:
         "EnableIPv6": network.enable_ipv6,
         "IPAM": {
             "Driver": "default",
-            "Options": None if network.name in PREDEFINED else network.ipam_options,
+            "Options": None if network.name in PREDEFINED or spans else network.ipam_options,
             "Config": [_pool_words(pool) for pool in network.pools],
         },
         "Internal": network.internal,
@@ -265,9 +214,9 @@ def worded(network: LocalNetwork) -> dict[str, Any]:
         "Ingress": False,
         "ConfigFrom": {"Network": network.config_from},
         "ConfigOnly": network.config_only,
-        "Containers": {},
+        "Containers": None if spans else {},
         "Options": network.options,
-        "Labels": network.labels,
+        "Labels": (network.labels or None) if spans else network.labels,
     }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.docker.networks import network_json
 from shoal.errors import NotFound
 from shoal.model.objects import Network
 from shoal.model.specs import NetworkSpec
@@ -24,7 +25,7 @@ from swarmctl.options import (
 )
 from swarmctl.parsing.networks import subnet_configs
 from swarmctl.parsing.values import parse_pair
-from swarmctl.render.networks import NETWORK_COLUMNS, network_json, network_row
+from swarmctl.render.networks import NETWORK_COLUMNS, network_row
 from swarmctl.session import Session
 
 if TYPE_CHECKING:

@@ -132,7 +132,6 @@ def test_logs_of_services_and_tasks(lab: Lab):
 def test_what_is_not_there_yet_is_refused_by_name(lab: Lab):
     for words, text in {
         ("service", "create", "--no-resolve-image", "web:1"): "use `swarmctl`",
-        ("network", "create", "-d", "overlay", "ov"): "use `swarmctl network create`",
     }.items():
         code, _, err = docker(lab, "m1", *words)
         assert (code, text in err) == (1, True), err
