@@ -7,16 +7,35 @@ refuse it passes on as the gRPC error that it got.
 from __future__ import annotations
 
 from engine.http.errors import Refused, status_of
-from shoal.errors import FailedPrecondition, NotFound, SequenceConflict, SwarmError
+from shoal.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NameConflict,
+    NotFound,
+    SequenceConflict,
+    SwarmError,
+)
 from shoal.wire.errors import STATUS_BY_CODE
 
 _AMBIGUOUS = "matches found)"
+_NO_PREVIOUS = "does not have a previous spec"
 
 
 def rpc_text(error: SwarmError) -> str:
     """The error as gRPC's clients in Go print it."""
     code = STATUS_BY_CODE[error.code].name.title().replace("_", "")
     return f"rpc error: code = {code} desc = {error.message}"
+
+
+def of_service(error: SwarmError, name: str, service_id: str) -> SwarmError:
+    """What a manager said of a service, where Docker has other words for it."""
+    if isinstance(error, NameConflict):
+        return AlreadyExists(
+            f"name conflicts with an existing object: service {name} already exists"
+        )
+    if isinstance(error, FailedPrecondition) and error.message.endswith(_NO_PREVIOUS):
+        return FailedPrecondition(f"service {service_id} {_NO_PREVIOUS}")
+    return error
 
 
 def told(error: SwarmError) -> SwarmError:
