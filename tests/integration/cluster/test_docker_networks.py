@@ -10,7 +10,7 @@ import pytest
 from docker.types import IPAMConfig, IPAMPool
 
 from tests.integration.cluster.docker_cli import docker, output, socket_of
-from tests.integration.cluster.lab import Lab
+from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -36,6 +36,7 @@ def test_overlay_networks_are_made_listed_inspected_and_removed(lab: Lab):
         )
         swarm = ("--filter", "scope=swarm", "--format", "{{.Name}}")
         assert output(lab, "network", "ls", *swarm) == "ov1\nov2\n"
+        eventually("ov1 has a subnet", lambda: inspected(lab, "ov1")["IPAM"]["Config"])
         plain, given = inspected(lab, "ov1"), inspected(lab, "ov2")
         assert plain["IPAM"]["Config"][0].keys() == {"Subnet", "Gateway"}
         assert (plain["Labels"], plain["Containers"], plain["Attachable"]) == (None, None, False)
@@ -92,7 +93,11 @@ def test_docker_py_makes_networks_of_the_swarm(lab: Lab):
         assert [one.id for one in client.networks.list(names=["py"])] == [made.id]
         made.reload()
         assert (made.attrs["Scope"], made.attrs["Driver"]) == ("swarm", "overlay")
-        assert made.attrs["IPAM"]["Config"] == [{"Subnet": "10.56.0.0/24", "Gateway": "10.56.0.1"}]
+        pool = {"Subnet": "10.56.0.0/24", "Gateway": "10.56.0.1"}
+        eventually(
+            "it has a gateway",
+            lambda: client.networks.get(made.id).attrs["IPAM"]["Config"] == [pool],
+        )
         assert client.networks.get(made.id, verbose=True).attrs["Services"] == {}
     finally:
         made.remove()
