@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from manager.controlapi.services import status_of
+from manager.orchestrator.gate import plan as gate
 from manager.orchestrator.ground import Ground
 from manager.orchestrator.handover.waits import hand_overs_of
 from manager.orchestrator.slots import ended_at_ns, ended_by_itself, service_slots
@@ -53,7 +54,10 @@ def explain_service(view: View, service: Service, *, now_ns: int) -> pb.ExplainS
         name=service.spec.annotations.name,
         running_tasks=status.running_tasks,
         desired_tasks=status.desired_tasks,
-        update=[text[:TEXT_MAX] for text in waits_of(view, service, now_ns=now_ns)],
+        update=[
+            text[:TEXT_MAX]
+            for text in (*gate.waits_of(view, service), *waits_of(view, service, now_ns=now_ns))
+        ],
         failures=_failures(tasks.values()),
         hand_overs=hand_overs_of(view, service, now_ns=now_ns),
     )

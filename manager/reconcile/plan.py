@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manager.allocator.plan import Allocation
+from manager.orchestrator.gate import plan as gate
 from manager.orchestrator.global_ import plan as global_
 from manager.orchestrator.handover import plan as handover
 from manager.orchestrator.jobs import plan as jobs
@@ -89,6 +90,7 @@ class _Planning:
                 found.update(task.service_id for task in view.tasks_of_node(node_id).values())
             if dirty.nodes:
                 found.update(one.id for one in view.services if is_global(one.spec.mode))
+            found |= gate.followers(view, found)
         found.discard("")
         return found
 
@@ -120,11 +122,14 @@ class _Planning:
             jobs.drop_earlier(draft, service)
             restart.advance(draft, service, now_ns=now_ns, ids=ids)
             handover.advance(draft, service, now_ns=now_ns, ids=ids)
-            replicated.advance(draft, service, now_ns=now_ns, ids=ids)
-            global_.advance(draft, service, now_ns=now_ns, ids=ids)
-            update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)
+            held = gate.advance(draft, service, now_ns=now_ns)
+            if not held:
+                replicated.advance(draft, service, now_ns=now_ns, ids=ids)
+                global_.advance(draft, service, now_ns=now_ns, ids=ids)
+                update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)
             restart.start_waiting(draft, service, now_ns=now_ns)
-            jobs.advance(draft, service, now_ns=now_ns, ids=ids)
+            if not held:
+                jobs.advance(draft, service, now_ns=now_ns, ids=ids)
         reaper.advance(draft, service_id, now_ns=now_ns)
         if draft.wake_at_ns is not None:
             self._wakes.append((service_id, draft.wake_at_ns))

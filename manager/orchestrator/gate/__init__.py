@@ -1,0 +1,1 @@
+"""What services that depend on others wait for."""
