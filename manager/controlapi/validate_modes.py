@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manager.scheduler.company import spelled
+from manager.scheduler.constraints import company_of
 from shoal.errors import InvalidArgument
 from shoal.model.modes import is_global, is_job
 from shoal.model.specs import ReplicatedJobMode, ReplicatedMode, ServiceSpec
@@ -29,6 +31,7 @@ def service_mode(spec: ServiceSpec) -> None:
             "placement preference: prefer and avoid can only be used with replicated or "
             "replicated-job mode: a global service is on every node that fits its constraints"
         )
+    _company(spec)
     if is_job(spec.mode) and (spec.update is not None or spec.rollback is not None):
         raise InvalidArgument(
             "update and rollback configuration is not supported for jobs: a change of a job runs "
@@ -43,6 +46,24 @@ def service_mode(spec: ServiceSpec) -> None:
         raise InvalidArgument("ttl after finish: only jobs finish: leave it out")
     if ttl_ns is not None and not 0 <= ttl_ns <= TTL_MAX_NS:
         raise InvalidArgument("ttl after finish: must be from 0s to 8760h")
+
+
+def _company(spec: ServiceSpec) -> None:
+    """Constraints on other services: `manager.scheduler.company`. They must have been read."""
+    constraints = company_of(spec.task.placement.constraints)
+    if constraints and is_global(spec.mode):
+        raise InvalidArgument(
+            f"constraint {spelled(constraints[0])!r}: can only be used with replicated or "
+            "replicated-job mode: a global service is on every node that fits, whoever is there"
+        )
+    own = spec.annotations.name.lower()
+    for constraint in constraints:
+        named = {value.lower() for value in constraint.values}
+        if constraint.key.lower() == "service.name" and own in named:
+            raise InvalidArgument(
+                f"constraint {spelled(constraint)!r}: a service is no company of its own: to keep "
+                "its tasks apart use replicas-max-per-node"
+            )
 
 
 def _numbers(spec: ServiceSpec) -> None:

@@ -145,7 +145,9 @@ class _Planning:
         retry_all = _frees(dirty)
         mine = set(service_ids)
         scheduling = Scheduling(self._draft, now_ns=self._now_ns)
-        return scheduling.run(lambda service_id: retry_all or service_id in mine)
+        return scheduling.run(
+            lambda service_id: retry_all or service_id in mine, changed=service_ids
+        )
 
     def _result(self, dirty: Dirty, waiting: set[str]) -> Round:
         draft = self._draft

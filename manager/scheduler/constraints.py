@@ -14,6 +14,9 @@ constraints of a task must hold. Label names compare with regard to case. A labe
 not have counts as empty, and is no number. Patterns are not regular expressions, some of which
 take exponential time: constraints are tried on every node by the one who leads.
 
+`service.name` and `service.labels.NAME` are those of other services with tasks on the node: they
+are no facts of the node, hold here for every node, and are `manager.scheduler.company`'s.
+
 Swarm has `==` and `!=`. It lets a key pass that nobody knows and never matches it; here it is
 refused with the list of those that exist, since the service could never run.
 """
@@ -26,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from operator import ge, gt, le, lt
 
 from shoal.errors import InvalidArgument
@@ -52,6 +56,8 @@ class Operator(StrEnum):
 VALUES_MAX = 64
 """Values that one `in` or `notin` may list: each is compared on every node."""
 
+_CACHED_MAX = 4096
+"""Placements remembered: those of thousands of tasks are few."""
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9\-_.]*")
 _VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,9})?")
@@ -65,7 +71,9 @@ _COMPARISONS: dict[Operator, Callable[[Decimal, Decimal], bool]] = {
     Operator.ABOVE: gt,
     Operator.AT_LEAST: ge,
 }
-_NEGATED = frozenset({Operator.UNEQUAL, Operator.NOT_IN})
+NEGATED = frozenset({Operator.UNEQUAL, Operator.NOT_IN})
+SERVICE_LABELS = "service.labels."
+_SERVICE_NAME = "service.name"
 _NODE_LABELS = "node.labels."
 _ENGINE_LABELS = "engine.labels."
 _ADDRESS = "node.ip"
@@ -103,6 +111,30 @@ def value_of(node: Node, key: str) -> str:
     if read is not None:
         return read(node)
     return label_of(node, _descriptor(key))
+
+
+def is_of_services(key: str) -> bool:
+    """Whether a constraint with this key is about what else runs on a node."""
+    lower = key.lower()
+    return lower == _SERVICE_NAME or (lower.startswith(SERVICE_LABELS) and lower != SERVICE_LABELS)
+
+
+@lru_cache(maxsize=_CACHED_MAX)
+def company_of(texts: tuple[str, ...]) -> tuple[Constraint, ...]:
+    """Those of a placement's constraints that are about other services.
+
+    None of them when they cannot be read: no node fits such a placement anyway.
+    """
+    try:
+        return tuple(one for one in parse_constraints(texts) if is_of_services(one.key))
+    except InvalidArgument:
+        return ()
+
+
+@lru_cache(maxsize=_CACHED_MAX)
+def keeps_away(texts: tuple[str, ...]) -> bool:
+    """Whether tasks with these constraints must not be where tasks of some other service are."""
+    return any(one.operator in NEGATED for one in company_of(texts))
 
 
 def normal_architecture(architecture: str) -> str:
@@ -177,14 +209,16 @@ def _read(text: str) -> Constraint:
 
 def _check_key(text: str, key: str) -> None:
     if not _is_known(key.lower()):
-        known = ", ".join((*sorted(_FIELDS), _ADDRESS, "node.labels.NAME", "engine.labels.NAME"))
+        labels = ("node.labels.NAME", "engine.labels.NAME", f"{SERVICE_LABELS}NAME")
+        known = ", ".join((*sorted(_FIELDS), _ADDRESS, _SERVICE_NAME, *labels))
         raise InvalidArgument(f"constraint {text!r}: {key!r} is no key of a node, use {known}")
 
 
 def _check_comparison(text: str, constraint: Constraint) -> None:
     if not _is_label(constraint.key.lower()):
         raise InvalidArgument(
-            f"constraint {text!r}: {constraint.operator} compares numbers, which only labels hold"
+            f"constraint {text!r}: {constraint.operator} compares numbers, which only labels of "
+            "nodes hold"
         )
     if not _NUMBER.fullmatch(constraint.values[0]):
         raise InvalidArgument(
@@ -193,7 +227,8 @@ def _check_comparison(text: str, constraint: Constraint) -> None:
 
 
 def _is_known(lower_key: str) -> bool:
-    return lower_key in _FIELDS or lower_key == _ADDRESS or _is_label(lower_key)
+    known = lower_key in _FIELDS or lower_key == _ADDRESS
+    return known or _is_label(lower_key) or is_of_services(lower_key)
 
 
 def _is_label(lower_key: str) -> bool:
@@ -205,6 +240,8 @@ def _holds(node: Node, constraint: Constraint) -> bool:
     key = constraint.key.lower()
     if not _is_known(key):
         return False
+    if is_of_services(key):
+        return True
     actual = value_of(node, constraint.key)
     match constraint.operator:
         case Operator.EXISTS:
@@ -217,7 +254,7 @@ def _holds(node: Node, constraint: Constraint) -> bool:
             return _address_holds(actual, constraint)
         case _:
             wanted = {_comparable(key, value) for value in constraint.values}
-            return (actual.lower() in wanted) is not (constraint.operator in _NEGATED)
+            return (actual.lower() in wanted) is not (constraint.operator in NEGATED)
 
 
 def _comparable(key: str, value: str) -> str:
@@ -241,7 +278,7 @@ def _address_holds(address: str, constraint: Constraint) -> bool:
     except ValueError:
         return False
     inside = any(actual in network for network in networks)
-    return inside is not (constraint.operator in _NEGATED)
+    return inside is not (constraint.operator in NEGATED)
 
 
 def _host(address: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from manager.scheduler.company import Company
 from manager.scheduler.constraints import (
     Constraint,
     node_matches,
@@ -55,6 +56,7 @@ class Pipeline:
         placement = task.spec.placement
         self._resources = task.spec.resources.reservations
         self._platforms = placement.platforms
+        self.company = Company(view, task)
         self._constraints = constraints_of(placement)
         self._encrypts = any(
             is_encrypted(view.networks.get(wish.target)) for wish in task.spec.networks
@@ -75,6 +77,8 @@ class Pipeline:
         if not fits_platforms(usage.node, self._platforms):
             return PLATFORM
         if self._constraints is None or not node_matches(usage.node, self._constraints):
+            return CONSTRAINT
+        if not self.company.fits(usage):
             return CONSTRAINT
         if self._encrypts and not usage.node.description.network_keys:
             return ENCRYPTION

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from manager.scheduler.constraints import node_matches
+from manager.scheduler.company import Company, awaits
+from manager.scheduler.constraints import is_of_services, node_matches
 from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready, wishes_of
 from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
 from manager.scheduler.usage import HostPlace, Usage, host_places
@@ -20,7 +21,7 @@ from shoal.model.defaults import is_terminal, is_wanted, packs
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.plan import Plan
-from shoal.model.types import Placement, TaskStatus
+from shoal.model.types import Annotations, Placement, TaskStatus
 
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 CONFIRMED_MESSAGE = "scheduler confirmed task can run on preassigned node"
@@ -56,13 +57,13 @@ class Scheduling:
         self._emptiest: EmptiestFirst | None = None
         self._evaluations = 0
 
-    def run(self, selects: Callable[[str], bool]) -> set[str]:
-        """Place the tasks of the selected services.
+    def run(self, selects: Callable[[str], bool], changed: Iterable[str] = ()) -> set[str]:
+        """Place the tasks of the selected services, and those that want to be near changed ones.
 
         Returns: ids of the services that did not get their turn in this round.
         """
         waiting: set[str] = set()
-        for group in self._groups(selects):
+        for group in self._groups(selects, self._annotations(changed)):
             if self._evaluations >= EVALUATIONS_MAX:
                 self._draft.more = True
                 waiting.add(group[0].service_id)
@@ -82,13 +83,20 @@ class Scheduling:
             self._emptiest = EmptiestFirst(self._ready())
         return self._emptiest
 
-    def _groups(self, selects: Callable[[str], bool]) -> list[list[Task]]:
+    def _annotations(self, service_ids: Iterable[str]) -> list[Annotations]:
+        services = self._draft.view.services
+        found = (services.get(service_id) for service_id in service_ids)
+        return [service.spec.annotations for service in found if service is not None]
+
+    def _groups(
+        self, selects: Callable[[str], bool], changed: list[Annotations]
+    ) -> list[list[Task]]:
         tasks_by_group: dict[GroupKey, list[Task]] = {}
         for task in self._draft.view.unassigned_tasks().values():
             if (
                 task.status.state is TaskState.PENDING
                 and is_wanted(task)
-                and selects(task.service_id)
+                and (selects(task.service_id) or awaits(task, changed))
             ):
                 key = (task.service_id, task.spec_version.index, host_places(task.endpoint))
                 tasks_by_group.setdefault(key, []).append(task)
@@ -157,7 +165,7 @@ class Scheduling:
             failures,
             [one.spread_descriptor for one in preferences if one.spread_descriptor],
             packs=fullest_first,
-            demerits=_demerits(candidates, first.spec.placement),
+            demerits=_demerits(candidates, first.spec.placement, pipeline.company),
         )
         while waiting and self._place(waiting[0], pipeline, ranking, copies):
             waiting.popleft()
@@ -229,14 +237,21 @@ class Scheduling:
             self._draft.update(task.with_status(status))
 
 
-def _demerits(candidates: Iterable[Usage], placement: Placement) -> dict[str, int]:
+def _demerits(
+    candidates: Iterable[Usage], placement: Placement, company: Company
+) -> dict[str, int]:
     """Wishes to prefer or avoid nodes that they do not meet, by node."""
-    wishes = wishes_of(placement)
+    wishes = [
+        (constraints, [one for one in constraints if is_of_services(one.key)], liked)
+        for constraints, liked in wishes_of(placement)
+    ]
     if not wishes:
         return {}
     return {
         usage.node.id: sum(
-            node_matches(usage.node, constraints) is not liked for constraints, liked in wishes
+            (node_matches(usage.node, constraints) and company.meets(usage, about_others))
+            is not liked
+            for constraints, about_others, liked in wishes
         )
         for usage in candidates
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from manager.scheduler.company import Company
 from manager.scheduler.constraints import node_matches, parse_constraints, value_of
 from manager.scheduler.filters import (
     CONSTRAINT,
@@ -55,6 +56,7 @@ def reasons(view: View, task: Task, usage: Usage, copies: int) -> tuple[Reason, 
     """
     found = [
         *placement_reasons(usage.node, task.spec.placement),
+        *(Reason(CONSTRAINT, text) for text in Company(view, task).objections(usage)),
         *(Reason(RESOURCES, text) for text in _resources(usage, task.spec.resources.reservations)),
         *(Reason(ENCRYPTION, text) for text in _encryption(view, task, usage.node)),
         *(Reason(DEVICE, text) for text in _devices(task, usage.node)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from manager.scheduler.constraints import keeps_away
 from shoal.model.enums import PortProtocol, PublishMode, TaskState
 from shoal.model.objects import Node, Task
 from shoal.model.published import is_at_odds
@@ -27,8 +28,8 @@ _NO_WISH = TaskSpec().resources
 class Usage:
     """One node in a scheduling round; the round's own placements are added as they are made."""
 
-    __slots__ = ("generic_counts", "generic_names", "memory_bytes", "nano_cpus", "node", "ports",
-                 "tasks")  # fmt: skip
+    __slots__ = ("choosy", "generic_counts", "generic_names", "memory_bytes", "nano_cpus", "node",
+                 "ports", "tasks")  # fmt: skip
 
     def __init__(self, node: Node, tasks: Iterable[Task]) -> None:
         resources = node.description.resources
@@ -41,6 +42,8 @@ class Usage:
         for generic in resources.generic:
             self._give(generic)
         self.ports: dict[PortKey, list[PortConfig]] = {}
+        self.choosy: list[Task] = []
+        """Tasks that keep away from some other services."""
         for task in tasks:
             self.add(task)
 
@@ -59,6 +62,9 @@ class Usage:
             else:
                 left = self.generic_counts.get(generic.kind, 0) - generic.count
                 self.generic_counts[generic.kind] = left
+        constraints = task.spec.placement.constraints
+        if constraints and keeps_away(constraints):
+            self.choosy.append(task)
         if task.endpoint is not None and task.endpoint.ports:
             for port in host_ports(task.endpoint):
                 self.ports.setdefault(_key(port), []).append(port)
