@@ -184,6 +184,8 @@ class Membership:
     async def reload_identity(self, lock_keys: LockKeys) -> None:
         """Show the certificate on disk from the next connection on; the session stays.
 
+        It does not if the node trusts other roots now: the next one tells the managers.
+
         Raises: FailedPrecondition if it is not this node's.
         """
         async with self._changing:
@@ -193,6 +195,8 @@ class Membership:
             if identity.peer.node_id != self._node_id:
                 raise FailedPrecondition("the identity on disk is another node's: reload it all")
             self._credentials = _credentials(identity)
+            if self._agent is not None:
+                self._agent.trust(identity.root_pem)
 
     async def remove_tasks(self) -> None:
         """Stop and remove everything of the cluster: containers, data plane, records."""

@@ -119,8 +119,14 @@ class Agent:
         )
         self._place: NetworkRecord | None = None
         self._place_changed = Signal()
+        self._roots_changed = Signal()
         self._why_no_session = "the node has not reached a manager yet"
         self._why_no_network = ""
+
+    def trust(self, root_pem: bytes) -> None:
+        """Tell managers that these are the roots the node trusts from now on."""
+        self._description = self._description.replaced(trust_root=root_pem)
+        self._roots_changed.set()
 
     @property
     def why_not_ready(self) -> str:
@@ -225,19 +231,23 @@ class Agent:
                     group.create_task(self._reporter.run(client.report))
                     group.create_task(self._network_keys.report(known, client.report_network_keys))
                     group.create_task(publisher.run())
-                    group.create_task(self._await_other_facts(addresses, devices))
+                    group.create_task(self._await_other_facts(description))
                     group.create_task(self._attachments.run(client))
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
 
-    async def _await_other_facts(self, addresses: tuple[str, ...], devices: DeviceList) -> None:
+    async def _await_other_facts(self, told: NodeDescription) -> None:
         """End the session when what it said of the node is no longer so: the next one tells it."""
         while True:
-            await asyncio.sleep(FACTS_LOOK_S)
-            if self._addresses6() != addresses:
+            if self._description.trust_root != told.trust_root:
+                raise Unavailable("the node trusts other roots now: it registers anew")
+            if await self._roots_changed.wait(FACTS_LOOK_S):
+                continue
+            if self._addresses6() != told.ipv6_addresses:
                 raise Unavailable("the node's IPv6 addresses have changed: it registers anew")
-            if await asyncio.to_thread(self._devices) != devices:
+            devices = await asyncio.to_thread(self._devices)
+            if (devices.paths, devices.complete) != (told.devices, told.devices_known):
                 raise Unavailable("the node's devices have changed: it registers anew")
 
     async def _beat(self, client: ManagerClient) -> None:

@@ -172,6 +172,19 @@ async def test_registers_anew_when_a_device_comes(setup):
     assert (told[0], told[-1]) == (((), False), (("/dev/kvm",), True))
 
 
+async def test_registers_anew_when_it_trusts_other_roots(setup, monkeypatch):
+    monkeypatch.setattr(module, "FACTS_LOOK_S", 1000.0)  # it is told, and does not look
+    setup.run()
+    await setup.session()
+    setup.agent.trust(b"old and new")
+    await setup.session(2)
+    setup.agent.trust(b"old and new")  # as after each renewal
+    setup.agent.trust(b"new")
+    await setup.session(3)
+    told = [one.trust_root for one in setup.manager.descriptions]
+    assert told == [b"", b"old and new", b"new"]
+
+
 async def test_registers_beats_and_learns_its_place(setup):
     assert "has not reached a manager" in setup.agent.why_not_ready
     setup.run()
