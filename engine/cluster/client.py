@@ -6,19 +6,19 @@ that is no manager with 503 and the reason, otherwise with the status the Docker
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import Awaitable
 
 import grpc
 
 from engine.cluster.calls import CALL_TIMEOUT_S, PAGE_SIZE, AnswerT
 from engine.cluster.file_calls import FileCalls
 from engine.cluster.network_calls import NetworkCalls
+from engine.cluster.service_calls import ServiceCalls
 from engine.cluster.standing import ALREADY_IN_A_SWARM
 from engine.http.errors import Refused
-from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, specs_pb2, types_pb2
-from shoal.docker.objects import ServiceCounts
+from shoal.api.v1 import control_pb2, node_pb2, specs_pb2, types_pb2
 from shoal.errors import FailedPrecondition, Unavailable
-from shoal.model.objects import Cluster, Node, Service, Task
+from shoal.model.objects import Cluster, Node
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import ExternalCa
 from shoal.wire.errors import from_rpc_error
@@ -28,7 +28,7 @@ CHANGE_TIMEOUT_S = 120.0
 """Of init, join, leave and unlock, which start and stop processes."""
 
 
-class ClusterClient(FileCalls, NetworkCalls):
+class ClusterClient(FileCalls, NetworkCalls, ServiceCalls):
     """The way to the node's daemon. Close it."""
 
     async def init(self, request: node_pb2.InitRequest) -> str:
@@ -126,67 +126,6 @@ class ClusterClient(FileCalls, NetworkCalls):
         """Take a node out of the cluster."""
         request = control_pb2.RemoveNodeRequest(node=reference, force=force)
         await self._call(self._control.RemoveNode(request, timeout=CALL_TIMEOUT_S))
-
-    # Services and tasks.
-
-    async def services(
-        self, filters: control_pb2.Filters | None = None
-    ) -> list[tuple[Service, ServiceCounts]]:
-        """The services that fit, each with its counts."""
-        request = control_pb2.ListServicesRequest(filters=filters, page_size=PAGE_SIZE)
-        found: list[tuple[Service, ServiceCounts]] = []
-        async for answer in self._pages(self._control.ListServices, request):
-            for service, status in zip(answer.services, answer.statuses, strict=True):
-                counts = ServiceCounts(
-                    status.running_tasks, status.desired_tasks, status.completed_tasks
-                )
-                found.append((from_pb(service, Service), counts))
-        return found
-
-    async def service(self, reference: str, *, insert_defaults: bool = False) -> Service:
-        """A service by id, name or unique id prefix."""
-        request = control_pb2.GetServiceRequest(service=reference, insert_defaults=insert_defaults)
-        answer = await self._call(self._control.GetService(request, timeout=CALL_TIMEOUT_S))
-        return from_pb(answer.service, Service)
-
-    async def roll_back_service(self, service_id: str, version: int) -> None:
-        """Back to the previous spec."""
-        request = control_pb2.UpdateServiceRequest(
-            service=service_id, version=types_pb2.Version(index=version), rollback=True
-        )
-        await self._call(self._control.UpdateService(request, timeout=CALL_TIMEOUT_S))
-
-    async def remove_service(self, reference: str) -> None:
-        """Remove a service and its tasks."""
-        request = control_pb2.RemoveServiceRequest(service=reference)
-        await self._call(self._control.RemoveService(request, timeout=CALL_TIMEOUT_S))
-
-    async def tasks(self, filters: control_pb2.Filters | None = None) -> list[Task]:
-        """The tasks that fit."""
-        request = control_pb2.ListTasksRequest(filters=filters, page_size=PAGE_SIZE)
-        found: list[Task] = []
-        async for answer in self._pages(self._control.ListTasks, request):
-            found += (from_pb(one, Task) for one in answer.tasks)
-        return found
-
-    async def task(self, reference: str) -> Task:
-        """A task by id or unique id prefix."""
-        request = control_pb2.GetTaskRequest(task=reference)
-        answer = await self._call(self._control.GetTask(request, timeout=CALL_TIMEOUT_S))
-        return from_pb(answer.task, Task)
-
-    async def logs(
-        self, request: logs_pb2.SubscribeLogsRequest
-    ) -> AsyncGenerator[logs_pb2.SubscribeLogsMessage, None]:
-        """Lines as the nodes send them; ends by itself unless followed."""
-        call = self._logs.SubscribeLogs(request)
-        try:
-            async for message in call:
-                yield message
-        except grpc.aio.AioRpcError as error:
-            raise await self._told(from_rpc_error(error)) from error
-        finally:
-            call.cancel()
 
     # How calls fail.
 

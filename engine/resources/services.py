@@ -1,7 +1,7 @@
-"""`/services` and `/tasks`: what runs in the cluster is seen, gone back with, and removed.
+"""`/services` and `/tasks`: what runs in the cluster is made, changed, seen and removed.
 
-Services are made and changed with swarmctl: reading Docker's specs is not in this version, and a
-change that would lose fields is refused instead.
+A change keeps what its client does not know (`engine.cluster.service_bodies`). Credentials for a
+registry come in a header and are never shown; an update without them keeps those it had.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from typing import Any
 
 from engine.cluster.choices import chosen
 from engine.cluster.client import ClusterClient
+from engine.cluster.registry_auth import auth_of, with_auth
+from engine.cluster.service_bodies import ServiceBody
+from engine.cluster.words import told
+from engine.containers.names import invent
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.filters import Filters
 from engine.http.routing import Route
 from engine.resources.swarm import version_of
 from shoal.api.v1 import control_pb2, types_pb2
 from shoal.docker.objects import service_json, task_json
-from shoal.errors import InvalidArgument, Unimplemented
+from shoal.errors import InvalidArgument, SequenceConflict
 from shoal.model.enums import TaskState
+from shoal.model.specs import ServiceSpec
+from worker.images.registry.api import Credentials
 
 _SERVICE_FILTERS = ("id", "name", "label", "mode", "runtime")
 _TASK_FILTERS = (
@@ -33,6 +39,7 @@ def routes(cluster: ClusterClient) -> Iterable[Route]:
     calls = _Calls(cluster)
     return [
         Route("GET", "/services", calls.list),
+        Route("POST", "/services/create", calls.create),
         Route("GET", "/services/{id}", calls.inspect),
         Route("DELETE", "/services/{id}", calls.remove),
         Route("POST", "/services/{id}/update", calls.update),
@@ -72,19 +79,30 @@ class _Calls:
         await self._cluster.remove_service(call.path["id"])
         return empty()
 
+    async def create(self, call: Call) -> Answer:
+        """A new service; the nameless get a name."""
+        spec = (await call.body(ServiceBody)).row(ServiceSpec())
+        if not spec.annotations.name:
+            spec = spec.replaced(annotations=spec.annotations.replaced(name=invent(())))
+        service_id, warnings = await self._cluster.create_service(with_auth(spec, _auth(call)))
+        answer = {"ID": service_id}
+        return json_answer({**answer, "Warnings": warnings} if warnings else answer, 201)
+
     async def update(self, call: Call) -> Answer:
-        """Back to the previous spec."""
-        version, rollback = version_of(call, "service"), call.query.text("rollback")
-        if rollback not in ("", "previous"):
-            raise InvalidArgument(f"rollback: {rollback!r}: must be previous")
+        """Another spec, or back to the previous one."""
+        version = version_of(call, "service")
         service = await self._cluster.service(call.path["id"])
-        if not rollback:
-            raise Unimplemented(
-                "services are not changed through the Docker API on this version, but for"
-                " `docker service rollback`: use `swarmctl service update`"
+        if version == 0:  # to a manager it means: whatever is there
+            raise told(SequenceConflict(f"service {service.id}: no version is 0"))
+        if _goes_back(call):
+            warnings = await self._cluster.roll_back_service(service, version)
+        else:
+            spec = (await call.body(ServiceBody)).row(service.spec)
+            auth = _auth(call) or auth_of(service, call.query.text("registryAuthFrom"))
+            warnings = await self._cluster.update_service(
+                service.id, version, with_auth(spec, auth)
             )
-        await self._cluster.roll_back_service(service.id, version)
-        return json_answer({"Warnings": None})
+        return json_answer({"Warnings": warnings or None})
 
     async def list_tasks(self, call: Call) -> Answer:
         filters = call.query.filters(_TASK_FILTERS)
@@ -96,6 +114,19 @@ class _Calls:
     async def inspect_task(self, call: Call) -> Answer:
         answer: dict[str, Any] = task_json(await self._cluster.task(call.path["id"]))
         return json_answer(answer)
+
+
+def _goes_back(call: Call) -> bool:
+    rollback = call.query.text("rollback")
+    if rollback not in ("", "previous"):
+        raise InvalidArgument(f'invalid rollback option "{rollback}": must be previous')
+    return bool(rollback)
+
+
+def _auth(call: Call) -> str:
+    """Credentials for workers, as they came; those of nobody are none. Raises: InvalidArgument."""
+    nobody = call.credentials() == Credentials()
+    return "" if nobody else call.header("X-Registry-Auth")
 
 
 def _wished_tasks(filters: Filters) -> control_pb2.Filters:

@@ -15,7 +15,6 @@ from engine.http.routing import Route
 from shoal.errors import Unimplemented
 
 _OPERATIONS = (
-    ("POST", "/services/create"),
     ("PUT", "/volumes/{name}"),
 )  # fmt: skip
 

@@ -100,7 +100,6 @@ def test_services_and_tasks_are_seen_gone_back_with_and_removed(lab: Lab):
         assert output(lab, "service", "ls", "--format", "{{.Replicas}}") == "2/2\n"
         for words, text in {
             ("service", "inspect", "nosuch"): "no such service: nosuch",
-            ("service", "scale", "cli=3"): "use `swarmctl service update`",
             ("service", "ls", "--filter", "bad=1"): "Invalid filter 'bad'",
         }.items():
             code, _, err = docker(lab, "m1", *words)
@@ -129,12 +128,7 @@ def test_logs_of_services_and_tasks(lab: Lab):
         output(lab, "service", "rm", "says")
 
 
-def test_what_is_not_there_yet_is_refused_by_name(lab: Lab):
-    for words, text in {
-        ("service", "create", "--no-resolve-image", "web:1"): "use `swarmctl`",
-    }.items():
-        code, _, err = docker(lab, "m1", *words)
-        assert (code, text in err) == (1, True), err
+def test_a_worker_makes_no_network_of_the_swarm(lab: Lab):
     code, _, err = docker(lab, "w1", "network", "create", "-d", "overlay", "ov")
     assert (code, WORKERS in err) == (1, True), err
 

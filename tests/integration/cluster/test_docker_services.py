@@ -1,0 +1,187 @@
+"""`docker service` against a lab: services are made, changed, scaled and followed with the CLI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.cluster.docker_cli import command, docker, environment, output
+from tests.integration.cluster.lab import Lab, eventually
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command is missing"),
+]
+SLEEPER = ("web:1", "sleep", "1000")
+LOCAL = "--no-resolve-image"
+AT_ONCE = (LOCAL, "--stop-grace-period", "0s")
+"""What does not heed signals is not waited for."""
+
+
+@pytest.fixture
+def name(lab: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for the test's service, which is removed afterwards."""
+    chosen = request.node.originalname.removeprefix("test_").replace("_", "-")[:40].strip("-")
+    yield chosen
+    docker(lab, "m1", "service", "rm", chosen)
+
+
+def spec_of(lab: Lab, name: str) -> dict[str, Any]:
+    """The service's spec as the API shows it."""
+    return json.loads(output(lab, "service", "inspect", name))[0]["Spec"]
+
+
+def ids(lab: Lab, name: str) -> set[str]:
+    """Tasks that are to run."""
+    return {task["ID"] for task in lab.running(name)}
+
+
+def test_created_scaled_updated_and_rolled_back_attached(lab: Lab, name: str):
+    made = output(lab, "service", "create", "--name", name, "--replicas", "2", *AT_ONCE, *SLEEPER)
+    assert "converged" in made
+    assert output(lab, "service", "ls", "--format", "{{.Name}} {{.Replicas}}").split() == [
+        name, "2/2",
+    ]  # fmt: skip
+    before = ids(lab, name)
+    assert f"{name} scaled to 3" in output(lab, "service", "scale", f"{name}=3")
+    assert before < ids(lab, name)  # nobody restarts for it
+    changed = output(
+        lab, "service", "update", "--env-add", "N=1", "--label-add", "q=1", "--update-parallelism",
+        "0", "--update-monitor", "1s", LOCAL, name,
+    )  # fmt: skip
+    assert "converged" in changed
+    assert not before & ids(lab, name)
+    assert spec_of(lab, name)["TaskTemplate"]["ContainerSpec"]["Env"] == ["N=1"]
+    forced = ids(lab, name)
+    output(lab, "service", "update", "--force", LOCAL, "-q", name)
+    assert not forced & ids(lab, name)
+    output(lab, "service", "rollback", name)
+    assert spec_of(lab, name)["TaskTemplate"]["ForceUpdate"] == 0
+
+
+FULL = """--network name=%NET,alias=fa --secret source=%SEC,target=/x/s,uid=1,gid=2,mode=0400
+ --config source=%CON,target=/c2,mode=0444 -e A=1 --label sl=1 --container-label cl=1
+ --constraint node.role==worker --placement-pref spread=node.labels.zone
+ --replicas-max-per-node 2 --limit-cpu .5 --limit-memory 64m --limit-pids 50 --reserve-cpu .1
+ --reserve-memory 16m --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3
+ --restart-window 20s --update-parallelism 2 --update-delay 1s --update-failure-action rollback
+ --update-monitor 2s --update-max-failure-ratio .2 --update-order stop-first
+ --rollback-parallelism 1 --rollback-delay 1s --rollback-failure-action pause
+ --rollback-monitor 1s --rollback-max-failure-ratio .1 --rollback-order stop-first
+ --endpoint-mode vip --publish published=18090,target=80,protocol=tcp,mode=host
+ --hostname h-{{.Task.Slot}} --host foo:1.2.3.4 --dns 127.0.0.1 --dns-search d
+ --dns-option ndots:1 --mount type=bind,source=/tmp,target=/htmp,readonly
+ --mount type=volume,source=sv,target=/v,volume-driver=local,volume-label=a=b
+ --mount type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777 --stop-signal SIGKILL
+ --stop-grace-period 0s --user 0:0 --workdir /tmp --group 5 --read-only --tty --init
+ --isolation default --log-driver json-file --log-opt max-size=1m --health-cmd true
+ --health-interval 2s --health-timeout 1s --health-retries 2 --health-start-period 1s
+ --cap-add NET_ADMIN --cap-drop MKNOD --sysctl net.core.somaxconn=99 --ulimit nofile=100:200
+ --entrypoint /bin/sh"""
+
+
+@pytest.fixture
+def parts(lab: Lab) -> Iterator[dict[str, str]]:
+    """A network, a secret and a config."""
+    names = {"NET": "svc-net", "SEC": "svc-sec", "CON": "svc-con"}
+    output(lab, "network", "create", "-d", "overlay", names["NET"])
+    file = lab.base / "content"
+    file.write_text("content")
+    output(lab, "secret", "create", names["SEC"], str(file))
+    output(lab, "config", "create", names["CON"], str(file))
+    yield names
+    for kind, key in (("network", "NET"), ("secret", "SEC"), ("config", "CON")):
+        gone = (kind, "rm", names[key])
+        eventually(f"{kind} is removed", lambda gone=gone: docker(lab, "m1", *gone)[0] == 0)
+
+
+def test_every_flag_is_followed_and_comes_back(lab: Lab, name: str, parts: dict[str, str]):
+    words = FULL
+    for key, value in parts.items():
+        words = words.replace(f"%{key}", value)
+    try:
+        output(
+            lab, "service", "create", "--name", name, LOCAL, *words.split(), "web:1", "-c",
+            "sleep 1000",
+        )  # fmt: skip
+        spec = spec_of(lab, name)
+        assert spec["TaskTemplate"]["ContainerSpec"]["Hosts"] == ["1.2.3.4 foo"]
+        assert spec["TaskTemplate"]["RestartPolicy"]["Delay"] == 2_000_000_000
+        before = ids(lab, name)
+        output(lab, "service", "update", "--label-add", "x=y", "-d", LOCAL, name)
+        output(lab, "service", "update", "--label-rm", "x", "-d", LOCAL, name)
+        assert spec_of(lab, name) == spec
+        assert ids(lab, name) == before
+        pretty = output(lab, "service", "inspect", "--pretty", name)
+        for text in ("Hostname", "svc-sec", "svc-con", "svc-net", "somaxconn", "18090"):
+            assert text.lower() in pretty.lower() or text == "Hostname"
+    finally:
+        docker(lab, "m1", "service", "rm", name)
+
+
+def test_what_is_ours_alone_survives_the_docker_command(lab: Lab, name: str):
+    lab.swarmctl(
+        "service", "create", "--name", name, "--drain-timeout", "7s", "--listen-timeout", "9s",
+        "--prefer", "node.role==worker", "-p", "published=18091,target=80,sticky=true", "web:1",
+    )  # fmt: skip
+    before, tasks = json.loads(lab.swarmctl("service", "inspect", name))[0]["Spec"], ids(lab, name)
+    output(lab, "service", "scale", f"{name}=2")
+    after = json.loads(lab.swarmctl("service", "inspect", name))[0]["Spec"]
+    assert after == {**before, "Mode": {"Replicated": {"Replicas": 2}}}
+    assert tasks < ids(lab, name)
+
+
+def test_modes(lab: Lab, name: str):
+    try:
+        output(lab, "service", "create", "--name", name, "--mode", "global", *AT_ONCE, *SLEEPER)
+        assert output(lab, "service", "ls", "--format", "{{.Mode}} {{.Replicas}}") == "global 3/3\n"
+        job = ("--mode", "replicated-job", "--replicas", "3", "--max-concurrent", "2")
+        done = output(lab, "service", "create", "--name", "rj", *job, LOCAL, "web:1", "echo", "x")
+        assert "job complete" in done
+        output(lab, "service", "create", "--name", "gj", "--mode", "global-job", LOCAL, "web:1",
+               "echo", "x")  # fmt: skip
+        code, _, err = docker(lab, "m1", "service", "scale", f"{name}=2")
+        assert (code, "scale can only be used with replicated" in err) == (1, True)
+    finally:
+        docker(lab, "m1", "service", "rm", "rj", "gj")
+
+
+def test_refusals(lab: Lab, name: str):
+    output(lab, "service", "create", "-d", "--name", name, *AT_ONCE, *SLEEPER)
+    identifier = output(lab, "service", "inspect", "--format", "{{.ID}}", name).strip()
+    rpc = "Error response from daemon: rpc error: code ="
+    for words, text in {
+        ("create", "--name", name, LOCAL, "web:1"): f"{rpc} AlreadyExists desc = name conflicts"
+        f" with an existing object: service {name} already exists",
+        ("rollback", name): f"{rpc} FailedPrecondition desc = service {identifier} does not have"
+        " a previous spec",
+        ("update", "nosuch"): "Error response from daemon: service nosuch not found",
+        ("create", LOCAL, "--limit-memory", "1k", "web:1"): f"{rpc} InvalidArgument desc =",
+        ("create", LOCAL, "--credential-spec", "file://x", "web:1"): "credential spec",
+    }.items():
+        code, _, err = docker(lab, "m1", "service", *words)
+        assert (code, text in err) == (1, True), err
+
+
+def test_logs_are_followed_through_the_replacement_of_a_task(lab: Lab, name: str):
+    script = "echo begun; sleep 1000"
+    output(lab, "service", "create", "--name", name, *AT_ONCE, "web:1", "sh", "-c", script)
+    first = lab.running(name)[0]["ID"]
+    heard = lab.base / "heard"
+    words = command(lab, "m1", "service", "logs", "-f", "--no-trunc", name)
+    with (
+        heard.open("wb") as sink,
+        subprocess.Popen(words, stdout=sink, env=environment(lab)) as follower,
+    ):
+        try:
+            eventually("the first is heard", lambda: first in heard.read_text())
+            output(lab, "service", "update", "--force", "-d", LOCAL, name)
+            eventually("the second is heard", lambda: heard.read_text().count("begun") == 2)
+            assert follower.poll() is None
+        finally:
+            follower.kill()
