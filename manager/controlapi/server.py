@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from typing_extensions import override
@@ -25,6 +25,7 @@ from manager.controlapi.select import (
     select_tasks,
 )
 from manager.controlapi.validate import SPEC_BYTES_MAX
+from manager.scheduler.outlook import warnings
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
@@ -43,6 +44,7 @@ from shoal.security.tokens import make_join_token
 from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.wire.objects import fill_pb, from_pb, to_pb
 
+RowT = TypeVar("RowT", bound=AnyObject)
 Context = grpc.aio.ServicerContext[Any, Any]
 HandOver = Callable[[str], str]
 """Begins to make a node's manager lead, "" = any other; the id of the one that is to lead."""
@@ -230,7 +232,10 @@ class ControlServer(FileCalls):
             )
         )
         service = _written(commit, Service)
-        return pb.CreateServiceResponse(service=to_pb(service, objects_pb2.Service))
+        return pb.CreateServiceResponse(
+            service=to_pb(service, objects_pb2.Service),
+            warnings=warnings(self._store.view, service.spec),
+        )
 
     @override
     async def GetService(
@@ -286,7 +291,10 @@ class ControlServer(FileCalls):
             )
 
         service = _written(await self._commit(build, version=version), Service)
-        return pb.UpdateServiceResponse(service=to_pb(service, objects_pb2.Service))
+        return pb.UpdateServiceResponse(
+            service=to_pb(service, objects_pb2.Service),
+            warnings=warnings(self._store.view, service.spec),
+        )
 
     @override
     async def RemoveService(
@@ -426,7 +434,7 @@ def _require_spec(
         )
 
 
-def _written(commit: Commit, kind: type[AnyObject]) -> AnyObject:
+def _written(commit: Commit, kind: type[RowT]) -> RowT:
     return next(event.subject for event in commit.events if isinstance(event.subject, kind))
 
 

@@ -21,7 +21,7 @@ from shoal.errors import ResourceExhausted
 from shoal.model.enums import NodeAvailability, NodeRole, NodeState, TaskState
 from shoal.model.objects import Cluster, Secret
 from shoal.model.plan import remove, update
-from shoal.model.specs import ClusterSpec, SecretSpec
+from shoal.model.specs import ClusterSpec, ContainerSpec, SecretSpec, TaskSpec
 from shoal.model.types import (
     Annotations,
     BlacklistedCertificate,
@@ -29,6 +29,7 @@ from shoal.model.types import (
     EncryptionKey,
     JoinTokens,
     NetworkAttachmentConfig,
+    Placement,
     RootCa,
     RootRotation,
 )
@@ -122,6 +123,26 @@ async def test_a_service_is_created_updated_rolled_back_and_removed(api):
     assert len(api.store.view.services) == 0
     text = await refusal(api.control.GetService(pb.GetServiceRequest(service="web")))
     assert text == "NOT_FOUND service web not found"
+
+
+async def test_what_no_node_can_give_is_told_with_the_answer(api):
+    api.put(a_node("n1", labels={"zone": "a"}))
+    impossible = TaskSpec(
+        runtime=ContainerSpec(image="nginx:1"),
+        placement=Placement(constraints=("node.labels.zone==b",)),
+    )
+    request = pb.CreateServiceRequest(spec=spec_pb(task=impossible))
+    answer = await api.control.CreateService(request)
+    told = "constraint 'node.labels.zone==b': no node of the cluster meets it"
+    assert list(answer.warnings) == [told]
+    version = answer.service.meta.version
+    request = pb.UpdateServiceRequest(service="web", version=version, spec=spec_pb())
+    possible = await api.control.UpdateService(request)
+    assert list(possible.warnings) == []
+    back = pb.UpdateServiceRequest(
+        service="web", version=possible.service.meta.version, rollback=True
+    )
+    assert list((await api.control.UpdateService(back)).warnings) == [told]
 
 
 async def test_versions_names_and_requests_that_say_nothing_are_refused(api):
