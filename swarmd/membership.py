@@ -410,10 +410,9 @@ class MembershipChanges:
         except SwarmError as error:
             if not force:
                 raise FailedPrecondition(
-                    "You are attempting to leave the cluster on a node that is participating as a "
-                    f"manager, and the others cannot go on without it ({error.message}). Removing "
-                    "the last manager erases all current state of the cluster. Use `--force` to "
-                    "ignore this message."
+                    "You are attempting to leave the swarm on a node that is participating as a "
+                    "manager. Removing the last manager erases all current state of the swarm. "
+                    f"Use `--force` to ignore this message. ({error.message})"
                 ) from error
             _log.warning("leave.not_demoted", reason=error.message)
 

@@ -20,6 +20,8 @@ from shoal.model.defaults import (
     ADDRESS_POOL,
     ADDRESS_POOL_MASK_LENGTH,
     DATA_PATH_PORT,
+    ELECTION_TICKS,
+    HEARTBEAT_TICKS,
     NODE_CERTIFICATE_VALIDITY_NS,
     SNAPSHOT_INTERVAL,
     heartbeat_period_ns,
@@ -106,8 +108,8 @@ class ClusterBody(_Body, frozen=True):
         impossible = {
             "Raft.KeepOldSnapshots": self.raft.keep_old_snapshots,
             "Raft.LogEntriesForSlowFollowers": self.raft.log_entries_for_slow_followers,
-            "Raft.ElectionTick": self.raft.election_tick,
-            "Raft.HeartbeatTick": self.raft.heartbeat_tick,
+            "Raft.ElectionTick": self.raft.election_tick not in (0, ELECTION_TICKS),
+            "Raft.HeartbeatTick": self.raft.heartbeat_tick not in (0, HEARTBEAT_TICKS),
             "TaskDefaults.LogDriver": self.task_defaults.get("LogDriver"),
         }
         for name, value in impossible.items():
@@ -257,7 +259,11 @@ def cluster_info(cluster: Cluster) -> dict[str, Any]:
             "Name": spec.annotations.name or "default",
             "Labels": dict(spec.annotations.labels),
             "Orchestration": {"TaskHistoryRetentionLimit": shown.history},
-            "Raft": {"SnapshotInterval": shown.interval},
+            "Raft": {
+                "SnapshotInterval": shown.interval,
+                "ElectionTick": ELECTION_TICKS,
+                "HeartbeatTick": HEARTBEAT_TICKS,
+            },
             "Dispatcher": {"HeartbeatPeriod": shown.heartbeat_ns},
             "CAConfig": {
                 "NodeCertExpiry": shown.validity_ns,

@@ -7,6 +7,9 @@ from typing import Any
 from shoal.model.row import Row
 
 NOT_IN_A_SWARM = "This node is not part of a swarm"
+LEAVES_LOCKED = (
+    "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
+)
 ALREADY_IN_A_SWARM = (
     'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join'
     " another one."

@@ -14,11 +14,12 @@ from engine.cluster.settings import (
     next_spec,
     swarm_json,
 )
-from engine.cluster.standing import NOT_IN_A_SWARM
+from engine.cluster.standing import LEAVES_LOCKED, NOT_IN_A_SWARM
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.errors import Refused
 from engine.http.routing import Route
 from shoal.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from shoal.security.tokens import parse_join_token
 
 _VERSION = re.compile(r"[0-9]{1,19}")
 
@@ -62,13 +63,20 @@ class _Calls:
 
     async def join(self, call: Call) -> Answer:
         body = await call.body(JoinBody)
+        try:
+            parse_join_token(body.join_token)
+        except InvalidArgument as error:
+            raise Refused(500, "invalid join token") from error
         await self._cluster.join(body.request())
         return empty()
 
     async def leave(self, call: Call) -> Answer:
-        if not (await self._cluster.standing()).is_member:
+        standing, force = await self._cluster.standing(), call.query.flag("force")
+        if not standing.is_member:
             raise Refused(503, NOT_IN_A_SWARM)
-        await self._cluster.leave(force=call.query.flag("force"))
+        if standing.state == "locked" and not force:
+            raise Refused(503, LEAVES_LOCKED)
+        await self._cluster.leave(force=force)
         return empty()
 
     async def update(self, call: Call) -> Answer:

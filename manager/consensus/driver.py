@@ -57,12 +57,11 @@ from shoal.errors import (
     Unavailable,
     violated,
 )
-from shoal.model.defaults import SNAPSHOT_INTERVAL
+from shoal.model.defaults import ELECTION_TICKS, HEARTBEAT_TICKS, SNAPSHOT_INTERVAL
 from shoal.model.objects import StoreEntry
 from shoal.wire.objects import entry_to_bytes
 
 TICK_S = 0.1
-ELECTION_TICKS = 10
 ENTRY_BYTES_MAX = 1_572_864
 """1.5 MiB; a larger transaction is refused (Swarm's MaxTransactionBytes)."""
 PROPOSALS_MAX = 4096
@@ -104,7 +103,10 @@ class RaftDriver:
         tick_s: float = TICK_S,
     ) -> None:
         config = Config(
-            id=recovery.me.raft_id, seed=secrets.randbits(63), election_ticks=ELECTION_TICKS
+            id=recovery.me.raft_id,
+            seed=secrets.randbits(63),
+            election_ticks=ELECTION_TICKS,
+            heartbeat_ticks=HEARTBEAT_TICKS,
         )
         self.raft = Raft(config, recovery.start)
         self.replica = Replica(recovery, store, self.raft)

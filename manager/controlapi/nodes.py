@@ -50,7 +50,7 @@ def _check_demotion(view: View, node: Node) -> None:
     ]
     if not others:
         raise FailedPrecondition(
-            "attempting to demote the last manager of the cluster: promote another node first"
+            "attempting to demote the last manager of the swarm: promote another node first"
         )
     if node.manager_status is None:
         return

@@ -109,7 +109,7 @@ def node_json(node: Node) -> Record:
                     "Hostname": description.hostname,
                     "Platform": record(
                         {
-                            "Architecture": description.platform.architecture,
+                            "Architecture": _machine(description.platform.architecture),
                             "OS": description.platform.os,
                         }
                     ),
@@ -141,6 +141,14 @@ def node_json(node: Node) -> Record:
         RoleMessage=node.role_message,
         DrainUntil=node.drain_until_ns and timestamp(node.drain_until_ns),
     )
+
+
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "arm": "armv7l", "386": "i686"}
+
+
+def _machine(architecture: str) -> str:
+    """A node's architecture as its kernel calls it, which Docker shows of nodes."""
+    return _MACHINES.get(architecture, architecture)
 
 
 def node_spec_json(spec: NodeSpec) -> Record:

@@ -23,6 +23,9 @@ HEARTBEATS_PER_SECOND = 400
 """Of all nodes together: more nodes beat more seldom, down to the longest period."""
 NODE_CERTIFICATE_VALIDITY_NS = 90 * 24 * 3600 * 1_000_000_000
 SNAPSHOT_INTERVAL = 10_000
+ELECTION_TICKS = 10
+"""Ticks of 100 ms that a manager waits for a leader's word, at least."""
+HEARTBEAT_TICKS = 1
 ENCRYPTED_OPTION = "encrypted"
 """A network's driver option."""
 NETWORK_KEY_ROTATION_NS = 12 * 3600 * 1_000_000_000

@@ -49,8 +49,8 @@ def test_one_setting_is_changed_and_ours_are_kept(cluster: Cluster):
     [
         ("Raft", "KeepOldSnapshots", 1),
         ("Raft", "LogEntriesForSlowFollowers", 500),
-        ("Raft", "ElectionTick", 10),
-        ("Raft", "HeartbeatTick", 1),
+        ("Raft", "ElectionTick", 3),
+        ("Raft", "HeartbeatTick", 2),
         ("TaskDefaults", "LogDriver", {"Name": "json-file"}),
     ],
 )
