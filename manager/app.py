@@ -234,7 +234,7 @@ def _is_read(method: str) -> bool:
     """Whether a call shows state that must not be older than what was acknowledged."""
     service, _, name = method.rpartition("/")
     service = service.removeprefix(f"/{API}.")
-    reads = ("Get", "List", "Backup")
+    reads = ("Get", "List", "Backup", "Explain", "Plan")
     return service == "Watch" or (service == "Control" and name.startswith(reads))
 
 

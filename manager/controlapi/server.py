@@ -17,6 +17,8 @@ from manager.controlapi.backup import Backups
 from manager.controlapi.explain import explain_service
 from manager.controlapi.file_calls import FileCalls
 from manager.controlapi.filters import filters_of
+from manager.controlapi.plans import Plans
+from manager.controlapi.requests import require_spec
 from manager.controlapi.select import (
     page,
     select_networks,
@@ -24,7 +26,6 @@ from manager.controlapi.select import (
     select_services,
     select_tasks,
 )
-from manager.controlapi.validate import SPEC_BYTES_MAX
 from manager.scheduler.outlook import warnings
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
@@ -73,6 +74,7 @@ class ControlServer(FileCalls):
         self._store = store
         self._clock = clock
         self._backups = Backups(store, clock, term=term)
+        self._plans = Plans(store, clock)
         self._hand_over = hand_over
         self._show_endpoints = show_endpoints
 
@@ -194,7 +196,7 @@ class ControlServer(FileCalls):
     async def UpdateNode(
         self, request: pb.UpdateNodeRequest, context: Context
     ) -> pb.UpdateNodeResponse:
-        _require_spec(request)
+        require_spec(request)
         spec = from_pb(request.spec, NodeSpec)
         version = request.version.index
         commit = await self._commit(
@@ -223,7 +225,7 @@ class ControlServer(FileCalls):
     async def CreateService(
         self, request: pb.CreateServiceRequest, context: Context
     ) -> pb.CreateServiceResponse:
-        _require_spec(request)
+        require_spec(request)
         spec = from_pb(request.spec, ServiceSpec)
         service_id = new_id()
         commit = await self._commit(
@@ -275,7 +277,7 @@ class ControlServer(FileCalls):
     ) -> pb.UpdateServiceResponse:
         version = request.version.index
         if not request.rollback:
-            _require_spec(request)
+            require_spec(request)
         elif request.HasField("spec"):
             raise InvalidArgument("spec: must be unset when a rollback is asked for")
         spec = from_pb(request.spec, ServiceSpec)
@@ -300,7 +302,11 @@ class ControlServer(FileCalls):
     async def RemoveService(
         self, request: pb.RemoveServiceRequest, context: Context
     ) -> pb.RemoveServiceResponse:
-        await self._commit(lambda view: services.remove_service(view, request.service))
+        version = request.version.index
+        await self._commit(
+            lambda view: services.remove_service(view, request.service, version=version),
+            version=version,
+        )
         return pb.RemoveServiceResponse()
 
     @override
@@ -318,6 +324,12 @@ class ControlServer(FileCalls):
         view = self._store.view
         service = view.services.resolve(request.service)
         return explain_service(view, service, now_ns=self._clock.now_ns())
+
+    @override
+    async def PlanChanges(
+        self, request: pb.PlanChangesRequest, context: Context
+    ) -> pb.PlanChangesResponse:
+        return await self._plans.plan(request, context)
 
     @override
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
@@ -347,7 +359,7 @@ class ControlServer(FileCalls):
     async def CreateNetwork(
         self, request: pb.CreateNetworkRequest, context: Context
     ) -> pb.CreateNetworkResponse:
-        _require_spec(request)
+        require_spec(request)
         spec = from_pb(request.spec, NetworkSpec)
         network_id = new_id()
         commit = await self._commit(
@@ -414,23 +426,6 @@ class ControlServer(FileCalls):
             running_tasks=status.running_tasks,
             desired_tasks=status.desired_tasks,
             completed_tasks=status.completed_tasks,
-        )
-
-
-def _require_spec(
-    request: pb.CreateServiceRequest
-    | pb.UpdateServiceRequest
-    | pb.UpdateNodeRequest
-    | pb.CreateNetworkRequest,
-) -> None:
-    """Refuse a request without a spec, which would read as one with every field unset."""
-    if not request.HasField("spec"):
-        raise InvalidArgument("spec: must be given")
-    size_bytes = request.spec.ByteSize()
-    if size_bytes > SPEC_BYTES_MAX:
-        raise InvalidArgument(
-            f"spec: {size_bytes} bytes, at most {SPEC_BYTES_MAX}: "
-            "keep large content in the image or in a mount"
         )
 
 

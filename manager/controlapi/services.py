@@ -88,9 +88,12 @@ def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) 
     return [update(changed)]
 
 
-def remove_service(view: View, reference: str) -> list[Change]:
-    """Remove a service; the orchestrator then stops and removes its tasks."""
-    return [remove(view.services.resolve(reference))]
+def remove_service(view: View, reference: str, *, version: int = 0) -> list[Change]:
+    """Remove a service; the orchestrator then stops and removes its tasks.
+
+    version: what the caller read, 0: any. Raises SequenceConflict when there is another one by now.
+    """
+    return [remove(_at_version(view, reference, version))]
 
 
 def status_of(service: Service, tasks: Mapping[str, Task], down_nodes: set[str]) -> ServiceStatus:

@@ -74,7 +74,6 @@ class Stage:
         """
         while self._plan():
             if self._act():
-                self.now_ns += STEP_NS
                 continue
             wake_at_ns = self._agenda.wake_at_ns
             if wake_at_ns is None:
@@ -99,12 +98,15 @@ class Stage:
     def _act(self) -> bool:
         """Let every agent do its next step; whether any had one."""
         reports: list[Task] = []
+        then_ns = self.now_ns + STEP_NS
         for task_id in sorted(self._busy):
             task = self.tables.tasks.get(task_id)
-            report = None if task is None else next_report(self.tables, task, now_ns=self.now_ns)
+            report = None if task is None else next_report(self.tables, task, now_ns=then_ns)
             if report is not None:
                 reports.append(report)
         self._busy.clear()
+        if reports:
+            self.now_ns = then_ns
         self._commit(map(update, reports))
         return bool(reports)
 

@@ -944,15 +944,21 @@ class RemoveServiceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SERVICE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    @_builtins.property
+    def version(self) -> _types_pb2.Version:
+        """Refused when the service has another one by now; unset: whatever is there."""
+
     def __init__(
         self,
         *,
         service: _builtins.str = ...,
+        version: _types_pb2.Version | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1371,6 +1377,330 @@ class TaskFailure(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskFailure: _TypeAlias = TaskFailure  # noqa: Y015
+
+@_typing.final
+class PlanChangesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedCall]:
+        """Each sees what those before it wrote."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___PlannedCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanChangesRequest: _TypeAlias = PlanChangesRequest  # noqa: Y015
+
+@_typing.final
+class PlannedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATE_SERVICE_FIELD_NUMBER: _builtins.int
+    UPDATE_SERVICE_FIELD_NUMBER: _builtins.int
+    REMOVE_SERVICE_FIELD_NUMBER: _builtins.int
+    CREATE_NETWORK_FIELD_NUMBER: _builtins.int
+    REMOVE_NETWORK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def create_service(self) -> Global___CreateServiceRequest: ...
+    @_builtins.property
+    def update_service(self) -> Global___UpdateServiceRequest: ...
+    @_builtins.property
+    def remove_service(self) -> Global___RemoveServiceRequest: ...
+    @_builtins.property
+    def create_network(self) -> Global___CreateNetworkRequest: ...
+    @_builtins.property
+    def remove_network(self) -> Global___RemoveNetworkRequest: ...
+    def __init__(
+        self,
+        *,
+        create_service: Global___CreateServiceRequest | None = ...,
+        update_service: Global___UpdateServiceRequest | None = ...,
+        remove_service: Global___RemoveServiceRequest | None = ...,
+        create_network: Global___CreateNetworkRequest | None = ...,
+        remove_network: Global___RemoveNetworkRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "create_network", b"create_network", "create_service", b"create_service", "remove_network", b"remove_network", "remove_service", b"remove_service", "update_service", b"update_service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "create_network", b"create_network", "create_service", b"create_service", "remove_network", b"remove_network", "remove_service", b"remove_service", "update_service", b"update_service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["create_service", "update_service", "remove_service", "create_network", "remove_network"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___PlannedCall: _TypeAlias = PlannedCall  # noqa: Y015
+
+@_typing.final
+class PlanChangesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    WAITED_NS_FIELD_NUMBER: _builtins.int
+    BROKEN_OFF_FIELD_NUMBER: _builtins.int
+    waited_ns: _builtins.int
+    """Delays and monitoring: the changes take at least so long."""
+    broken_off: _builtins.str
+    """Why the plan ends before everything has come to rest; empty: it does not."""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedAnswer]:
+        """In the order of the calls."""
+
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServicePlan]:
+        """The services that the calls are about, in their order."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServicePlan]:
+        """Others whose tasks are made, stopped or placed on account of that."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___PlannedAnswer] | None = ...,
+        services: _abc.Iterable[Global___ServicePlan] | None = ...,
+        others: _abc.Iterable[Global___ServicePlan] | None = ...,
+        waited_ns: _builtins.int = ...,
+        broken_off: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "broken_off", b"broken_off", "others", b"others", "services", b"services", "waited_ns", b"waited_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanChangesResponse: _TypeAlias = PlanChangesResponse  # noqa: Y015
+
+@_typing.final
+class PlannedAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    """Of a call about a service that would be accepted."""
+    refusal: _builtins.str
+    """Why the call would be refused, and the stable code of that error."""
+    code: _builtins.str
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        refusal: _builtins.str = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "refusal", b"refusal", "service_id", b"service_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedAnswer: _TypeAlias = PlannedAnswer  # noqa: Y015
+
+@_typing.final
+class ServicePlan(_message.Message):
+    """What becomes of a service, if nothing fails and nobody else changes anything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    UPDATE_STATUS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    TASKS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    name: _builtins.str
+    version: _builtins.int
+    """The version that the plan was made from, for the call that makes the change; 0: it is new."""
+    removed: _builtins.bool
+    tasks_left_out: _builtins.int
+    """Tasks that are counted and not listed because there are too many."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]: ...
+    @_builtins.property
+    def made(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTask]:
+        """In the order in which they are made."""
+
+    @_builtins.property
+    def stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTask]: ...
+    @_builtins.property
+    def placed(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTask]:
+        """Tasks that have waited for a node and get one."""
+
+    @_builtins.property
+    def counts(self) -> Global___PlannedCounts: ...
+    @_builtins.property
+    def end(self) -> Global___ExplainServiceResponse:
+        """What is not as it is wished at the end."""
+
+    @_builtins.property
+    def update_status(self) -> _types_pb2.UpdateStatus:
+        """State of its update or rollback at the end."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        removed: _builtins.bool = ...,
+        fields: _abc.Iterable[Global___FieldChange] | None = ...,
+        made: _abc.Iterable[Global___PlannedTask] | None = ...,
+        stopped: _abc.Iterable[Global___PlannedTask] | None = ...,
+        placed: _abc.Iterable[Global___PlannedTask] | None = ...,
+        counts: Global___PlannedCounts | None = ...,
+        end: Global___ExplainServiceResponse | None = ...,
+        update_status: _types_pb2.UpdateStatus | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        tasks_left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "update_status", b"update_status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "fields", b"fields", "made", b"made", "name", b"name", "placed", b"placed", "removed", b"removed", "service_id", b"service_id", "stopped", b"stopped", "tasks_left_out", b"tasks_left_out", "update_status", b"update_status", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServicePlan: _TypeAlias = ServicePlan  # noqa: Y015
+
+@_typing.final
+class PlannedCounts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    created: _builtins.int
+    """Made where none ran, made in place of one that runs, stopped without another in its place."""
+    replaced: _builtins.int
+    stopped: _builtins.int
+    waiting: _builtins.int
+    """Of those made: that do not run at the end."""
+    placed: _builtins.int
+    batches: _builtins.int
+    def __init__(
+        self,
+        *,
+        created: _builtins.int = ...,
+        replaced: _builtins.int = ...,
+        stopped: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        placed: _builtins.int = ...,
+        batches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "created", b"created", "placed", b"placed", "replaced", b"replaced", "stopped", b"stopped", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedCounts: _TypeAlias = PlannedCounts  # noqa: Y015
+
+@_typing.final
+class FieldChange(_message.Message):
+    """One field of the spec, or one item of a list, under the name that Docker's API has for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OLD_FIELD_NUMBER: _builtins.int
+    NEW_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    old: _builtins.str
+    new: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        old: _builtins.str = ...,
+        new: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new", b"new", "old", b"old", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
+
+@_typing.final
+class PlannedTask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    WAITED_NS_FIELD_NUMBER: _builtins.int
+    REPLACES_TASK_ID_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Empty: a task that is made."""
+    slot: _builtins.int
+    node_id: _builtins.str
+    hostname: _builtins.str
+    state: _types_pb2.TaskState.ValueType
+    """At the end; of those that are stopped, at the beginning."""
+    reason: _builtins.str
+    """Why it does not run."""
+    batch: _builtins.int
+    """Those with one number begin together."""
+    waited_ns: _builtins.int
+    """Delays and monitoring before it."""
+    replaces_task_id: _builtins.str
+    """The task that stops in its slot."""
+    replaced: _builtins.bool
+    """Of one that is stopped: another takes its slot over."""
+    given_up: _builtins.bool
+    """It is made, and given up again before the end."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        state: _types_pb2.TaskState.ValueType = ...,
+        reason: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        waited_ns: _builtins.int = ...,
+        replaces_task_id: _builtins.str = ...,
+        replaced: _builtins.bool = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "given_up", b"given_up", "hostname", b"hostname", "node_id", b"node_id", "reason", b"reason", "replaced", b"replaced", "replaces_task_id", b"replaces_task_id", "slot", b"slot", "state", b"state", "task_id", b"task_id", "waited_ns", b"waited_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedTask: _TypeAlias = PlannedTask  # noqa: Y015
 
 @_typing.final
 class GetTaskRequest(_message.Message):

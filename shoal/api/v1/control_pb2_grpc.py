@@ -129,6 +129,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
                 _registered_method=True)
+        self.PlanChanges = channel.unary_unary(
+                '/shoal.api.v1.Control/PlanChanges',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/shoal.api.v1.Control/GetTask',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.GetTaskRequest.SerializeToString,
@@ -345,6 +350,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanChanges(self, request, context):
+        """What calls would do if they were made one after the other. Nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTask(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -556,6 +568,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ExplainService,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.SerializeToString,
+            ),
+            'PlanChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanChanges,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -1161,6 +1178,33 @@ class Control:
             '/shoal.api.v1.Control/ExplainService',
             shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/PlanChanges',
+            shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,
