@@ -16,7 +16,7 @@ from manager.controlapi.versions import check_version
 from manager.store.view import View
 from shoal.errors import InvalidArgument
 from shoal.model.files import FORMER_MARK, FileRow, files_of, is_former, revision_of
-from shoal.model.objects import Service
+from shoal.model.objects import Secret, Service
 from shoal.model.plan import Change, create, remove, update
 from shoal.model.specs import ContainerSpec
 from shoal.model.types import Meta
@@ -81,7 +81,13 @@ def _unused(view: View, kind: type[FileRow], name: str) -> Iterable[Change]:
 
 
 def _is_kept(view: View, kind: type[FileRow], row: FileRow) -> bool:
-    """Whether a service refers to it, or would again when it is rolled back."""
+    """Whether a service refers to it, or a revision of a stack, or would when it is rolled back."""
+    if any(
+        held.id == row.id
+        for stack in view.stacks
+        for held in (stack.secrets if kind is Secret else stack.configs)
+    ):
+        return True
     return any(
         refers(spec.task, kind, {row.id})
         for service in view.services

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from manager.allocator.networks.subnets import Subnets
 from manager.allocator.networks.wishes import address_in
 from manager.controlapi.validate_networks import network_spec
+from manager.orchestrator.reaper.networks import is_on_any_task
 from manager.store.view import View
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.model.defaults import is_terminal
 from shoal.model.objects import Network
-from shoal.model.plan import Change, create, remove
+from shoal.model.plan import Change, create, remove, update
 from shoal.model.specs import NetworkSpec, ServiceSpec
 from shoal.model.types import Endpoint, NetworkAttachmentConfig
 
@@ -34,9 +35,14 @@ def create_network(view: View, spec: NetworkSpec, *, network_id: str) -> list[Ch
 
 
 def remove_network(view: View, reference: str) -> list[Change]:
-    """Remove a network that nobody uses. Raises FailedPrecondition, naming its users."""
+    """Remove a network that nobody uses. Raises FailedPrecondition, naming its users.
+
+    One that only tasks of removed services are still on is marked: it goes when they have ended.
+    """
     network = view.networks.resolve(reference)
     users = list(_users(view, network.id))
+    if not users and is_on_any_task(view, network.id):
+        return [update(network.replaced(pending_delete=True))]
     if users:
         more = len(users) - USERS_SHOWN_MAX
         shown = ", ".join(users[:USERS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
@@ -99,7 +105,7 @@ def _check_addresses(
 
 
 def _users(view: View, network_id: str) -> Iterable[str]:
-    """Services that ask for the network, then tasks that are still on it."""
+    """Services that ask for the network, then tasks that are on it and will stay."""
     asking: set[str] = set()
     for service in sorted(view.services, key=lambda row: row.spec.annotations.name):
         if any(wish.target == network_id for wish in service.spec.task.networks):
@@ -107,6 +113,8 @@ def _users(view: View, network_id: str) -> Iterable[str]:
             yield f"service {service.spec.annotations.name}"
     for task in sorted(view.tasks, key=lambda row: row.annotations.name):
         if task.service_id in asking or is_terminal(task):
+            continue
+        if task.service_id and view.services.get(task.service_id) is None:
             continue
         if any(held.network_id == network_id for held in task.networks):
             kind = "task" if task.service_id else "container"

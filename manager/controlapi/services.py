@@ -11,6 +11,7 @@ from manager.allocator.ports import check_ports
 from manager.controlapi import validate
 from manager.controlapi.files import with_file_ids
 from manager.controlapi.networks import with_network_ids
+from manager.controlapi.validate_dependencies import dependencies
 from manager.controlapi.versions import check_version
 from manager.orchestrator.slots import place_of
 from manager.store.view import View
@@ -36,6 +37,7 @@ class ServiceStatus(Row, frozen=True):
 def create_service(view: View, spec: ServiceSpec, *, service_id: str, now_ns: int) -> list[Change]:
     """A new service. Raises InvalidArgument, Unimplemented, FailedPrecondition (port taken)."""
     validate.service_spec(spec)
+    dependencies(view, spec)
     spec = with_file_ids(view, with_network_ids(view, spec))
     check_ports(view, spec, service_id=service_id)
     job = JobStatus(last_execution_at_ns=now_ns) if is_job(spec.mode) else None
@@ -52,6 +54,7 @@ def update_service(
     service = _at_version(view, reference, version)
     validate.service_spec(spec)
     validate.service_change(service.spec, spec)
+    dependencies(view, spec, service.spec)
     spec = with_file_ids(view, with_network_ids(view, spec, service_id=service.id))
     check_ports(view, spec, service_id=service.id)
     changed = service.replaced(

@@ -16,6 +16,7 @@ from manager.orchestrator.global_ import plan as global_
 from manager.orchestrator.handover import plan as handover
 from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import attachments
+from manager.orchestrator.reaper import networks as leaving
 from manager.orchestrator.reaper import plan as reaper
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
@@ -75,6 +76,7 @@ class _Planning:
         allocation.nodes()
         waiting = self._orchestrate(service_ids, allocation)
         self._give_back_attachments()
+        leaving.advance(draft)
         allocation.tasks(now_ns=self._now_ns)
         waiting |= self._schedule(dirty, service_ids)
         return self._result(dirty, waiting)

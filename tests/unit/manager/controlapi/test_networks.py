@@ -10,7 +10,7 @@ from manager.controlapi.networks import create_network, remove_network, with_net
 from manager.controlapi.services import create_service, update_service
 from manager.controlapi.validate_networks import MTU_OPTION, network_spec
 from shoal.errors import FailedPrecondition, InvalidArgument, NotFound, SwarmError, Unimplemented
-from shoal.model.enums import TaskState, UpdateOrder
+from shoal.model.enums import ActionKind, TaskState, UpdateOrder
 from shoal.model.objects import Cluster, Service
 from shoal.model.specs import (
     ContainerSpec,
@@ -223,14 +223,18 @@ def test_a_network_is_kept_while_somebody_uses_it() -> None:
             a_task("t9", service_id="gone", networks=attached),
         ]
     )
-    users = "service s0, service s1, service s2, service s3, service s4 and 2 more"
+    users = "service s0, service s1, service s2, service s3, service s4 and 1 more"
     with pytest.raises(FailedPrecondition, match=f"network net is in use by {users}"):
         remove_network(cell.tables, "net")
     for number in range(6):
         service = cell.service(f"s{number}")
         cell.put(service.replaced(spec=a_service(f"s{number}").spec))
-    with pytest.raises(FailedPrecondition, match="in use by task t1, task t9: remove them"):
+    with pytest.raises(FailedPrecondition, match="in use by task t1: remove them"):
         remove_network(cell.tables, "net")
-    for task in list(cell.tables.tasks):
-        cell.put(task.replaced(status=task.status.replaced(state=TaskState.SHUTDOWN)))
-    assert len(remove_network(cell.tables, "net")) == 1
+    cell.report("t1", TaskState.SHUTDOWN)
+    (change,) = remove_network(cell.tables, "net")
+    assert change.kind is ActionKind.UPDATE  # t9 is on it yet, whose service is gone
+    assert change.object.pending_delete
+    cell.report("t9", TaskState.SHUTDOWN)
+    (change,) = remove_network(cell.tables, "net")
+    assert change.kind is ActionKind.REMOVE

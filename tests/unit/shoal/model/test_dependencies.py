@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_each_comes_after_what_it_depends_on_or_a_cycle_is_shown(graph):
     except InvalidArgument as error:
         cycle = error.message.removeprefix("depends_on: ").removesuffix(" is a cycle").split(" -> ")
         assert cycle[0] == cycle[-1]
-        for name, need in zip(cycle, cycle[1:], strict=False):
+        for name, need in itertools.pairwise(cycle):
             assert need in graph[name]
         return
     assert sorted(order) == sorted(graph)

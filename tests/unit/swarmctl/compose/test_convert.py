@@ -196,8 +196,8 @@ def test_networks():
         "  a: {image: x, networks: {back: {aliases: [sql], ipv4_address: 10.9.0.7}, ext: }}\n"
         "  b: {image: x}\n"
         "networks:\n"
-        "  back: {driver: overlay, driver_opts: {encrypted: ''}, attachable: true, internal: true,\n"
-        "    labels: [l=1], ipam: {config: [{subnet: 10.9.0.0/24, gateway: 10.9.0.1}]}}\n"
+        "  back: {driver: overlay, driver_opts: {encrypted: ''}, attachable: true,\n"
+        "    internal: true, labels: [l=1], ipam: {config: [{subnet: 10.9.0.0/24, gateway: 10.9.0.1}]}}\n"
         "  ext: {external: true, name: theirs}\n"
         "  unused: {}\n"
     )
@@ -219,7 +219,8 @@ def test_secrets_and_configs():
     spec = spec_of(
         "services: {a: {image: x, secrets: [pw, {source: tok, target: /t, uid: '5', mode: 0400},"
         " ext], configs: [c]}}\n"
-        "secrets: {pw: {file: ./pw}, tok: {environment: TOKEN, name: token}, ext: {external: true}}\n"
+        "secrets: {pw: {file: ./pw}, tok: {environment: TOKEN, name: token},"
+        " ext: {external: true}}\n"
         "configs: {c: {content: 'x', template_driver: golang}}\n",
         site=site,
     )
