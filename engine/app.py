@@ -17,8 +17,10 @@ from engine.build.builder import Builder
 from engine.build.context import Contexts
 from engine.build.images import StepImages
 from engine.cluster.client import ClusterClient
+from engine.cluster.following import ClusterEvents
 from engine.cluster.settings import cluster_info
 from engine.cluster.standing import Standing, swarm_info
+from engine.cluster.watch_calls import WatchCalls
 from engine.containers.announced import AnnouncedNetworks
 from engine.containers.checks import NodeFacts
 from engine.containers.commit import Commits
@@ -59,6 +61,7 @@ from engine.resources import (
     usage,
     volumes,
 )
+from shoal.aio.supervise import Supervisor
 from shoal.clock import NS_PER_S, SystemClock
 from shoal.errors import SwarmError
 from shoal.model.enums import NodeRole
@@ -87,7 +90,11 @@ def extension(tls: TlsSettings | None) -> Extension:
             )
 
             def wait_broken() -> Coroutine[Any, Any, None]:
-                return _first_of(dispatcher.wait_broken(), engine.containers.wait_broken())
+                return _first_of(
+                    dispatcher.wait_broken(),
+                    engine.containers.wait_broken(),
+                    engine.supervisor.wait_failed(),
+                )
 
             yield wait_broken
 
@@ -106,7 +113,10 @@ class Engine:
         self.images: NodeImages
         self._files = Files()
         self.builder: Builder
+        self.supervisor: Supervisor
         self._events = EventBus(self._clock)
+        self._watch = WatchCalls(parts.settings.paths.swarmd_socket)
+        self.cluster_events = ClusterEvents(self._watch, self._events)
         self._cluster = ClusterClient(parts.settings.paths.swarmd_socket)
         self._volumes = ToldVolumes(parts.volumes, self._events)
         self.networks: AnnouncedNetworks
@@ -135,6 +145,9 @@ class Engine:
         )
         engine = cls(parts, node)
         stack.push_async_callback(engine._cluster.close)
+        stack.push_async_callback(engine._watch.close)
+        engine.supervisor = await stack.enter_async_context(Supervisor())
+        engine.supervisor.start("cluster events", engine.cluster_events.run)
         engine.networks = await stack.enter_async_context(engine._open_networks())
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
@@ -160,7 +173,7 @@ class Engine:
         """Every operation; of two that match a path, the first answers."""
         yield from system.routes(lambda: words.version(self._node), self._info, self._cluster)
         yield from system.login_routes(self._parts.images.registry)
-        yield from events.routes(self._events)
+        yield from events.routes(self._events, self.cluster_events)
         yield from containers.routes(self.containers)
         yield from streams.routes(self.containers)
         yield from execs.routes(Execs(self.containers))

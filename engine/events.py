@@ -1,5 +1,7 @@
 """The node's events: a bounded history, and a bounded queue for each reader.
 
+On a manager the cluster's are among them. Of tasks there are so many that they are not kept, and
+told only to those who ask.
 Publishing never waits. A reader that does not keep up loses its stream, as one that reads on with a
 hole in it would be wrong for longer. Times strictly increase, so a time is a cursor.
 """
@@ -13,6 +15,7 @@ from contextlib import asynccontextmanager
 
 from engine.ports import Event
 from shoal.clock import NS_PER_S, Clock
+from shoal.docker.events import TASK
 
 HISTORY_MAX = 1024
 QUEUE_MAX = 1024
@@ -36,16 +39,18 @@ class EventBus:
         """Keep it and tell every reader."""
         self._last_ns = max(event.time_ns or self._clock.now_ns(), self._last_ns + 1)
         event = event.replaced(time_ns=self._last_ns)
-        self._history.append(event)
+        if event.type != TASK:
+            self._history.append(event)
         for reader in self._readers:
-            reader.put(event)
+            if event.type != TASK or reader.tasks:
+                reader.put(event)
 
     @asynccontextmanager
     async def subscribe(
-        self, *, since_ns: int | None = None, until_ns: int | None = None
+        self, *, since_ns: int | None = None, until_ns: int | None = None, tasks: bool = False
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Kept events from `since_ns` on, then what happens until `until_ns`."""
-        reader = _Reader(self._clock, until_ns)
+        """As `Events.subscribe`."""
+        reader = _Reader(self._clock, until_ns, tasks=tasks)
         kept = [] if since_ns is None else [e for e in self._history if e.time_ns >= since_ns]
         self._readers.add(reader)
         try:
@@ -55,8 +60,9 @@ class EventBus:
 
 
 class _Reader:
-    def __init__(self, clock: Clock, until_ns: int | None) -> None:
+    def __init__(self, clock: Clock, until_ns: int | None, *, tasks: bool) -> None:
         self._clock = clock
+        self.tasks = tasks
         self._until_ns = until_ns
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()

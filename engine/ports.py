@@ -14,12 +14,17 @@ from typing import Literal, Protocol
 from shoal.model.row import Row
 from worker.images.model import Image
 
-EventType = Literal["container", "image", "network", "volume", "builder", "daemon", "plugin"]
+EventType = Literal[
+    "builder", "config", "container", "daemon", "image", "network", "node", "plugin", "secret",
+    "service", "task", "volume",
+]  # fmt: skip
 ContainerState = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
 class Event(Row, frozen=True):
-    """Something that happened to an object of this node, as `docker events` tells it.
+    """Something that happened to an object, as `docker events` tells it.
+
+    scope: `swarm` of the cluster's objects, `local` of this node's.
 
     actor: id (of images: the id or the name it was done to). attributes: `name`, `image`, and the
     object's labels. time_ns is filled in by the bus when it is 0.
@@ -41,11 +46,12 @@ class Events(Protocol):
         ...
 
     def subscribe(
-        self, *, since_ns: int | None = None, until_ns: int | None = None
+        self, *, since_ns: int | None = None, until_ns: int | None = None, tasks: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Kept events from `since_ns` on, then what happens until `until_ns`.
 
-        Without `since_ns` only what happens. The iterator also ends when its reader was too slow.
+        tasks: those of type `task` too, which are many and are not kept. Without `since_ns` only
+        what happens. The iterator also ends when its reader was too slow.
         """
         ...
 

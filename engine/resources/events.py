@@ -1,23 +1,26 @@
-"""`/events`: what happens on the node, as a stream of JSON objects."""
+"""`/events`: what happens on the node, and on a manager in the cluster, as JSON objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
+from engine.cluster.following import ClusterEvents
 from engine.http.call import Answer, Call
 from engine.http.filters import Filters
 from engine.http.routing import Route
 from engine.ports import Event, Events
 from shoal.clock import NS_PER_S
+from shoal.docker.events import TASK
 
 _BY_ID_OR_NAME = ("container", "network", "volume", "plugin", "service", "node", "secret",
-                  "config", "daemon")  # fmt: skip
+                  "config", "daemon", "task")  # fmt: skip
 _BEGINNINGS = frozenset(("exec_create", "exec_start", "health_status"))
 """Actions that carry more behind a colon: one of them makes all wishes of `event` beginnings."""
 
 
-def routes(events: Events) -> Iterable[Route]:
+def routes(events: Events, cluster: ClusterEvents) -> Iterable[Route]:
     """The one operation."""
 
     async def follow(call: Call) -> Answer:
@@ -25,8 +28,10 @@ def routes(events: Events) -> Iterable[Route]:
         filters = call.query.filters()  # names nobody knows are passed over here, as in Docker
         if since_ns is None and until_ns is not None:
             since_ns = 0
+        tasks = TASK in filters.values("type")
         async with (
-            events.subscribe(since_ns=since_ns, until_ns=until_ns) as stream,
+            events.subscribe(since_ns=since_ns, until_ns=until_ns, tasks=tasks) as stream,
+            cluster.telling_of_tasks() if tasks else nullcontext(),
             call.stream("application/json") as out,
         ):
             async for event in stream:

@@ -55,6 +55,17 @@ async def _first(stream, count: int):
         yield await anext(stream)
 
 
+async def test_tasks_are_told_to_those_who_ask_and_not_kept():
+    bus = EventBus(Standing())
+    async with bus.subscribe() as one, bus.subscribe(tasks=True) as other:
+        for kind in ("task", "node"):
+            bus.publish(Event(kind, "update", kind))
+        assert (await anext(one)).type == "node"
+        assert [event.type async for event in _first(other, 2)] == ["task", "node"]
+    async with bus.subscribe(since_ns=0, tasks=True) as again:
+        assert (await anext(again)).type == "node"
+
+
 async def test_history_is_bounded_and_read_from_a_time_on():
     bus = EventBus(Standing())
     for number in range(HISTORY_MAX + 10):
