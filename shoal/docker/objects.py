@@ -69,22 +69,20 @@ def service_json(service: Service, counts: ServiceCounts | None = None) -> Recor
 
 
 def task_json(task: Task) -> Record:
-    """A task as `GET /tasks/{id}` answers."""
-    return record(
-        {
-            **_meta(task.id, task.meta),
-            "Labels": OpenMap(task.annotations.labels),
-            "Spec": task_spec_json(task.spec),
-            "ServiceID": task.service_id,
-            "Status": _status(task.status),
-            "DesiredState": spell(task.desired_state),
-        },
-        Name=task.annotations.name,
-        Slot=task.slot,
-        NodeID=task.node_id,
-        NetworksAttachments=[_attachment(item) for item in task.networks],
+    """A task as `GET /tasks/{id}` answers. Of a job's first iteration the number is left out."""
+    return compact(
+        **_meta(task.id, task.meta),
+        Labels=OpenMap(task.annotations.labels),
+        Spec=task_spec_json(task.spec),
+        ServiceID=task.service_id,
+        Slot=task.slot or None,
+        NodeID=task.node_id or None,
+        Status=_status(task.status),
+        DesiredState=spell(task.desired_state),
+        NetworksAttachments=[_attachment(item) for item in task.networks] or None,
+        GenericResources=generic_json(task.assigned_generic_resources) or None,
         JobIteration=None if task.job_iteration is None else _iteration(task.job_iteration),
-        GenericResources=generic_json(task.assigned_generic_resources),
+        Name=task.annotations.name or None,
     )
 
 

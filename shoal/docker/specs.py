@@ -58,7 +58,7 @@ def service_spec_json(spec: ServiceSpec) -> Record:
     return compact(
         Name=spec.annotations.name,
         Labels=OpenMap(spec.annotations.labels),
-        TaskTemplate=task_spec_json(spec.task),
+        TaskTemplate=task_spec_json(spec.task, of_service=True),
         Mode=_mode(spec.mode),
         UpdateConfig=spec.update and _update_config(spec.update),
         RollbackConfig=spec.rollback and _update_config(spec.rollback),
@@ -73,12 +73,13 @@ def service_spec_json(spec: ServiceSpec) -> Record:
     )
 
 
-def task_spec_json(spec: TaskSpec) -> Record:
-    """The template of tasks."""
-    container = attachment = None
+def task_spec_json(spec: TaskSpec, *, of_service: bool = False) -> Record:
+    """The template of tasks; a task's own copy does not say that it is of a container."""
+    container = attachment = runtime = None
     match spec.runtime:
         case ContainerSpec():
-            container, runtime = container_json(spec.runtime), "container"
+            container = container_json(spec.runtime)
+            runtime = "container" if of_service else None
         case NetworkAttachmentSpec():
             attachment = record({"ContainerID": spec.runtime.container_id})
             runtime = "attachment"
