@@ -72,6 +72,7 @@ REGISTRY_AUTH_MAX = 64 << 10
 CERTIFICATE_VALIDITY_NS_MIN = 3_600_000_000_000
 KEY_ROTATION_NS = range(60_000_000_000, 8_760 * 3_600_000_000_000 + 1)
 """Nodes need a minute to hear of each other's keys; none is kept for longer than a year."""
+REBALANCE_INTERVAL_NS = range(10_000_000_000, 24 * 3_600_000_000_000 + 1)
 DRAIN_DEADLINE_NS = range(1_000_000_000, 720 * 3_600_000_000_000 + 1)
 
 # Without nested repeats: a name that almost fits must not cost exponential time.
@@ -124,6 +125,9 @@ def cluster_spec(spec: ClusterSpec) -> None:
     heartbeat_ns = spec.dispatcher.heartbeat_period_ns
     if heartbeat_ns is not None and not 100_000_000 <= heartbeat_ns <= 3_600_000_000_000:
         raise InvalidArgument("dispatcher heartbeat: must be between 100ms and 1h")
+    rebalance_ns = spec.orchestration.rebalance_interval_ns
+    if rebalance_ns and rebalance_ns not in REBALANCE_INTERVAL_NS:
+        raise InvalidArgument("rebalance interval: must be between 10s and 24h, or 0 for never")
     validity_ns = spec.ca.node_certificate_validity_ns
     if validity_ns is not None and validity_ns < CERTIFICATE_VALIDITY_NS_MIN:
         raise InvalidArgument("certificate expiry: must be at least 1h")

@@ -108,6 +108,7 @@ def _of_service(old: Service | None, row: Service) -> Dirty:
             and old.update_status == row.update_status
             and old.endpoint == row.endpoint
             and old.job_status == row.job_status
+            and old.rebalance_moves == row.rebalance_moves
         )
     )
     return NOTHING if same else Dirty(services=frozenset({row.id}))

@@ -18,6 +18,7 @@ from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import attachments
 from manager.orchestrator.reaper import networks as leaving
 from manager.orchestrator.reaper import plan as reaper
+from manager.orchestrator.rebalance import plan as rebalance
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
 from manager.orchestrator.update import plan as update
@@ -33,6 +34,10 @@ __all__ = ["EXAMINED_MAX", "Dirty", "Round", "dirty_from_event", "plan_round"]
 
 EXAMINED_MAX = 2_000
 """Tasks of dirty services looked at in one round; a single larger service is still one step."""
+
+
+BACKGROUND = "*"
+"""Stands for the background's rebalancing where ids of services are woken; no service has it."""
 
 
 class Round(Plan, frozen=True):
@@ -77,6 +82,7 @@ class _Planning:
         waiting = self._orchestrate(service_ids, allocation)
         self._give_back_attachments()
         leaving.advance(draft)
+        self._rebalance(dirty)
         allocation.tasks(now_ns=self._now_ns)
         waiting |= self._schedule(dirty, service_ids)
         return self._result(dirty, waiting)
@@ -94,6 +100,7 @@ class _Planning:
                 found.update(one.id for one in view.services if is_global(one.spec.mode))
             found |= gate.followers(view, found)
         found.discard("")
+        found.discard(BACKGROUND)
         return found
 
     def _nodes_of(self, dirty: Dirty) -> set[str]:
@@ -129,6 +136,7 @@ class _Planning:
                 replicated.advance(draft, service, now_ns=now_ns, ids=ids)
                 global_.advance(draft, service, now_ns=now_ns, ids=ids)
                 update.advance(draft, service, now_ns=now_ns, ids=ids, hindrance=hindrance)
+                rebalance.advance(draft, service_id, now_ns=now_ns, ids=ids)
             restart.start_waiting(draft, service, now_ns=now_ns)
             if not held:
                 jobs.advance(draft, service, now_ns=now_ns, ids=ids)
@@ -141,6 +149,15 @@ class _Planning:
         attachments.advance(self._draft, now_ns=self._now_ns)
         if self._draft.wake_at_ns is not None:
             self._wakes.append(("", self._draft.wake_at_ns))
+
+    def _rebalance(self, dirty: Dirty) -> None:
+        """Even out in the background, when its time has come or nodes have changed."""
+        if not (dirty.everything or dirty.nodes or BACKGROUND in dirty.services):
+            return
+        self._draft.wake_at_ns = None
+        rebalance.advance_background(self._draft, now_ns=self._now_ns, ids=self._ids)
+        if self._draft.wake_at_ns is not None:
+            self._wakes.append((BACKGROUND, self._draft.wake_at_ns))
 
     def _schedule(self, dirty: Dirty, service_ids: list[str]) -> set[str]:
         """Place waiting tasks: of dirty services, or of all when room may have come free."""

@@ -104,6 +104,11 @@ def packs(placement: Placement, cluster: Cluster | None) -> bool:
     return strategy is PlacementStrategy.BINPACK
 
 
+def rebalance_interval_ns(cluster: Cluster | None) -> int:
+    """How often tasks may be moved to emptier nodes by themselves, nanoseconds; 0: never."""
+    return 0 if cluster is None else cluster.spec.orchestration.rebalance_interval_ns or 0
+
+
 def network_key_rotation_ns(cluster: Cluster | None) -> int:
     """How long nodes use one generation of keys on encrypted networks, nanoseconds."""
     wished = None if cluster is None else cluster.spec.network.key_rotation_ns

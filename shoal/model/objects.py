@@ -79,6 +79,7 @@ class Service(Row, frozen=True):
     update_status: UpdateStatus | None = None
     job_status: JobStatus | None = None
     pending_delete: bool = False
+    rebalance_moves: int = 0
 
 
 class Task(Row, frozen=True):

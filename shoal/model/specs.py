@@ -170,10 +170,14 @@ class NetworkSpec(Row, frozen=True):
 
 
 class OrchestrationConfig(Row, frozen=True):
-    """Dead tasks kept per slot, None: 5, negative: all; and how tasks are placed."""
+    """Dead tasks kept per slot, None: 5, negative: all; and how tasks are placed.
+
+    rebalance_interval_ns: how often tasks may be moved to emptier nodes by themselves; None: never.
+    """
 
     task_history_retention_limit: int | None = None
     placement_strategy: PlacementStrategy = PlacementStrategy.DEFAULT
+    rebalance_interval_ns: int | None = None
 
 
 class RaftConfig(Row, frozen=True):

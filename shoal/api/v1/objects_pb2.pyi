@@ -116,9 +116,12 @@ class Service(_message.Message):
     UPDATE_STATUS_FIELD_NUMBER: _builtins.int
     JOB_STATUS_FIELD_NUMBER: _builtins.int
     PENDING_DELETE_FIELD_NUMBER: _builtins.int
+    REBALANCE_MOVES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     pending_delete: _builtins.bool
     """Set while the service's tasks are being removed."""
+    rebalance_moves: _builtins.int
+    """Moves of tasks to emptier nodes that were asked for and are not begun yet."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -150,10 +153,11 @@ class Service(_message.Message):
         update_status: _types_pb2.UpdateStatus | None = ...,
         job_status: _types_pb2.JobStatus | None = ...,
         pending_delete: _builtins.bool = ...,
+        rebalance_moves: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "job_status", b"job_status", "meta", b"meta", "previous_spec", b"previous_spec", "previous_spec_version", b"previous_spec_version", "spec", b"spec", "spec_version", b"spec_version", "update_status", b"update_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "id", b"id", "job_status", b"job_status", "meta", b"meta", "pending_delete", b"pending_delete", "previous_spec", b"previous_spec", "previous_spec_version", b"previous_spec_version", "spec", b"spec", "spec_version", b"spec_version", "update_status", b"update_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "id", b"id", "job_status", b"job_status", "meta", b"meta", "pending_delete", b"pending_delete", "previous_spec", b"previous_spec", "previous_spec_version", b"previous_spec_version", "rebalance_moves", b"rebalance_moves", "spec", b"spec", "spec_version", b"spec_version", "update_status", b"update_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -555,22 +555,31 @@ class OrchestrationConfig(_message.Message):
 
     TASK_HISTORY_RETENTION_LIMIT_FIELD_NUMBER: _builtins.int
     PLACEMENT_STRATEGY_FIELD_NUMBER: _builtins.int
+    REBALANCE_INTERVAL_NS_FIELD_NUMBER: _builtins.int
     task_history_retention_limit: _builtins.int
     """Dead tasks kept per slot; negative: all. Unset: 5."""
     placement_strategy: _types_pb2.PlacementStrategy.ValueType
     """For services that name none."""
+    rebalance_interval_ns: _builtins.int
+    """How often tasks may be moved to emptier nodes by themselves. Unset: never."""
     def __init__(
         self,
         *,
         task_history_retention_limit: _builtins.int | None = ...,
         placement_strategy: _types_pb2.PlacementStrategy.ValueType = ...,
+        rebalance_interval_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rebalance_interval_ns", b"_rebalance_interval_ns", "_task_history_retention_limit", b"_task_history_retention_limit", "rebalance_interval_ns", b"rebalance_interval_ns", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit", "placement_strategy", b"placement_strategy", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rebalance_interval_ns", b"_rebalance_interval_ns", "_task_history_retention_limit", b"_task_history_retention_limit", "placement_strategy", b"placement_strategy", "rebalance_interval_ns", b"rebalance_interval_ns", "task_history_retention_limit", b"task_history_retention_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rebalance_interval_ns: _TypeAlias = _typing.Literal["rebalance_interval_ns"]  # noqa: Y015
+    _WhichOneofArgType__rebalance_interval_ns: _TypeAlias = _typing.Literal["_rebalance_interval_ns", b"_rebalance_interval_ns"]  # noqa: Y015
     _WhichOneofReturnType__task_history_retention_limit: _TypeAlias = _typing.Literal["task_history_retention_limit"]  # noqa: Y015
     _WhichOneofArgType__task_history_retention_limit: _TypeAlias = _typing.Literal["_task_history_retention_limit", b"_task_history_retention_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rebalance_interval_ns) -> _WhichOneofReturnType__rebalance_interval_ns | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__task_history_retention_limit) -> _WhichOneofReturnType__task_history_retention_limit | None: ...
 
 Global___OrchestrationConfig: _TypeAlias = OrchestrationConfig  # noqa: Y015

@@ -84,6 +84,7 @@ class Simulation:
         for _ in range(steps):
             self.network_user()
             self.user()
+            self._ask_for_moves()
             self.disaster()
             self.plan()
             for _ in range(self.random.randint(1, 6)):
@@ -230,6 +231,12 @@ class Simulation:
             self.cell.remove(self.random.choice(live))
         elif action < 0.8:
             self._roll_back(self.random.choice(live))
+
+    def _ask_for_moves(self) -> None:
+        services = sorted(self.cell.tables.services, key=lambda row: row.id)
+        if services and self.drain_random.random() < 0.3:
+            service = self.drain_random.choice(services)
+            self.cell.put(service.replaced(rebalance_moves=self.drain_random.randint(0, 4)))
 
     def _create(self) -> None:
         self.images += 1

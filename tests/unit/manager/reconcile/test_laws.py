@@ -15,6 +15,7 @@ from manager.orchestrator.global_ import plan as global_
 from manager.orchestrator.handover import plan as handover
 from manager.orchestrator.jobs import plan as jobs
 from manager.orchestrator.reaper import plan as reaper
+from manager.orchestrator.rebalance import plan as rebalance
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
 from manager.orchestrator.update import plan as update
@@ -61,6 +62,7 @@ PLANNERS: dict[str, Planner] = {
     "jobs": _of_services(jobs.plan),
     "restart": _of_services(restart.plan),
     "handover": _of_services(handover.plan),
+    "rebalance": _of_services(rebalance.plan),
     "update": _of_services(update.plan),
     "reaper": _of_services(reaper.plan),
     "allocator": _of_services(allocator.plan),

@@ -1,0 +1,1 @@
+"""Move tasks from fuller to emptier nodes."""
