@@ -167,6 +167,10 @@ def test_a_node_that_failed_it_lately_gets_none() -> None:
             {"task": _NGINX.replaced(restart=RestartPolicy(condition=RestartCondition.NONE))},
             "run once only",
         ),
+        (
+            {"task": _NGINX.replaced(placement=Placement(constraints=("service.name!=db",)))},
+            "placed by what other services",
+        ),
     ],
 )
 def test_some_are_never_moved(fields: dict[str, object], why: str) -> None:
