@@ -29,6 +29,7 @@ from manager.ca.server import CaServer
 from manager.ca.signing import Signer
 from manager.consensus.interfaces import RemovedFromCluster
 from manager.controlapi.server import ControlServer
+from manager.controlapi.stack_calls import StacksServer
 from manager.controlapi.watch import WatchServer
 from manager.dispatcher.driver import Dispatcher
 from manager.dispatcher.server import DispatcherServer
@@ -50,6 +51,7 @@ from shoal.api.v1 import (
     dispatcher_pb2_grpc,
     logs_pb2_grpc,
     node_pb2_grpc,
+    stacks_pb2_grpc,
     watch_pb2_grpc,
 )
 from shoal.clock import SystemClock
@@ -70,7 +72,9 @@ STOP_GRACE_S = 1.0
 HAND_OVER_TIMEOUT_S = 2.0
 CONCURRENT_RPCS_MAX = 16_384
 """Calls in progress on the whole server; an agent has four streams open. More are refused."""
-LEADER_SERVICES = ("Control", "Watch", "Logs", "LogBroker", "Dispatcher", "Ca", "RaftMembership")
+LEADER_SERVICES = (
+    "Control", "Stacks", "Watch", "Logs", "LogBroker", "Dispatcher", "Ca", "RaftMembership",
+)  # fmt: skip
 """Served by the leader; other managers pass their calls on."""
 
 _log = structlog.get_logger()
@@ -216,6 +220,7 @@ async def _lead(site: Site, backend: Backend, term: Term) -> AsyncIterator[Mappi
         signer=site.signer,
     )
     control_pb2_grpc.add_ControlServicer_to_server(control, table)
+    stacks_pb2_grpc.add_StacksServicer_to_server(StacksServer(store, clock), table)
     watch_pb2_grpc.add_WatchServicer_to_server(WatchServer(store), table)
     logs_pb2_grpc.add_LogsServicer_to_server(LogsServer(broker), table)
     logs_pb2_grpc.add_LogBrokerServicer_to_server(LogBrokerServer(broker), table)
@@ -235,7 +240,7 @@ def _is_read(method: str) -> bool:
     service, _, name = method.rpartition("/")
     service = service.removeprefix(f"/{API}.")
     reads = ("Get", "List", "Backup", "Explain", "Plan")
-    return service == "Watch" or (service == "Control" and name.startswith(reads))
+    return service == "Watch" or (service in {"Control", "Stacks"} and name.startswith(reads))
 
 
 def _only_shows(method: str) -> bool:

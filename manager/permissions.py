@@ -21,6 +21,10 @@ CONTROL = (
     "CreateConfig", "GetConfig", "ListConfigs", "UpdateConfig", "RotateConfig",
     "RemoveConfig",
 )  # fmt: skip
+STACKS = (
+    "DeployStack", "RollBackStack", "PlanStack", "RemoveStack",
+    "GetStack", "ListStacks", "ListStackRevisions",
+)  # fmt: skip
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (
     "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
@@ -39,6 +43,7 @@ def permissions() -> Permissions:
             # A worker takes itself out, and nobody else: see the servicer.
             **allow(f"{API}.Control", ("RemoveNode",), *people, Role.WORKER),
             **allow(f"{API}.Logs", ("SubscribeLogs",), *people),
+            **allow(f"{API}.Stacks", STACKS, *people),
             **allow(f"{API}.Watch", ("Watch",), *people),
             **allow(f"{API}.Dispatcher", DISPATCHER, *agents),
             **allow(f"{API}.LogBroker", ("ListenSubscriptions", "PublishLogs"), *agents),

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
-from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, watch_pb2
+from shoal.api.v1 import control_pb2, logs_pb2, node_pb2, stacks_pb2, watch_pb2
 from shoal.errors import SwarmError
 from shoal.wire.errors import abort
 from shoal.wire.relay import relay
@@ -19,6 +19,7 @@ from swarmd.upstream import Upstream
 ROUTES: Mapping[str, str] = {
     control_pb2.DESCRIPTOR.services_by_name["Control"].full_name: MANAGER,
     logs_pb2.DESCRIPTOR.services_by_name["Logs"].full_name: MANAGER,
+    stacks_pb2.DESCRIPTOR.services_by_name["Stacks"].full_name: MANAGER,
     watch_pb2.DESCRIPTOR.services_by_name["Watch"].full_name: MANAGER,
     node_pb2.DESCRIPTOR.services_by_name["Images"].full_name: WORKER,
 }

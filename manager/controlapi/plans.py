@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manager.controlapi import networks, services
@@ -47,6 +47,14 @@ class Plans:
         """The answer to one call. Raises: InvalidArgument, ResourceExhausted."""
         if not 1 <= len(request.calls) <= CALLS_MAX:
             raise InvalidArgument(f"calls: {len(request.calls)}, from 1 to {CALLS_MAX} are planned")
+        return await self.planned(
+            lambda now_ns: [_build(call, now_ns=now_ns) for call in request.calls], context
+        )
+
+    async def planned(
+        self, builds_of: Callable[[int], Sequence[Build]], context: Any
+    ) -> pb.PlanChangesResponse:
+        """What changes would do. builds_of: gives them for a time. Raises: ResourceExhausted."""
         if self._waiting >= WAITING_MAX:
             raise ResourceExhausted(
                 f"{WAITING_MAX} plans wait to be made already: try again in a moment"
@@ -56,15 +64,15 @@ class Plans:
         self._waiting += 1
         try:
             async with self._turn:
-                return await self._made(request, gone.is_set)
+                return await self._made(builds_of, gone.is_set)
         finally:
             self._waiting -= 1
 
     async def _made(
-        self, request: pb.PlanChangesRequest, is_given_up: Callable[[], bool]
+        self, builds_of: Callable[[int], Sequence[Build]], is_given_up: Callable[[], bool]
     ) -> pb.PlanChangesResponse:
         now_ns = self._clock.now_ns()
-        builds = [_build(call, now_ns=now_ns) for call in request.calls]
+        builds = builds_of(now_ns)
         tables = self._store.copy()
         end_s = self._clock.monotonic_s() + PLAN_S
 

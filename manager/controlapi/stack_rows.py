@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from shoal.model.objects import Config, Network, Secret, Service, Stack
 from shoal.model.plan import Change, remove
 from shoal.model.row import Row
 from shoal.model.specs import ServiceSpec, StackSpec
-from shoal.model.stacks import NAMESPACE_LABEL, stack_name
+from shoal.model.stacks import NAMESPACE_LABEL, is_former_stack, stack_name
 
 MemberT = TypeVar("MemberT", Service, Network, Secret, Config)
 
@@ -88,6 +89,42 @@ def revisions_of(view: View, name: str) -> list[Stack]:
     """All revisions of a stack that are kept, the newest first."""
     found = [one for one in view.stacks if stack_name(one).lower() == name.lower()]
     return sorted(found, key=lambda one: -one.revision)
+
+
+class Summary(Row, frozen=True):
+    """One line of `stack ls`. revision 0: a client made the stack, and keeps it to itself."""
+
+    name: str
+    services: int
+    networks: int
+    secrets: int
+    configs: int
+    revision: int
+    deployed_at_ns: int
+
+
+def summaries(view: View) -> list[Summary]:
+    """All stacks, whoever made them, by name."""
+    newest = {one.spec.annotations.name: one for one in view.stacks if not is_former_stack(one)}
+    services, networks = _counts(view.services), _counts(view.networks)
+    secrets, configs = _counts(view.secrets), _counts(view.configs)
+    return [
+        Summary(
+            name=name,
+            services=services[name],
+            networks=networks[name],
+            secrets=secrets[name],
+            configs=configs[name],
+            revision=newest[name].revision if name in newest else 0,
+            deployed_at_ns=newest[name].meta.created_at_ns if name in newest else 0,
+        )
+        for name in sorted({*services, *networks, *secrets, *configs, *newest})
+    ]
+
+
+def _counts(rows: TableView[MemberT]) -> Counter[str]:
+    labels = (row.spec.annotations.labels.get(NAMESPACE_LABEL) for row in rows)
+    return Counter(name for name in labels if name)
 
 
 def members_of(rows: TableView[MemberT], name: str) -> list[MemberT]:

@@ -19,3 +19,8 @@ def former_name(name: str, revision: int) -> str:
 def stack_name(stack: Stack) -> str:
     """The name of the stack that a revision is of."""
     return stack.spec.annotations.name.partition(REVISION_MARK)[0]
+
+
+def is_former_stack(stack: Stack) -> bool:
+    """Whether there is a newer revision."""
+    return REVISION_MARK in stack.spec.annotations.name

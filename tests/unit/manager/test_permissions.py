@@ -17,6 +17,7 @@ from shoal.api.v1 import (
     logs_pb2,
     node_pb2,
     raft_pb2,
+    stacks_pb2,
     watch_pb2,
 )
 from shoal.errors import PermissionDenied
@@ -24,12 +25,14 @@ from shoal.ids import ClusterId, NodeId
 from shoal.security.roles import PeerIdentity, Role
 
 SERVED = {
-    "Control": control_pb2, "Watch": watch_pb2, "Logs": logs_pb2, "LogBroker": logs_pb2,
+    "Control": control_pb2, "Stacks": stacks_pb2, "Watch": watch_pb2, "Logs": logs_pb2,
+    "LogBroker": logs_pb2,
     "Dispatcher": dispatcher_pb2, "Ca": ca_pb2, "Telemetry": node_pb2,
     "ManagerControl": node_pb2, "Raft": raft_pb2, "RaftMembership": raft_pb2,
 }  # fmt: skip
 ALLOWED = {
     "Control": {Role.MANAGER, Role.LOCAL},
+    "Stacks": {Role.MANAGER, Role.LOCAL},
     "Watch": {Role.MANAGER, Role.LOCAL},
     "Logs": {Role.MANAGER, Role.LOCAL},
     "LogBroker": {Role.MANAGER, Role.WORKER},

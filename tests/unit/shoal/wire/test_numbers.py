@@ -27,14 +27,15 @@ from shoal.api.v1 import (
     node_pb2,
     objects_pb2,
     specs_pb2,
+    stacks_pb2,
     types_pb2,
     watch_pb2,
 )
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "wire"
 MODULES = [
-    ca_pb2, control_pb2, dispatcher_pb2, logs_pb2, node_pb2, objects_pb2, specs_pb2, types_pb2,
-    watch_pb2,
+    ca_pb2, control_pb2, dispatcher_pb2, logs_pb2, node_pb2, objects_pb2, specs_pb2, stacks_pb2,
+    types_pb2, watch_pb2,
 ]  # fmt: skip
 
 

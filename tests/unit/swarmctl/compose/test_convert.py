@@ -197,7 +197,8 @@ def test_networks():
         "  b: {image: x}\n"
         "networks:\n"
         "  back: {driver: overlay, driver_opts: {encrypted: ''}, attachable: true,\n"
-        "    internal: true, labels: [l=1], ipam: {config: [{subnet: 10.9.0.0/24, gateway: 10.9.0.1}]}}\n"
+        "    internal: true, labels: [l=1],"
+        " ipam: {config: [{subnet: 10.9.0.0/24, gateway: 10.9.0.1}]}}\n"
         "  ext: {external: true, name: theirs}\n"
         "  unused: {}\n"
     )
