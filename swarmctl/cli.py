@@ -20,6 +20,7 @@ MEMBERS = {
     "completion": Lazy("swarmctl.commands.completion:completion", "Print a completion script"),
     "config": Lazy("swarmctl.commands.files:config", "Files for tasks that need no secrecy"),
     "context": Lazy("swarmctl.commands.context:context", "Name clusters and choose one"),
+    "events": Lazy("swarmctl.commands.events:events", "What happens in the cluster, as it happens"),
     "image": Lazy("swarmctl.commands.image:image", "Images of a node or of all nodes"),
     "info": Lazy("swarmctl.commands.cluster:info", "Show the node and its cluster"),
     "init": Lazy("swarmctl.commands.cluster:init", "Make a new cluster of this node"),

@@ -5,14 +5,18 @@ SHOAL_KILL_ROUNDS: how often it is killed while jobs run, three times unless set
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +69,58 @@ def test_a_killed_leader_costs_no_acknowledged_write_and_no_task(three: Lab) -> 
     after = eventually("2 run", lambda: len(r := three.running("web")) == 2 and r)
     survivors = {task["ID"] for task in before if task["NodeID"] != _id_of(three, "m1")}
     assert survivors <= {task["ID"] for task in after}
+
+
+def test_events_go_on_without_a_gap_whoever_leads(three: Lab) -> None:
+    path = three.base / "events"
+    words = ("events", "--filter", "type=config", "--filter", "event=create", "--format", "json")
+
+    def heard() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def make(name: str) -> None:
+        file = three.base / "content"
+        file.write_text(name)
+        attempts = (("create", name, str(file)), ("inspect", name))  # its answer may be lost
+        eventually(
+            f"{name} is made",
+            lambda: any(
+                not three.run("config", *words, check=False).returncode for words in attempts
+            ),
+        )
+
+    with path.open("w") as out:
+        reader = subprocess.Popen(
+            [sys.executable, "-P", "-m", "swarmctl", *words], stdout=out, env=three.environment
+        )
+    try:
+        numbers = iter(range(1000))
+        eventually("it hears", lambda: make(f"early{next(numbers)}") or heard())
+        for round_number in range(2):
+            make(f"before{round_number}")
+            _depose(three, signal.SIGKILL)
+            make(f"after{round_number}")
+        eventually("it hears the last", lambda: heard()[-1]["Attributes"]["name"] == "after1")
+    finally:
+        reader.terminate()
+        reader.wait(40)
+    names = [event["Attributes"]["name"] for event in heard()]
+    assert names[-4:] == ["before0", "after0", "before1", "after1"]
+    assert len(set(names)) == len(names)
+    late = three.run("events", "--since", "999999999", check=False)
+    assert (late.returncode, "version 999999999 is unknown" in late.stderr) == (6, True)
+
+    again = subprocess.Popen(
+        [sys.executable, "-P", "-m", "swarmctl", *words, "--since", str(heard()[-3]["Version"])],
+        stdout=subprocess.PIPE, text=True, env=three.environment,
+    )  # fmt: skip
+    try:
+        assert again.stdout is not None
+        lines = [json.loads(again.stdout.readline()) for _ in range(2)]
+        assert lines == heard()[-2:]
+    finally:
+        again.terminate()
+        again.communicate(timeout=40)
 
 
 def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
