@@ -287,27 +287,31 @@ class Client:
             if not _next_page(request, answer):
                 return result
 
-    async def update_service(self, service: Service, spec: ServiceSpec) -> Written:
-        """Replace a service's spec, if nobody changed it meanwhile."""
+    async def update_service(
+        self, service: Service, spec: ServiceSpec, *, version: int = 0
+    ) -> Written:
+        """Replace a service's spec, if nobody changed it meanwhile, or since that version."""
         request = control_pb2.UpdateServiceRequest(
             service=service.id,
-            version=types_pb2.Version(index=service.meta.version.index),
+            version=types_pb2.Version(index=version or service.meta.version.index),
             spec=to_pb(spec, specs_pb2.ServiceSpec),
         )
         return await self._update_service(request)
 
-    async def rollback_service(self, service: Service) -> Written:
-        """Go back to the previous spec."""
+    async def rollback_service(self, service: Service, *, version: int = 0) -> Written:
+        """Go back to the previous spec, if nobody changed it meanwhile, or since that version."""
         request = control_pb2.UpdateServiceRequest(
             service=service.id,
-            version=types_pb2.Version(index=service.meta.version.index),
+            version=types_pb2.Version(index=version or service.meta.version.index),
             rollback=True,
         )
         return await self._update_service(request)
 
-    async def remove_service(self, reference: str) -> None:
-        """Remove a service and its tasks."""
-        request = control_pb2.RemoveServiceRequest(service=reference)
+    async def remove_service(self, reference: str, *, version: int = 0) -> None:
+        """Remove a service and its tasks, if nobody changed it since that version."""
+        request = control_pb2.RemoveServiceRequest(
+            service=reference, version=types_pb2.Version(index=version)
+        )
         await self._call(self._control.RemoveService(request, timeout=CALL_TIMEOUT_S))
 
     async def task(self, reference: str) -> Task:

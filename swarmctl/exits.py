@@ -17,6 +17,7 @@ DENIED = 7
 EXHAUSTED = 8
 DEADLINE = 9
 UNSUPPORTED = 10
+NO_CHANGE = 11
 NOT_RUN = 125
 INTERRUPTED = 130
 
@@ -41,7 +42,7 @@ EXIT_BY_CODE: dict[Code, int] = {
 
 MEANINGS: dict[int, str] = {
     OK: "done",
-    FAILURE: "failed; also: the service did not converge",
+    FAILURE: "failed; also: the service did not converge, or by `--plan` would not",
     USAGE: "wrong usage, or a value that breaks a rule",
     NOT_FOUND: "no such object",
     CONFLICT: "the name is taken, or the object changed meanwhile",
@@ -51,6 +52,7 @@ MEANINGS: dict[int, str] = {
     EXHAUSTED: "a resource is used up",
     DEADLINE: "no answer in time; the change may or may not have happened",
     UNSUPPORTED: "this version or machine cannot do it",
+    NO_CHANGE: "`--plan`: nothing would change",
     NOT_RUN: "the container of `service run` could not be run; else its own exit code",
     INTERRUPTED: "interrupted by Ctrl-C",
 }

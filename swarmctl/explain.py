@@ -39,9 +39,9 @@ def explanation_text(
     """For people. names: of nodes, by id."""
     lines = [f"{answer.name}: {answer.running_tasks} of {answer.desired_tasks} tasks run"]
     for entry in answer.waiting:
-        lines += ["", *_waiting(entry, now_ns=now_ns), *_nodes(entry.nodes)]
+        lines += ["", *_waiting(entry, now_ns=now_ns), *node_lines(entry.nodes)]
     if answer.nodes_without:
-        lines += ["", "Nodes without a task:", *_nodes(answer.nodes_without)]
+        lines += ["", "Nodes without a task:", *node_lines(answer.nodes_without)]
     if answer.update:
         lines += ["", "Update:", *(f"  {one_line(line)}" for line in answer.update)]
     if answer.hand_overs:
@@ -104,7 +104,8 @@ def _waiting(entry: pb.WaitingTasks, *, now_ns: int) -> Iterator[str]:
     yield "  " + ", ".join([*entry.task_ids, *([f"{more} more"] if more else [])])
 
 
-def _nodes(nodes: Sequence[pb.NodeReasons]) -> list[str]:
+def node_lines(nodes: Sequence[pb.NodeReasons]) -> list[str]:
+    """A table of what each node has against a task; nothing where no node is named."""
     if not nodes:
         return []
     rows = ["  NODE\tFILTER\tREASON"]

@@ -9,9 +9,20 @@ import click
 
 from shoal.errors import FailedPrecondition, InvalidArgument
 from shoal.ids import new_id
+from shoal.model.objects import Service
 from shoal.model.specs import ContainerSpec, PullOptions, ServiceSpec, TaskSpec
 from swarmctl import output
 from swarmctl.commands.service_flags import REPLICAS, create_flags, update_flags
+from swarmctl.commands.service_plan import (
+    Prepare,
+    check_version_option,
+    creation_of,
+    plan_options,
+    removal_of,
+    require_one,
+    require_plan,
+    show_plan,
+)
 from swarmctl.complete import complete_services
 from swarmctl.each import each, exit_with
 from swarmctl.edit.modes import scaled
@@ -25,9 +36,12 @@ from swarmctl.session import Session
 from swarmctl.types import Written
 
 if TYPE_CHECKING:
+    from shoal.api.v1.control_pb2 import PlannedCall
     from swarmctl.client import Client
 
-Change = Callable[["Client", str], Awaitable[Written]]
+Wished = tuple[Service, ServiceSpec | None]
+"""A service as it was read, and the spec that it is to have; None: the one of before."""
+Wish = Callable[["Client"], Awaitable[Wished]]
 
 PASS_ARGUMENTS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -36,6 +50,7 @@ PASS_ARGUMENTS = {"ignore_unknown_options": False, "allow_interspersed_args": Fa
 @click.argument("image")
 @click.argument("arguments", nargs=-1, metavar="[COMMAND] [ARG...]", type=click.UNPROCESSED)
 @create_flags
+@plan_options
 @detach_option
 @quiet_progress_option
 @click.pass_obj
@@ -45,16 +60,22 @@ def create_service(
     image: str,
     arguments: tuple[str, ...],
     *,
+    plan: bool,
+    template: str,
     detach: bool,
     quiet: bool,
     **values: Any,
 ) -> None:
     """Create a service of containers that run IMAGE."""
+    require_plan(template, plan=plan)
     flags = with_auth(flags_of(values) | {"image": image}, image)
     if arguments:
         flags["args"] = arguments
     flags.setdefault("name", f"service-{new_id()[:8]}")
     spec = edit_service(ServiceSpec(task=TaskSpec(runtime=ContainerSpec())), flags)
+    if plan:
+        show_plan(session, [creation_of(spec)], template)
+        return
     _run(
         session,
         [lambda client: client.create_service(spec)],
@@ -68,39 +89,75 @@ def create_service(
 @click.argument("name", metavar="SERVICE", shell_complete=complete_services)
 @update_flags
 @click.option("--rollback", is_flag=True, help="Go back to the previous spec")
+@plan_options
+@check_version_option
 @detach_option
 @quiet_progress_option
 @click.pass_obj
 def update_service(
-    session: Session, /, name: str, *, rollback: bool, detach: bool, quiet: bool, **values: Any
+    session: Session,
+    /,
+    name: str,
+    *,
+    rollback: bool,
+    plan: bool,
+    template: str,
+    check_version: int,
+    detach: bool,
+    quiet: bool,
+    **values: Any,
 ) -> None:
     """Change a service; its tasks are replaced as its update flags say."""
+    require_plan(template, plan=plan)
     flags = flags_of(values)
     if rollback and flags:
         raise InvalidArgument("--rollback goes with no other change: leave the others out")
 
-    async def change(client: Client) -> Written:
-        if rollback:
-            return await _roll_back(client, name)
+    async def wish(client: Client) -> Wished:
         service = (await client.service(name)).service
         runtime = service.spec.task.runtime
         image = runtime.image if isinstance(runtime, ContainerSpec) else ""
         changed = with_auth(await _with_network_ids(client, flags), flags.get("image", image))
-        return await client.update_service(service, edit_service(service.spec, changed))
+        return service, edit_service(service.spec, changed)
 
-    _run(session, [change], shown=lambda _: name, detach=detach, quiet=quiet, rollback=rollback)
+    _change(
+        session,
+        [_previous(name) if rollback else wish],
+        template,
+        plan=plan,
+        check_version=check_version,
+        shown=lambda _: name,
+        detach=detach,
+        quiet=quiet,
+        rollback=rollback,
+    )
 
 
 @click.command("rollback")
 @click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+@plan_options
+@check_version_option
 @detach_option
 @quiet_progress_option
 @click.pass_obj
-def rollback_service(session: Session, name: str, *, detach: bool, quiet: bool) -> None:
+def rollback_service(
+    session: Session,
+    name: str,
+    template: str,
+    *,
+    plan: bool,
+    check_version: int,
+    detach: bool,
+    quiet: bool,
+) -> None:
     """Go back to the spec a service had before its last change."""
-    _run(
+    require_plan(template, plan=plan)
+    _change(
         session,
-        [lambda client: _roll_back(client, name)],
+        [_previous(name)],
+        template,
+        plan=plan,
+        check_version=check_version,
         shown=lambda _: name,
         detach=detach,
         quiet=quiet,
@@ -116,37 +173,64 @@ def rollback_service(session: Session, name: str, *, detach: bool, quiet: bool) 
     metavar="SERVICE=REPLICAS...",
     shell_complete=complete_services,
 )
+@plan_options
+@check_version_option
 @detach_option
 @click.pass_obj
-def scale_services(session: Session, pairs: tuple[str, ...], *, detach: bool) -> None:
+def scale_services(
+    session: Session,
+    pairs: tuple[str, ...],
+    template: str,
+    *,
+    plan: bool,
+    check_version: int,
+    detach: bool,
+) -> None:
     """Set the number of tasks of services."""
+    require_plan(template, plan=plan)
+    require_one(pairs, check_version)
     wanted = [_pair(pair) for pair in pairs]
+    texts = iter([f"{name} scaled to {replicas}" for name, replicas in wanted])
 
-    def change(name: str, replicas: int) -> Callable[[Client], Awaitable[Written]]:
-        async def scale(client: Client) -> Written:
+    def wish(name: str, replicas: int) -> Wish:
+        async def scale(client: Client) -> Wished:
             service = (await client.service(name)).service
-            mode = scaled(service.spec.mode, replicas, name)
-            written = await client.update_service(service, service.spec.replaced(mode=mode))
-            click.echo(f"{name} scaled to {replicas}")
-            return written
+            return service, service.spec.replaced(mode=scaled(service.spec.mode, replicas, name))
 
         return scale
 
-    changes = [change(name, replicas) for name, replicas in wanted]
-    _run(session, changes, shown=None, detach=detach, quiet=False)
+    _change(
+        session,
+        [wish(name, replicas) for name, replicas in wanted],
+        template,
+        plan=plan,
+        check_version=check_version,
+        shown=lambda _: next(texts),
+        detach=detach,
+        quiet=False,
+    )
 
 
 @click.command("rm")
 @click.argument(
     "names", nargs=-1, required=True, metavar="SERVICE...", shell_complete=complete_services
 )
+@plan_options
+@check_version_option
 @click.pass_obj
-def remove_services(session: Session, names: tuple[str, ...]) -> None:
+def remove_services(
+    session: Session, names: tuple[str, ...], template: str, *, plan: bool, check_version: int
+) -> None:
     """Remove services and their tasks."""
+    require_plan(template, plan=plan)
+    require_one(names, check_version)
+    if plan:
+        show_plan(session, [removal_of(name, check_version) for name in names], template)
+        return
 
     async def work(client: Client) -> None:
         async def remove(name: str) -> None:
-            await client.remove_service(name)
+            await client.remove_service(name, version=check_version)
             click.echo(name)
 
         _, errors = await each(names, remove)
@@ -186,7 +270,7 @@ def _run(
     session: Session,
     changes: list[Callable[[Client], Awaitable[Written]]],
     *,
-    shown: Callable[[Written], str] | None,
+    shown: Callable[[Written], str],
     detach: bool,
     quiet: bool,
     rollback: bool = False,
@@ -198,8 +282,7 @@ def _run(
             written = await change(client)
             done.append(written)
             output.warn(written.warnings)
-            if shown is not None:
-                click.echo(shown(written))
+            click.echo(shown(written))
         if not detach:
             for written in done:
                 with make_display(quiet=quiet) as display:
@@ -218,11 +301,52 @@ def _run(
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-async def _roll_back(client: Client, name: str) -> Written:
-    service = (await client.service(name)).service
-    if service.previous_spec is None:
-        raise FailedPrecondition(f"service {name} has no previous spec: it was never updated")
-    return await client.rollback_service(service)
+def _change(
+    session: Session,
+    wishes: list[Wish],
+    template: str,
+    *,
+    plan: bool,
+    check_version: int,
+    shown: Callable[[Written], str],
+    detach: bool,
+    quiet: bool,
+    rollback: bool = False,
+) -> None:
+    """Fulfil the wishes one after the other, or say what that would do."""
+
+    def write(wish: Wish) -> Callable[[Client], Awaitable[Written]]:
+        async def written(client: Client) -> Written:
+            service, spec = await wish(client)
+            if spec is None:
+                return await client.rollback_service(service, version=check_version)
+            return await client.update_service(service, spec, version=check_version)
+
+        return written
+
+    def prepare(wish: Wish) -> Prepare:
+        async def prepared(client: Client) -> PlannedCall:
+            from swarmctl.plans import change  # here: it needs the client
+
+            return change(*await wish(client), version=check_version)
+
+        return prepared
+
+    if plan:
+        show_plan(session, [prepare(wish) for wish in wishes], template)
+        return
+    changes = [write(wish) for wish in wishes]
+    _run(session, changes, shown=shown, detach=detach, quiet=quiet, rollback=rollback)
+
+
+def _previous(name: str) -> Wish:
+    async def previous(client: Client) -> Wished:
+        service = (await client.service(name)).service
+        if service.previous_spec is None:
+            raise FailedPrecondition(f"service {name} has no previous spec: it was never updated")
+        return service, None
+
+    return previous
 
 
 def _pair(text: str) -> tuple[str, int]:

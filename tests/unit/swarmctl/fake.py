@@ -73,6 +73,7 @@ class FakeCluster:
         self.archives: list[bytes] = []
         self.log_messages: list[logs_pb2.SubscribeLogsMessage] = []
         self.backup: list[control_pb2.BackupClusterResponse] = []
+        self.plan = control_pb2.PlanChangesResponse()
 
     def next_version(self) -> int:
         self.version += 1
@@ -271,9 +272,7 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
 
     @answered
     def UpdateService(self, request, context):
-        service = self.state.service(request.service)
-        if request.version.index != service.meta.version.index:
-            raise SequenceConflict("update out of sequence")
+        service = self._at_version(request)
         spec = service.previous_spec if request.rollback else from_pb(request.spec, ServiceSpec)
         index = self.state.next_version()
         state = self.state.update_state
@@ -292,8 +291,16 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
 
     @answered
     def RemoveService(self, request, context):
-        del self.state.services[self.state.service(request.service).id]
+        del self.state.services[self._at_version(request).id]
         return control_pb2.RemoveServiceResponse()
+
+    def _at_version(self, request):
+        service = self.state.service(request.service)
+        read, now = request.version.index, service.meta.version.index
+        removes = isinstance(request, control_pb2.RemoveServiceRequest)
+        if read != now and (read or not removes):
+            raise SequenceConflict(f"update out of sequence (read at version {read}, now at {now})")
+        return service
 
     @answered
     def CreateNetwork(self, request, context):
@@ -331,6 +338,10 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
             nodes_without=[control_pb2.NodeReasons(node_id="gamma", reasons=reasons[1:])],
             nodes_left_out=5,
         )  # fmt: skip
+
+    @answered
+    def PlanChanges(self, request, context):
+        return self.state.plan
 
     @answered
     def ListServiceEndpoints(self, request, context):

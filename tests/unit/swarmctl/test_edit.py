@@ -110,7 +110,7 @@ CREATED = [
 # Flags of create that are tested elsewhere, or are no part of the spec.
 ELSEWHERE = {
     "--env-file", "--detach", "--quiet", "--with-registry-auth", "--mode", "--max-concurrent",
-    "--config", "--secret",
+    "--config", "--secret", "--plan", "--format",
 }  # fmt: skip
 
 
