@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import docker as docker_py
 import pytest
+from docker.types import EndpointSpec, Resources, RestartPolicy, ServiceMode, UpdateConfig
 
-from tests.integration.cluster.docker_cli import command, docker, environment, output
+from tests.integration.cluster.docker_cli import command, docker, environment, output, socket_of
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [
@@ -198,3 +200,42 @@ def test_logs_are_followed_through_the_replacement_of_a_task(lab: Lab, name: str
             assert follower.poll() is None
         finally:
             follower.kill()
+
+
+def test_docker_py_makes_changes_and_follows_services(lab: Lab, name: str):
+    client = docker_py.DockerClient(
+        base_url=f"unix://{socket_of(lab, 'm1')}", version="auto", timeout=60
+    )
+    try:
+        made = client.services.create(
+            "web:1", ["sh", "-c", "echo said; sleep 1000"], name=name, labels={"a": "b"},
+            env=["A=1"], stop_grace_period=0, mode=ServiceMode("replicated", 1),
+            resources=Resources(mem_limit=64 << 20),
+            endpoint_spec=EndpointSpec(ports={18092: (80, "tcp", "host")}),
+            restart_policy=RestartPolicy("on-failure", delay=1_000_000_000),
+            update_config=UpdateConfig(parallelism=0, monitor=1_000_000_000, order="stop-first"),
+        )  # fmt: skip
+        running(lab, name, 1)
+        assert made.attrs["Spec"]["UpdateConfig"]["Monitor"] == 1_000_000_000
+        assert made.scale(2)
+        # Two tasks cannot have one port of a node, but there are two nodes more.
+        before = running(lab, name, 2)
+        heard = b"".join(made.logs(stdout=True))
+        assert heard == b"said\nsaid\n"
+        made.reload()
+        assert made.update(labels={"a": "c"}, fetch_current_spec=True) == {"Warnings": None}
+        assert running(lab, name, 2) == before
+        states = {task["ID"] for task in made.tasks({"desired-state": "running"})}
+        assert states == before
+        made.reload()
+        assert made.force_update()
+        eventually("others run", lambda: not before & running(lab, name, 2))
+        found = client.services.list(filters={"label": "a=c"})
+        assert [one.name for one in found] == [name]
+        with pytest.raises(docker_py.errors.APIError, match="out of sequence") as refused:
+            client.api.update_service(name, 1, name=name, task_template={"ContainerSpec": {
+                "Image": "web:1"}})  # fmt: skip
+        assert refused.value.status_code == 500
+        made.remove()
+    finally:
+        client.close()
