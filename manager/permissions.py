@@ -13,7 +13,7 @@ CONTROL = (
     "BackupCluster", "TransferLeadership",
     "GetNode", "ListNodes", "UpdateNode", "RemoveNode",
     "CreateService", "GetService", "ListServices", "UpdateService", "RemoveService",
-    "ListServiceEndpoints", "ExplainService", "PlanChanges",
+    "ListServiceEndpoints", "ExplainService", "RebalanceServices", "PlanChanges",
     "GetTask", "ListTasks",
     "CreateNetwork", "GetNetwork", "ListNetworks", "RemoveNetwork",
     "CreateSecret", "GetSecret", "ListSecrets", "UpdateSecret", "RotateSecret",

@@ -12,7 +12,7 @@ from manager.ca.autolock import LockWish, unlock_key_of
 from manager.ca.core import new_join_tokens
 from manager.ca.replacing import RootChanges
 from manager.ca.signing import STORED_KEYS, Signer
-from manager.controlapi import networks, nodes, services, tokens, validate
+from manager.controlapi import networks, nodes, rebalance, services, tokens, validate
 from manager.controlapi.backup import Backups
 from manager.controlapi.explain import explain_service
 from manager.controlapi.file_calls import FileCalls
@@ -324,6 +324,16 @@ class ControlServer(FileCalls):
         view = self._store.view
         service = view.services.resolve(request.service)
         return explain_service(view, service, now_ns=self._clock.now_ns())
+
+    @override
+    async def RebalanceServices(
+        self, request: pb.RebalanceServicesRequest, context: Context
+    ) -> pb.RebalanceServicesResponse:
+        wish = rebalance.wish_of(request)
+        proposal = rebalance.propose(self._store.view, wish, now_ns=self._clock.now_ns())
+        if proposal.service_ids and not request.plan_only:
+            await self._commit(lambda view: rebalance.ask_for(view, proposal))
+        return rebalance.to_answer(proposal)
 
     @override
     async def PlanChanges(

@@ -13,6 +13,7 @@ from shoal.errors import InvalidArgument
 from swarmctl import output
 from swarmctl.commands.service_explain import explain
 from swarmctl.commands.service_logs import service_logs
+from swarmctl.commands.service_rebalance import rebalance_services
 from swarmctl.commands.service_run import run_service
 from swarmctl.commands.service_write import (
     create_service,
@@ -54,6 +55,7 @@ service.add_command(rollback_service)
 service.add_command(remove_services)
 service.add_command(service_logs)
 service.add_command(explain)
+service.add_command(rebalance_services)
 
 
 @service.command("ls")

@@ -101,6 +101,11 @@ def inspect(session: Session, template: str, *, pretty: bool) -> None:
     help="Of services that name none: spread (default) or binpack, to the fullest nodes",
 )
 @click.option(
+    "--rebalance-interval",
+    type=Parsed("duration", parse_duration),
+    help="Move up to 5 tasks to emptier nodes in each such time; 0: never (default)",
+)
+@click.option(
     "--managers",
     type=_count("the number of managers"),
     help="Promote spare workers while fewer managers than this are reachable (0: never)",
@@ -144,6 +149,8 @@ def _changed(spec: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
                 raft = raft.replaced(snapshot_interval=value)
             case "placement_strategy":
                 orchestration = orchestration.replaced(placement_strategy=value)
+            case "rebalance_interval":
+                orchestration = orchestration.replaced(rebalance_interval_ns=value or None)
             case "managers":
                 raft = raft.replaced(managers_wanted=value)
             case "autolock":

@@ -17,6 +17,7 @@ from shoal.model.defaults import (
     SNAPSHOT_INTERVAL,
     TASK_HISTORY_RETENTION_LIMIT,
     network_key_rotation_ns,
+    rebalance_interval_ns,
 )
 from shoal.model.enums import PlacementStrategy
 from shoal.model.objects import Cluster
@@ -39,6 +40,7 @@ def cluster_json(cluster: Cluster) -> dict[str, Any]:
             "Orchestration": _given(
                 TaskHistoryRetentionLimit=spec.orchestration.task_history_retention_limit,
                 PlacementStrategy=spell(strategy) if strategy else None,
+                RebalanceInterval=spec.orchestration.rebalance_interval_ns,
             ),
             "Raft": _given(
                 SnapshotInterval=spec.raft.snapshot_interval,
@@ -68,6 +70,7 @@ def cluster_text(cluster: Cluster) -> str:
     heartbeat_ns = spec.dispatcher.heartbeat_period_ns
     validity_ns = spec.ca.node_certificate_validity_ns or NODE_CERTIFICATE_VALIDITY_NS
     wanted = spec.raft.managers_wanted
+    every_ns = rebalance_interval_ns(cluster)
     strategy = spec.orchestration.placement_strategy
     heartbeat = "adapted by the managers" if heartbeat_ns is None else format_duration(heartbeat_ns)
     lines = [
@@ -80,6 +83,7 @@ def cluster_text(cluster: Cluster) -> str:
         f"Network key rotation:\t{format_duration(network_key_rotation_ns(cluster))}",
         f"Snapshot interval:\t{spec.raft.snapshot_interval or SNAPSHOT_INTERVAL}",
         f"Placement strategy:\t{spell(strategy or PlacementStrategy.SPREAD)}",
+        f"Rebalancing:\t\t{f'every {format_duration(every_ns)}' if every_ns else 'off'}",
         f"Managers to keep up:\t{wanted or 'as many as there are'}",
         f"Autolock:\t\t{'on' if spec.autolock_managers else 'off'}",
         f"Default address pool:\t{' '.join(cluster.default_address_pools or (ADDRESS_POOL,))}",

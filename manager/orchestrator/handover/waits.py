@@ -26,6 +26,8 @@ def hand_overs_of(view: View, service: Service, *, now_ns: int) -> tuple[str, ..
         for slot in service_slots(view, service)
         for line in _of_slot(view, service, slot, now_ns=now_ns)
     ]
+    if service.rebalance_moves:
+        lines.append("rebalancing: more is moved when the moves under way have ended, if need be")
     more = len(lines) - TASKS_MAX
     return (*lines[:TASKS_MAX], *((f"{more} more tasks",) if more > 0 else ()))
 

@@ -57,6 +57,7 @@ class Balance:
             task.node_id for task in view.tasks if self._counts(task)
         )
         self._usage: dict[str, Usage] = {}
+        self._targets_of: dict[str, tuple[set[str], int]] = {}
         self.evaluations = 0
 
     def best(self, service: Service) -> Move | None:
@@ -112,17 +113,26 @@ class Balance:
         return found
 
     def _targets(self, service: Service, like: Task, sums: _Sums) -> list[str]:
-        """Nodes that would take a task like this one."""
+        """Nodes that would take a task like this one; looked at again are those that got one."""
+        known, seen = self._targets_of.get(service.id, (set[str](), -1))
+        nodes: Iterable[str] = {node_id for _, node_id in self._arrivals[max(seen, 0) :]}
+        if seen < 0:
+            failed = _failed_on(self._view, service, since_ns=self._now_ns - FAILURES_WINDOW_NS)
+            nodes = [
+                node.id
+                for node in self._view.nodes
+                if node.id not in failed and is_ready(node) and self._is_settled(node)
+            ]
+            known.update(nodes)
         pipeline = Pipeline(like, self._view)
-        failed = _failed_on(self._view, service, since_ns=self._now_ns - FAILURES_WINDOW_NS)
-        found: list[str] = []
-        for node in sorted(self._view.nodes, key=lambda node: node.id):
-            if node.id in failed or not is_ready(node) or not self._is_settled(node):
-                continue
-            self.evaluations += 1
-            if not pipeline.refusal(self._usage_of(node.id), sums.copies[node.id]):
-                found.append(node.id)
-        return found
+        for node_id in nodes:
+            if node_id in known:
+                self.evaluations += 1
+                if pipeline.refusal(self._usage_of(node_id), sums.copies[node_id]):
+                    known.discard(node_id)
+        self._targets_of[service.id] = known, len(self._arrivals)
+        self.evaluations += len(known)
+        return sorted(known)
 
     def _is_settled(self, node: Node) -> bool:
         return not self._settled_ns or node.meta.updated_at_ns + self._settled_ns <= self._now_ns

@@ -44,21 +44,27 @@ def plan_background(view: View, *, now_ns: int, ids: Iterator[str]) -> Plan:
     return draft.plan()
 
 
-def proposed_moves(view: View, services: Iterable[Service], *, now_ns: int) -> list[Move]:
-    """All moves that would even out these services, as things are now; at most MOVES_MAX."""
+def proposed_moves(
+    view: View, services: Iterable[Service], *, now_ns: int
+) -> tuple[list[Move], bool]:
+    """The moves that would even out these services, as things are now; and whether there are more.
+
+    Their number is bounded, and so is the time it takes to find them.
+    """
     balance = Balance(view, now_ns=now_ns)
     moves: list[Move] = []
     left = [service for service in services if not hindrance_of(view, service)]
-    while left and len(moves) < MOVES_MAX:
+    while left:
         going = []
         for service in left:
-            move = balance.best(service)
-            if move is not None and len(moves) < MOVES_MAX:
+            if len(moves) >= MOVES_MAX or balance.evaluations >= EVALUATIONS_MAX:
+                return moves, True
+            if (move := balance.best(service)) is not None:
                 balance.make(move)
                 moves.append(move)
                 going.append(service)
         left = going
-    return moves
+    return moves, False
 
 
 def advance(draft: Draft, service_id: str, *, now_ns: int, ids: Iterator[str]) -> None:

@@ -129,6 +129,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
                 _registered_method=True)
+        self.RebalanceServices = channel.unary_unary(
+                '/shoal.api.v1.Control/RebalanceServices',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesResponse.FromString,
+                _registered_method=True)
         self.PlanChanges = channel.unary_unary(
                 '/shoal.api.v1.Control/PlanChanges',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.PlanChangesRequest.SerializeToString,
@@ -345,6 +350,13 @@ class ControlServicer:
 
     def ExplainService(self, request, context):
         """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebalanceServices(self, request, context):
+        """Move tasks of replicated services from fuller to emptier nodes, or say what would be moved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -568,6 +580,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ExplainService,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.SerializeToString,
+            ),
+            'RebalanceServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebalanceServices,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesResponse.SerializeToString,
             ),
             'PlanChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanChanges,
@@ -1178,6 +1195,33 @@ class Control:
             '/shoal.api.v1.Control/ExplainService',
             shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.ExplainServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebalanceServices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/RebalanceServices',
+            shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.RebalanceServicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

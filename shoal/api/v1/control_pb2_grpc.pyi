@@ -41,6 +41,8 @@ class ControlStub:
     """Who answers on the ports of a service, and what each node has put in force of that."""
     ExplainService: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainServiceRequest, _control_pb2.ExplainServiceResponse]
     """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately."""
+    RebalanceServices: _aio.UnaryUnaryMultiCallable[_control_pb2.RebalanceServicesRequest, _control_pb2.RebalanceServicesResponse]
+    """Move tasks of replicated services from fuller to emptier nodes, or say what would be moved."""
     PlanChanges: _aio.UnaryUnaryMultiCallable[_control_pb2.PlanChangesRequest, _control_pb2.PlanChangesResponse]
     """What calls would do if they were made one after the other. Nothing is changed."""
     GetTask: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]
@@ -210,6 +212,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_control_pb2.ExplainServiceRequest, _abc.Awaitable[_control_pb2.ExplainServiceResponse]],
     ) -> _abc.Awaitable[_control_pb2.ExplainServiceResponse]:
         """Why tasks of a service do not run, what its update waits for, and how its tasks failed lately."""
+
+    @_abc_1.abstractmethod
+    def RebalanceServices(
+        self,
+        request: _control_pb2.RebalanceServicesRequest,
+        context: _aio.ServicerContext[_control_pb2.RebalanceServicesRequest, _abc.Awaitable[_control_pb2.RebalanceServicesResponse]],
+    ) -> _abc.Awaitable[_control_pb2.RebalanceServicesResponse]:
+        """Move tasks of replicated services from fuller to emptier nodes, or say what would be moved."""
 
     @_abc_1.abstractmethod
     def PlanChanges(

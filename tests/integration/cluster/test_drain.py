@@ -1,4 +1,4 @@
-"""A node is emptied with a deadline while its tasks are asked without a pause."""
+"""Nodes are emptied, and filled again, while the tasks are asked without a pause."""
 
 from __future__ import annotations
 
@@ -50,6 +50,31 @@ def test_what_fits_nowhere_else_stays_until_the_deadline_and_says_why(
     finally:
         lab.swarmctl("node", "activate", "w2")
     eventually("it runs there again", lambda: len(lab.running(service)) == 1)
+
+
+def test_tasks_go_to_a_node_that_came_back(lab: Lab, service: str) -> None:
+    lab.swarmctl("node", "drain", "--stop-first", "w2")
+    try:
+        lab.swarmctl(
+            "service", "create", "--name", service, "--replicas", "4", "--publish", f"{PORT}:80",
+            "web:1",
+        )  # fmt: skip
+        assert sorted(_nodes(lab, service)) == ["m1", "m1", "w1", "w1"]
+    finally:
+        lab.swarmctl("node", "activate", "w2")
+    planned = lab.swarmctl(
+        "service", "rebalance", "--plan", service, "--format", "{{.From}} {{.To}}"
+    )
+    assert len(planned.splitlines()) == 1
+    assert planned.split()[1] == "w2"
+    with _load(lab) as (answers, failures):
+        lab.swarmctl("service", "rebalance", service)
+        eventually("the old one has left", lambda: sorted(set(_nodes(lab, service))) == [
+            "m1", "w1", "w2"])  # fmt: skip
+    assert not failures
+    assert answers
+    again = lab.run("service", "rebalance", service)
+    assert "nothing to move" in again.stderr
 
 
 def _nodes(lab: Lab, service: str) -> list[str]:

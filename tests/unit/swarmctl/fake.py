@@ -344,6 +344,23 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
         return self.state.plan
 
     @answered
+    def RebalanceServices(self, request, context):
+        services = [self.state.service(name) for name in request.services]
+        moves = [
+            control_pb2.ServiceMove(
+                service_id=service.id, service_name=service.spec.annotations.name,
+                task_id="t1", slot=1, from_node_id=NODE_A, to_node_id="beta",
+            )
+            for service in services
+        ]  # fmt: skip
+        unmovable = [
+            control_pb2.UnmovableService(service_id="s", service_name="db", reason="it is packed")
+        ]
+        return control_pb2.RebalanceServicesResponse(
+            moves=moves, unmovable=unmovable if request.all else []
+        )
+
+    @answered
     def ListServiceEndpoints(self, request, context):
         service = self.state.service(request.service) if request.service else Service()
         ready, draining = (

@@ -72,7 +72,9 @@ def _cell(where: dict[str, Iterable[str]], nodes: Iterable[str], **spec: object)
 
 def _proposed(cell: Cell) -> list[Move]:
     services = sorted(cell.tables.services, key=lambda row: row.id)
-    return proposed_moves(cell.tables, services, now_ns=cell.now_ns)
+    moves, more = proposed_moves(cell.tables, services, now_ns=cell.now_ns)
+    assert not more
+    return moves
 
 
 def _shown(cell: Cell) -> list[str]:
