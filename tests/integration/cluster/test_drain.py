@@ -13,10 +13,11 @@ from tests.integration.cluster.lab import Lab, eventually
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 PORT = 8097
+QUICK = ("--stop-grace-period", "1s")
 
 
 def test_the_only_task_of_a_service_moves_without_a_failed_request(lab: Lab, service: str) -> None:
-    lab.swarmctl("service", "create", "--name", service, "--publish", f"{PORT}:80", "web:1")
+    lab.swarmctl("service", "create", "--name", service, *QUICK, "--publish", f"{PORT}:80", "web:1")
     (node,) = _nodes(lab, service)
     try:
         with _load(lab) as (answers, failures):
@@ -37,7 +38,7 @@ def test_what_fits_nowhere_else_stays_until_the_deadline_and_says_why(
     lab: Lab, service: str
 ) -> None:
     lab.swarmctl(
-        "service", "create", "--name", service, "--constraint", "node.hostname==w2", "web:1"
+        "service", "create", "--name", service, *QUICK, "--constraint", "node.hostname==w2", "web:1"
     )
     lab.swarmctl("node", "drain", "w2")
     try:
@@ -56,8 +57,8 @@ def test_tasks_go_to_a_node_that_came_back(lab: Lab, service: str) -> None:
     lab.swarmctl("node", "drain", "--stop-first", "w2")
     try:
         lab.swarmctl(
-            "service", "create", "--name", service, "--replicas", "4", "--publish", f"{PORT}:80",
-            "web:1",
+            "service", "create", "--name", service, *QUICK, "--replicas", "4",
+            "--publish", f"{PORT}:80", "web:1",
         )  # fmt: skip
         assert sorted(_nodes(lab, service)) == ["m1", "m1", "w1", "w1"]
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -53,12 +54,13 @@ def test_it_needs_names_or_all(daemon, web, arguments):
     [(TaskState.RUNNING, 0, ""), (TaskState.FAILED, 1, "1 moves failed, the tasks run on")],
 )
 def test_it_returns_when_the_tasks_have_moved(daemon, web, end, code, said):
-    task = a_task(node_id=NODE_B, state=TaskState.STARTING, service=web, age_s=-3600)
+    task = a_task(node_id=NODE_B, state=TaskState.STARTING, service=web)
     task = task.replaced(takes_over=True)
-    daemon.state.tasks = {task.id: task}
+    daemon.state.tasks, daemon.state.looks_to_run = {task.id: task}, 1000
 
     def finish() -> None:
-        daemon.state.tasks[task.id] = task.replaced(status=task.status.replaced(state=end))
+        status = task.status.replaced(state=end, timestamp_ns=time.time_ns())
+        daemon.state.tasks[task.id] = task.replaced(status=status)
 
     timer = threading.Timer(1.0, finish)
     timer.start()
