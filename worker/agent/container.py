@@ -292,6 +292,7 @@ def _labels(task: Task, image: Image, node: NodeFacts, volumes: Iterable[Volume]
         **task.container.labels,
         "com.docker.swarm.service.id": task.service_id,
         "com.docker.swarm.service.name": name,
+        "com.docker.swarm.task": "",
         TASK_ID_LABEL: task.id,
         _TASK_NAME_LABEL: f"{name}.{task.slot or task.node_id}.{task.id}",
         "com.docker.swarm.node.id": node.id,

@@ -259,6 +259,7 @@ def test_labels_say_whose_container_it_is_and_cannot_be_forged():
     made = config(labels={"mine": "1", IMAGE_ID_LABEL: "sha256:forged"})
     assert made.labels["mine"] == "1"
     assert made.labels[IMAGE_ID_LABEL] == "sha256:abc"
+    assert made.labels["com.docker.swarm.task"] == ""  # as Docker, and its clients look for it
     assert made.labels["com.docker.swarm.task.name"] == f"front.1.{task_id()}"
 
 
