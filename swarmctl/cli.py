@@ -34,6 +34,7 @@ MEMBERS = {
     "node": Lazy("swarmctl.commands.node:node", "Nodes of the cluster"),
     "secret": Lazy("swarmctl.commands.files:secret", "Secret files for tasks"),
     "service": Lazy("swarmctl.commands.service:service", "Services of the cluster"),
+    "stack": Lazy("swarmctl.commands.stack:stack", "Services of Compose files, as one"),
     "task": Lazy("swarmctl.commands.task:task", "Tasks of the cluster"),
     "unlock": Lazy("swarmctl.commands.locking:unlock", "Unlock this node's manager"),
     "unlock-key": Lazy(

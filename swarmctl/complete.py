@@ -47,6 +47,17 @@ def complete_networks(ctx: click.Context, _param: click.Parameter, incomplete: s
     return _asked(ctx, names, incomplete)
 
 
+def complete_stacks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of stacks that start with what was typed."""
+
+    async def names(client: Client) -> list[str]:
+        from swarmctl.stacks import list_stacks  # here: it needs the client
+
+        return [one.name for one in await list_stacks(client)]
+
+    return _asked(ctx, names, incomplete)
+
+
 def complete_secrets(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of secrets that start with what was typed."""
     return _asked(ctx, _names_of_files("Secret"), incomplete)

@@ -40,6 +40,7 @@ def test_every_command_is_described():
         assert re.search(rf"`{name}\b", TEXT), name
     for name in (
         "cluster", "network", "node", "service", "task", "image", "context", "secret", "config",
+        "stack",
     ):  # fmt: skip
         group = cli.load(name)
         assert isinstance(group, click.Group)
