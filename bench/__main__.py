@@ -32,6 +32,7 @@ PROGRAMS = {
     "raft": "writes of one and three members, and failover, against etcd",
     "store": "100,000 tasks: memory, snapshot, replay, against etcd",
     "wal": "records made durable per second against SQLite",
+    "scale": "one manager, 100 and 1,000 simulated agents, up to 30,000 tasks",
     "plan": "the planners alone",
 }
 

@@ -19,14 +19,18 @@ class Acknowledged:
         self.versions: dict[str, int] = {}
         self._concerned: dict[str, int] = {}
         """By node with a stream: the newest version that is another one for it."""
+        self._nodes_at: dict[int, int] = {}
+        """How many nodes have each version in force: far fewer versions than nodes."""
+        self._least: int | None = None
 
     def by_all(self) -> int | None:
         """Version that every node has in force; None without any node."""
-        return min(self.versions.values(), default=None)
+        return self._least
 
     def expect(self, node_id: str) -> None:
         """The node counts, whatever it has in force."""
-        self.versions.setdefault(node_id, 0)
+        if node_id not in self.versions:
+            self._set(node_id, 0)
 
     def begin(self, node_id: str, newest: int) -> None:
         """A stream of the node opens: it has to acknowledge the newest version, all of it."""
@@ -40,14 +44,17 @@ class Acknowledged:
     def forget(self, node_id: str) -> bool:
         """The node is down, or removed: it holds nobody back. Result: whether it did."""
         self.end(node_id)
-        return self.versions.pop(node_id, None) is not None
+        version = self.versions.pop(node_id, None)
+        if version is not None:
+            self._leave(version)
+        return version is not None
 
     def change(self, node_id: str, newest: int, *, concerned: bool) -> None:
         """There is a newer version. concerned: it is another one for this node, with a stream."""
         if concerned:
             self._concerned[node_id] = newest
         elif self.versions[node_id] >= self._concerned[node_id]:
-            self.versions[node_id] = newest
+            self._set(node_id, newest)
 
     def acknowledge(self, node_id: str, version: int, newest: int) -> bool:
         """The node has this version in force. Result: whether `by_all` changed."""
@@ -56,5 +63,24 @@ class Acknowledged:
             return False
         before = self.by_all()
         in_force = newest if version >= concerned else version
-        self.versions[node_id] = max(self.versions[node_id], in_force)
+        self._set(node_id, max(self.versions[node_id], in_force))
         return self.by_all() != before
+
+    def _set(self, node_id: str, version: int) -> None:
+        old = self.versions.get(node_id)
+        if old == version:
+            return
+        self.versions[node_id] = version
+        self._nodes_at[version] = self._nodes_at.get(version, 0) + 1
+        if self._least is None or version < self._least:
+            self._least = version
+        if old is not None:
+            self._leave(old)
+
+    def _leave(self, version: int) -> None:
+        """A node has this version no longer."""
+        self._nodes_at[version] -= 1
+        if not self._nodes_at[version]:
+            del self._nodes_at[version]
+            if version == self._least:
+                self._least = min(self._nodes_at, default=None)

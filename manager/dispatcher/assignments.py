@@ -101,8 +101,13 @@ class NodeAssignments:
     @property
     def is_dirty(self) -> bool:
         """Whether `take` may have something to say at once."""
+        return bool(self._dirty_peers) or self.is_urgent
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether that is more than news of other nodes, which may wait and be told together."""
         held = len(self._held_until_s)
-        dirty = self._dirty_peers or self._dirty_ports or self.overlays.is_dirty
+        dirty = self._dirty_ports or self.overlays.is_dirty
         return bool(dirty or len(self._dirty_tasks) > held)
 
     def next_deadline_s(self) -> float | None:

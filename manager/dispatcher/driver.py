@@ -45,6 +45,10 @@ SWEEP_S = 5.0
 WRITES_MAX = 256
 """Node states that are written at once."""
 MESSAGE_LENGTH_MAX = 1_000
+PEER_MESSAGES_PER_S = 2_000
+"""When nodes come, go or change, all others are told: together, so that it is no more than this."""
+PEERS_PAUSE_MIN_S = 0.01
+"""Shorter pauses are not worth a timer: in small clusters they are told at once."""
 PROBATION = "the node was lost several times within five minutes: it is watched for a while"
 
 _log = structlog.get_logger()
@@ -79,6 +83,8 @@ class Dispatcher:
         self._session_signals: dict[str, Signal] = {}
         self._absent: dict[str, tuple[NodeState, str]] = {}
         self._sweep_at_s = 0.0
+        self._marked_version = self.table.version
+        self._peers_told: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Follow the store for ever. Raises FailedPrecondition when the watch fell behind."""
@@ -88,6 +94,8 @@ class Dispatcher:
                 async for commit in watcher:
                     self._observe(commit)
         finally:
+            if self._peers_told is not None:
+                self._peers_told.cancel()
             ENDPOINT_VERSION.set(0)
             OVERLAY_ROWS.clear()
 
@@ -461,11 +469,37 @@ class Dispatcher:
         for task in tasks:
             if is_assigned(task):
                 by_node.setdefault(task.node_id, []).append(task.id)
+        if self.table.version == self._marked_version and not overlays.moved:
+            for node_id in by_node.keys() & self._streams.keys():  # nobody else is concerned
+                stream = self._streams[node_id]
+                stream.assignments.mark(tasks=by_node[node_id])
+                if stream.assignments.is_urgent:
+                    stream.signal.set()
+            return
+        self._marked_version = self.table.version
+        others_only = False
         for node_id, stream in self._streams.items():
             stream.assignments.mark(tasks=by_node.get(node_id, ()), peers=peers, ports=ports)
             stream.assignments.overlays.mark(self.table.overlays, overlays)
             concerned = bool(peers or ports or stream.assignments.overlays.is_dirty)
             self.acknowledged.change(node_id, self.table.version, concerned=concerned)
+            if stream.assignments.is_urgent:
+                stream.signal.set()
+            others_only |= stream.assignments.is_dirty
+        if others_only:
+            self._tell_peers()
+
+    def _tell_peers(self) -> None:
+        """Wake the streams that have news of other nodes, a little later in large clusters."""
+        pause_s = len(self._streams) / PEER_MESSAGES_PER_S
+        if pause_s < PEERS_PAUSE_MIN_S:
+            self._wake_dirty()
+        elif self._peers_told is None:
+            self._peers_told = asyncio.get_running_loop().call_later(pause_s, self._wake_dirty)
+
+    def _wake_dirty(self) -> None:
+        self._peers_told = None
+        for stream in self._streams.values():
             if stream.assignments.is_dirty:
                 stream.signal.set()
 

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from manager.ca.core import ClusterSecrets, new_cluster_secrets
+from bench.founding import found
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1.control_pb2_grpc import ControlStub
-from shoal.ids import ClusterId, NodeId, new_id
 from shoal.security.grpc_tls import local_channel
-from shoal.security.identity import make_identity, write_identity
-from shoal.security.keys import make_csr, make_key
-from shoal.security.roles import PeerIdentity, Role
-from shoal.security.root import RootCA
-from shoal.settings.node import NodeConfig, write_durably, write_node_config
 from shoal.settings.paths import NodePaths
-from shoal.wire.objects import entry_to_bytes
-from swarmd.addresses import HostPort, NodeAddresses
-from swarmd.core import InitWish, NewNode, first_entry, plan_init
 from tests.support.ports import free_port
 
 DEADLINE_S = 60.0
@@ -37,35 +26,12 @@ class ManagerProcess:
 
     def __init__(self, directory: Path) -> None:
         self.paths = NodePaths(state=directory / "state", run=directory / "run")
-        self.paths.run.mkdir(parents=True)
         self.address = f"127.0.0.1:{free_port()}"
-        self.secrets: ClusterSecrets = new_cluster_secrets(now_ns=time.time_ns())
-        self.cluster_id, self.node_id = ClusterId(new_id()), NodeId(new_id())
+        founded = found(self.paths, self.address)
+        self.secrets, self.node_id = founded.secrets, founded.node_id
+        self.cluster_id = founded.cluster_id
         self.process: subprocess.Popen[bytes] | None = None
         self._log = (directory / "manager.log").open("ab")
-        self._initialise()
-
-    def _initialise(self) -> None:
-        root = RootCA(self.secrets.root_certificate_pem, self.secrets.root_key_pem)
-        key = make_key()
-        peer = PeerIdentity(self.node_id, Role.MANAGER, self.cluster_id)
-        certificate = root.sign(make_csr(key), peer, now_ns=time.time_ns())
-        host, port = self.address.split(":")
-        endpoint = HostPort(ipaddress.ip_address(host), int(port))
-        addresses = NodeAddresses(listen=endpoint, advertise=endpoint, data_path=endpoint.host)
-        who = NewNode(self.node_id, self.cluster_id, "host-m1")
-        entry = first_entry(
-            plan_init(InitWish(), addresses), who, self.secrets, now_ns=time.time_ns()
-        )
-        write_durably(self.paths.bootstrap, entry_to_bytes(entry))
-        config = NodeConfig(
-            advertise_address=self.address,
-            listen_address=self.address,
-            data_path_address="127.0.0.1",
-            managers=(self.address,),
-        )
-        write_node_config(self.paths.node_config, config)
-        write_identity(self.paths.identity, make_identity(certificate, key, root.certificate_pem))
 
     @property
     def log(self) -> str:

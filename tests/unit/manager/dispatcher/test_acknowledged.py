@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from manager.dispatcher.acknowledged import Acknowledged
+
+NODES = st.sampled_from(["n1", "n2", "n3"])
+STEPS = st.sampled_from(["begin", "end", "forget", "change", "same", "ack"])
+SMALL = st.integers(0, 3)
 
 
 def test_nobody_holds_back_until_a_node_is_known_and_then_all_do():
@@ -56,3 +63,23 @@ def test_a_version_never_falls_and_is_never_newer_than_the_newest():
     acks.change("n1", 6, concerned=True)
     acks.acknowledge("n1", 3, 6)
     assert acks.versions == {"n1": 5}
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(STEPS, NODES, SMALL)))
+def test_the_version_of_all_is_the_least_of_each(steps):
+    acks, newest, streaming = Acknowledged(), 1, set()
+    for step, node_id, number in steps:
+        if step == "begin":
+            acks.begin(node_id, newest)
+            streaming.add(node_id)
+        elif step in ("end", "forget"):
+            getattr(acks, step)(node_id)
+            streaming.discard(node_id)
+        elif step == "ack":
+            acks.acknowledge(node_id, max(newest - number, 0), newest)
+        else:
+            newest += 1
+            for known in streaming:
+                acks.change(known, newest, concerned=step == "change" and known == node_id)
+        assert acks.by_all() == min(acks.versions.values(), default=None)
