@@ -179,6 +179,8 @@ class ServiceBody(Body, frozen=True):
     endpoint_spec: EndpointBody = EndpointBody()
     drain_timeout: int | None = None
     ttl_after_finish: int | None = None
+    priority: int | None = None
+    disruption_budget: int | None = None
     depends_on: tuple[DependencyBody, ...] | None = None
 
     def row(self, before: ServiceSpec) -> ServiceSpec:
@@ -193,6 +195,8 @@ class ServiceBody(Body, frozen=True):
             endpoint=self.endpoint_spec.row(before.endpoint),
             drain_timeout_ns=kept(self.drain_timeout, before.drain_timeout_ns),
             ttl_after_finish_ns=kept(self.ttl_after_finish, before.ttl_after_finish_ns),
+            priority=kept(self.priority, before.priority) or 0,
+            disruption_budget=kept(self.disruption_budget, before.disruption_budget),
             depends_on=before.depends_on if needs is None else tuple(one.row() for one in needs),
         )
 

@@ -15,7 +15,7 @@ from manager.orchestrator.ground import Ground
 from manager.orchestrator.handover.waits import hand_overs_of
 from manager.orchestrator.slots import ended_at_ns, ended_by_itself, service_slots
 from manager.orchestrator.update.waits import waits_of
-from manager.scheduler.plan import copies_of
+from manager.scheduler.copies import copies_of
 from manager.scheduler.reasons import Reason, placement_reasons, reasons
 from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.view import View

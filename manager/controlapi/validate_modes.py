@@ -9,6 +9,7 @@ from shoal.model.modes import is_global, is_job
 from shoal.model.specs import ReplicatedJobMode, ReplicatedMode, ServiceSpec
 
 REPLICAS_MAX = 100_000
+PRIORITY_MAX = 1000
 TTL_MAX_NS = 8_760 * 3600 * 1_000_000_000
 
 
@@ -32,6 +33,14 @@ def service_mode(spec: ServiceSpec) -> None:
             "replicated-job mode: a global service is on every node that fits its constraints"
         )
     _company(spec)
+    if not -PRIORITY_MAX <= spec.priority <= PRIORITY_MAX:
+        raise InvalidArgument(
+            f"priority: {spec.priority} must be from {-PRIORITY_MAX} to {PRIORITY_MAX}"
+        )
+    if (spec.disruption_budget or 0) > REPLICAS_MAX:
+        raise InvalidArgument(
+            f"disruption budget: {spec.disruption_budget} is more than {REPLICAS_MAX}"
+        )
     if is_job(spec.mode) and (spec.update is not None or spec.rollback is not None):
         raise InvalidArgument(
             "update and rollback configuration is not supported for jobs: a change of a job runs "

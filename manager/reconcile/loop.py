@@ -16,8 +16,9 @@ import structlog
 
 from manager.reconcile.agenda import Agenda
 from manager.reconcile.dirty import EVERYTHING
-from manager.reconcile.metrics import PLAN_SECONDS, ROUNDS
+from manager.reconcile.metrics import PLAN_SECONDS, PREEMPTED, ROUNDS
 from manager.reconcile.plan import Dirty, dirty_from_event, plan_round
+from manager.scheduler.preempt import PREEMPTED_NOTE
 from manager.store.store import Commit, Store, TransactionTooLarge, Watcher
 from shoal.aio.backoff import Backoff
 from shoal.clock import NS_PER_S, Clock
@@ -89,6 +90,7 @@ class ReconcileLoop:
             await self._pause(error)
         else:
             agenda.finish(dirty, plan)
+            PREEMPTED.inc(sum(note.event == PREEMPTED_NOTE for note in plan.notes))
             self._limit = min(self._limit * 2, self._limit_max)
             self._backoff.reset()
 

@@ -17,3 +17,8 @@ ROUNDS = Counter(
     "Rounds that had something to change.",
     registry=REGISTRY,
 )
+PREEMPTED = Counter(
+    "swarm_tasks_preempted_total",
+    "Tasks stopped to make room for tasks of services with a higher priority.",
+    registry=REGISTRY,
+)

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from manager.scheduler.company import Company, awaits
 from manager.scheduler.constraints import is_of_services, node_matches
+from manager.scheduler.copies import copies_of
 from manager.scheduler.filters import READY, Pipeline, count_refusals, explain, is_ready, wishes_of
+from manager.scheduler.preempt import Preemption, priorities
 from manager.scheduler.rank import FAILURES_MAX, FAILURES_WINDOW_NS, EmptiestFirst, Ranking
 from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_terminal, is_wanted, packs
+from shoal.model.defaults import is_wanted, packs
 from shoal.model.enums import TaskState
 from shoal.model.objects import Task
 from shoal.model.plan import Plan
@@ -56,9 +58,14 @@ class Scheduling:
         self._usage: dict[str, Usage] | None = None
         self._emptiest: EmptiestFirst | None = None
         self._evaluations = 0
+        self._ranks = priorities(draft.view)
+        self._refused: list[list[Task]] = []
 
     def run(self, selects: Callable[[str], bool], changed: Iterable[str] = ()) -> set[str]:
         """Place the tasks of the selected services, and those that want to be near changed ones.
+
+        Where services have priorities, the most important come first, are tried in every round,
+        and for those that fit nowhere less important ones are stopped.
 
         Returns: ids of the services that did not get their turn in this round.
         """
@@ -73,6 +80,8 @@ class Scheduling:
                 waiting.add(group[0].service_id)
             if tasks:
                 self._take_group(tasks)
+        if self._ranks:
+            Preemption(self._draft, self._ranks).run(self._refused)
         return waiting
 
     def _ready(self) -> list[Usage]:
@@ -91,19 +100,27 @@ class Scheduling:
     def _groups(
         self, selects: Callable[[str], bool], changed: list[Annotations]
     ) -> list[list[Task]]:
+        least = min(self._ranks.values(), default=0)
         tasks_by_group: dict[GroupKey, list[Task]] = {}
         for task in self._draft.view.unassigned_tasks().values():
             if (
                 task.status.state is TaskState.PENDING
                 and is_wanted(task)
-                and (selects(task.service_id) or awaits(task, changed))
+                and (
+                    selects(task.service_id)
+                    or awaits(task, changed)
+                    or self._rank(task.service_id) > least
+                )
             ):
                 key = (task.service_id, task.spec_version.index, host_places(task.endpoint))
                 tasks_by_group.setdefault(key, []).append(task)
         return [
             sorted(tasks_by_group[key], key=lambda task: (task.slot, task.id))
-            for key in sorted(tasks_by_group)
+            for key in sorted(tasks_by_group, key=lambda key: (-self._rank(key[0]), key))
         ]
+
+    def _rank(self, service_id: str) -> int:
+        return self._ranks.get(service_id, 0)
 
     def _by_id(self) -> dict[str, Usage]:
         if self._usage is None:
@@ -134,7 +151,7 @@ class Scheduling:
             self._evaluations += 1
             refusal = READY if usage is None else pipeline.refusal(usage, 0)
             if usage is None or refusal:
-                self._refuse(task, explain({refusal: 1}))
+                self._refuse([task], explain({refusal: 1}))
             else:
                 self._assign(task, usage, CONFIRMED_MESSAGE)
 
@@ -170,9 +187,7 @@ class Scheduling:
         while waiting and self._place(waiting[0], pipeline, ranking, copies):
             waiting.popleft()
         if waiting:
-            error = self._explain(pipeline, copies)
-            for task in waiting:
-                self._refuse(task, error)
+            self._refuse(waiting, self._explain(pipeline, copies))
 
     def _place_on_new_nodes(
         self,
@@ -229,12 +244,15 @@ class Scheduling:
         usage.add(placed)
         self._draft.update(placed)
 
-    def _refuse(self, task: Task, error: str) -> None:
-        if task.status.error != error and self._draft.room(task):
-            status = task.status.replaced(
-                error=error, message=PENDING_MESSAGE, timestamp_ns=self._now_ns
-            )
-            self._draft.update(task.with_status(status))
+    def _refuse(self, tasks: Iterable[Task], error: str) -> None:
+        """Equal tasks stay where they are."""
+        self._refused.append([*tasks])
+        for task in self._refused[-1]:
+            if task.status.error != error and self._draft.room(task):
+                status = task.status.replaced(
+                    error=error, message=PENDING_MESSAGE, timestamp_ns=self._now_ns
+                )
+                self._draft.update(task.with_status(status))
 
 
 def _demerits(
@@ -255,27 +273,6 @@ def _demerits(
         )
         for usage in candidates
     }
-
-
-def copies_of(view: View, task: Task) -> dict[str, int]:
-    """Wanted tasks of the service by node.
-
-    A task that is about to be replaced by a waiting one is not counted: the surplus of a
-    start-first update is short, and counting it would block the update where every node holds its
-    maximum already.
-    """
-    siblings = view.tasks_of_service(task.service_id)
-    replaced = {sibling.replaces_task_id for sibling in siblings.values() if is_wanted(sibling)}
-    copies: Counter[str] = Counter(
-        sibling.node_id
-        for sibling in siblings.values()
-        if sibling.node_id
-        and is_wanted(sibling)
-        and not is_terminal(sibling)
-        and sibling.id not in replaced
-        and sibling.id != task.id
-    )
-    return copies
 
 
 def _failures(view: View, task: Task, now_ns: int) -> Counter[str]:

@@ -83,6 +83,7 @@ def task_json(task: Task) -> Record:
         GenericResources=generic_json(task.assigned_generic_resources) or None,
         JobIteration=None if task.job_iteration is None else _iteration(task.job_iteration),
         Name=task.annotations.name or None,
+        StopReason=task.stop_reason or None,
     )
 
 

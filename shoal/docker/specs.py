@@ -65,6 +65,8 @@ def service_spec_json(spec: ServiceSpec) -> Record:
         EndpointSpec=endpoint_spec_json(spec.endpoint),
         DrainTimeout=spec.drain_timeout_ns,
         TTLAfterFinish=spec.ttl_after_finish_ns,
+        Priority=spec.priority or None,
+        DisruptionBudget=spec.disruption_budget,
         DependsOn=[
             record({"Service": item.service, "Condition": spell(item.condition)})
             for item in spec.depends_on

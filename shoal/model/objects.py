@@ -104,6 +104,7 @@ class Task(Row, frozen=True):
     start_after_ns: int = 0
     replaces_task_id: str = ""
     takes_over: bool = False
+    stop_reason: str = ""
 
     @property
     def container(self) -> ContainerSpec:

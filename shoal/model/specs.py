@@ -152,6 +152,8 @@ class ServiceSpec(Row, frozen=True):
     endpoint: EndpointSpec = EndpointSpec()
     drain_timeout_ns: int | None = None
     ttl_after_finish_ns: int | None = None
+    priority: int = 0
+    disruption_budget: int | None = None
     depends_on: tuple[ServiceDependency, ...] = ()
 
 

@@ -36,6 +36,7 @@ from swarmctl.parsing.networks import parse_network
 from swarmctl.parsing.ports import parse_publish, parse_targets, suggestions
 from swarmctl.parsing.units import parse_bytes, parse_count, parse_cpus, parse_duration
 from swarmctl.parsing.values import (
+    parse_budget,
     parse_command,
     parse_constraint,
     parse_environment,
@@ -127,6 +128,8 @@ BYTES = Parsed("bytes", parse_bytes)
 CPUS = Parsed("decimal", parse_cpus)
 COMMAND = Parsed("command", parse_command)
 REPLICAS = Parsed("count", _replica_count)
+PRIORITY = click.IntRange(-1000, 1000)
+BUDGET = Parsed("count|none", parse_budget)
 
 # name, type of what is added, type of what is removed, help, short flag of create
 _LISTS: tuple[tuple[str, click.ParamType[Any], click.ParamType[Any], str, str], ...] = (
@@ -246,6 +249,16 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--replicas",), REPLICAS, "Number of tasks, or of completions of a job"),
     (("--max-concurrent",), REPLICAS, "Tasks of a job at once (default: all)"),
     (("--ttl-after-finish",), DURATION, "How long a job is kept after its end (default: for good)"),
+    (
+        ("--priority",),
+        PRIORITY,
+        "Tasks of services with less may be stopped for this one's (default: 0)",
+    ),
+    (
+        ("--disruption-budget",),
+        BUDGET,
+        "Most tasks that may be missing at once for others' sake (default: none, no limit)",
+    ),
     (("--replicas-max-per-node",), COUNT, "Most tasks per node (default 0: no limit)"),
     (
         ("--placement-strategy",),

@@ -21,7 +21,7 @@ from swarmctl.edit.container import edit_container
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 from swarmctl.edit.modes import edit_mode
 from swarmctl.parsing.ports import target_of
-from swarmctl.parsing.values import preference_text
+from swarmctl.parsing.values import NO_LIMIT, preference_text
 
 LOG_DRIVER = "json-file"
 
@@ -41,7 +41,14 @@ def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
         endpoint=_edit_endpoint(spec.endpoint, flags),
         drain_timeout_ns=flags.get("drain_timeout", spec.drain_timeout_ns),
         ttl_after_finish_ns=flags.get("ttl_after_finish", spec.ttl_after_finish_ns),
+        priority=flags.get("priority", spec.priority),
+        disruption_budget=_edit_budget(spec.disruption_budget, flags),
     )
+
+
+def _edit_budget(budget: int | None, flags: Flags) -> int | None:
+    given = flags.get("disruption_budget", budget)
+    return None if given == NO_LIMIT else given
 
 
 def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:

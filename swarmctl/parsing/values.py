@@ -19,6 +19,7 @@ ULIMIT_NAMES = (
 )  # fmt: skip
 LOG_OPTIONS = frozenset().union(*TASK_OPTIONS.values())
 LOG_SIZE_BYTES_MIN = 4096
+NO_LIMIT = -1
 
 _CONSTRAINT = re.compile(
     r"\s*[^\s=!~<>]+\s*(?:(?:==|!=|~=|<=?|>=?)\s*\S.*|\s(?:in|notin)\s*\(.+\)\s*|\sexists\s*)"
@@ -122,6 +123,11 @@ def parse_generic_resource(text: str) -> GenericResource:
     if not count.isdigit() or not int(count):
         raise InvalidArgument(f"{text!r}: write KIND=COUNT with a count of at least 1")
     return GenericResource(kind=kind, count=parse_count(count, name=f"the count of {kind}"))
+
+
+def parse_budget(text: str) -> int:
+    """A number of tasks; NO_LIMIT for `none`."""
+    return NO_LIMIT if text == "none" else parse_count(text, name="the disruption budget")
 
 
 def parse_log_option(text: str) -> tuple[str, str]:

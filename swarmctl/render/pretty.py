@@ -47,6 +47,10 @@ def service_text(service: Service, now_ns: int) -> str:
         lines += _container(spec.task.runtime)
     lines += _log_driver(spec.task)
     lines += _resources(spec.task.resources)
+    if spec.priority:
+        lines.append(f"Priority:\t{spec.priority}")
+    if spec.disruption_budget is not None:
+        lines.append(f"Disruption Budget:\t{spec.disruption_budget}")
     lines += _networks(service)
     lines.append(f"Endpoint Mode:\t{spell(spec.endpoint.mode)}")
     lines += _ports(service.endpoint or Endpoint(ports=spec.endpoint.ports))

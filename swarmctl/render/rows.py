@@ -127,7 +127,7 @@ def task_row(
     task: Task, *, name: str, node: str, now_ns: int, trunc: bool = True, previous: bool = False
 ) -> Record:
     """A task; `previous` marks one of the same slot that is not its newest."""
-    error = one_line(task.status.error)
+    error = one_line(task.status.error or task.stop_reason)
     if trunc:
         error = ellipsis(error, ERROR_WIDTH)
     since = distance(now_ns - task.status.timestamp_ns).lower()

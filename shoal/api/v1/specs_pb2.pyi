@@ -444,11 +444,17 @@ class ServiceSpec(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     DRAIN_TIMEOUT_NS_FIELD_NUMBER: _builtins.int
     TTL_AFTER_FINISH_NS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    DISRUPTION_BUDGET_FIELD_NUMBER: _builtins.int
     DEPENDS_ON_FIELD_NUMBER: _builtins.int
     drain_timeout_ns: _builtins.int
     """How long a task that shall stop may wait until every node balances without it. Unset: 2 s."""
     ttl_after_finish_ns: _builtins.int
     """Jobs: how long after its end the service is kept. Unset: for good."""
+    priority: _builtins.int
+    """Tasks of services with less may be stopped for one of this that fits nowhere. -1000 to 1000."""
+    disruption_budget: _builtins.int
+    """Places that may be unserved at once for the sake of other services. Unset: no limit."""
     @_builtins.property
     def annotations(self) -> _types_pb2.Annotations: ...
     @_builtins.property
@@ -482,18 +488,24 @@ class ServiceSpec(_message.Message):
         endpoint: _types_pb2.EndpointSpec | None = ...,
         drain_timeout_ns: _builtins.int | None = ...,
         ttl_after_finish_ns: _builtins.int | None = ...,
+        priority: _builtins.int = ...,
+        disruption_budget: _builtins.int | None = ...,
         depends_on: _abc.Iterable[_types_pb2.ServiceDependency] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disruption_budget", b"_disruption_budget", "_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "disruption_budget", b"disruption_budget", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "depends_on", b"depends_on", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disruption_budget", b"_disruption_budget", "_drain_timeout_ns", b"_drain_timeout_ns", "_ttl_after_finish_ns", b"_ttl_after_finish_ns", "annotations", b"annotations", "depends_on", b"depends_on", "disruption_budget", b"disruption_budget", "drain_timeout_ns", b"drain_timeout_ns", "endpoint", b"endpoint", "global", b"global", "global_job", b"global_job", "mode", b"mode", "priority", b"priority", "replicated", b"replicated", "replicated_job", b"replicated_job", "rollback", b"rollback", "task", b"task", "ttl_after_finish_ns", b"ttl_after_finish_ns", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__disruption_budget: _TypeAlias = _typing.Literal["disruption_budget"]  # noqa: Y015
+    _WhichOneofArgType__disruption_budget: _TypeAlias = _typing.Literal["_disruption_budget", b"_disruption_budget"]  # noqa: Y015
     _WhichOneofReturnType__drain_timeout_ns: _TypeAlias = _typing.Literal["drain_timeout_ns"]  # noqa: Y015
     _WhichOneofArgType__drain_timeout_ns: _TypeAlias = _typing.Literal["_drain_timeout_ns", b"_drain_timeout_ns"]  # noqa: Y015
     _WhichOneofReturnType__ttl_after_finish_ns: _TypeAlias = _typing.Literal["ttl_after_finish_ns"]  # noqa: Y015
     _WhichOneofArgType__ttl_after_finish_ns: _TypeAlias = _typing.Literal["_ttl_after_finish_ns", b"_ttl_after_finish_ns"]  # noqa: Y015
     _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["replicated", "global", "replicated_job", "global_job"]  # noqa: Y015
     _WhichOneofArgType_mode: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disruption_budget) -> _WhichOneofReturnType__disruption_budget | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_timeout_ns) -> _WhichOneofReturnType__drain_timeout_ns | None: ...
     @_typing.overload
