@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import docker as docker_py
 import pytest
 from docker.types import EndpointSpec, Resources, RestartPolicy, ServiceMode, UpdateConfig
 
+from engine.cluster.client import ClusterClient
+from engine.cluster.registry_auth import auth_of
 from tests.integration.cluster.docker_cli import command, docker, environment, output, socket_of
 from tests.integration.cluster.lab import Lab, eventually
 
@@ -21,6 +26,8 @@ pytestmark = [
 ]
 SLEEPER = ("web:1", "sleep", "1000")
 LOCAL = "--no-resolve-image"
+AUTH = base64.urlsafe_b64encode(b'{"username":"one","password":"p1"}').decode()
+OTHER = base64.urlsafe_b64encode(b'{"username":"two","password":"p2"}').decode()
 AT_ONCE = (LOCAL, "--stop-grace-period", "0s")
 """What does not heed signals is not waited for."""
 
@@ -239,3 +246,47 @@ def test_docker_py_makes_changes_and_follows_services(lab: Lab, name: str):
         made.remove()
     finally:
         client.close()
+
+
+def test_credentials_are_kept_until_others_come_and_are_never_shown(lab: Lab, name: str):
+    client = docker_py.APIClient(base_url=f"unix://{socket_of(lab, 'm1')}", version="auto")
+    url = client._url("/services/{0}", name)
+    spec = {"Name": name, "Mode": {"Replicated": {"Replicas": 0}},
+            "TaskTemplate": {"ContainerSpec": {"Image": "web:1"}}}  # fmt: skip
+
+    def update(auth: str = "", **query: str) -> int:
+        shown = client.inspect_service(name)
+        assert "PullOptions" not in json.dumps(shown)
+        assert AUTH not in json.dumps(shown)
+        query["version"] = shown["Version"]["Index"]
+        headers = {"X-Registry-Auth": auth} if auth else {}
+        return client._post_json(
+            f"{url}/update", data=shown["Spec"], params=query, headers=headers
+        ).status_code
+
+    try:
+        client._post_json(
+            client._url("/services/create"), data=spec, headers={"X-Registry-Auth": AUTH}
+        ).raise_for_status()
+        assert update() == 200
+        assert _auth(lab, name) == AUTH
+        assert update(OTHER) == 200
+        assert _auth(lab, name) == OTHER
+        assert update(registryAuthFrom="previous-spec") == 200
+        assert _auth(lab, name) == AUTH
+        assert update(registryAuthFrom="nowhere") == 400
+    finally:
+        client.close()
+
+
+def _auth(lab: Lab, name: str) -> str:
+    """The credentials that managers have for the service."""
+
+    async def read() -> str:
+        client = ClusterClient(Path(lab.socket("m1").removeprefix("unix://")))
+        try:
+            return auth_of(await client.service(name), "")
+        finally:
+            await client.close()
+
+    return asyncio.run(read())
