@@ -17,10 +17,11 @@ from engine.cluster.service_calls import ServiceCalls
 from engine.cluster.standing import ALREADY_IN_A_SWARM
 from engine.http.errors import Refused
 from shoal.api.v1 import control_pb2, node_pb2, specs_pb2, types_pb2
-from shoal.errors import FailedPrecondition, Unavailable
+from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
 from shoal.model.objects import Cluster, Node
 from shoal.model.specs import ClusterSpec, NodeSpec
 from shoal.model.types import ExternalCa
+from shoal.security.tokens import parse_join_token
 from shoal.wire.errors import from_rpc_error
 from shoal.wire.objects import from_pb, to_pb
 
@@ -38,8 +39,12 @@ class ClusterClient(FileCalls, NetworkCalls, ServiceCalls):
         return answer.node_id
 
     async def join(self, request: node_pb2.JoinRequest) -> None:
-        """Let this node join a cluster."""
+        """Let this node join a cluster. Raises: Refused, as Docker for a token that is none."""
         await self._require_no_cluster()
+        try:
+            parse_join_token(request.token)
+        except InvalidArgument as error:
+            raise Refused(500, "invalid join token") from error
         await self._own(self._node.Join(request, timeout=CHANGE_TIMEOUT_S))
 
     async def leave(self, *, force: bool) -> None:
