@@ -298,12 +298,16 @@ class Client:
         )
         return await self._update_service(request)
 
-    async def rollback_service(self, service: Service, *, version: int = 0) -> Written:
-        """Go back to the previous spec, if nobody changed it meanwhile, or since that version."""
+    async def rollback_service(self, service: Service, *, to: int = 0, version: int = 0) -> Written:
+        """Go back to a revision's spec, or the previous one, if nobody changed it meanwhile.
+
+        to: number of the revision, 0: the previous spec. version: nor since that version.
+        """
         request = control_pb2.UpdateServiceRequest(
             service=service.id,
             version=types_pb2.Version(index=version or service.meta.version.index),
             rollback=True,
+            rollback_to=to,
         )
         return await self._update_service(request)
 

@@ -26,13 +26,14 @@ def creation(spec: ServiceSpec) -> pb.PlannedCall:
     return pb.PlannedCall(create_service=request)
 
 
-def change(service: Service, spec: ServiceSpec | None, *, version: int = 0) -> pb.PlannedCall:
-    """The call that gives a service another spec, None: the one of before."""
+def change(service: Service, spec: ServiceSpec | int, *, version: int = 0) -> pb.PlannedCall:
+    """The call that gives a service another spec, or that of a revision; 0: the one of before."""
     request = pb.UpdateServiceRequest(
         service=service.id,
         version=types_pb2.Version(index=version or service.meta.version.index),
-        spec=None if spec is None else to_pb(spec, specs_pb2.ServiceSpec),
-        rollback=spec is None,
+        spec=None if isinstance(spec, int) else to_pb(spec, specs_pb2.ServiceSpec),
+        rollback=isinstance(spec, int),
+        rollback_to=spec if isinstance(spec, int) else 0,
     )
     return pb.PlannedCall(update_service=request)
 

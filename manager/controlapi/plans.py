@@ -124,7 +124,7 @@ def _update(request: pb.UpdateServiceRequest, now_ns: int) -> Build:
     version = request.version.index
     if request.rollback:
         return lambda view: services.roll_back_service(
-            view, request.service, version=version, now_ns=now_ns
+            view, request.service, version=version, now_ns=now_ns, to=request.rollback_to
         )
     return lambda view: services.update_service(
         view,

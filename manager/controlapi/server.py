@@ -26,6 +26,7 @@ from manager.controlapi.select import (
     select_services,
     select_tasks,
 )
+from manager.orchestrator.revisions import revisions_of
 from manager.scheduler.outlook import warnings
 from manager.store.store import Commit, Store, commit_with_retry
 from manager.store.view import View
@@ -280,13 +281,19 @@ class ControlServer(FileCalls):
             require_spec(request)
         elif request.HasField("spec"):
             raise InvalidArgument("spec: must be unset when a rollback is asked for")
+        if request.rollback_to and not request.rollback:
+            raise InvalidArgument("rollback to: give it together with rollback")
         spec = from_pb(request.spec, ServiceSpec)
 
         def build(view: View) -> Sequence[Change]:
             now_ns = self._clock.now_ns()
             if request.rollback:
                 return services.roll_back_service(
-                    view, request.service, version=version, now_ns=now_ns
+                    view,
+                    request.service,
+                    version=version,
+                    now_ns=now_ns,
+                    to=request.rollback_to,
                 )
             return services.update_service(
                 view, request.service, spec, version=version, now_ns=now_ns
@@ -308,6 +315,18 @@ class ControlServer(FileCalls):
             version=version,
         )
         return pb.RemoveServiceResponse()
+
+    @override
+    async def ListServiceRevisions(
+        self, request: pb.ListServiceRevisionsRequest, context: Context
+    ) -> pb.ListServiceRevisionsResponse:
+        view = self._store.view
+        service = view.services.resolve(request.service)
+        return pb.ListServiceRevisionsResponse(
+            service_id=service.id,
+            current=service.revision,
+            revisions=[to_pb(one, objects_pb2.Revision) for one in revisions_of(view, service)],
+        )
 
     @override
     async def ListServiceEndpoints(

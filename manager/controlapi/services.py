@@ -13,11 +13,12 @@ from manager.controlapi.files import with_file_ids
 from manager.controlapi.networks import with_network_ids
 from manager.controlapi.validate_dependencies import dependencies
 from manager.controlapi.versions import check_version
+from manager.orchestrator import revisions
 from manager.orchestrator.slots import place_of
 from manager.store.view import View
 from shoal.errors import FailedPrecondition
 from shoal.model.defaults import is_terminal, is_wanted, restart_policy, update_config
-from shoal.model.enums import TaskState, UpdateState
+from shoal.model.enums import RevisionCause, TaskState, UpdateState
 from shoal.model.modes import concurrency, is_job, is_of_this_iteration, iteration_of
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Change, create, remove, update
@@ -41,7 +42,8 @@ def create_service(view: View, spec: ServiceSpec, *, service_id: str, now_ns: in
     spec = with_file_ids(view, with_network_ids(view, spec))
     check_ports(view, spec, service_id=service_id)
     job = JobStatus(last_execution_at_ns=now_ns) if is_job(spec.mode) else None
-    return [create(Service(id=service_id, spec=spec, job_status=job))]
+    recorded = revisions.first(Service(id=service_id, spec=spec, job_status=job))
+    return [create(recorded.service), *map(create, recorded.made)]
 
 
 def update_service(
@@ -64,35 +66,39 @@ def update_service(
         update_status=None,
         job_status=_next_iteration(service, now_ns),
     )
-    return [update(changed)]
+    return _recorded(view, service, changed, RevisionCause.UPDATED)
 
 
-def roll_back_service(view: View, reference: str, *, version: int, now_ns: int) -> list[Change]:
-    """Back to the previous spec; the two change places. Raises FailedPrecondition without one."""
+def roll_back_service(
+    view: View, reference: str, *, version: int, now_ns: int, to: int = 0
+) -> list[Change]:
+    """Back to the previous spec, or to that of a revision; what was in force is the previous one.
+
+    to: number of the revision; 0: the previous spec. Raises FailedPrecondition where there is
+    nothing to go back to; NotFound for a revision that is not kept, and, as InvalidArgument, for
+    networks, secrets and configs of the spec that are gone by now.
+    """
     service = _at_version(view, reference, version)
-    if service.previous_spec is None:
-        raise FailedPrecondition(
-            f"service {service.spec.annotations.name} does not have a previous spec"
-        )
-    with_file_ids(view, with_network_ids(view, service.previous_spec, service_id=service.id))
-    check_ports(view, service.previous_spec, service_id=service.id)
+    spec = _spec_to_go_back_to(view, service, to)
+    with_file_ids(view, with_network_ids(view, spec, service_id=service.id))
+    check_ports(view, spec, service_id=service.id)
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_STARTED,
         started_at_ns=now_ns,
         message="manually requested rollback",
     )
     changed = service.replaced(
-        spec=service.previous_spec,
+        spec=spec,
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,
         update_status=None if is_job(service.spec.mode) else status,
         job_status=_next_iteration(service, now_ns),
     )
-    return [update(changed)]
+    return _recorded(view, service, changed, RevisionCause.ROLLED_BACK)
 
 
 def remove_service(view: View, reference: str, *, version: int = 0) -> list[Change]:
-    """Remove a service; the orchestrator then stops and removes its tasks.
+    """Remove a service; the orchestrator then stops and removes its tasks and revisions.
 
     version: what the caller read, 0: any. Raises SequenceConflict when there is another one by now.
     """
@@ -154,6 +160,25 @@ def with_defaults(service: Service) -> Service:
             update=update_config(spec.update), rollback=update_config(spec.rollback)
         )
     return service.replaced(spec=filled)
+
+
+def _spec_to_go_back_to(view: View, service: Service, to: int) -> ServiceSpec:
+    name = service.spec.annotations.name
+    if to:
+        spec = revisions.revision(view, service, to).spec
+        if spec == service.spec:
+            raise FailedPrecondition(f"service {name} has the spec of revision {to} already")
+        validate.service_spec(spec)
+        validate.service_change(service.spec, spec)
+        return spec
+    if service.previous_spec is None:
+        raise FailedPrecondition(f"service {name} does not have a previous spec")
+    return service.previous_spec
+
+
+def _recorded(view: View, before: Service, after: Service, cause: RevisionCause) -> list[Change]:
+    recorded = revisions.record(view, before, after, cause)
+    return [update(recorded.service), *map(create, recorded.made)]
 
 
 def _at_version(view: View, reference: str, version: int) -> Service:

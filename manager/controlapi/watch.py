@@ -26,7 +26,9 @@ from shoal.wire.objects import object_to_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-KINDS = {"node", "service", "task", "network", "cluster", "secret", "config", "stack"}
+KINDS = {
+    "node", "service", "task", "network", "cluster", "secret", "config", "stack", "revision",
+}  # fmt: skip
 SELECTORS_MAX = 64
 PASSED_OVER_MAX = 256
 """Commits of no interest after which a watcher is told how far it is, lest the history that it

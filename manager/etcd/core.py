@@ -23,6 +23,7 @@ from shoal.model.objects import (
     Config,
     Network,
     Node,
+    Revision,
     Secret,
     Service,
     Stack,
@@ -36,6 +37,7 @@ KINDS: dict[str, type[AnyObject]] = {
     "config": Config,
     "network": Network,
     "node": Node,
+    "revision": Revision,
     "secret": Secret,
     "service": Service,
     "stack": Stack,
@@ -142,6 +144,7 @@ def table(view: View, kind: type[AnyObject]) -> TableView[AnyObject]:
         Secret: view.secrets,
         Config: view.configs,
         Stack: view.stacks,
+        Revision: view.revisions,
     }
     return tables[kind]
 

@@ -92,6 +92,7 @@ class _Planning:
         if dirty.everything:
             found = {service.id for service in view.services}
             found.update(task.service_id for task in view.tasks)
+            found.update(revision.service_id for revision in view.revisions)
         else:
             found = set(dirty.services)
             for node_id in dirty.nodes:

@@ -26,6 +26,7 @@ from shoal.model.objects import (
     Config,
     Network,
     Node,
+    Revision,
     Secret,
     Service,
     Stack,
@@ -103,6 +104,7 @@ class Overlay:
         self.secrets: OverlayTable[Secret] = OverlayTable(below.secrets, "secret")
         self.configs: OverlayTable[Config] = OverlayTable(below.configs, "config")
         self.stacks: OverlayTable[Stack] = OverlayTable(below.stacks, "stack")
+        self.revisions: OverlayTable[Revision] = OverlayTable(below.revisions, "revision")
         self._by_class: dict[type[AnyObject], OverlayTable[Any]] = {
             Node: self.nodes,
             Service: self.services,
@@ -112,6 +114,7 @@ class Overlay:
             Secret: self.secrets,
             Config: self.configs,
             Stack: self.stacks,
+            Revision: self.revisions,
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}

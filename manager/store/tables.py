@@ -17,6 +17,7 @@ from shoal.model.objects import (
     Config,
     Network,
     Node,
+    Revision,
     Secret,
     Service,
     Stack,
@@ -39,6 +40,7 @@ class Tables:
         self.secrets: Table[Secret] = Table("secret")
         self.configs: Table[Config] = Table("config")
         self.stacks: Table[Stack] = Table("stack")
+        self.revisions: Table[Revision] = Table("revision")
         self._by_class: dict[type[AnyObject], Table[Any]] = {
             Node: self.nodes,
             Service: self.services,
@@ -48,6 +50,7 @@ class Tables:
             Secret: self.secrets,
             Config: self.configs,
             Stack: self.stacks,
+            Revision: self.revisions,
         }
         self._by_service: dict[str, dict[str, Task]] = {}
         self._by_node: dict[str, dict[str, Task]] = {}

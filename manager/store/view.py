@@ -18,6 +18,7 @@ from shoal.model.objects import (
     Config,
     Network,
     Node,
+    Revision,
     Secret,
     Service,
     Stack,
@@ -105,6 +106,11 @@ class View(Protocol):
     @property
     def stacks(self) -> TableView[Stack]:
         """All revisions of all stacks."""
+        ...
+
+    @property
+    def revisions(self) -> TableView[Revision]:
+        """The specs that services have and had, by `manager.orchestrator.revisions.revision_id`."""
         ...
 
     @property
@@ -228,10 +234,10 @@ def oldest_first(rows: Iterable[RowT]) -> list[RowT]:
 def unique_name(row: AnyObject) -> str:
     """The name that no other object of the kind may have, in lower case; "" where none is unique.
 
-    Tasks have no unique name. Nodes are found by their name or hostname, which may repeat: then
-    only their ids name one of them.
+    Tasks and revisions have no unique name. Nodes are found by their name or hostname, which may
+    repeat: then only their ids name one of them.
     """
-    if isinstance(row, Task):
+    if isinstance(row, Task | Revision):
         return ""
     if isinstance(row, Node):
         return (row.spec.annotations.name or row.description.hostname).lower()

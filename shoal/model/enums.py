@@ -108,6 +108,15 @@ class UpdateState(IntEnum):
     ROLLBACK_COMPLETED = 6
 
 
+class RevisionCause(IntEnum):
+    """What made a revision. ROLLED_BACK: a user. FAILED_BACK: an update that failed."""
+
+    CREATED = 0
+    UPDATED = 1
+    ROLLED_BACK = 2
+    FAILED_BACK = 3
+
+
 class EndpointMode(IntEnum):
     """How a service is found by name."""
 

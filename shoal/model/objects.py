@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import field
 
 from shoal.errors import invariant
-from shoal.model.enums import ActionKind, NodeRole, TaskState
+from shoal.model.enums import ActionKind, NodeRole, RevisionCause, TaskState
 from shoal.model.row import Row
 from shoal.model.specs import (
     ClusterSpec,
@@ -80,6 +80,19 @@ class Service(Row, frozen=True):
     job_status: JobStatus | None = None
     pending_delete: bool = False
     rebalance_moves: int = 0
+    revision: int = 0
+
+
+class Revision(Row, frozen=True):
+    """A spec that a service has or had; `of`: the revision that was gone back to."""
+
+    id: str = ""
+    meta: Meta = Meta()
+    service_id: str = ""
+    number: int = 0
+    spec: ServiceSpec = ServiceSpec()
+    cause: RevisionCause = RevisionCause.CREATED
+    of: int = 0
 
 
 class Task(Row, frozen=True):
@@ -186,7 +199,7 @@ class Stack(Row, frozen=True):
     rolled_back_to: int = 0
 
 
-AnyObject = Node | Service | Task | Network | Cluster | Secret | Config | Stack
+AnyObject = Node | Service | Task | Network | Cluster | Secret | Config | Stack | Revision
 
 
 class StoreAction(Row, frozen=True):

@@ -54,6 +54,7 @@ _OBJECT_FIELD = {
     "Secret": "secret",
     "Config": "config",
     "Stack": "stack",
+    "Revision": "revision",
 }
 _OBJECT_ROW: dict[str, type[AnyObject]] = {
     "node": objects.Node,
@@ -64,6 +65,7 @@ _OBJECT_ROW: dict[str, type[AnyObject]] = {
     "secret": objects.Secret,
     "config": objects.Config,
     "stack": objects.Stack,
+    "revision": objects.Revision,
 }
 
 

@@ -12,6 +12,7 @@ from shoal.docker.objects import service_json
 from shoal.errors import InvalidArgument
 from swarmctl import output
 from swarmctl.commands.service_explain import explain
+from swarmctl.commands.service_history import history
 from swarmctl.commands.service_logs import service_logs
 from swarmctl.commands.service_rebalance import rebalance_services
 from swarmctl.commands.service_run import run_service
@@ -56,6 +57,7 @@ service.add_command(remove_services)
 service.add_command(service_logs)
 service.add_command(explain)
 service.add_command(rebalance_services)
+service.add_command(history)
 
 
 @service.command("ls")

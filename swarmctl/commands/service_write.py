@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from shoal.api.v1.control_pb2 import PlannedCall
     from swarmctl.client import Client
 
-Wished = tuple[Service, ServiceSpec | None]
-"""A service as it was read, and the spec that it is to have; None: the one of before."""
+Wished = tuple[Service, ServiceSpec | int]
+"""A service as it was read, and the spec or revision it is to have; 0: the spec before."""
 Wish = Callable[["Client"], Awaitable[Wished]]
 
 PASS_ARGUMENTS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -122,7 +122,7 @@ def update_service(
 
     _change(
         session,
-        [_previous(name) if rollback else wish],
+        [_earlier(name) if rollback else wish],
         template,
         plan=plan,
         check_version=check_version,
@@ -135,6 +135,12 @@ def update_service(
 
 @click.command("rollback")
 @click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+@click.option(
+    "--to",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Go back to this revision, see `service history`",
+)
 @plan_options
 @check_version_option
 @detach_option
@@ -145,16 +151,17 @@ def rollback_service(
     name: str,
     template: str,
     *,
+    to: int | None,
     plan: bool,
     check_version: int,
     detach: bool,
     quiet: bool,
 ) -> None:
-    """Go back to the spec a service had before its last change."""
+    """Go back to the spec a service had before its last change, or to another revision."""
     require_plan(template, plan=plan)
     _change(
         session,
-        [_previous(name)],
+        [_earlier(name, to or 0)],
         template,
         plan=plan,
         check_version=check_version,
@@ -318,8 +325,8 @@ def _change(
     def write(wish: Wish) -> Callable[[Client], Awaitable[Written]]:
         async def written(client: Client) -> Written:
             service, spec = await wish(client)
-            if spec is None:
-                return await client.rollback_service(service, version=check_version)
+            if isinstance(spec, int):
+                return await client.rollback_service(service, to=spec, version=check_version)
             return await client.update_service(service, spec, version=check_version)
 
         return written
@@ -339,14 +346,14 @@ def _change(
     _run(session, changes, shown=shown, detach=detach, quiet=quiet, rollback=rollback)
 
 
-def _previous(name: str) -> Wish:
-    async def previous(client: Client) -> Wished:
+def _earlier(name: str, to: int = 0) -> Wish:
+    async def earlier(client: Client) -> Wished:
         service = (await client.service(name)).service
-        if service.previous_spec is None:
+        if not to and service.previous_spec is None:
             raise FailedPrecondition(f"service {name} has no previous spec: it was never updated")
-        return service, None
+        return service, to
 
-    return previous
+    return earlier
 
 
 def _pair(text: str) -> tuple[str, int]:

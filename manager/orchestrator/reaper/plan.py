@@ -2,15 +2,17 @@
 
 Deleted are: tasks marked REMOVE that do not run; tasks given up before they had a node; dead tasks
 beyond the history limit of their slot; removed services whose tasks are gone. A task whose node
-left the cluster, or has been DOWN for a day, is ORPHANED. Kept, whatever the limit: tasks not
-answered yet, the last task of a finished slot and those of a job that completed (they show that the
-work was done), attempts that max_attempts still counts, and what a running update still judges.
+left the cluster, or has been DOWN for a day, is ORPHANED. Of the revisions of services the newest
+are kept, those of removed services go. Kept, whatever the limit: tasks not answered yet, the last
+task of a finished slot and those of a job that completed (they show that the work was done),
+attempts that max_attempts still counts, and what a running update still judges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from manager.orchestrator import revisions
 from manager.orchestrator.restart.policy import attempts_of
 from manager.orchestrator.slots import Slot, age_key, service_slots
 from manager.orchestrator.update.plan import is_updating
@@ -46,7 +48,9 @@ def advance(draft: Draft, service_id: str, *, now_ns: int) -> None:
         if _is_disposable(task) and draft.room(task):
             draft.remove(task)
     if service is None:
+        revisions.sweep(draft, service_id)
         return
+    revisions.trim(draft, service)
     if service.pending_delete:
         _remove_service(draft, service)
         return

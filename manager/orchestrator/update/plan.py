@@ -24,13 +24,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from manager.orchestrator.ground import Ground
+from manager.orchestrator.revisions import record
 from manager.orchestrator.slots import Slot, node_is_lost, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
-from shoal.model.enums import FailureAction, PublishMode, TaskState, UpdateOrder, UpdateState
+from shoal.model.enums import (
+    FailureAction,
+    PublishMode,
+    RevisionCause,
+    TaskState,
+    UpdateOrder,
+    UpdateState,
+)
 from shoal.model.modes import is_job
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Plan
@@ -107,8 +115,8 @@ def monitor_ns_of(config: UpdateConfig) -> int:
     return monitor_ns if config.delay_ns < monitor_ns else config.delay_ns + _MONITOR_MARGIN_NS
 
 
-def _with_state(draft: Draft, service: Service, status: UpdateStatus, **changes: object) -> Service:
-    service = service.replaced(update_status=status, **changes)
+def _with_state(draft: Draft, service: Service, status: UpdateStatus) -> Service:
+    service = service.replaced(update_status=status)
     draft.update(service)
     draft.note(
         "update.state_changed",
@@ -211,19 +219,20 @@ def _pause(draft: Draft, service: Service, state: UpdateState, message: str) -> 
 
 def _roll_back(draft: Draft, service: Service, failed: Task, *, now_ns: int) -> None:
     """Take the previous spec; the store gives it a new version, so this round ends here."""
+    changed = service.replaced(
+        spec=service.previous_spec, previous_spec=None, previous_spec_version=None
+    )
+    recorded = record(draft.view, service, changed, RevisionCause.FAILED_BACK)
+    if not draft.room(service, new=len(recorded.made)):
+        return
+    for made in recorded.made:
+        draft.create(made)
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_STARTED,
         started_at_ns=now_ns,
         message=f"update rolled back {_EARLY_END} {failed.id}",
     )
-    _with_state(
-        draft,
-        service,
-        status,
-        spec=service.previous_spec,
-        previous_spec=None,
-        previous_spec_version=None,
-    )
+    _with_state(draft, recorded.service, status)
 
 
 def _update_slots(

@@ -892,9 +892,12 @@ class UpdateServiceRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     ROLLBACK_FIELD_NUMBER: _builtins.int
+    ROLLBACK_TO_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     rollback: _builtins.bool
     """Go back to the previous spec; `spec` is ignored and must be unset."""
+    rollback_to: _builtins.int
+    """With `rollback`: the revision to go back to; 0: the previous spec."""
     @_builtins.property
     def version(self) -> _types_pb2.Version: ...
     @_builtins.property
@@ -906,10 +909,11 @@ class UpdateServiceRequest(_message.Message):
         version: _types_pb2.Version | None = ...,
         spec: _specs_pb2.ServiceSpec | None = ...,
         rollback: _builtins.bool = ...,
+        rollback_to: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollback", b"rollback", "service", b"service", "spec", b"spec", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollback", b"rollback", "rollback_to", b"rollback_to", "service", b"service", "spec", b"spec", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -978,6 +982,52 @@ class RemoveServiceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveServiceResponse: _TypeAlias = RemoveServiceResponse  # noqa: Y015
+
+@_typing.final
+class ListServiceRevisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceRevisionsRequest: _TypeAlias = ListServiceRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListServiceRevisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    current: _builtins.int
+    """Number of the revision in force; 0: none is kept yet."""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Revision]: ...
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        current: _builtins.int = ...,
+        revisions: _abc.Iterable[_objects_pb2.Revision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "revisions", b"revisions", "service_id", b"service_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceRevisionsResponse: _TypeAlias = ListServiceRevisionsResponse  # noqa: Y015
 
 @_typing.final
 class ListServiceEndpointsRequest(_message.Message):

@@ -119,6 +119,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.FromString,
                 _registered_method=True)
+        self.ListServiceRevisions = channel.unary_unary(
+                '/shoal.api.v1.Control/ListServiceRevisions',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsResponse.FromString,
+                _registered_method=True)
         self.ListServiceEndpoints = channel.unary_unary(
                 '/shoal.api.v1.Control/ListServiceEndpoints',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceEndpointsRequest.SerializeToString,
@@ -337,6 +342,13 @@ class ControlServicer:
 
     def RemoveService(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListServiceRevisions(self, request, context):
+        """The specs that a service has and had, as far as they are kept, the newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -570,6 +582,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RemoveService,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.SerializeToString,
+            ),
+            'ListServiceRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServiceRevisions,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsResponse.SerializeToString,
             ),
             'ListServiceEndpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListServiceEndpoints,
@@ -1141,6 +1158,33 @@ class Control:
             '/shoal.api.v1.Control/RemoveService',
             shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServiceRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/ListServiceRevisions',
+            shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.ListServiceRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class ControlStub:
     ListServices: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServicesRequest, _control_pb2.ListServicesResponse]
     UpdateService: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateServiceRequest, _control_pb2.UpdateServiceResponse]
     RemoveService: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveServiceRequest, _control_pb2.RemoveServiceResponse]
+    ListServiceRevisions: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServiceRevisionsRequest, _control_pb2.ListServiceRevisionsResponse]
+    """The specs that a service has and had, as far as they are kept, the newest first."""
     ListServiceEndpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServiceEndpointsRequest, _control_pb2.ListServiceEndpointsResponse]
     """Who answers on the ports of a service, and what each node has put in force of that."""
     ExplainService: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainServiceRequest, _control_pb2.ExplainServiceResponse]
@@ -196,6 +198,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RemoveServiceRequest,
         context: _aio.ServicerContext[_control_pb2.RemoveServiceRequest, _abc.Awaitable[_control_pb2.RemoveServiceResponse]],
     ) -> _abc.Awaitable[_control_pb2.RemoveServiceResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListServiceRevisions(
+        self,
+        request: _control_pb2.ListServiceRevisionsRequest,
+        context: _aio.ServicerContext[_control_pb2.ListServiceRevisionsRequest, _abc.Awaitable[_control_pb2.ListServiceRevisionsResponse]],
+    ) -> _abc.Awaitable[_control_pb2.ListServiceRevisionsResponse]:
+        """The specs that a service has and had, as far as they are kept, the newest first."""
 
     @_abc_1.abstractmethod
     def ListServiceEndpoints(

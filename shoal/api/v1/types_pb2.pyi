@@ -201,6 +201,30 @@ UPDATE_STATE_ROLLBACK_PAUSED: UpdateState.ValueType  # 5
 UPDATE_STATE_ROLLBACK_COMPLETED: UpdateState.ValueType  # 6
 Global___UpdateState: _TypeAlias = UpdateState  # noqa: Y015
 
+class _RevisionCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevisionCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevisionCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVISION_CAUSE_CREATED: _RevisionCause.ValueType  # 0
+    REVISION_CAUSE_UPDATED: _RevisionCause.ValueType  # 1
+    REVISION_CAUSE_ROLLED_BACK: _RevisionCause.ValueType  # 2
+    """By a user, to the spec before or to another revision."""
+    REVISION_CAUSE_FAILED_BACK: _RevisionCause.ValueType  # 3
+    """By an update that failed."""
+
+class RevisionCause(_RevisionCause, metaclass=_RevisionCauseEnumTypeWrapper):
+    """What made a revision of a service's spec."""
+
+REVISION_CAUSE_CREATED: RevisionCause.ValueType  # 0
+REVISION_CAUSE_UPDATED: RevisionCause.ValueType  # 1
+REVISION_CAUSE_ROLLED_BACK: RevisionCause.ValueType  # 2
+"""By a user, to the spec before or to another revision."""
+REVISION_CAUSE_FAILED_BACK: RevisionCause.ValueType  # 3
+"""By an update that failed."""
+Global___RevisionCause: _TypeAlias = RevisionCause  # noqa: Y015
+
 class _EndpointMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

@@ -36,7 +36,9 @@ class WatchSelector(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACTIONS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"node", "service", "task", "network", "cluster", "secret", "config"."""
+    """"node", "service", "task", "network", "cluster", "secret", "config",
+    "stack", "revision".
+    """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property

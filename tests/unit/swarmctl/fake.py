@@ -25,8 +25,8 @@ from shoal.api.v1 import (
     watch_pb2_grpc,
 )
 from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict
-from shoal.model.enums import NodeRole, TaskState, UpdateState
-from shoal.model.objects import Cluster, Config, Network, Node, Secret, Service, Task
+from shoal.model.enums import NodeRole, RevisionCause, TaskState, UpdateState
+from shoal.model.objects import Cluster, Config, Network, Node, Revision, Secret, Service, Task
 from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
@@ -287,6 +287,24 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
         self.state.put_service(updated)
         return control_pb2.UpdateServiceResponse(
             service=to_pb(updated, objects_pb2.Service), warnings=["a warning"]
+        )
+
+    @answered
+    def ListServiceRevisions(self, request, context):
+        """As a service that was updated once, if it has a previous spec."""
+        service = self.state.service(request.service)
+        specs = [spec for spec in (service.previous_spec, service.spec) if spec is not None]
+        revisions = [
+            Revision(
+                id=f"{service.id}.{number}", service_id=service.id, number=number, spec=spec,
+                meta=meta(100), cause=RevisionCause(number - 1),
+            )
+            for number, spec in enumerate(specs, start=1)
+        ]  # fmt: skip
+        return control_pb2.ListServiceRevisionsResponse(
+            service_id=service.id,
+            current=len(specs),
+            revisions=[to_pb(one, objects_pb2.Revision) for one in reversed(revisions)],
         )
 
     @answered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -433,6 +434,24 @@ def test_service_rollback(daemon):
     assert not request.HasField("spec")
     mixed = run("service", "update", "--rollback", "--image", "x", "web", host=daemon.address)
     assert mixed.exit_code == 2
+
+
+def test_service_history_and_rollback_to_a_revision(daemon):
+    create(daemon)
+    flags = ("--image", "web:2", "--replicas", "5", "--restart-delay", "1s")
+    run("service", "update", "-d", *flags, "web", host=daemon.address)
+    lines = run("service", "history", "web", host=daemon.address).stdout.splitlines()
+    assert lines[0].split() == ["REVISION", "CREATED", "CAUSE", "IMAGE", "CHANGED"]
+    assert re.fullmatch(r"2 \* +.* ago +updated +web:2 +image, restart, replicas", lines[1])
+    assert re.fullmatch(r"1 +.* ago +created +web:1 +", lines[2])
+    shown = run("service", "history", "--revision", "1", "web", host=daemon.address)
+    (found,) = json.loads(shown.stdout)
+    assert found["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "web:1"
+    gone = run("service", "history", "--revision", "7", "web", host=daemon.address)
+    assert gone.exit_code == 3
+    run("service", "rollback", "-d", "--to", "1", "web", host=daemon.address)
+    request = last(daemon, control_pb2.UpdateServiceRequest)
+    assert (request.rollback, request.rollback_to) == (True, 1)
 
 
 def test_service_rm_goes_on_after_a_failure(daemon):

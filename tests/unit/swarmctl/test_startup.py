@@ -52,6 +52,8 @@ def test_completion_of_commands_and_flags():
     assert complete("", 1) == sorted(MEMBERS)
     assert complete("jo", 1) == ["join", "join-token"]
     assert complete("service ro", 2) == ["rollback"]
+    assert complete("service hi", 2) == ["history"]
+    assert complete("service rollback --t", 3) == ["--to"]
     assert "--update-delay" in complete("service create --update-d", 3)
     assert complete("node update --availability d", 4) == ["drain"]
 

@@ -197,7 +197,9 @@ def test_addresses_that_a_service_cannot_have_are_refused(addresses: list[str], 
 def test_a_service_keeps_its_own_addresses_when_it_changes() -> None:
     cell = _settled(Cell([a_network("net", "10.1.0.0/24"), _fixed("10.1.0.20", "10.1.0.21")]))
     bigger = _fixed("10.1.0.20", "10.1.0.21", replicas=2).spec
-    assert len(update_service(cell.tables, "web", bigger, version=0, now_ns=1)) == 1
+    changed = update_service(cell.tables, "web", bigger, version=0, now_ns=1)[0].object
+    assert isinstance(changed, Service)
+    assert changed.spec == bigger
     with pytest.raises(InvalidArgument, match="2 IPv4 addresses for 3 replicas"):
         update_service(
             cell.tables, "web", bigger.replaced(mode=ReplicatedMode(3)), version=0, now_ns=1

@@ -3,104 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
-import pytest
 
-from manager.controlapi.server import ControlServer
 from manager.controlapi.validate import SPEC_BYTES_MAX
-from manager.controlapi.watch import PASSED_OVER_MAX, WatchServer
-from manager.store.store import Store
+from manager.controlapi.watch import PASSED_OVER_MAX
 from manager.store.tables import Tables
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import specs_pb2, types_pb2, watch_pb2
-from shoal.api.v1.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
-from shoal.api.v1.watch_pb2_grpc import WatchStub, add_WatchServicer_to_server
+from shoal.api.v1.control_pb2_grpc import ControlStub
+from shoal.api.v1.watch_pb2_grpc import WatchStub
 from shoal.errors import ResourceExhausted
 from shoal.model.enums import NodeAvailability, NodeRole, NodeState, TaskState
-from shoal.model.objects import Cluster, Secret
+from shoal.model.objects import Secret
 from shoal.model.plan import remove, update
-from shoal.model.specs import ClusterSpec, ContainerSpec, SecretSpec, TaskSpec
+from shoal.model.specs import ContainerSpec, SecretSpec, TaskSpec
 from shoal.model.types import (
     Annotations,
     BlacklistedCertificate,
-    CaConfig,
-    EncryptionKey,
-    JoinTokens,
     NetworkAttachmentConfig,
     Placement,
-    RootCa,
-    RootRotation,
 )
-from shoal.security.grpc_tls import local_channel
 from shoal.security.roles import Role
 from shoal.security.unlock import make_unlock_key, parse_unlock_key
 from shoal.wire.objects import to_pb
 from tests.support.managing import (
     ROOT,
-    HandClock,
-    MemoryProposer,
-    Served,
-    a_store,
     an_identity,
-    put_now,
     refusal,
-    served,
 )
 from tests.support.planning import a_network, a_node, a_port, a_service, a_task
-
-KEY = b"TOPSECRETKEYBYTES"
-CLUSTER = Cluster(
-    id="c1",
-    spec=ClusterSpec(ca=CaConfig(signing_ca_key=KEY)),
-    root_ca=RootCa(
-        certificate=ROOT.certificate_pem,
-        key=ROOT.key_pem + KEY,
-        join_tokens=JoinTokens(worker="SWMTKN-w", manager="SWMTKN-m"),
-        rotation=RootRotation(ca_certificate=b"new", ca_key=KEY),
-    ),
-    network_bootstrap_keys=(EncryptionKey(key=KEY),),
-    unlock_keys=(EncryptionKey(key=KEY),),
-)
-
-
-class Api:
-    def __init__(
-        self, store: Store, proposer: MemoryProposer, clock: HandClock, at: Served
-    ) -> None:
-        self.store, self.proposer, self.clock, self.at = store, proposer, clock, at
-        self.channel = local_channel(at.socket_path)
-        self.control = ControlStub(self.channel)
-        self.watching = WatchStub(self.channel)
-
-    def put(self, *rows) -> None:
-        for row in rows:
-            put_now(self.store, self.proposer, row)
-
-
-@pytest.fixture
-async def api(tmp_path) -> AsyncIterator[Api]:
-    clock = HandClock()
-    store, proposer = a_store([CLUSTER], clock)
-
-    def add(server: grpc.aio.Server) -> None:
-        add_ControlServicer_to_server(ControlServer(store, clock), server)
-        add_WatchServicer_to_server(WatchServer(store), server)
-
-    async with served(add, tmp_path / "manager.sock") as at:
-        api = Api(store, proposer, clock, at)
-        async with api.channel:
-            yield api
-
-
-def spec_pb(name: str = "web", **fields) -> specs_pb2.ServiceSpec:
-    return to_pb(a_service(name, **fields).spec, specs_pb2.ServiceSpec)
-
-
-async def create(api: Api, name: str = "web", **fields):
-    request = pb.CreateServiceRequest(spec=spec_pb(name, **fields))
-    return (await api.control.CreateService(request)).service
+from tests.unit.manager.controlapi.conftest import CLUSTER, KEY, create, spec_pb
 
 
 async def test_a_service_is_created_updated_rolled_back_and_removed(api):
