@@ -151,6 +151,7 @@ class Engine:
         engine.networks = await stack.enter_async_context(engine._open_networks())
         started = run_containers(engine._container_needs())
         engine.containers = await stack.enter_async_context(started)
+        parts.membership.tell_of_checks = engine.containers.containers.tell_of_task
         directory = engine.containers.directory
         parts.volumes.add_users(directory.volume_users, directory.running_volume_users)
         await parts.volumes.settle()

@@ -37,10 +37,10 @@ from worker.agent.agent import Agent
 from worker.agent.attachments import Attachments
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
-from worker.agent.description import describe_node
+from worker.agent.description import describe_node, names_of
 from worker.agent.devices import ResourcePool
 from worker.agent.files import TaskFiles, remove_others
-from worker.agent.health import HealthChecks
+from worker.agent.health import HealthChecks, TellOfChecks, tell_nobody
 from worker.agent.network_keys import NetworkKeyKeeper
 from worker.agent.news import NewsBoard
 from worker.agent.records import Records
@@ -120,6 +120,7 @@ class Membership:
         self._credentials: grpc.ChannelCredentials | None = None
         self._node_id = ""
         self.news = NewsBoard()
+        self.tell_of_checks: TellOfChecks = tell_nobody
         self.attachments = Attachments(settings.paths.run / "attachments", self._clock)
         self._broken = asyncio.get_running_loop().create_future()
         self.tasks: NodeTasks | None = None
@@ -132,6 +133,9 @@ class Membership:
         if self._agent is None:
             return ""
         return "; ".join(filter(None, (self._agent_failure, self._agent.why_not_ready)))
+
+    def _tell_of_checks(self, container: str, action: str, attributes: Mapping[str, str]) -> None:
+        self.tell_of_checks(container, action, attributes)
 
     async def image_users(self) -> dict[str, list[User]]:
         """The containers made from each image, and the tasks about to be; by the image's id.
@@ -302,7 +306,12 @@ class Membership:
             reporter=reporter,
             facts=facts,
             clock=self._clock,
-            checks=HealthChecks(self._runtime, self._clock, self._runtime.container_dir),
+            checks=HealthChecks(
+                self._runtime,
+                self._clock,
+                self._runtime.container_dir,
+                self._tell_of_checks,
+            ),
             userns=userns,
             pool=self._settings.pool,
         )
@@ -319,6 +328,7 @@ class Membership:
             network_keys=NetworkKeyKeeper(KeyFile(paths.worker), keys, self.data_plane),
             attachments=self.attachments,
             announce=self.news.put,
+            images=lambda: names_of(self._images.list()),
         )
         self._work = asyncio.create_task(self._keep(self._agent), name="agent")
 

@@ -143,6 +143,12 @@ class Containers:
             Event("container", action, container.id, {**about, **(attributes or {})})
         )
 
+    def tell_of_task(self, task: str, action: str, attributes: Mapping[str, str]) -> None:
+        """What the agent's checks do to a task's container."""
+        container = self._by_id.get(task)
+        if container is not None:
+            self.publish(container, action, attributes)
+
     # For lifecycle ----------------------------------------------------------------------------
 
     def tell(self, event: Event) -> None:
@@ -235,10 +241,13 @@ class Containers:
             return
         if status.removed:
             if container.task:
+                self.publish(container, "destroy")
                 self.forget(container)
             return
         lived = container.has_process
         container.take(status)
+        if container.task and container.has_process and not lived:
+            self.publish(container, "start")
         if container.task and lived and not container.has_process:
             container.ends += 1
             self.publish(container, "die", {"exitCode": str(container.exit_code)})
@@ -257,6 +266,8 @@ class Containers:
         container = Container(record, status, task=True)
         if status.id not in self._by_id:
             self.add(container)
+            if not record.started:  # else it was there before the worker
+                self.publish(container, "create")
 
 
 def _nothing(container: Container) -> None:

@@ -28,6 +28,9 @@ from worker.runtime.interactive import InteractiveRuntime
 HEALTH_LABEL = "dev.shoal.health-check"
 """How a task's container is checked, as JSON; "" or missing: it is not."""
 _OUTPUT_LENGTH_MAX = 300
+TellOfChecks = Callable[[str, str, Mapping[str, str]], None]
+"""Told of a container: its id, what happened (`health_status: healthy`, `exec_create: …`), and
+what there is to it."""
 
 _log = structlog.get_logger()
 
@@ -116,12 +119,22 @@ class TaskHealth:
             self._broken(f"internal error in a health check: {type(error).__name__}: {error}")
 
 
+def tell_nobody(container: str, action: str, attributes: Mapping[str, str]) -> None:
+    """Where nobody reads events."""
+    del container, action, attributes
+
+
 class HealthChecks:
     """Runs the checks of this node's tasks."""
 
     def __init__(
-        self, runtime: InteractiveRuntime, clock: Clock, container_dir: Callable[[str], str]
+        self,
+        runtime: InteractiveRuntime,
+        clock: Clock,
+        container_dir: Callable[[str], str],
+        tell: TellOfChecks = tell_nobody,
     ) -> None:
+        self._tell = tell
         self._probing = Probing(runtime, clock)
         self._container_dir = container_dir
 
@@ -142,7 +155,7 @@ class HealthChecks:
         if kept is not None and kept.exec_id:
             await self._probing.end(kept.exec_id)
         health = kept.health if kept is not None else Health(HEALTHY) if was_healthy else Health()
-        container = _Checked(seen, directory, health, changed)
+        container = _Checked(seen, directory, health, changed, self._tell)
         await container.judged(health)
         await self._probing.follow(container, check, status.started_at_ns)
 
@@ -156,7 +169,9 @@ class _Checked:
         directory: str,
         health: Health,
         changed: Callable[[Health], None],
+        tell: TellOfChecks,
     ) -> None:
+        self._tell = tell
         self._seen = seen
         self._directory = directory
         self._changed = changed
@@ -179,12 +194,15 @@ class _Checked:
         await self._keep(KeptHealth(self.health, exec_id))
 
     async def judged(self, health: Health) -> None:
+        is_other = health.status != self.health.status
         self.health = health
         await self._keep(KeptHealth(health))
         self._changed(health)
+        if is_other:
+            self.told(f"health_status: {health.status}", {})
 
     def told(self, action: str, attributes: Mapping[str, str]) -> None:
-        """Nobody reads events of checks here: what they say is in the task's status."""
+        self._tell(self.id, action, attributes)
 
     async def _keep(self, kept: KeptHealth) -> None:
         try:

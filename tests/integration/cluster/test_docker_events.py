@@ -92,6 +92,26 @@ def test_a_worker_tells_of_its_own_containers_alone(lab: Lab):
     assert heard == []
 
 
+def test_a_node_tells_what_happens_to_the_containers_of_its_tasks(lab: Lab):
+    check = ("--health-cmd", "test -e /tmp/well", "--health-interval", "1s")
+    where = ("--constraint", "node.hostname==w1", *BRIEF)
+    command = ("web:1", "sh", "-c", "echo > /tmp/well; sleep 2; rm /tmp/well; sleep 1000")
+    with events(lab, "w1", "--filter", "type=container") as heard:
+        lab.swarmctl("service", "create", "-d", "--name", "ill", *check, *where, *command)
+        eventually("it is replaced", lambda: len(lab.tasks("ill")) > 1)
+        output(lab, "service", "rm", "ill")
+    first = heard[0]["Actor"]["ID"]
+    actions = [
+        one["Action"]
+        for one in heard
+        if one["Actor"]["ID"] == first and not one["Action"].startswith("exec_")
+    ]
+    assert actions == [
+        "create", "start", "health_status: healthy", "health_status: unhealthy", "die", "destroy",
+    ]  # fmt: skip
+    assert {one["scope"] for one in heard} == {"local"}
+
+
 def test_docker_py_follows_the_swarm(lab: Lab):
     client = docker_py.DockerClient(
         base_url=f"unix://{socket_of(lab, 'm1')}", version="auto", timeout=60
