@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -218,4 +219,5 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--sizes", type=parse_sizes, default=SIZES, metavar="AGENTSxTASKS,...")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was made is removed
     asyncio.run(main(parser.parse_args().sizes))
