@@ -12,6 +12,7 @@ from typing import TypeVar
 from manager.rehearsal.changes import field_changes
 from manager.rehearsal.outcome import EndedTask, MadeTask, ServiceOutcome
 from manager.rehearsal.plan import Rehearsal
+from manager.scheduler import outlook
 from manager.store.view import View
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import types_pb2
@@ -154,6 +155,7 @@ def _warnings(view: View, outcome: ServiceOutcome) -> Iterator[str]:
         yield "its update is paused: the change resumes it"
     if after is None:
         return
+    yield from outlook.warnings(view, after.spec)
     tasks = view.tasks_of_service(after.id).values()
     failed = sum(task.status.state in _ENDED_BADLY for task in tasks)
     if failed:

@@ -18,6 +18,8 @@ from shoal.model.specs import ContainerSpec, PullOptions, ServiceSpec
 TEXT_MAX = 500
 """Characters of a value."""
 CREDENTIALS = "TaskTemplate.ContainerSpec.PullOptions.RegistryAuth"
+UNNAMED = "(a field that Docker's API has no name for)"
+HIDDEN = "(not shown)"
 
 
 class FieldChange(Row, frozen=True):
@@ -37,16 +39,18 @@ def field_changes(old: ServiceSpec | None, new: ServiceSpec | None) -> tuple[Fie
         found.append(
             FieldChange(CREDENTIALS, _hidden(_credentials(old)), _hidden(_credentials(new)))
         )
+    if old != new and not found:
+        found.append(FieldChange(UNNAMED, new=HIDDEN))
     return tuple(found)
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[FieldChange]:
     if old == new:
         return
-    if _is_map(old) and _is_map(new):
+    if _is_map(old) and _is_map(new) and (old or new):  # an empty map is no absent one
         for key in dict.fromkeys((*(old or {}), *(new or {}))):
             yield from _differences(_joined(path, key), (old or {}).get(key), (new or {}).get(key))
-    elif _is_list(old) and _is_list(new):
+    elif _is_list(old) and _is_list(new) and (old or new):
         yield from _items(path, old or [], new or [])
     else:
         yield FieldChange(path, _text(old), _text(new))
@@ -96,4 +100,4 @@ def _credentials(spec: ServiceSpec | None) -> PullOptions | None:
 
 
 def _hidden(credentials: PullOptions | None) -> str:
-    return "" if credentials is None else "(not shown)"
+    return "" if credentials is None else HIDDEN

@@ -163,6 +163,7 @@ async def test_what_cannot_be_placed_is_told_with_every_node(api):
     (waiting,) = plan.end.waiting
     assert (waiting.count, len(waiting.nodes)) == (2, 3)
     assert [one.filter for one in waiting.nodes[0].reasons] == ["resources", "constraint"]
+    assert any("no node of the cluster has" in text for text in plan.warnings)
 
 
 async def test_refusals_are_answers_and_the_other_calls_are_planned(api):
