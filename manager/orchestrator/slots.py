@@ -64,6 +64,8 @@ class Slot(Row, frozen=True):
     @property
     def handed_over(self) -> tuple[Task, ...]:
         """Wanted tasks that go on only until a wanted one, which takes over from them, runs."""
+        if len(self.tasks) == 1:  # the common case: this is asked of every slot, again and again
+            return ()
         wanted = self.wanted
         over = {task.replaces_task_id for task in wanted if task.takes_over}
         return tuple(task for task in wanted if task.id in over)
@@ -123,6 +125,8 @@ def keeps_original(service: Service, task: Task) -> bool:
 
 def kept_original(service: Service, slot: Slot) -> Task | None:
     """The task that stays wanted beside its replacement; None where there are not both."""
+    if len(slot.tasks) == 1:
+        return None
     handed_over = slot.handed_over
     wanted = [task for task in slot.wanted if task not in handed_over]
     if len(wanted) < 2 or not keeps_original(service, wanted[0]):
