@@ -109,19 +109,19 @@ class StacksServer(StacksServicer):
     async def RemoveStack(
         self, request: pb.RemoveStackRequest, context: Context
     ) -> pb.RemoveStackResponse:
-        name, steps = request.stack, list[Step]()
-        while True:
-            left: list[Change] = []
+        steps: dict[str, Step] = {}
+        is_whole = False
+        while not is_whole:
+            changes: list[Change] = []
 
-            def build(view: View, left: list[Change] = left) -> Sequence[Change]:
-                changes, found = remove_stack(view, name)
-                steps.extend(one for one in found if one not in steps)
-                left[:] = changes[CHANGES_MAX:]
+            def build(view: View, changes: list[Change] = changes) -> Sequence[Change]:
+                changes[:], found = _removal(view, request.stack, begun=bool(steps))
+                steps.update({one.id: one for one in found})
                 return changes[:CHANGES_MAX]
 
             await commit_with_retry(self._store, build)
-            if not left:
-                return pb.RemoveStackResponse(changes=map(_step, steps))
+            is_whole = len(changes) <= CHANGES_MAX
+        return pb.RemoveStackResponse(changes=map(_step, steps.values()))
 
     @override
     async def GetStack(self, request: pb.GetStackRequest, context: Context) -> pb.GetStackResponse:
@@ -227,6 +227,16 @@ def _spec_of(request: pb.DeployStackRequest) -> StackSpec:
     spec = from_pb(request.spec, StackSpec)
     check_stack(spec)
     return spec
+
+
+def _removal(view: View, name: str, *, begun: bool) -> tuple[list[Change], list[Step]]:
+    """What is left to be removed; nothing at all is an error only where nothing was removed yet."""
+    try:
+        return remove_stack(view, name)
+    except NotFound:
+        if not begun:
+            raise
+        return [], []
 
 
 def _builds(changes: Sequence[Change]) -> list[Build]:

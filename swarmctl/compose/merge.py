@@ -18,8 +18,8 @@ _KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
         port.get("published") or ("", port["target"]), port["protocol"], port.get("host_ip"),
     ),
     "volumes": lambda volume: volume.get("target"),
-    "secrets": lambda one: (one.get("source"), one.get("target")),
-    "configs": lambda one: (one.get("source"), one.get("target")),
+    "secrets": lambda one: one.get("source"),
+    "configs": lambda one: one.get("source"),
 }  # fmt: skip
 
 
