@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.cluster.lab import Lab, eventually
+from tests.integration.cluster.leading import depose, managers_of
 
 KILL_ROUNDS = int(os.environ.get("SHOAL_KILL_ROUNDS", "3"))
 
@@ -34,7 +35,7 @@ def three() -> Iterator[Lab]:
     made = Lab(f"e3m{os.getpid()}", base)
     try:
         made.up(managers=3, workers=0)
-        eventually("all three vote", lambda: _managers(made, "m1").count("Reachable") == 2)
+        eventually("all three vote", lambda: managers_of(made, "m1").count("Reachable") == 2)
         yield made
     finally:
         made.down()
@@ -44,7 +45,7 @@ def three() -> Iterator[Lab]:
 def test_a_killed_leader_costs_no_acknowledged_write_and_no_task(three: Lab) -> None:
     three.swarmctl("service", "create", "--detach", "--name", "web", "--replicas", "2", "web:1")
     before = eventually("2 run", lambda: len(r := three.running("web")) == 2 and r)
-    assert _managers(three, "m1").count("Leader") == 1
+    assert managers_of(three, "m1").count("Leader") == 1
 
     three.lab("kill", "m1")
     made: list[str] = []
@@ -63,7 +64,7 @@ def test_a_killed_leader_costs_no_acknowledged_write_and_no_task(three: Lab) -> 
     assert set(shown.stdout.split()) == {"web", *made}
 
     three.lab("start", "m1")
-    eventually("m1 follows", lambda: _managers(three, "m1").count("Reachable") == 2)
+    eventually("m1 follows", lambda: managers_of(three, "m1").count("Reachable") == 2)
     shown = three.run("-H", three.socket("m1"), "service", "ls", "--format", "{{.Name}}")
     assert set(shown.stdout.split()) == {"web", *made}
     after = eventually("2 run", lambda: len(r := three.running("web")) == 2 and r)
@@ -98,7 +99,7 @@ def test_events_go_on_without_a_gap_whoever_leads(three: Lab) -> None:
         eventually("it hears", lambda: make(f"early{next(numbers)}") or heard())
         for round_number in range(2):
             make(f"before{round_number}")
-            _depose(three, signal.SIGKILL)
+            depose(three, signal.SIGKILL)
             make(f"after{round_number}")
         eventually("it hears the last", lambda: heard()[-1]["Attributes"]["name"] == "after1")
     finally:
@@ -144,7 +145,7 @@ def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
     )  # fmt: skip
     for _ in range(KILL_ROUNDS):
         time.sleep(dice.uniform(0.2, 1.5))
-        _depose(three, dice.choice([signal.SIGKILL, signal.SIGSTOP]))
+        depose(three, dice.choice([signal.SIGKILL, signal.SIGSTOP]))
 
     def listed(name: str) -> str:
         done = three.run(
@@ -163,53 +164,11 @@ def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
     )
     eventually("on each node, too", lambda: listed("each") == "0/3 (3/3 completed)")
     assert runs("some") == expected
-    _depose(three, signal.SIGKILL)
+    depose(three, signal.SIGKILL)
     eventually("another one leads", lambda: listed("some") == f"0/3 ({count}/{count} completed)")
     time.sleep(2)
     assert runs("some") == expected
     assert runs("each") == ["m1", "m2", "m3"]
-
-
-def _depose(lab: Lab, how: signal.Signals) -> None:
-    """End the leader's process, or stop it until another one leads."""
-    leader = eventually("somebody leads", lambda: _leader(lab))
-    pid_file = lab.base / "lab" / lab.name / leader / "run" / "manager.pid"
-
-    def pid() -> int:
-        """The process's id; 0 while there is none."""
-        words = pid_file.read_text().split() if pid_file.exists() else []
-        return int(words[0]) if words else 0
-
-    before = pid()
-    assert b"-m\0manager\0" in Path(f"/proc/{before}/cmdline").read_bytes()
-    os.kill(before, how)
-    if how is signal.SIGKILL:
-        eventually("it is started again", lambda: pid() not in (0, before))
-        eventually("somebody leads again", lambda: _leader(lab))
-        return
-    others = [node for node in lab.addresses if node != leader]
-    try:
-        eventually("another one leads", lambda: _leader(lab, others) not in ("", leader))
-    finally:
-        os.kill(before, signal.SIGCONT)
-
-
-def _leader(lab: Lab, ask: Sequence[str] = ("m1", "m2", "m3")) -> str:
-    """Who leads, as one of these managers says; "" when none knows."""
-    form = "{{.Hostname}} {{.ManagerStatus}}"
-    for node in ask:
-        shown = lab.run("-H", lab.socket(node), "node", "ls", "--format", form, check=False)
-        for line in shown.stdout.splitlines():
-            if line.endswith(" Leader"):
-                return line.split()[0]
-    return ""
-
-
-def _managers(lab: Lab, node: str) -> list[str]:
-    result = lab.run(
-        "-H", lab.socket(node), "node", "ls", "--format", "{{.ManagerStatus}}", check=False
-    )
-    return result.stdout.split()
 
 
 def _id_of(lab: Lab, node: str) -> str:
