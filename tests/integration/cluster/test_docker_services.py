@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import pty
 import shutil
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,17 +61,41 @@ def running(lab: Lab, name: str, count: int) -> set[str]:
     return found
 
 
+def on_terminal(lab: Lab, *words: str) -> str:
+    """What a command at the manager draws on a terminal; it must succeed."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 160))
+    with (
+        open(ours, "rb", buffering=0) as screen,
+        subprocess.Popen(
+            command(lab, "m1", *words),
+            stdin=subprocess.DEVNULL, stdout=theirs, env=environment(lab),
+        ) as running,
+    ):  # fmt: skip
+        os.close(theirs)
+        drawn = b""
+        try:
+            while piece := screen.read(65536):
+                drawn += piece
+        except OSError:  # nobody has the other end any more
+            pass
+        assert running.wait(timeout=40) == 0, drawn
+    return drawn.decode()
+
+
 def test_created_scaled_updated_and_rolled_back_attached(lab: Lab, name: str):
-    made = output(lab, "service", "create", "--name", name, "--replicas", "2", *AT_ONCE, *SLEEPER)
-    assert "converged" in made
+    fast = ("--update-parallelism", "0", "--update-monitor", "1s", LOCAL)
+    create = ("service", "create", "--name", name, "--replicas", "2", "--stop-grace-period", "0s")
+    made = on_terminal(lab, *create, *fast, *SLEEPER)
+    for text in ("overall progress: 2 out of 2 tasks", "1/2: running   [=======", "converged"):
+        assert text in made
     shown = output(lab, "service", "ls", "--filter", f"name={name}", "--format", "{{.Replicas}}")
     assert shown == "2/2\n"
     before = running(lab, name, 2)
     assert output(lab, "service", "scale", "-d", f"{name}=3") == f"{name} scaled to 3\n"
     assert before < running(lab, name, 3)  # nobody restarts for it
-    fast = ("--update-parallelism", "0", "--update-monitor", "1s", LOCAL)
     changed = output(
-        lab, "service", "update", "--env-add", "N=1", "--label-add", "q=1", *fast, name
+        lab, "service", "update", "--env-add", "N=1", "--label-add", "q=1", LOCAL, name
     )
     assert "converged" in changed
     second = running(lab, name, 3)
