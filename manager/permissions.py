@@ -29,7 +29,7 @@ STACKS = (
 OWN_NODE = ("ReloadIdentity", "RenewExpired", "WatchUnlockKey")
 DISPATCHER = (
     "Session", "CloseSession", "Heartbeat", "UpdateTaskStatus", "Assignments",
-    "AcknowledgeEndpoints", "ReportNetworkKeys",
+    "AcknowledgeEndpoints", "ReportNetworkKeys", "ReportImages",
     "AttachNetwork", "DetachNetwork", "ListNodeNetworks",
 )  # fmt: skip
 

@@ -33,6 +33,7 @@ from shoal.errors import FailedPrecondition, NotFound, SwarmError
 from shoal.ids import new_id
 from shoal.model.defaults import heartbeat_period_ns
 from shoal.model.enums import NodeState
+from shoal.model.images import check_marks
 from shoal.model.objects import Cluster, Network, Node, Service, Task
 from shoal.model.plan import CHANGES_MAX, Change, update
 from shoal.model.types import NetworkKey, NodeDescription, NodeStatus
@@ -217,6 +218,17 @@ class Dispatcher:
         def build(view: View) -> list[Change]:
             node = require_node(view, node_id)
             description = node.description.replaced(network_keys=keys)
+            return [update(node.replaced(description=description))]
+
+        await commit_with_retry(self._store, build)
+
+    async def report_images(self, node_id: str, images: bytes) -> None:
+        """The node has these images now, by their marks. Raises: InvalidArgument."""
+        check_marks(images)
+
+        def build(view: View) -> list[Change]:
+            node = require_node(view, node_id)
+            description = node.description.replaced(images=images)
             return [update(node.replaced(description=description))]
 
         await commit_with_retry(self._store, build)

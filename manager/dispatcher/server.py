@@ -24,6 +24,7 @@ from shoal.api.v1.objects_pb2 import Task as PbTask
 from shoal.clock import NS_PER_S, Clock
 from shoal.errors import InvalidArgument
 from shoal.model.enums import TaskState
+from shoal.model.images import check_marks
 from shoal.model.objects import Network
 from shoal.model.types import NetworkAttachmentConfig, NetworkKey, NodeDescription, TaskStatus
 from shoal.security.peer import current_caller, current_peer
@@ -64,6 +65,7 @@ class DispatcherServer(DispatcherServicer):
             )
         description = from_pb(request.description, NodeDescription)
         check_keys(description.network_keys)
+        check_marks(description.images)
         session_id = await self._dispatcher.register(node_id, description, current_caller().address)
         try:
             with self._dispatcher.session_changes(node_id) as signal:
@@ -124,6 +126,14 @@ class DispatcherServer(DispatcherServicer):
         keys = tuple(from_pb(key, NetworkKey) for key in request.keys)
         await self._dispatcher.report_network_keys(node_id, keys)
         return pb.ReportNetworkKeysResponse()
+
+    @override
+    async def ReportImages(
+        self, request: pb.ReportImagesRequest, context: Context
+    ) -> pb.ReportImagesResponse:
+        node_id = self._check(request.session_id)
+        await self._dispatcher.report_images(node_id, request.images)
+        return pb.ReportImagesResponse()
 
     @override
     async def Assignments(

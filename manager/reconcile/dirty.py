@@ -6,6 +6,7 @@ from shoal.model.defaults import is_terminal
 from shoal.model.enums import ActionKind, TaskState
 from shoal.model.objects import AnyObject, Cluster, Network, Node, Service, Task
 from shoal.model.row import Row
+from shoal.model.types import NodeDescription
 
 
 class Dirty(Row, frozen=True):
@@ -114,13 +115,18 @@ def _of_service(old: Service | None, row: Service) -> Dirty:
     return NOTHING if same else Dirty(services=frozenset({row.id}))
 
 
+def _without_images(node: Node) -> NodeDescription:
+    """What a node says of itself, but for its images: they make nothing fit that did not."""
+    return node.description.replaced(images=b"") if node.description.images else node.description
+
+
 def _of_node(old: Node | None, row: Node, kind: ActionKind) -> Dirty:
     same = (
         kind is ActionKind.UPDATE
         and old is not None
         and (
             old.spec == row.spec
-            and old.description == row.description
+            and _without_images(old) == _without_images(row)
             and old.status == row.status
             and old.role is row.role
             and old.ingress == row.ingress

@@ -8,7 +8,7 @@ with a node (global services) are only checked.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from manager.scheduler.company import Company, awaits
 from manager.scheduler.constraints import is_of_services, node_matches
@@ -21,8 +21,10 @@ from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_wanted, packs
 from shoal.model.enums import TaskState
+from shoal.model.images import holds, mark_of
 from shoal.model.objects import Task
 from shoal.model.plan import Plan
+from shoal.model.specs import ContainerSpec
 from shoal.model.types import Annotations, Placement, TaskStatus
 
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
@@ -60,6 +62,7 @@ class Scheduling:
         self._evaluations = 0
         self._ranks = priorities(draft.view)
         self._refused: list[list[Task]] = []
+        self._holders: dict[bytes, frozenset[str]] = {}
 
     def run(self, selects: Callable[[str], bool], changed: Iterable[str] = ()) -> set[str]:
         """Place the tasks of the selected services, and those that want to be near changed ones.
@@ -96,6 +99,18 @@ class Scheduling:
         services = self._draft.view.services
         found = (services.get(service_id) for service_id in service_ids)
         return [service.spec.annotations for service in found if service is not None]
+
+    def _holders_of(self, task: Task) -> frozenset[str]:
+        """Ids of ready nodes that have said they have the task's image."""
+        runtime = task.spec.runtime
+        mark = mark_of(runtime.image) if isinstance(runtime, ContainerSpec) else b""
+        if mark not in self._holders:
+            self._holders[mark] = frozenset(
+                usage.node.id
+                for usage in self._ready()
+                if usage.node.description.images and holds(usage.node.description.images, mark)
+            )
+        return self._holders[mark]
 
     def _groups(
         self, selects: Callable[[str], bool], changed: list[Annotations]
@@ -164,11 +179,12 @@ class Scheduling:
         failures = _failures(view, first, self._now_ns)
         preferences = first.spec.placement.preferences
         waiting = deque(group)
+        holders = self._holders_of(first)
         fullest_first = packs(first.spec.placement, view.cluster)
         if preferences or fullest_first:
             candidates = self._ready()
         else:
-            candidates = self._place_on_new_nodes(waiting, pipeline, copies, failures)
+            candidates = self._place_on_new_nodes(waiting, pipeline, copies, failures, holders)
         if not waiting:
             return
         self._evaluations += len(candidates)
@@ -183,6 +199,7 @@ class Scheduling:
             [one.spread_descriptor for one in preferences if one.spread_descriptor],
             packs=fullest_first,
             demerits=_demerits(candidates, first.spec.placement, pipeline.company),
+            holders=holders,
         )
         while waiting and self._place(waiting[0], pipeline, ranking, copies):
             waiting.popleft()
@@ -195,13 +212,14 @@ class Scheduling:
         pipeline: Pipeline,
         copies: dict[str, int],
         failures: Mapping[str, int],
+        holders: Collection[str],
     ) -> list[Usage]:
         """Place tasks on nodes that have none of the service, while there are any.
 
         Returns: when tasks are left over, all nodes that may still be candidates for them.
         """
         candidates: list[Usage] = []
-        nodes = self._order().each()
+        nodes = self._order().each(holders)
         while waiting and (usage := next(nodes, None)) is not None:
             node_id = usage.node.id
             self._evaluations += 1

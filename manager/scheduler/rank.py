@@ -3,7 +3,8 @@
 A tree with one level per spread preference; its leaves are heaps of nodes. Both keep the emptiest
 on top, so a task costs O(log nodes), and a group of n tasks on m nodes O((n + m) log m). Among
 nodes: those with many recent failures of this service last, then those that meet most wishes to
-prefer or avoid nodes, then fewest tasks of the service, then fewest tasks in all, then the node id.
+prefer or avoid nodes, then fewest tasks of the service, then fewest tasks in all, then those that
+have the image, then the node id.
 With packing, in place of the two numbers: the fullest, then most tasks in all. A node without a
 label is in a branch of its own.
 """
@@ -11,7 +12,7 @@ label is in a branch of its own.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 
 from manager.scheduler.constraints import label_of
 from manager.scheduler.usage import Usage
@@ -20,7 +21,7 @@ FAILURES_MAX = 5
 """As many failures of one service version within FAILURES_WINDOW_NS put a node last."""
 FAILURES_WINDOW_NS = 300_000_000_000
 
-NodeKey = tuple[bool, int, int, int, str]
+NodeKey = tuple[bool, int, int, int, bool, str]
 
 
 class EmptiestFirst:
@@ -35,9 +36,14 @@ class EmptiestFirst:
         self._heap = [(usage.tasks, node_id) for node_id, usage in self._usage.items()]
         heapq.heapify(self._heap)
 
-    def each(self) -> Generator[Usage, None, None]:
-        """Every node once, the emptiest first. Close the iterator before asking for another."""
+    def each(self, favoured: Collection[str] = ()) -> Generator[Usage, None, None]:
+        """Every node once, the emptiest first. Close the iterator before asking for another.
+
+        favoured: ids of nodes that come first among those with equally many tasks.
+        """
         seen: list[str] = []
+        ahead = sorted(((self._usage[one].tasks, one) for one in favoured), reverse=True)
+        had: set[str] = set()
         try:
             while self._heap:
                 tasks, node_id = heapq.heappop(self._heap)
@@ -46,7 +52,12 @@ class EmptiestFirst:
                     heapq.heappush(self._heap, (usage.tasks, node_id))
                     continue
                 seen.append(node_id)
-                yield usage
+                while ahead and ahead[-1][0] <= tasks:
+                    _, first = ahead.pop()
+                    had.add(first)
+                    yield self._usage[first]
+                if node_id not in had:
+                    yield usage
         finally:
             for node_id in seen:
                 heapq.heappush(self._heap, (self._usage[node_id].tasks, node_id))
@@ -64,11 +75,14 @@ class Ranking:
         *,
         packs: bool = False,
         demerits: Mapping[str, int] | None = None,
+        holders: Collection[str] = (),
     ) -> None:
         """packs: the fullest nodes are taken first, not those with fewest tasks.
 
-        demerits: wishes that a node does not meet, by its id.
+        demerits: wishes that a node does not meet, by its id. holders: ids of nodes that have the
+        image, which decides between nodes that are as good in everything else.
         """
+        self._holders = holders
         self._packs = packs
         self._demerits = demerits or {}
         self._copies = copies
@@ -101,13 +115,15 @@ class Ranking:
         node_id = usage.node.id
         failing = self._failures.get(node_id, 0) >= FAILURES_MAX
         demerits = self._demerits.get(node_id, 0)
+        lacks_image = node_id not in self._holders
         if self._packs:
-            return failing, demerits, -usage.fullness, -usage.tasks, node_id
+            return failing, demerits, -usage.fullness, -usage.tasks, lacks_image, node_id
         return (
             failing,
             demerits,
             self._copies.get(node_id, 0),
             usage.tasks,
+            lacks_image,
             node_id,
         )
 

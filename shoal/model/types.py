@@ -368,6 +368,7 @@ class NodeDescription(Row, frozen=True):
     ipv6_addresses: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     devices_known: bool = False
+    images: bytes = b""
 
 
 class NodeStatus(Row, frozen=True):

@@ -109,6 +109,7 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         self.acknowledged: list[tuple[int, dict[int, str]]] = []
         self.network_key_generation = 0
         self.network_keys: list[dict[int, bytes]] = []
+        self.images: list[bytes] = []
         self.attached: dict[str, pb.AttachNetworkRequest] = {}
         """Containers on networks, by the id that each was given."""
         self.detached: list[str] = []
@@ -261,6 +262,14 @@ class ScriptedDispatcher(DispatcherServicer, LogBrokerServicer):
         errors = {conflict.published_port: conflict.error for conflict in request.conflicts}
         self.acknowledged.append((request.endpoints_version, errors))
         return pb.AcknowledgeEndpointsResponse()
+
+    @override
+    async def ReportImages(
+        self, request: pb.ReportImagesRequest, context: Context
+    ) -> pb.ReportImagesResponse:
+        self._check(request.session_id)
+        self.images.append(request.images)
+        return pb.ReportImagesResponse()
 
     @override
     async def ReportNetworkKeys(

@@ -20,8 +20,15 @@ from shoal.aio.backoff import Backoff
 from shoal.aio.cancel import apart, raise_if_cancelled
 from shoal.aio.signal import Signal
 from shoal.aio.supervise import Supervisor
-from shoal.errors import DeadlineExceeded, FailedPrecondition, SwarmError, Unavailable
+from shoal.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    SwarmError,
+    Unavailable,
+    Unimplemented,
+)
 from shoal.model import defaults
+from shoal.model.images import join
 from shoal.model.objects import Task
 from shoal.model.specs import NetworkAttachmentSpec
 from shoal.model.types import NodeDescription
@@ -46,6 +53,7 @@ FIRST_MESSAGE_TIMEOUT_S = 5.0
 HEARTBEAT_MIN_S = 0.05
 NETWORK_RETRY_S = 5.0
 FACTS_LOOK_S = 10.0
+IMAGES_LOOK_S = 30.0
 TASKS_PER_TURN = 16
 """Tasks taken over before the event loop gets a turn: each writes a small file."""
 
@@ -88,11 +96,12 @@ class Agent:
         announce: Callable[[SessionNews], None] = lambda _: None,
         addresses6: Callable[[], tuple[str, ...]] = ipv6.own_addresses,
         devices: Callable[[], DeviceList] = list_devices,
+        images: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """announce: is told what each session says of the node and of the cluster.
 
         addresses6, devices: the node's IPv6 addresses and its devices as they are now; the latter
-        may block.
+        may block. images: names of the images that the node has, those to be told first at first.
         """
         self._spread: int = sum(ord(letter) * 31**place for place, letter in enumerate(node_id))
         self._tasks = tasks
@@ -110,6 +119,7 @@ class Agent:
         self._announce = announce
         self._addresses6 = addresses6
         self._devices = devices
+        self._images = images
         self._peers: dict[str, Peer] = {}
         self._ports: dict[PortKey, PublishedPort] = {}
         self._overlays: dict[OverlayKey, OverlayItem] = {}
@@ -209,7 +219,9 @@ class Agent:
     async def _session(self, client: ManagerClient, address: str) -> None:
         known = self._network_keys.public
         addresses, devices = self._addresses6(), await asyncio.to_thread(self._devices)
+        images = join(self._images())
         description = self._description.replaced(
+            images=images,
             network_keys=known,
             ipv6_addresses=addresses,
             devices=devices.paths,
@@ -230,12 +242,25 @@ class Agent:
                     group.create_task(self._follow_assignments(client))
                     group.create_task(self._reporter.run(client.report))
                     group.create_task(self._network_keys.report(known, client.report_network_keys))
+                    group.create_task(self._report_images(client, images))
                     group.create_task(publisher.run())
                     group.create_task(self._await_other_facts(description))
                     group.create_task(self._attachments.run(client))
             except asyncio.CancelledError:
                 await asyncio.shield(client.close_session())
                 raise
+
+    async def _report_images(self, client: ManagerClient, known: bytes) -> None:
+        """Tell of images that came or went, now and then: the managers need not know at once."""
+        while True:
+            await asyncio.sleep(IMAGES_LOOK_S)
+            images = join(self._images())
+            if images != known:
+                try:
+                    await client.report_images(images)
+                except Unimplemented:  # a manager of before
+                    return
+                known = images
 
     async def _await_other_facts(self, told: NodeDescription) -> None:
         """End the session when what it said of the node is no longer so: the next one tells it."""

@@ -215,6 +215,14 @@ class ManagerClient:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
+    async def report_images(self, images: bytes) -> None:
+        """Say which images this node has; returns when it is committed."""
+        request = pb.ReportImagesRequest(session_id=self.session_id, images=images)
+        try:
+            await self._dispatcher.ReportImages(request, timeout=4 * RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
     async def attach_network(
         self, wish: NetworkAttachmentConfig, *, container_id: str, name: str
     ) -> Task:

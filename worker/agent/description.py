@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 from shoal.model.types import (
@@ -14,8 +14,15 @@ from shoal.model.types import (
     Platform,
     Resources,
 )
+from worker.images.model import Image
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def names_of(images: Iterable[Image]) -> Iterator[str]:
+    """What services may call the images that the node has, those that it was given last first."""
+    for image in sorted(images, key=lambda one: (-one.tagged_at_ns, one.id)):
+        yield from (*image.names, *image.repo_digests)
 
 
 def describe_node(

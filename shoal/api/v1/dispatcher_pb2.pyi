@@ -762,6 +762,44 @@ class ReportNetworkKeysResponse(_message.Message):
 Global___ReportNetworkKeysResponse: _TypeAlias = ReportNetworkKeysResponse  # noqa: Y015
 
 @_typing.final
+class ReportImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    images: _builtins.bytes
+    """As NodeDescription.images."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        images: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportImagesRequest: _TypeAlias = ReportImagesRequest  # noqa: Y015
+
+@_typing.final
+class ReportImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportImagesResponse: _TypeAlias = ReportImagesResponse  # noqa: Y015
+
+@_typing.final
 class AttachNetworkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

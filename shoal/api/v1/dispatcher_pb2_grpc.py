@@ -69,6 +69,11 @@ class DispatcherStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
                 _registered_method=True)
+        self.ReportImages = channel.unary_unary(
+                '/shoal.api.v1.Dispatcher/ReportImages',
+                request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesResponse.FromString,
+                _registered_method=True)
         self.AttachNetwork = channel.unary_unary(
                 '/shoal.api.v1.Dispatcher/AttachNetwork',
                 request_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.AttachNetworkRequest.SerializeToString,
@@ -137,6 +142,13 @@ class DispatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportImages(self, request, context):
+        """The images that the node has now, where they are others than it said last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachNetwork(self, request, context):
         """Puts a container of the node on an attachable network; answers when it has an address there.
         """
@@ -195,6 +207,11 @@ def add_DispatcherServicer_to_server(servicer, server):
                     servicer.ReportNetworkKeys,
                     request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.SerializeToString,
+            ),
+            'ReportImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportImages,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesResponse.SerializeToString,
             ),
             'AttachNetwork': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachNetwork,
@@ -401,6 +418,33 @@ class Dispatcher:
             '/shoal.api.v1.Dispatcher/ReportNetworkKeys',
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportNetworkKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Dispatcher/ReportImages',
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_dispatcher__pb2.ReportImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

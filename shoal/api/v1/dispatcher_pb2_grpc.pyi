@@ -27,6 +27,8 @@ class DispatcherStub:
     """Says that the endpoints of a version are in force in the node's data plane."""
     ReportNetworkKeys: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ReportNetworkKeysRequest, _dispatcher_pb2.ReportNetworkKeysResponse]
     """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
+    ReportImages: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ReportImagesRequest, _dispatcher_pb2.ReportImagesResponse]
+    """The images that the node has now, where they are others than it said last."""
     AttachNetwork: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.AttachNetworkRequest, _dispatcher_pb2.AttachNetworkResponse]
     """Puts a container of the node on an attachable network; answers when it has an address there."""
     DetachNetwork: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.DetachNetworkRequest, _dispatcher_pb2.DetachNetworkResponse]
@@ -89,6 +91,14 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_dispatcher_pb2.ReportNetworkKeysRequest, _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]],
     ) -> _abc.Awaitable[_dispatcher_pb2.ReportNetworkKeysResponse]:
         """Says which keys the node has for encrypted networks, after the managers asked for new ones."""
+
+    @_abc_1.abstractmethod
+    def ReportImages(
+        self,
+        request: _dispatcher_pb2.ReportImagesRequest,
+        context: _aio.ServicerContext[_dispatcher_pb2.ReportImagesRequest, _abc.Awaitable[_dispatcher_pb2.ReportImagesResponse]],
+    ) -> _abc.Awaitable[_dispatcher_pb2.ReportImagesResponse]:
+        """The images that the node has now, where they are others than it said last."""
 
     @_abc_1.abstractmethod
     def AttachNetwork(

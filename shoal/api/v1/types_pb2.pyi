@@ -1628,6 +1628,7 @@ class NodeDescription(_message.Message):
     IPV6_ADDRESSES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     DEVICES_KNOWN_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     trust_root: _builtins.bytes
     """PEM: the root certificate the node trusts."""
@@ -1637,6 +1638,8 @@ class NodeDescription(_message.Message):
     """Its tasks have IPv6 addresses, and it answers IPv6 clients on published ports."""
     devices_known: _builtins.bool
     """There are no others, but for families that nodes leave out (docs/formats.md)."""
+    images: _builtins.bytes
+    """Marks of 8 bytes each of the images it has; at most 256 (shoal/model/images.py)."""
     @_builtins.property
     def platform(self) -> Global___Platform: ...
     @_builtins.property
@@ -1669,10 +1672,11 @@ class NodeDescription(_message.Message):
         ipv6_addresses: _abc.Iterable[_builtins.str] | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         devices_known: _builtins.bool = ...,
+        images: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "devices", b"devices", "devices_known", b"devices_known", "engine", b"engine", "hostname", b"hostname", "ingress_ipv6", b"ingress_ipv6", "ipv6_addresses", b"ipv6_addresses", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_path_address", b"data_path_address", "devices", b"devices", "devices_known", b"devices_known", "engine", b"engine", "hostname", b"hostname", "images", b"images", "ingress_ipv6", b"ingress_ipv6", "ipv6_addresses", b"ipv6_addresses", "network_keys", b"network_keys", "platform", b"platform", "resources", b"resources", "trust_root", b"trust_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from shoal.model.enums import TaskState
+from shoal.model.images import holds, mark_of
 from shoal.model.types import DeviceMapping, GenericResource, Mount
 from tests.integration.worker.place import Place, a_task
 
@@ -79,6 +80,12 @@ async def test_a_device_may_be_used_as_far_as_it_is_permitted(place: Place) -> N
     assert (int(major.rstrip(",")), int(minor)) == (os.major(numbers), os.minor(numbers))
     assert (found / "read").exists()
     assert not (found / "write").exists()
+
+
+async def test_a_node_says_which_images_it_has(place: Place) -> None:
+    place.kill_worker()
+    await place.start_worker()
+    assert holds(place.manager.descriptions[-1].images, mark_of("box:latest"))
 
 
 async def test_a_device_that_is_not_there_rejects_the_task_by_its_name(place: Place) -> None:

@@ -14,6 +14,7 @@ from shoal.api.v1 import types_pb2
 from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument, Unavailable
 from shoal.model.enums import TaskState as S
+from shoal.model.images import join
 from shoal.model.objects import Task
 from shoal.model.specs import NetworkAttachmentSpec, TaskSpec
 from shoal.model.types import NodeDescription, NodeIngress
@@ -95,6 +96,7 @@ class Setup:
         self.connected = []
         self.addresses6 = ("2001:db8::1",)
         self.devices = DeviceList()
+        self.images = []
         self.agent = self.new_agent()
         self._work = None
 
@@ -112,6 +114,7 @@ class Setup:
             network_keys=NetworkKeyKeeper(self.keys, keys, self.plane),
             addresses6=lambda: self.addresses6,
             devices=lambda: self.devices,
+            images=lambda: self.images,
             attachments=self.attachments,
         )
 
@@ -145,6 +148,7 @@ class Setup:
 async def setup(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NETWORK_RETRY_S", 0.002)
     monkeypatch.setattr(module, "FACTS_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "IMAGES_LOOK_S", 0.01)
     monkeypatch.setattr(endpoints, "PORT_RETRY_S", 0.01)
     setup = Setup(tmp_path)
     await setup.manager.start()
@@ -183,6 +187,19 @@ async def test_registers_anew_when_it_trusts_other_roots(setup, monkeypatch):
     await setup.session(3)
     told = [one.trust_root for one in setup.manager.descriptions]
     assert told == [b"", b"old and new", b"new"]
+
+
+async def test_tells_of_images_that_come_within_the_session(setup):
+    setup.images = ["web:1"]
+    setup.run()
+    await setup.session()
+    assert setup.manager.descriptions[0].images == join(["web:1"])
+    setup.images = ["web:1", "db"]
+    await until(lambda: setup.manager.images)
+    setup.images = []
+    await until(lambda: len(setup.manager.images) > 1)
+    assert setup.manager.images == [join(["web:1", "db"]), b""]
+    assert len(setup.manager.sessions) == 1
 
 
 async def test_registers_beats_and_learns_its_place(setup):
