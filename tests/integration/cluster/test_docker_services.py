@@ -242,8 +242,8 @@ def test_docker_py_makes_changes_and_follows_services(lab: Lab, name: str):
     )
     try:
         made = client.services.create(
-            "web:1", ["sh", "-c", "echo said; sleep 1000"], name=name, labels={"a": "b"},
-            env=["A=1"], stop_grace_period=0, mode=ServiceMode("replicated", 1),
+            "web:1", ["sh", "-c", "echo said; exec httpd -f -p 80"], name=name, labels={"a": "b"},
+            env=["A=1"], stop_signal="SIGKILL", mode=ServiceMode("replicated", 1),
             resources=Resources(mem_limit=64 << 20),
             endpoint_spec=EndpointSpec(ports={18092: (80, "tcp", "host")}),
             restart_policy=RestartPolicy("on-failure", delay=1_000_000_000),
