@@ -81,7 +81,7 @@ class ModeBody(Body, frozen=True):
 
 
 class UpdateBody(Body, frozen=True):
-    """`UpdateConfig`, `RollbackConfig`."""
+    """`UpdateConfig`, `RollbackConfig`. The deadline is ours."""
 
     parallelism: int = 0
     delay: int = 0
@@ -89,6 +89,7 @@ class UpdateBody(Body, frozen=True):
     monitor: int | None = None
     max_failure_ratio: float = 0.0
     order: str = ""
+    progress_deadline: int | None = None
 
     def row(self, before: UpdateConfig | None) -> UpdateConfig:
         """The same in our words. Docker's clients leave out a monitor of zero."""
@@ -102,6 +103,9 @@ class UpdateBody(Body, frozen=True):
             monitor_ns=0 if was_zero and self.monitor is None else self.monitor,
             max_failure_ratio=self.max_failure_ratio,
             order=chosen(UpdateOrder, self.order, "update order", UpdateOrder.STOP_FIRST),
+            progress_deadline_ns=kept(
+                self.progress_deadline, None if before is None else before.progress_deadline_ns
+            ),
         )
 
 

@@ -24,7 +24,7 @@ from shoal.model.objects import Service, Task
 from shoal.model.plan import Change, create, remove, update
 from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, ReplicatedJobMode, ReplicatedMode, ServiceSpec
-from shoal.model.types import JobStatus, UpdateStatus
+from shoal.model.types import JobStatus, UpdateConfig, UpdateStatus
 
 
 class ServiceStatus(Row, frozen=True):
@@ -156,10 +156,14 @@ def with_defaults(service: Service) -> Service:
     task = spec.task.replaced(restart=restart_policy(spec.task.restart))
     filled = spec.replaced(task=task)
     if not is_job(spec.mode):
-        filled = filled.replaced(
-            update=update_config(spec.update), rollback=update_config(spec.rollback)
-        )
+        filled = filled.replaced(update=_filled(spec.update), rollback=_filled(spec.rollback))
     return service.replaced(spec=filled)
+
+
+def _filled(config: UpdateConfig | None) -> UpdateConfig:
+    """With Swarm's defaults alone: what it does not know is shown where it was asked for."""
+    asked = None if config is None else config.progress_deadline_ns
+    return update_config(config).replaced(progress_deadline_ns=asked)
 
 
 def _spec_to_go_back_to(view: View, service: Service, to: int) -> ServiceSpec:

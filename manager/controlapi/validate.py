@@ -56,6 +56,8 @@ from shoal.security.succession import check_root
 MANAGERS_WANTED_MAX = 9
 NANO_CPUS_MIN = 1_000_000
 WAIT_MAX_NS = 3600 * 1_000_000_000
+SECOND_NS = 1_000_000_000
+PROGRESS_DEADLINE_MAX_NS = 24 * 3600 * SECOND_NS
 DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
 """Then the task is orphaned, and so replaced, whatever the policy."""
 MEMORY_BYTES_MIN = 4 << 20
@@ -370,6 +372,9 @@ def _update(field: str, config: UpdateConfig | None) -> None:
         return
     if config.delay_ns < 0 or (config.monitor_ns or 0) < 0:
         raise InvalidArgument(f"{field}: delay and monitor must not be negative")
+    deadline_ns = config.progress_deadline_ns
+    if deadline_ns and not SECOND_NS <= deadline_ns <= PROGRESS_DEADLINE_MAX_NS:
+        raise InvalidArgument(f"{field} progress deadline: must be 0, or from 1s to 24h")
     if not 0 <= config.max_failure_ratio <= 1:
         raise InvalidArgument(f"{field} max failure ratio: must be between 0 and 1")
 

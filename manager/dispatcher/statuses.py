@@ -115,8 +115,9 @@ class StatusWriter:
             task = view.tasks.get(key.task_id)
             if task is None or task.node_id != key.node_id or not _is_news(task, status):
                 continue
+            same = status.state is task.status.state and task.status.applied_at_ns
             written = status.replaced(
-                applied_at_ns=self._clock.now_ns(), applied_by=self._manager_id
+                applied_at_ns=same or self._clock.now_ns(), applied_by=self._manager_id
             )
             changes.append(update(task.with_status(written)))
         return changes

@@ -229,6 +229,7 @@ def _update_config(config: UpdateConfig) -> Record:
         Monitor=config.monitor_ns,
         MaxFailureRatio=_ratio(config.max_failure_ratio),
         Order=spell(config.order),
+        ProgressDeadline=config.progress_deadline_ns,
     )
 
 

@@ -11,6 +11,8 @@ RESTART_DELAY_NS = 5_000_000_000
 DISCONNECT_WAIT_NS = 600_000_000_000
 DRAIN_DEADLINE_NS = 3_600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
+UPDATE_PROGRESS_DEADLINE_NS = 600_000_000_000
+"""Swarm has none, and so updates that hang for ever."""
 STOP_GRACE_PERIOD_NS = 10_000_000_000
 DRAIN_TIMEOUT_NS = 2_000_000_000
 LISTEN_TIMEOUT_NS = 5_000_000_000
@@ -60,11 +62,13 @@ def drain_deadline_ns(policy: DrainPolicy) -> int:
 
 
 def update_config(config: UpdateConfig | None) -> UpdateConfig:
-    """The configuration of a rolling update with parallelism 1 and monitor 5 s where unset."""
+    """The configuration of a rolling update, with the defaults where nothing is said."""
     config = config or UpdateConfig(parallelism=1)
-    return (
-        config if config.monitor_ns is not None else config.replaced(monitor_ns=UPDATE_MONITOR_NS)
-    )
+    if config.monitor_ns is None:
+        config = config.replaced(monitor_ns=UPDATE_MONITOR_NS)
+    if config.progress_deadline_ns is None:
+        config = config.replaced(progress_deadline_ns=UPDATE_PROGRESS_DEADLINE_NS)
+    return config
 
 
 def stop_grace_period_ns(container: ContainerSpec) -> int:

@@ -119,7 +119,11 @@ class DrainPolicy(Row, frozen=True):
 
 
 class UpdateConfig(Row, frozen=True):
-    """How a rolling update or rollback proceeds. `monitor_ns` None: 5 s."""
+    """How a rolling update or rollback proceeds. `monitor_ns` None: 5 s.
+
+    progress_deadline_ns: longest stay of a new task in one state before it runs. None: 10 minutes,
+    0: any.
+    """
 
     parallelism: int = 0
     delay_ns: int = 0
@@ -127,6 +131,7 @@ class UpdateConfig(Row, frozen=True):
     monitor_ns: int | None = None
     max_failure_ratio: float = 0.0
     order: UpdateOrder = UpdateOrder.STOP_FIRST
+    progress_deadline_ns: int | None = None
 
 
 class UpdateStatus(Row, frozen=True):

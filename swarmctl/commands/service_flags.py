@@ -361,6 +361,9 @@ def _update_options(kind: str, what: str, actions: Any) -> list[Option]:
                      help="What to do when too many fail (default pause)"),
         click.option(f"--{kind}-monitor", type=DURATION,
                      help="How long a new task is watched for failure (default 5s)"),
+        click.option(f"--{kind}-progress-deadline", type=DURATION,
+                     help="How long a new task may stay in one state before it runs, be it waiting"
+                     " for a node, pulling its image or starting (default 10m; 0s: any time)"),
         click.option(f"--{kind}-max-failure-ratio", type=Parsed("ratio", _ratio),
                      help="Failures to tolerate, 0..1 (default 0)"),
         click.option(f"--{kind}-order", type=Word(*UpdateOrder),

@@ -124,6 +124,7 @@ def _edit_update(config: UpdateConfig | None, flags: Flags, kind: str) -> Update
         "monitor_ns": "monitor",
         "max_failure_ratio": "max_failure_ratio",
         "order": "order",
+        "progress_deadline_ns": "progress_deadline",
     }
     changes = {
         field: flags[f"{kind}_{flag}"]

@@ -170,9 +170,18 @@ def _update(title: str, verb: str, config: UpdateConfig | None) -> list[str]:
         *([f" Delay:\t\t{format_duration(full.delay_ns)}"] if full.delay_ns else []),
         f" On failure:\t{spell(full.failure_action)}",
         f" Monitoring Period: {format_duration(full.monitor_ns or 0)}",
+        *_deadline(config),
         f" Max failure ratio: {full.max_failure_ratio:g}",
         f"{f' {verb} order:':<20}{spell(full.order)}",
     ]
+
+
+def _deadline(config: UpdateConfig) -> list[str]:
+    """As docker shows what it does not know: not at all, unless it was asked for."""
+    deadline_ns = config.progress_deadline_ns
+    if deadline_ns is None:
+        return []
+    return [f" Progress deadline: {format_duration(deadline_ns) if deadline_ns else 'none'}"]
 
 
 def _restart(task: TaskSpec) -> list[str]:

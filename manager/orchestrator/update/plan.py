@@ -6,7 +6,8 @@ State of an update (`service.update_status`, all else is read from the tasks):
     UPDATING ── too many failures ─► PAUSED, or with failure action rollback:
     ROLLBACK_STARTED ── as an update, to the previous spec ─► ROLLBACK_COMPLETED / ROLLBACK_PAUSED
 
-A rollback is never rolled back. PAUSED ends when the user updates the service again, which clears
+A task that makes no progress for too long counts as failed (`update.deadline`). A rollback is never
+rolled back. PAUSED ends when the user updates the service again, which clears
 the status. An update that meets a newer spec simply goes on to that. Slots with stop-first order
 get a replacement that is prepared while the old task stops; start-first keeps the old task until
 the new one runs, unless the old one does not run either or holds a port of its node that the new
@@ -25,8 +26,9 @@ from collections.abc import Iterable, Iterator
 
 from manager.orchestrator.ground import Ground
 from manager.orchestrator.revisions import record
-from manager.orchestrator.slots import Slot, node_is_lost, service_slots
+from manager.orchestrator.slots import Slot, ended_by_itself, node_is_lost, service_slots
 from manager.orchestrator.tasks import new_task
+from manager.orchestrator.update.deadline import held_up_at_ns, why_held_up
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.draft import Draft
 from manager.store.view import View
@@ -46,7 +48,6 @@ from shoal.model.types import UpdateConfig, UpdateStatus
 
 _IN_PROGRESS = frozenset({UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED})
 _PAUSED = frozenset({UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED})
-_EARLY_END = "due to failure or early termination of task"
 _MONITOR_MARGIN_NS = 1_000_000_000
 
 
@@ -92,6 +93,7 @@ def advance(
             return
         service = _begin(draft, service, now_ns=now_ns)
     config = config_of(service)
+    progress = [_timed(draft, service, slot, config, now_ns=now_ns) for slot in progress]
     if _stop_on_failure(draft, service, progress, config, now_ns=now_ns):
         return
     service = _tell(draft, service, hindrance)
@@ -107,6 +109,20 @@ def config_of(service: Service) -> UpdateConfig:
     """The settings in force: those for rollbacks while one is under way."""
     rolling_back = state_of(service) is UpdateState.ROLLBACK_STARTED
     return update_config(service.spec.rollback if rolling_back else service.spec.update)
+
+
+def _timed(
+    draft: Draft, service: Service, slot: SlotProgress, config: UpdateConfig, *, now_ns: int
+) -> SlotProgress:
+    """The slot, held up when its new task has made no progress by the deadline."""
+    since_ns = (service.update_status or UpdateStatus()).started_at_ns
+    at_ns = held_up_at_ns(slot, config, since_ns=since_ns)
+    if at_ns is None:
+        return slot
+    if now_ns < at_ns:
+        draft.wake(at_ns)
+        return slot
+    return slot.replaced(held_up=slot.current[-1])
 
 
 def monitor_ns_of(config: UpdateConfig) -> int:
@@ -178,13 +194,11 @@ def _stop_on_failure(
 ) -> bool:
     """Pause or roll back when more of the slots failed than the ratio allows."""
     status = service.update_status or UpdateStatus()
+    monitor_ns, since_ns = monitor_ns_of(config), status.started_at_ns
     failures = [
         failure
         for slot in progress
-        if (
-            failure := slot.failure(monitor_ns=monitor_ns_of(config), since_ns=status.started_at_ns)
-        )
-        is not None
+        if (failure := slot.held_up or slot.failure(monitor_ns=monitor_ns, since_ns=since_ns))
     ]
     total = sum(slot.is_due or bool(slot.made) for slot in progress)
     if not failures or len(failures) / total <= config.max_failure_ratio:
@@ -194,22 +208,23 @@ def _stop_on_failure(
     if not draft.room(service):
         return True
     task = min(failures, key=lambda failed: (failed.status.applied_at_ns, failed.id))
+    why = _why(task, config)
     if status.state is UpdateState.ROLLBACK_STARTED:
-        _pause(
-            draft, service, UpdateState.ROLLBACK_PAUSED, f"rollback paused {_EARLY_END} {task.id}"
-        )
+        _pause(draft, service, UpdateState.ROLLBACK_PAUSED, f"rollback paused {why}")
     elif config.failure_action is not FailureAction.ROLLBACK:
-        _pause(draft, service, UpdateState.PAUSED, f"update paused {_EARLY_END} {task.id}")
+        _pause(draft, service, UpdateState.PAUSED, f"update paused {why}")
     elif service.previous_spec is None:
-        _pause(
-            draft,
-            service,
-            UpdateState.PAUSED,
-            f"update paused {_EARLY_END} {task.id}; there is no previous spec to roll back to",
-        )
+        nothing = "there is no previous spec to roll back to"
+        _pause(draft, service, UpdateState.PAUSED, f"update paused {why}; {nothing}")
     else:
-        _roll_back(draft, service, task, now_ns=now_ns)
+        _roll_back(draft, service, f"update rolled back {why}", now_ns=now_ns)
     return True
+
+
+def _why(failed: Task, config: UpdateConfig) -> str:
+    if ended_by_itself(failed):
+        return f"due to failure or early termination of task {failed.id}"
+    return why_held_up(failed, config)
 
 
 def _pause(draft: Draft, service: Service, state: UpdateState, message: str) -> None:
@@ -217,7 +232,7 @@ def _pause(draft: Draft, service: Service, state: UpdateState, message: str) -> 
     _with_state(draft, service, status.replaced(state=state, message=message))
 
 
-def _roll_back(draft: Draft, service: Service, failed: Task, *, now_ns: int) -> None:
+def _roll_back(draft: Draft, service: Service, message: str, *, now_ns: int) -> None:
     """Take the previous spec; the store gives it a new version, so this round ends here."""
     changed = service.replaced(
         spec=service.previous_spec, previous_spec=None, previous_spec_version=None
@@ -230,7 +245,7 @@ def _roll_back(draft: Draft, service: Service, failed: Task, *, now_ns: int) -> 
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_STARTED,
         started_at_ns=now_ns,
-        message=f"update rolled back {_EARLY_END} {failed.id}",
+        message=message,
     )
     _with_state(draft, recorded.service, status)
 
@@ -256,7 +271,7 @@ def _update_slots(
 
 
 def _is_in_flight(draft: Draft, slot: SlotProgress, config: UpdateConfig, *, now_ns: int) -> bool:
-    if not slot.made:
+    if not slot.made or slot.held_up:
         return False
     done_at_ns = slot.done_at_ns
     if done_at_ns is None:
@@ -322,7 +337,7 @@ def _complete(
 ) -> None:
     """Finish when every slot was done and the last one has been watched for a while."""
     made = [slot for slot in progress if slot.made]
-    if any(slot.done_at_ns is None and slot.current for slot in made):
+    if any(slot.is_on_the_way and not slot.held_up for slot in made):
         return
     last_ns = max((slot.done_at_ns or 0 for slot in made), default=0)
     end_ns = last_ns + monitor_ns_of(config)

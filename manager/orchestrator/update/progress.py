@@ -22,13 +22,20 @@ class SlotProgress(Row, frozen=True):
 
     `outdated`: wanted tasks that are out of date, or the last task of a finished slot that is.
     `current`: wanted tasks that are up to date. `made`: tasks of this version that replaced one
-    of another, and what followed them; empty when the update did not touch the slot.
+    of another, and what followed them; empty when the update did not touch the slot. `held_up`:
+    the new one, when it makes no progress (`update.deadline`).
     """
 
     slot: Slot
     outdated: tuple[Task, ...]
     current: tuple[Task, ...]
     made: tuple[Task, ...]
+    held_up: Task | None = None
+
+    @property
+    def is_on_the_way(self) -> bool:
+        """Whether what the update made here has neither run nor ended by now."""
+        return bool(self.made and self.current) and self.done_at_ns is None
 
     @property
     def is_due(self) -> bool:

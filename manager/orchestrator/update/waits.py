@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from manager.orchestrator.ground import Ground
 from manager.orchestrator.slots import service_slots
+from manager.orchestrator.update.deadline import held_up_at_ns
 from manager.orchestrator.update.plan import config_of, is_updating, monitor_ns_of
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.view import View
@@ -36,25 +37,32 @@ def waits_of(view: View, service: Service, *, now_ns: int) -> tuple[str, ...]:
     if hindrance:
         return (_numbers(taking), f"no slot is begun: {hindrance}")
     config = config_of(service)
-    return (_numbers(taking), *_steps(view, taking, config, now_ns=now_ns))
+    return (
+        _numbers(taking),
+        *_steps(view, taking, config, since_ns=status.started_at_ns, now_ns=now_ns),
+    )
 
 
 def _numbers(slots: Sequence[SlotProgress]) -> str:
     due = sum(one.is_due for one in slots)
-    on_the_way = sum(_is_on_the_way(one) for one in slots)
+    on_the_way = sum(one.is_on_the_way for one in slots)
     done = len(slots) - due - on_the_way
     return f"{done} of {len(slots)} slots done, {on_the_way} on the way, {due} not begun"
 
 
 def _steps(
-    view: View, slots: Sequence[SlotProgress], config: UpdateConfig, *, now_ns: int
+    view: View, slots: Sequence[SlotProgress], config: UpdateConfig, *, since_ns: int, now_ns: int
 ) -> Iterator[str]:
-    on_the_way = [one for one in slots if _is_on_the_way(one)]
+    on_the_way = [one for one in slots if one.is_on_the_way]
     for one in on_the_way[:SLOTS_MAX]:
         yield f"{_place(view, one)}: {_standing(one.current[-1])}"
+        at_ns = held_up_at_ns(one, config, since_ns=since_ns)
+        if at_ns is not None:
+            left_s = _seconds(max(0, at_ns - now_ns))
+            yield f"{_place(view, one)}: counts as failed in {left_s} s unless it makes progress"
     if len(on_the_way) > SLOTS_MAX:
         yield f"{len(on_the_way) - SLOTS_MAX} more slots on the way"
-    made = [one.done_at_ns or 0 for one in slots if one.made and not _is_on_the_way(one)]
+    made = [one.done_at_ns or 0 for one in slots if one.made and not one.is_on_the_way]
     last_ns = max(made, default=0)
     if any(one.is_due for one in slots):
         if config.parallelism and last_ns + config.delay_ns > now_ns:
@@ -65,10 +73,6 @@ def _steps(
     elif not on_the_way and last_ns + monitor_ns_of(config) > now_ns:
         left_s = _seconds(last_ns + monitor_ns_of(config) - now_ns)
         yield f"all slots are done, they are watched for another {left_s} s (monitor)"
-
-
-def _is_on_the_way(one: SlotProgress) -> bool:
-    return bool(one.made and one.current) and one.done_at_ns is None
 
 
 def _place(view: View, one: SlotProgress) -> str:

@@ -789,6 +789,7 @@ class UpdateConfig(_message.Message):
     MONITOR_NS_FIELD_NUMBER: _builtins.int
     MAX_FAILURE_RATIO_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    PROGRESS_DEADLINE_NS_FIELD_NUMBER: _builtins.int
     parallelism: _builtins.int
     """0: all slots at once."""
     delay_ns: _builtins.int
@@ -797,6 +798,8 @@ class UpdateConfig(_message.Message):
     """Unset: 5 s."""
     max_failure_ratio: _builtins.float
     order: Global___UpdateOrder.ValueType
+    progress_deadline_ns: _builtins.int
+    """Longest stay of a new task in one state before it runs; 0: any. Unset: 10 minutes."""
     def __init__(
         self,
         *,
@@ -806,14 +809,20 @@ class UpdateConfig(_message.Message):
         monitor_ns: _builtins.int | None = ...,
         max_failure_ratio: _builtins.float = ...,
         order: Global___UpdateOrder.ValueType = ...,
+        progress_deadline_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_monitor_ns", b"_monitor_ns", "monitor_ns", b"monitor_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_monitor_ns", b"_monitor_ns", "_progress_deadline_ns", b"_progress_deadline_ns", "monitor_ns", b"monitor_ns", "progress_deadline_ns", b"progress_deadline_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_monitor_ns", b"_monitor_ns", "delay_ns", b"delay_ns", "failure_action", b"failure_action", "max_failure_ratio", b"max_failure_ratio", "monitor_ns", b"monitor_ns", "order", b"order", "parallelism", b"parallelism"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_monitor_ns", b"_monitor_ns", "_progress_deadline_ns", b"_progress_deadline_ns", "delay_ns", b"delay_ns", "failure_action", b"failure_action", "max_failure_ratio", b"max_failure_ratio", "monitor_ns", b"monitor_ns", "order", b"order", "parallelism", b"parallelism", "progress_deadline_ns", b"progress_deadline_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__monitor_ns: _TypeAlias = _typing.Literal["monitor_ns"]  # noqa: Y015
     _WhichOneofArgType__monitor_ns: _TypeAlias = _typing.Literal["_monitor_ns", b"_monitor_ns"]  # noqa: Y015
+    _WhichOneofReturnType__progress_deadline_ns: _TypeAlias = _typing.Literal["progress_deadline_ns"]  # noqa: Y015
+    _WhichOneofArgType__progress_deadline_ns: _TypeAlias = _typing.Literal["_progress_deadline_ns", b"_progress_deadline_ns"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__monitor_ns) -> _WhichOneofReturnType__monitor_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_deadline_ns) -> _WhichOneofReturnType__progress_deadline_ns | None: ...
 
 Global___UpdateConfig: _TypeAlias = UpdateConfig  # noqa: Y015
 

@@ -251,6 +251,7 @@ def test_an_update_says_which_slot_it_waits_for_and_why() -> None:
     assert list(found.update) == [
         "0 of 3 slots done, 1 on the way, 2 not begun",
         f"slot {new.slot}: task {new.id} is pending: {new.status.error}",
+        f"slot {new.slot}: counts as failed in 600 s unless it makes progress",
         "at most 1 at a time (parallelism)",
     ]
 

@@ -290,6 +290,7 @@ SERVICE_RULES = [
     (ports(*(port(80, n) for n in range(1, 1026))), BAD, "publish: 1025 ports, at most 1024"),
     (spec(update=UpdateConfig(delay_ns=-1)), BAD, "update: delay and monitor must not be"),
     (spec(rollback=UpdateConfig(monitor_ns=-1)), BAD, "rollback: delay and monitor must not be"),
+    (spec(update=UpdateConfig(progress_deadline_ns=9)), BAD, "update progress deadline: must be 0"),
     (spec(update=UpdateConfig(max_failure_ratio=1.1)), BAD, "update max failure ratio: must be"),
     (
         spec(update=UpdateConfig(max_failure_ratio=float("nan"))),

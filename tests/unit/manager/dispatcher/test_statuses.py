@@ -47,6 +47,17 @@ async def test_a_report_is_in_the_store_when_the_caller_resumes(rig):
     assert (status.applied_by, status.applied_at_ns) == ("m1", rig.clock.now_ns())
 
 
+async def test_a_reason_told_again_leaves_the_time_at_which_the_state_was_learnt(rig):
+    learnt_ns = rig.clock.now_ns()
+    await rig.writer.write("n1", {"t0": said(TaskState.PREPARING, error="no such host")})
+    rig.clock.advance(60)
+    await rig.writer.write("n1", {"t0": said(TaskState.PREPARING, error="timed out")})
+    status = rig.store.view.tasks.resolve("t0").status
+    assert (status.error, status.applied_at_ns) == ("timed out", learnt_ns)
+    await rig.writer.write("n1", {"t0": said(TaskState.READY)})
+    assert rig.store.view.tasks.resolve("t0").status.applied_at_ns == rig.clock.now_ns()
+
+
 async def test_reports_that_come_during_a_write_go_out_together(rig):
     rig.proposer.gate.clear()
     first = asyncio.create_task(rig.writer.write("n1", {"t0": said(TaskState.ACCEPTED)}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.controlapi.services import (
@@ -168,6 +168,7 @@ def test_revisions_go_with_a_job_whose_time_is_over():
     assert list(cell.tables.revisions) == []
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.one_of(st.integers(1, 3), st.just("back"), st.integers(-14, -1))))
 def test_any_order_of_changes(steps):
     """Against a list of all specs there ever were: a positive step is an update to that image, a

@@ -170,8 +170,10 @@ def test_restart_defaults_fill_in_what_is_unset_and_keep_zero():
 
 
 def test_update_defaults():
-    assert defaults.update_config(None) == UpdateConfig(parallelism=1, monitor_ns=5_000_000_000)
-    everything_at_once = UpdateConfig(parallelism=0, monitor_ns=0)
+    assert defaults.update_config(None) == UpdateConfig(
+        parallelism=1, monitor_ns=5_000_000_000, progress_deadline_ns=600_000_000_000
+    )
+    everything_at_once = UpdateConfig(parallelism=0, monitor_ns=0, progress_deadline_ns=0)
     assert defaults.update_config(everything_at_once) is everything_at_once
 
 
