@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,8 +14,9 @@ from hypothesis import strategies as st
 
 from engine.cluster.service_bodies import ServiceBody
 from engine.http import bodies
+from shoal.api.v1 import specs_pb2
 from shoal.docker.specs import service_spec_json
-from shoal.errors import InvalidArgument, Unimplemented
+from shoal.errors import InvalidArgument, SwarmError, Unimplemented
 from shoal.model.specs import (
     ContainerSpec,
     PullOptions,
@@ -28,6 +32,7 @@ from shoal.model.types import (
     Resources,
     UpdateConfig,
 )
+from shoal.wire.objects import to_pb
 from tests.unit.shoal.wire.rows import rows_of
 
 OURS = {
@@ -253,3 +258,33 @@ def test_what_cannot_be_meant_is_refused_by_name(spec, text):
 def test_plugins_are_refused_by_name():
     with pytest.raises(Unimplemented, match="PluginSpec"):
         read({"TaskTemplate": {"PluginSpec": {"Name": "x"}, "Runtime": "plugin"}})
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in JSON."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from _paths(item, (*path, key))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    path=st.sampled_from(list(_paths(FULL))),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
+        | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["Name", "Kind", "x"]), inner, max_size=2),
+        max_leaves=4,
+    ),
+)  # fmt: skip
+def test_anything_in_any_place_is_read_or_refused(path, value):
+    spec = copy.deepcopy(FULL)
+    place: Any = spec
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with suppress(SwarmError):  # all else is a bug
+        to_pb(read(spec), specs_pb2.ServiceSpec)
