@@ -9,6 +9,7 @@ belong to no slot any more.
 
 from __future__ import annotations
 
+from manager.store.overlay import Overlay
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import NodeAvailability, NodeState, ReturnAction, TaskState
@@ -86,6 +87,12 @@ def place_of(service: Service, task: Task) -> Place:
 
 def service_slots(view: View, service: Service) -> list[Slot]:
     """The slots in use of a service, by place; of a job those of its present iteration."""
+    if isinstance(view, Overlay):
+        return list(view.derived(service, lambda: _slots(view, service)))
+    return _slots(view, service)
+
+
+def _slots(view: View, service: Service) -> list[Slot]:
     tasks_by_place: dict[Place, list[Task]] = {}
     for task in view.tasks_of_service(service.id).values():
         if task.desired_state < TaskState.REMOVE and is_of_this_iteration(service, task):

@@ -7,7 +7,7 @@ addresses and put on a node in a single entry. The store below is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from manager.store.view import (
@@ -35,6 +35,7 @@ from shoal.model.objects import (
 from shoal.model.plan import Change
 
 RowT = TypeVar("RowT", bound=AnyObject)
+DerivedT = TypeVar("DerivedT")
 
 
 class OverlayTable(Generic[RowT]):
@@ -120,6 +121,7 @@ class Overlay:
         self._by_node: dict[str, dict[str, Task]] = {}
         self._unassigned: dict[str, Task] | None = None
         self._merged: dict[tuple[type[AnyObject], str], Change] = {}
+        self._derived: dict[str, tuple[Service, Any]] = {}
 
     @property
     def cluster(self) -> Cluster | None:
@@ -141,6 +143,18 @@ class Overlay:
         found = self._unassigned
         return self._below.unassigned_tasks() if found is None else found
 
+    def derived(self, service: Service, derive: Callable[[], DerivedT]) -> DerivedT:
+        """What `derive` says of a service's tasks, asked again only when one of them has changed.
+
+        The planners of a round ask the same of the same tasks, one after the other; nothing is
+        kept beyond the round.
+        """
+        known = self._derived.get(service.id)
+        if known is None or known[0] is not service:
+            known = self._derived[service.id] = (service, derive())
+        found: DerivedT = known[1]
+        return found
+
     def apply(self, changes: Iterable[Change]) -> None:
         """Put changes on top."""
         for change in changes:
@@ -149,6 +163,7 @@ class Overlay:
             old = table.get(row.id)
             table.changed[row.id] = None if change.kind is ActionKind.REMOVE else row
             if isinstance(row, Task):
+                self._derived.pop(row.service_id, None)
                 self._reindex(old, None if change.kind is ActionKind.REMOVE else row)
             self._merge(change)
 
