@@ -19,6 +19,7 @@ from manager.dispatcher.acknowledged import Acknowledged
 from manager.dispatcher.assignments import AssignmentDiff, NodeAssignments, is_assigned
 from manager.dispatcher.core import Sessions
 from manager.dispatcher.endpoints import EndpointTable, PortKey, free_at, is_down
+from manager.dispatcher.facts import redescribed
 from manager.dispatcher.metrics import DRAINS_OVERDUE, ENDPOINT_VERSION, OVERLAY_ROWS
 from manager.dispatcher.network_keys import check_keys, generation_of, with_next_generation
 from manager.dispatcher.overlays import OverlayChanges, OverlayKind
@@ -29,7 +30,7 @@ from manager.store.view import View
 from shoal.aio.signal import Signal
 from shoal.api.v1.control_pb2 import ListServiceEndpointsResponse
 from shoal.clock import NS_PER_S, Clock
-from shoal.errors import FailedPrecondition, NotFound, SwarmError
+from shoal.errors import NotFound, SwarmError
 from shoal.ids import new_id
 from shoal.model.defaults import heartbeat_period_ns
 from shoal.model.enums import NodeState
@@ -214,24 +215,12 @@ class Dispatcher:
     async def report_network_keys(self, node_id: str, keys: tuple[NetworkKey, ...]) -> None:
         """The node has these keys for encrypted networks now. Raises: InvalidArgument."""
         check_keys(keys)
-
-        def build(view: View) -> list[Change]:
-            node = require_node(view, node_id)
-            description = node.description.replaced(network_keys=keys)
-            return [update(node.replaced(description=description))]
-
-        await commit_with_retry(self._store, build)
+        await commit_with_retry(self._store, redescribed(node_id, network_keys=keys))
 
     async def report_images(self, node_id: str, images: bytes) -> None:
         """The node has these images now, by their marks. Raises: InvalidArgument."""
         check_marks(images)
-
-        def build(view: View) -> list[Change]:
-            node = require_node(view, node_id)
-            description = node.description.replaced(images=images)
-            return [update(node.replaced(description=description))]
-
-        await commit_with_retry(self._store, build)
+        await commit_with_retry(self._store, redescribed(node_id, images=images))
 
     def show_endpoints(self, reference: str) -> ListServiceEndpointsResponse:
         """Who answers on a service's ports and networks. Raises NotFound.
@@ -570,14 +559,6 @@ class Dispatcher:
 def _told(cluster: Cluster) -> tuple[bytes, int]:
     """What every session says of the cluster."""
     return trust_of(cluster.root_ca), generation_of(cluster)
-
-
-def require_node(view: View, node_id: str) -> Node:
-    """The node's row. Raises FailedPrecondition when it was removed."""
-    node = view.nodes.get(node_id)
-    if node is None:
-        raise FailedPrecondition(f"node {node_id} was removed from the cluster")
-    return node
 
 
 def _takes_part_otherwise(old: object, node: Node) -> bool:

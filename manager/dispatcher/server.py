@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from manager.ca.rotation import trust_of
 from manager.dispatcher.attachments import Attachments
-from manager.dispatcher.driver import Dispatcher, require_node
+from manager.dispatcher.driver import Dispatcher
+from manager.dispatcher.facts import require_node
 from manager.dispatcher.messages import MessageWriter
 from manager.dispatcher.network_keys import check_keys, generation_of
 from manager.store.store import Store
