@@ -35,7 +35,7 @@ from shoal.model.files import FileRow
 from shoal.model.objects import Config, Network, Secret, Service, Stack
 from shoal.model.plan import CHANGES_MAX, Change, create, remove, update
 from shoal.model.specs import ContainerSpec, NetworkSpec, ServiceSpec, StackSpec
-from shoal.model.stacks import NAMESPACE_LABEL, REVISIONS_MAX, former_name, stack_name
+from shoal.model.stacks import IMAGE_LABEL, NAMESPACE_LABEL, REVISIONS_MAX, former_name, stack_name
 from shoal.model.types import Annotations, StackFile
 
 MEMBERS_MAX = 100
@@ -134,6 +134,7 @@ class _Deploying:
         self._name = spec.annotations.name
         self._ids = ids
         self._now_ns = now_ns
+        self._stored: list[ServiceSpec] = []
         self._steps: list[Step] = []
         self._warnings: list[str] = []
         self._revision = 0
@@ -176,7 +177,7 @@ class _Deploying:
     def note_revision(self, newest: Stack | None, rolled_back_to: int) -> None:
         """Keep what was deployed, where it differs from what was deployed last."""
         row = Stack(
-            spec=without_contents(self._spec),
+            spec=without_contents(self._spec).replaced(services=tuple(self._stored)),
             secrets=self._holding(Secret, [one.annotations.name for one in self._spec.secrets]),
             configs=self._holding(Config, [one.annotations.name for one in self._spec.configs]),
             rolled_back_to=rolled_back_to,
@@ -239,6 +240,7 @@ class _Deploying:
             new_id = next(self._ids)
             made = services.create_service(self._view, spec, service_id=new_id, now_ns=self._now_ns)
             self._do(made)
+            self._stored.append(spec)
             self._step("service", name, Act.CREATED, new_id, new=spec)
             return
         if there.spec.annotations.labels.get(NAMESPACE_LABEL) != self._name:
@@ -246,6 +248,8 @@ class _Deploying:
                 f"service {name} is there already and does not belong to the stack: remove it, or"
                 " name the stack otherwise"
             )
+        spec = _pinned(there.spec, spec)
+        self._stored.append(spec)
         changes = services.update_service(
             self._view, there.id, _kept(there.spec, spec), version=0, now_ns=self._now_ns
         )
@@ -273,6 +277,22 @@ class _Deploying:
         new: ServiceSpec | None = None,
     ) -> None:
         self._steps.append(Step(kind=kind, name=name, act=act, id=object_id, old=old, new=new))
+
+
+def _pinned(old: ServiceSpec, new: ServiceSpec) -> ServiceSpec:
+    """The wish with what its image was pinned to before, unless it was looked up anew."""
+    named = new.annotations.labels.get(IMAGE_LABEL)
+    before, after = old.task.runtime, new.task.runtime
+    if (
+        not isinstance(before, ContainerSpec)
+        or not isinstance(after, ContainerSpec)
+        or after.image != named
+        or old.annotations.labels.get(IMAGE_LABEL) != named
+    ):
+        return new
+    placement = new.task.placement.replaced(platforms=old.task.placement.platforms)
+    runtime = after.replaced(image=before.image)
+    return new.replaced(task=new.task.replaced(runtime=runtime, placement=placement))
 
 
 def _kept(old: ServiceSpec, new: ServiceSpec) -> ServiceSpec:

@@ -6,6 +6,8 @@ from shoal.model.objects import Stack
 
 NAMESPACE_LABEL = "com.docker.stack.namespace"
 """The same as Docker's, so that both see the same stacks."""
+IMAGE_LABEL = "com.docker.stack.image"
+"""The image of a service as its file names it, whatever it was pinned to; Docker's, too."""
 REVISIONS_MAX = 10
 REVISION_MARK = "@"
 """Stands in no name that a user may give."""

@@ -47,9 +47,9 @@ detach_option = click.option(
 )
 @click.option(
     "--resolve-image",
-    type=click.Choice(["never"]),
-    default="never",
-    help="Only never: images are looked up by the nodes that run them",
+    type=click.Choice(["always", "changed", "never"]),
+    default="always",
+    help="Ask registries what images stand for, and pin them to that (default always)",
 )
 @click.option(
     "--check-version",
@@ -90,7 +90,8 @@ def deploy(
         from swarmctl.stacks import deploy_stack
 
         version = await _version(client, name, flags["check_version"])
-        return await deploy_stack(client, spec, prune=flags["prune"], version=version)
+        pinned = await _pinned(client, spec, flags["resolve_image"])
+        return await deploy_stack(client, pinned, prune=flags["prune"], version=version)
 
     _run(session, change, detach=detach, quiet=quiet)
 
@@ -182,7 +183,8 @@ def _plan(
         from swarmctl.stacks import plan_stack
 
         version = await _version(client, name, flags["check_version"])
-        answer = await plan_stack(client, spec, prune=flags["prune"], version=version)
+        pinned = await _pinned(client, spec, flags["resolve_image"])
+        answer = await plan_stack(client, pinned, prune=flags["prune"], version=version)
         deployment, plan = answer.deployment, answer.plan
         for one in plan.services:
             one.version = 0  # that of the stack counts
@@ -202,6 +204,18 @@ def _plan(
             raise click.exceptions.Exit(FAILURE)
 
     session.run(work)
+
+
+async def _pinned(client: Client, spec: StackSpec, when: str) -> StackSpec:
+    """The stack with its images pinned to digests, as far as registries can be asked."""
+    if when == "never":
+        return spec
+    from swarmctl.resolving import resolved  # here: it needs the client
+
+    pinned, warnings = await resolved(client, spec, only_changed=when == "changed")
+    for text in warnings:
+        click.echo(f"{text}\n", err=True)
+    return pinned
 
 
 async def _version(client: Client, name: str, revision: int | None) -> int:

@@ -10,6 +10,7 @@ from shoal.model.enums import DependencyCondition, PortProtocol, PublishMode
 from shoal.model.files import FILE_MODE
 from shoal.model.health import NONE
 from shoal.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from shoal.model.stacks import IMAGE_LABEL
 from shoal.model.types import (
     Annotations,
     DnsConfig,
@@ -32,7 +33,7 @@ from swarmctl.compose.convert_deploy import (
     update_config,
 )
 from swarmctl.compose.convert_mounts import mount, tmpfs_mount
-from swarmctl.compose.names import IMAGE_LABEL, Namespace
+from swarmctl.compose.names import Namespace
 from swarmctl.compose.tree import Document, LocatedError, Path, Places
 from swarmctl.edit.container import capability, edit_capabilities
 from swarmctl.parsing.ports import parse_publish

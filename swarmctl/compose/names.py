@@ -6,8 +6,6 @@ from typing import Any
 
 from shoal.model.stacks import NAMESPACE_LABEL
 
-IMAGE_LABEL = "com.docker.stack.image"
-
 
 class Namespace:
     """The names of one stack."""

@@ -11,9 +11,11 @@ from typing_extensions import override
 
 from shoal.api.v1 import node_pb2 as pb
 from shoal.api.v1.node_pb2_grpc import ImagesServicer
+from shoal.api.v1.types_pb2 import Platform
 from shoal.errors import InvalidArgument
-from shoal.model.reference import parse_reference
+from shoal.model.reference import Reference, parse_reference
 from worker.images.model import Image
+from worker.images.registry.auths import read_auth
 from worker.images.store import ImageStore, Users
 
 CHANGES_MAX = 256
@@ -70,6 +72,22 @@ class ImagesServer(ImagesServicer):
             request.image, users=await self._image_users(), force=request.force
         )
         return pb.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
+
+    @override
+    async def ResolveImage(
+        self, request: pb.ResolveImageRequest, context: Context
+    ) -> pb.ResolveImageResponse:
+        name = parse_reference(request.image).with_default_tag()
+        credentials = read_auth(request.registry_auth)
+        found = await self._store.registry.describe(str(name), credentials=credentials)
+        pinned = Reference(name.registry, name.repository, name.tag, found.digest)
+        return pb.ResolveImageResponse(
+            image=pinned.familiar(),
+            platforms=[
+                Platform(architecture=architecture, os=os)
+                for os, architecture, _ in found.platforms
+            ],
+        )
 
 
 async def _first(requests: AsyncIterator[Any]) -> Any:

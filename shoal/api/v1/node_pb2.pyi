@@ -622,6 +622,53 @@ class RestoreResponse(_message.Message):
 Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
 
 @_typing.final
+class ResolveImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    REGISTRY_AUTH_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    registry_auth: _builtins.str
+    """As in PullOptions."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        registry_auth: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "registry_auth", b"registry_auth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveImageRequest: _TypeAlias = ResolveImageRequest  # noqa: Y015
+
+@_typing.final
+class ResolveImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    PLATFORMS_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """With its tag and its digest."""
+    @_builtins.property
+    def platforms(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Platform]: ...
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        platforms: _abc.Iterable[_types_pb2.Platform] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "platforms", b"platforms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveImageResponse: _TypeAlias = ResolveImageResponse  # noqa: Y015
+
+@_typing.final
 class ImportImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -394,6 +394,11 @@ class ImagesStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageResponse.FromString,
                 _registered_method=True)
+        self.ResolveImage = channel.unary_unary(
+                '/shoal.api.v1.Images/ResolveImage',
+                request_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageResponse.FromString,
+                _registered_method=True)
 
 
 class ImagesServicer:
@@ -430,6 +435,13 @@ class ImagesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveImage(self, request, context):
+        """What a name stands for in its registry now, asked from this node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImagesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -457,6 +469,11 @@ def add_ImagesServicer_to_server(servicer, server):
                     servicer.RemoveImage,
                     request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'ResolveImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveImage,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -594,6 +611,33 @@ class Images:
             '/shoal.api.v1.Images/RemoveImage',
             shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_node__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Images/ResolveImage',
+            shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_node__pb2.ResolveImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

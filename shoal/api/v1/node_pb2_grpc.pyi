@@ -93,6 +93,8 @@ class ImagesStub:
     ListImages: _aio.UnaryUnaryMultiCallable[_node_pb2.ListImagesRequest, _node_pb2.ListImagesResponse]
     InspectImage: _aio.UnaryUnaryMultiCallable[_node_pb2.InspectImageRequest, _node_pb2.InspectImageResponse]
     RemoveImage: _aio.UnaryUnaryMultiCallable[_node_pb2.RemoveImageRequest, _node_pb2.RemoveImageResponse]
+    ResolveImage: _aio.UnaryUnaryMultiCallable[_node_pb2.ResolveImageRequest, _node_pb2.ResolveImageResponse]
+    """What a name stands for in its registry now, asked from this node."""
 
 class ImagesServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -130,6 +132,14 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.RemoveImageRequest,
         context: _aio.ServicerContext[_node_pb2.RemoveImageRequest, _abc.Awaitable[_node_pb2.RemoveImageResponse]],
     ) -> _abc.Awaitable[_node_pb2.RemoveImageResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ResolveImage(
+        self,
+        request: _node_pb2.ResolveImageRequest,
+        context: _aio.ServicerContext[_node_pb2.ResolveImageRequest, _abc.Awaitable[_node_pb2.ResolveImageResponse]],
+    ) -> _abc.Awaitable[_node_pb2.ResolveImageResponse]:
+        """What a name stands for in its registry now, asked from this node."""
 
 def add_ImagesServicer_to_server(servicer: ImagesServicer, server: _aio.Server) -> None: ...
 

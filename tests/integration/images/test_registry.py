@@ -13,11 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from shoal.api.v1.node_pb2 import ResolveImageRequest
 from shoal.errors import InvalidArgument, NotFound, SwarmError, Unauthenticated
 from tests.integration.images.conftest import SETTINGS, leftovers
 from tests.integration.images.tars import member, tar
 from tests.support.registry import MISSING, PASSWORD, REGISTRY, SKOPEO, USER, a_registry, skopeo
 from worker.images.registry.api import Credentials, RegistrySettings, Step
+from worker.images.server import ImagesServer
 from worker.images.store import ImageStore
 
 pytestmark = [
@@ -87,6 +89,10 @@ async def test_there_and_back_with_skopeo_looking(store, place, tmp_path):
     await other.aclose()
 
 
+async def nobody():
+    return {}
+
+
 async def test_what_skopeo_writes(store, place, tmp_path):
     """A docker manifest list of two architectures, and zstd layers."""
     image = await an_image(store, tmp_path, "local")
@@ -105,6 +111,10 @@ async def test_what_skopeo_writes(store, place, tmp_path):
         described = await store.registry.describe(f"{place}/skopeo/{to}:1")
         assert described.platforms == (("linux", image.architecture, image.variant),)
         assert f"{place}/skopeo/{to}@{described.digest}" in pulled.repo_digests
+        request = ResolveImageRequest(image=f"{place}/skopeo/{to}:1")
+        answer = await ImagesServer(store, nobody).ResolveImage(request, None)
+        assert answer.image == f"{place}/skopeo/{to}:1@{described.digest}"
+        assert [one.architecture for one in answer.platforms] == [image.architecture]
     skopeo(
         "copy", "--dest-tls-verify=false", "--format", "oci", "--dest-compress",
         "--dest-compress-format", "zstd", f"oci-archive:{archive}:latest",

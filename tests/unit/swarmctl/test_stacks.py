@@ -14,11 +14,16 @@ from click.testing import Result
 from manager.controlapi.server import ControlServer
 from manager.controlapi.stack_calls import StacksServer
 from shoal.api.v1.control_pb2_grpc import add_ControlServicer_to_server
+from shoal.api.v1.node_pb2 import ResolveImageResponse
+from shoal.api.v1.node_pb2_grpc import ImagesServicer, add_ImagesServicer_to_server
 from shoal.api.v1.stacks_pb2_grpc import add_StacksServicer_to_server
+from shoal.api.v1.types_pb2 import Platform
 from shoal.model.specs import ContainerSpec
+from shoal.security.grpc_tls import server_options
+from shoal.wire.errors import ErrorInterceptor
 from swarmctl.exits import CONFLICT, NO_CHANGE, NOT_FOUND, UNSUPPORTED, USAGE
 from swarmctl.stacks import REQUEST_BYTES_MAX
-from tests.support.managing import HandClock, a_store, served
+from tests.support.managing import HandClock, a_store
 from tests.support.planning import a_node
 from tests.unit.swarmctl.conftest import run
 
@@ -28,6 +33,26 @@ services:
   db: {image: db}
 secrets: {pw: {file: ./pw}}
 """
+DIGEST = "sha256:" + "a" * 64
+
+
+class Registries(ImagesServicer):
+    """A node whose registries know some images."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    async def ResolveImage(self, request, context):
+        self.asked.append(request.image)
+        if request.image not in self.known:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "manifest unknown")
+        platforms = [Platform(architecture="amd64", os="linux"),
+                     Platform(architecture="arm64", os="linux")]  # fmt: skip
+        image = f"{request.image}@{self.known[request.image]}"
+        return ResolveImageResponse(image=image, platforms=platforms)
+
+
 Typed = Callable[..., Awaitable[Result]]
 
 
@@ -37,17 +62,27 @@ async def store():
 
 
 @pytest.fixture
-async def typed(store, tmp_path: Path) -> AsyncIterator[Typed]:
-    def add(server: grpc.aio.Server) -> None:
-        add_ControlServicer_to_server(ControlServer(store, store.clock), server)
-        add_StacksServicer_to_server(StacksServer(store, store.clock), server)
+def registries() -> Registries:
+    return Registries()
 
-    async with served(add, tmp_path / "manager.sock") as at:
 
-        async def type_in(*arguments: str) -> Result:
-            return await asyncio.to_thread(run, *arguments, host=f"unix://{at.socket_path}")
+@pytest.fixture
+async def typed(store, registries, tmp_path: Path) -> AsyncIterator[Typed]:
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options())
+    add_ControlServicer_to_server(ControlServer(store, store.clock), server)
+    add_StacksServicer_to_server(StacksServer(store, store.clock), server)
+    add_ImagesServicer_to_server(registries, server)
+    address = f"unix:{tmp_path / 'node.sock'}"
+    server.add_insecure_port(address)
+    await server.start()
 
+    async def type_in(*arguments: str) -> Result:
+        return await asyncio.to_thread(run, *arguments, host=address.replace(":", "://"))
+
+    try:
         yield type_in
+    finally:
+        await server.stop(None)
 
 
 @pytest.fixture
@@ -144,7 +179,7 @@ async def test_refusals(deploy, typed, tmp_path) -> None:
         (("stack", "deploy", "st"), USAGE, "specify a Compose file"),
         (("stack", "deploy", "-c", str(tmp_path / "no.yml"), "st"), USAGE, "No such file"),
         (("stack", "deploy", "-c", "/dev/zero", "st"), USAGE, "more than 1048576 bytes"),
-        (("stack", "deploy", "--resolve-image", "always", "st"), USAGE, "is not 'never'"),
+        (("stack", "deploy", "--resolve-image", "odd", "st"), USAGE, "is not one of 'always'"),
         (("stack", "config"), USAGE, "give either STACK"),
         (("stack", "config", "st", "--skip-interpolation"), USAGE, "--compose-file only"),
         (("stack", "history", "st"), NOT_FOUND, "stack st not found"),
@@ -168,3 +203,35 @@ async def test_refusals(deploy, typed, tmp_path) -> None:
     taken = await deploy()
     assert taken.exit_code == CONFLICT
     assert "network st_default is there already and does not belong to the stack" in taken.stderr
+
+
+async def test_images_are_pinned_to_what_they_stand_for(
+    deploy, typed, store, registries, monkeypatch
+) -> None:
+    def image() -> str:
+        return store.view.services.by_name("st_web").spec.task.runtime.image
+
+    registries.known["nginx:1"] = DIGEST
+    made = await deploy()
+    assert image() == f"nginx:1@{DIGEST}"
+    placement = store.view.services.by_name("st_web").spec.task.placement
+    assert [(one.architecture, one.os) for one in placement.platforms] == [
+        ("amd64", "linux"), ("", "linux"),
+    ]  # fmt: skip
+    assert "image db could not be accessed on a registry" in made.stderr
+    assert sorted(registries.asked) == ["db", "nginx:1"]
+    for flags in ((), ("--resolve-image", "changed"), ("--resolve-image", "never")):
+        again = await deploy(*flags)
+        assert "nothing was changed" in again.stdout, flags
+    assert len(registries.asked) == 4
+    registries.known.clear()
+    assert "nothing was changed" in (await deploy()).stdout  # no registry: it stays what it is
+    registries.known["nginx:1"] = "sha256:" + "b" * 64
+    assert (await deploy("--resolve-image", "changed")).stdout.startswith("Stack st is as it")
+    assert (await deploy()).stdout.startswith("Updating service st_web")
+    monkeypatch.setenv("TAG", "2")
+    registries.known["nginx:2"] = DIGEST
+    await deploy("--resolve-image", "changed")
+    assert image() == f"nginx:2@{DIGEST}"
+    await deploy("--resolve-image", "never")
+    assert image() == f"nginx:2@{DIGEST}"

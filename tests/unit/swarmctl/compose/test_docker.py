@@ -127,7 +127,7 @@ def test_docker_reads_the_same(tmp_path: Path, names: list[str]) -> None:
     files = [part for name in names for part in ("-c", str(tmp_path / name))]
     shown = subprocess.run(
         ["docker", "stack", "config", *files],
-        capture_output=True, text=True, timeout=60, check=True, 
+        capture_output=True, text=True, timeout=60, check=True,
         env={"PATH": "/usr/local/bin:/usr/bin"},
     )  # fmt: skip
     (tmp_path / "docker.yml").write_text(shown.stdout)
