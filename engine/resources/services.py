@@ -92,8 +92,8 @@ class _Calls:
         """Another spec, or back to the previous one."""
         version = version_of(call, "service")
         service = await self._cluster.service(call.path["id"])
-        if version == 0:  # to a manager it means: whatever is there
-            raise told(SequenceConflict(f"service {service.id}: no version is 0"))
+        if version != service.meta.version.index:  # what the client does not know is taken from it
+            raise told(SequenceConflict(f"service {service.id}: is at another version"))
         if _goes_back(call):
             warnings = await self._cluster.roll_back_service(service, version)
         else:
