@@ -28,6 +28,11 @@ from shoal.model.plan import CHANGES_MAX, Note
 
 RESYNC_PERIOD_S = 300.0
 RETRY_PAUSE_MAX_S = 5.0
+REST_FACTOR = 2
+REST_MAX_S = 0.25
+"""After a round that changed nothing: so many times as long as it took, and no longer than this.
+
+Thousands of tasks that report one after the other are looked at a few times, not once for each."""
 CHANGES_MIN = 4
 """A step of one slot: smaller transactions are not tried."""
 
@@ -63,6 +68,7 @@ class ReconcileLoop:
                     await self._wait(agenda, watcher, resync_at_s)
 
     async def _round(self, agenda: Agenda, dirty: Dirty) -> None:
+        began_s = self._clock.monotonic_s()
         with PLAN_SECONDS.time():
             plan = plan_round(
                 self._store.view,
@@ -75,7 +81,8 @@ class ReconcileLoop:
             _write(note)
         if not plan.changes:
             agenda.finish(dirty, plan)
-            await asyncio.sleep(0)  # a long agenda must not keep the others from running
+            took_s = self._clock.monotonic_s() - began_s
+            await asyncio.sleep(min(REST_FACTOR * took_s, REST_MAX_S))
             return
         ROUNDS.inc()
         try:

@@ -125,3 +125,35 @@ async def test_everything_is_looked_at_again_after_the_resync_period_also_when_b
             put_now(rig.store, rig.proposer, a_service(f"s{rounds}", replicas=0))
             await until(lambda: len(seen) > rounds)  # noqa: B023
         assert seen.count(True) == 1
+
+
+class SlowClock(HandClock):
+    """Each look at it takes a moment, and with that each round."""
+
+    def monotonic_s(self) -> float:
+        self.advance(0.02)
+        return super().monotonic_s()
+
+
+async def test_what_is_reported_one_after_the_other_is_looked_at_together(monkeypatch):
+    rig = Rig(a_node("n1"), a_service("web", replicas=1))
+    rig.loop = ReconcileLoop(rig.store, SlowClock())
+    rounds: list[object] = []
+    plan_round = loop_module.plan_round
+
+    def spy(view, dirty, **options):
+        rounds.append(dirty)
+        return plan_round(view, dirty, **options)
+
+    monkeypatch.setattr(loop_module, "plan_round", spy)
+    async with running(rig.loop.run):
+        await until(lambda: rig.assigned() == 1)
+        (task,) = rig.store.view.tasks
+        rounds.clear()
+        for number in range(200):
+            status = task.status.replaced(message=f"step {number}")
+            put_now(rig.store, rig.proposer, task.replaced(status=status))
+            await asyncio.sleep(0.001)
+        assert len(rounds) < 50
+        put_now(rig.store, rig.proposer, a_service("db", replicas=1))
+        await until(lambda: rig.assigned() == 2)
