@@ -206,6 +206,8 @@ class Membership:
         """Stop and remove everything of the cluster: containers, data plane, records."""
         async with self._changing:
             tasks, data_plane, records = self.tasks, self.data_plane, self.records
+            if self._agent is not None:
+                self._agent.leave()
             await self._cancel()
             if data_plane is None:
                 data_plane, records = await self._left_by_another()

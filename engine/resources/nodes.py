@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.cluster.choices import chosen
@@ -39,10 +39,19 @@ class _Calls:
 
     async def list(self, call: Call) -> Answer:
         filters = _wished(call.query.filters(_FILTERS))
-        return json_answer([_node(node) for node in await self._cluster.nodes(filters)])
+        return json_answer(await self._shown(*await self._cluster.nodes(filters)))
 
     async def inspect(self, call: Call) -> Answer:
-        return json_answer(_node(await self._cluster.node(call.path["id"])))
+        return json_answer((await self._shown(await self._cluster.node(call.path["id"])))[0])
+
+    async def _shown(self, *nodes: Node) -> Sequence[dict[str, Any]]:
+        """Nodes that have left trust whom the cluster does: clients wait for all others to."""
+        root = b""
+        if any(node.status.left for node in nodes):
+            root = (await self._cluster.cluster()).root_ca.certificate
+        return [
+            _node(node, root if node.status.left else node.description.trust_root) for node in nodes
+        ]
 
     async def remove(self, call: Call) -> Answer:
         await self._cluster.remove_node(call.path["id"], force=call.query.flag("force"))
@@ -56,9 +65,9 @@ class _Calls:
         return empty()
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _node(node: Node, root: bytes) -> dict[str, Any]:
+    """root: whom the node trusts; empty: nobody knows."""
     found = node_json(node)
-    root = node.description.trust_root
     if root:
         found["Description"]["TLSInfo"] = tls_info(root)
     return found

@@ -7,7 +7,8 @@
    not heard of the new root yet still finds managers that the old one vouches for.
 3. `finish`, once every node has confirmed a certificate of the new root: the old root is dropped,
    and with it every join token, since tokens carry the root's digest.
-A node that is away holds the rotation up until it is back or removed: nobody is locked out.
+A node that is away holds the rotation up until it is back or removed: nobody is locked out. One
+that said that it leaves the cluster does not.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def pending_nodes(rotation: RootRotation, nodes: Iterable[Node]) -> list[Node]:
     pending = [
         node
         for node in nodes
-        if node.certificate is None or node.certificate.issuer_key_id != wanted
+        if not node.status.left
+        and (node.certificate is None or node.certificate.issuer_key_id != wanted)
     ]
     return sorted(pending, key=lambda node: node.id)
 

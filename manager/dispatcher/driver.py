@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import structlog
 
@@ -52,8 +53,17 @@ PEER_MESSAGES_PER_S = 2_000
 PEERS_PAUSE_MIN_S = 0.01
 """Shorter pauses are not worth a timer: in small clusters they are told at once."""
 PROBATION = "the node was lost several times within five minutes: it is watched for a while"
+LEFT = "the node has left the cluster"
 
 _log = structlog.get_logger()
+
+
+class Absence(NamedTuple):
+    """Why a node is not there, as its row is to say it."""
+
+    state: NodeState
+    message: str
+    left: bool = False
 
 
 class Stream:
@@ -83,7 +93,7 @@ class Dispatcher:
         self.acknowledged = Acknowledged()
         self._streams: dict[str, Stream] = {}
         self._session_signals: dict[str, Signal] = {}
-        self._absent: dict[str, tuple[NodeState, str]] = {}
+        self._absent: dict[str, Absence] = {}
         self._sweep_at_s = 0.0
         self._marked_version = self.table.version
         self._peers_told: asyncio.TimerHandle | None = None
@@ -126,7 +136,7 @@ class Dispatcher:
         self.sessions.doubt(self._silent_managers(), now_s)
         for node_id in self.sessions.expire(now_s):
             _log.warning("node.down", node_id=node_id, reason="heartbeat failure")
-            self._absent[node_id] = (NodeState.DOWN, "heartbeat failure")
+            self._absent[node_id] = Absence(NodeState.DOWN, "heartbeat failure")
             self._end(node_id)
             self._forget_acknowledgement(node_id)
         trusted = self._judge(now_s)
@@ -181,17 +191,24 @@ class Dispatcher:
             )
         return session_id
 
-    async def close_session(self, node_id: str, session_id: str) -> None:
+    async def close_session(self, node_id: str, session_id: str, *, leaving: bool = False) -> None:
         """The node said goodbye (its agent stopped in order).
 
-        It has as long to come back as one that falls silent; then it is down like that one.
+        It has as long to come back as one that falls silent; then it is down like that one. One
+        that leaves the cluster is down at once, and nobody waits for it.
         """
-        if self.sessions.close(node_id, session_id):
+        if not self.sessions.close(node_id, session_id):
+            return
+        if leaving:
+            _log.info("node.left", node_id=node_id)
+            self._absent[node_id] = Absence(NodeState.DOWN, LEFT, left=True)
+            self._forget_acknowledgement(node_id)
+        else:
             now_s, grace_s = self._clock.monotonic_s(), self.sessions.grace_s
             self.sessions.expect(frozenset((node_id,)), now_s, wait_s=grace_s)
-            self._absent[node_id] = (NodeState.DISCONNECTED, "the agent has stopped")
-            self._end(node_id)
-            await self._write_absence(node_id)
+            self._absent[node_id] = Absence(NodeState.DISCONNECTED, "the agent has stopped")
+        self._end(node_id)
+        await self._write_absence(node_id)
 
     async def acknowledge(self, node_id: str, version: int, conflicts: Iterable[str]) -> None:
         """The node's data plane is at this version of the endpoint table.
@@ -296,7 +313,7 @@ class Dispatcher:
             self.acknowledged.expect(node_id)  # it balances as the last leader told it
             if not self.sessions.is_connected(node_id):
                 message = "waiting for the node after a manager's restart"
-                self._absent[node_id] = (NodeState.UNKNOWN, message)
+                self._absent[node_id] = Absence(NodeState.UNKNOWN, message)
         await self._write_absences()
 
     async def _renew_network_keys(self) -> None:
@@ -327,13 +344,16 @@ class Dispatcher:
         absence = self._absent.get(node_id)
         if absence is None:
             return
-        state, message = absence
 
         def build(view: View) -> list[Change]:
             node = view.nodes.get(node_id)
             if node is None or self.sessions.is_connected(node_id):
                 return []
-            status = node.status.replaced(state=state, message=message)
+            status = node.status.replaced(
+                state=absence.state,
+                message=absence.message,
+                left=absence.left or node.status.left,
+            )
             return [] if status == node.status else [update(node.replaced(status=status))]
 
         try:

@@ -81,7 +81,9 @@ class DispatcherServer(DispatcherServicer):
     async def CloseSession(
         self, request: pb.CloseSessionRequest, context: Context
     ) -> pb.CloseSessionResponse:
-        await self._dispatcher.close_session(current_peer().node_id, request.session_id)
+        await self._dispatcher.close_session(
+            current_peer().node_id, request.session_id, leaving=request.leaving
+        )
         return pb.CloseSessionResponse()
 
     @override

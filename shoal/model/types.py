@@ -382,6 +382,7 @@ class NodeStatus(Row, frozen=True):
     state: NodeState = NodeState.UNKNOWN
     message: str = ""
     address: str = ""
+    left: bool = False
 
 
 class ManagerStatus(Row, frozen=True):

@@ -117,6 +117,7 @@ class Agent:
         self._network_keys = network_keys
         self._attachments = attachments
         self._announce = announce
+        self._leaving = False
         self._addresses6 = addresses6
         self._devices = devices
         self._images = images
@@ -212,6 +213,10 @@ class Agent:
         async with self._connect(address) as channel:
             await self._session(ManagerClient(channel), address)
 
+    def leave(self) -> None:
+        """The node leaves the cluster: when the session ends, the managers are told so."""
+        self._leaving = True
+
     def _draw(self, attempt: int) -> float:
         """0 up to 1; different for the nodes and for each attempt of one."""
         return (self._spread * (2 * attempt + 1)) % 101 / 101
@@ -247,7 +252,7 @@ class Agent:
                     group.create_task(self._await_other_facts(description))
                     group.create_task(self._attachments.run(client))
             except asyncio.CancelledError:
-                await asyncio.shield(client.close_session())
+                await asyncio.shield(client.close_session(leaving=self._leaving))
                 raise
 
     async def _report_images(self, client: ManagerClient, known: bytes) -> None:

@@ -170,9 +170,9 @@ class ManagerClient:
         finally:
             call.cancel()
 
-    async def close_session(self) -> None:
-        """Say goodbye; failing to is no trouble."""
-        request = pb.CloseSessionRequest(session_id=self.session_id)
+    async def close_session(self, *, leaving: bool) -> None:
+        """Say goodbye; failing to is no trouble. leaving: the node leaves the cluster."""
+        request = pb.CloseSessionRequest(session_id=self.session_id, leaving=leaving)
         try:
             await self._dispatcher.CloseSession(request, timeout=1.0)
         except grpc.aio.AioRpcError:

@@ -1723,20 +1723,24 @@ class NodeStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     message: _builtins.str
     address: _builtins.str
     """Address the node was seen from."""
+    left: _builtins.bool
+    """It said that it leaves the cluster; until it registers again, if it ever does."""
     def __init__(
         self,
         *,
         state: Global___NodeState.ValueType = ...,
         message: _builtins.str = ...,
         address: _builtins.str = ...,
+        left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "message", b"message", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "left", b"left", "message", b"message", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

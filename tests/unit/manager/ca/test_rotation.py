@@ -31,11 +31,11 @@ from shoal.api.v1 import ca_pb2 as pb
 from shoal.api.v1.ca_pb2_grpc import CaStub, add_CaServicer_to_server
 from shoal.clock import SystemClock
 from shoal.errors import FailedPrecondition, InvalidArgument
-from shoal.model.enums import NodeRole
+from shoal.model.enums import NodeRole, NodeState
 from shoal.model.objects import Cluster, Node
 from shoal.model.plan import remove, update
 from shoal.model.specs import NodeSpec
-from shoal.model.types import ExtraJoinToken, JoinTokens, NodeCertificate, RootCa
+from shoal.model.types import ExtraJoinToken, JoinTokens, NodeCertificate, NodeStatus, RootCa
 from shoal.security.authorize import Permissions, allow
 from shoal.security.grpc_tls import channel_credentials, secure_channel, server_options
 from shoal.security.identity import NodeIdentity, make_identity, write_identity
@@ -94,8 +94,9 @@ def test_one_rotation_at_a_time():
         begin_here(ROTATING, new_successor(RootCA.create(now_ns=NOW_NS)), now_ns=NOW_NS)
 
 
-def test_whoever_has_no_certificate_of_the_new_root_is_pending():
-    nodes = [a_node(3, NEW_ID), a_node(2, OLD_ID), a_node(1, None)]
+def test_whoever_has_no_certificate_of_the_new_root_is_pending_unless_it_has_left():
+    left = a_node(4, OLD_ID).replaced(status=NodeStatus(NodeState.DOWN, left=True))
+    nodes = [a_node(3, NEW_ID), a_node(2, OLD_ID), a_node(1, None), left]
     assert ROTATING.root_ca.rotation is not None
     pending = pending_nodes(ROTATING.root_ca.rotation, nodes)
     assert [node.id for node in pending] == ["n001", "n002"]

@@ -19,7 +19,7 @@ from shoal.model.enums import NodeState, TaskState
 from shoal.model.objects import Cluster
 from shoal.model.plan import remove
 from shoal.model.specs import ClusterSpec, DispatcherConfig
-from shoal.model.types import ManagerStatus, NodeDescription
+from shoal.model.types import ManagerStatus, NodeDescription, NodeStatus
 from tests.support.managing import HandClock, a_store, put_now, running, until
 from tests.support.planning import a_node
 from tests.unit.manager.dispatcher.test_endpoints import a_member, a_peer, a_published
@@ -219,6 +219,18 @@ async def test_goodbye_disconnects_but_not_of_a_session_that_was_replaced():
     await rig.dispatcher.close_session("n1", second)
     assert rig.state() is NodeState.DISCONNECTED
     assert rig.status().message == "the agent has stopped"
+
+
+async def test_a_node_that_leaves_is_down_at_once_and_known_to_have_left_until_it_is_back():
+    rig = Rig(a_node("n1"))
+    await rig.dispatcher.close_session("n1", await rig.register(), leaving=True)
+    expected = NodeStatus(NodeState.DOWN, "the node has left the cluster", left=True)
+    assert rig.status().replaced(address="") == expected
+    rig.clock.advance(60.0)
+    await rig.dispatcher.expire()
+    assert rig.status().left
+    await rig.register()
+    assert (rig.state(), rig.status().left) == (NodeState.READY, False)
 
 
 async def test_a_node_that_registers_too_often_keeps_the_session_it_has():
