@@ -167,6 +167,55 @@ def test_every_flag_is_followed_and_comes_back(lab: Lab, name: str, parts: dict[
         docker(lab, "m1", "service", "rm", name)
 
 
+ADDED = """--publish-add 18096:80 --network-add %NET --secret-add %SEC --config-add %CON
+ --mount-add type=tmpfs,target=/q --constraint-add node.role==worker --host-add a:1.1.1.1
+ --dns-add 1.1.1.1 --dns-search-add d --dns-option-add ndots:2 --env-add N=1 --label-add q=1
+ --container-label-add r=2 --group-add 7 --cap-add NET_ADMIN --sysctl-add net.core.somaxconn=9
+ --ulimit-add nofile=100:200 --placement-pref-add spread=node.labels.zone"""
+REMOVED = """--publish-rm 80 --network-rm %NET --secret-rm %SEC --config-rm %CON --mount-rm /q
+ --constraint-rm node.role==worker --host-rm a:1.1.1.1 --dns-rm 1.1.1.1 --dns-search-rm d
+ --dns-option-rm ndots:2 --env-rm N --label-rm q --container-label-rm r --group-rm 7
+ --cap-drop NET_ADMIN --cap-add ALL --sysctl-rm net.core.somaxconn --ulimit-rm nofile
+ --placement-pref-rm spread=node.labels.zone"""
+CHANGED = """--image web:2 --args x --replicas 0 --limit-memory 64m --limit-cpu .5
+ --reserve-memory 8m --health-cmd true --health-retries 3 --stop-grace-period 3s --stop-signal SIGINT --user 1
+ --workdir /w --hostname h --init --read-only --tty --restart-condition none --update-delay 1s
+ --update-order start-first --rollback-parallelism 2 --log-driver json-file --log-opt max-size=1m
+ --endpoint-mode vip --replicas-max-per-node 2 --entrypoint sh"""
+
+
+def test_every_flag_of_an_update(lab: Lab, name: str, parts: dict[str, str]):
+    def words(flags: str) -> list[str]:
+        for key, value in parts.items():
+            flags = flags.replace(f"%{key}", value)
+        return flags.split()
+
+    update = ("service", "update", "-d", "-q", LOCAL)
+    try:
+        output(lab, "service", "create", "-d", "--name", name, "--replicas", "0", LOCAL, "web:1")
+        before = spec_of(lab, name)
+        output(lab, *update, *words(ADDED), name)
+        task = spec_of(lab, name)["TaskTemplate"]
+        container = task["ContainerSpec"]
+        assert container["Hosts"] == ["1.1.1.1 a"]
+        assert container["Sysctls"] == {"net.core.somaxconn": "9"}
+        assert [one["SecretName"] for one in container["Secrets"]] == [parts["SEC"]]
+        assert task["Placement"]["Constraints"] == ["node.role==worker"]
+        output(lab, *update, *words(REMOVED), name)
+        after = spec_of(lab, name)
+        assert after["TaskTemplate"]["ContainerSpec"].pop("CapabilityAdd") == ["ALL"]
+        assert after == before
+        output(lab, *update, *words(CHANGED), name)
+        spec = spec_of(lab, name)
+        assert spec["TaskTemplate"]["ContainerSpec"]["Image"] == "web:2"
+        assert spec["TaskTemplate"]["Resources"]["Limits"] == {
+            "NanoCPUs": 500_000_000, "MemoryBytes": 64 << 20,
+        }  # fmt: skip
+        assert spec["UpdateConfig"]["Order"] == "start-first"
+    finally:
+        docker(lab, "m1", "service", "rm", name)
+
+
 def test_what_is_ours_alone_survives_the_docker_command(lab: Lab, name: str):
     lab.swarmctl(
         "service", "create", "-d", "--name", name, "--drain-timeout", "7s", "--listen-timeout",
