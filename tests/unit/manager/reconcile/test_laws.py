@@ -24,10 +24,13 @@ from manager.reconcile.plan import plan_round
 from manager.scheduler import enforcer
 from manager.scheduler import plan as scheduler
 from manager.store.tables import Tables
+from shoal.model.defaults import is_terminal
 from shoal.model.enums import ActionKind
 from shoal.model.plan import CHANGES_MAX, Plan
+from shoal.model.specs import TaskSpec
+from shoal.model.types import ResourceRequirements, Resources
 from tests.support.planning import Cell, a_node, a_service
-from tests.unit.manager.reconcile.simulated import Simulation
+from tests.unit.manager.reconcile.simulated import MEMORY, Simulation
 from tests.unit.manager.reconcile.simulated_modes import ModesSimulation
 
 Planner = Callable[[Tables, int, Iterator[str]], Plan]
@@ -86,7 +89,29 @@ def _in_trouble(seed: int, steps: int) -> Cell:
     for _ in range(3):
         simulation.disaster()
         simulation.agents()
+    if seed % 3 == 0:
+        _rank(simulation.cell, random.Random(seed))
     return simulation.cell
+
+
+def _rank(cell: Cell, dice: random.Random) -> None:
+    """Services become more and less important, and one comes for which full nodes have no room."""
+    for service in list(cell.tables.services):
+        spec = service.spec.replaced(
+            priority=dice.choice([-1, 0, 0, 5]), disruption_budget=dice.choice([None, None, 0, 1])
+        )
+        cell.put(service.replaced(spec=spec))
+    for node in list(cell.tables.nodes):
+        used = sum(
+            task.spec.resources.reservations.memory_bytes
+            for task in cell.tables.tasks_of_node(node.id).values()
+            if not is_terminal(task)
+        )
+        room = node.description.resources.replaced(memory_bytes=used or MEMORY)
+        cell.put(node.replaced(description=node.description.replaced(resources=room)))
+    wish = ResourceRequirements(reservations=Resources(memory_bytes=MEMORY))
+    first = a_service("first", replicas=dice.randint(1, 4), task=TaskSpec(resources=wish))
+    cell.put(first.replaced(spec=first.spec.replaced(priority=9)))
 
 
 def _ids() -> Iterator[str]:
