@@ -37,7 +37,7 @@ from worker.agent.agent import Agent
 from worker.agent.attachments import Attachments
 from worker.agent.container import IMAGE_ID_LABEL, TASK_ID_LABEL
 from worker.agent.dataplane import DataPlane
-from worker.agent.description import describe_node
+from worker.agent.description import describe_node, names_of
 from worker.agent.devices import ResourcePool
 from worker.agent.files import TaskFiles, remove_others
 from worker.agent.health import HealthChecks, TellOfChecks, tell_nobody
@@ -330,6 +330,7 @@ class Membership:
             network_keys=NetworkKeyKeeper(KeyFile(paths.worker), keys, self.data_plane),
             attachments=self.attachments,
             announce=self.news.put,
+            images=lambda: names_of(self._images.list()),
         )
         self._work = asyncio.create_task(self._keep(self._agent), name="agent")
 
