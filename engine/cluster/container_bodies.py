@@ -21,6 +21,7 @@ from shoal.model.types import (
     DnsConfig,
     Driver,
     FileReference,
+    FileRotation,
     HealthCheck,
     Mount,
     Privileges,
@@ -283,6 +284,12 @@ class DeviceBody(Body, frozen=True):
         return DeviceMapping(self.path_on_host, self.path_in_container, self.cgroup_permissions)
 
 
+class RotationBody(Body, frozen=True):
+    """`FileRotation`, which is ours."""
+
+    signal: str = ""
+
+
 class ContainerBody(Body, frozen=True):
     """`TaskTemplate.ContainerSpec`."""
 
@@ -315,10 +322,11 @@ class ContainerBody(Body, frozen=True):
     ulimits: tuple[UlimitBody, ...] = ()
     oom_score_adj: int = 0
     devices: tuple[DeviceBody, ...] | None = None
+    file_rotation: RotationBody | None = None
 
     def row(self, before: ContainerSpec) -> ContainerSpec:
         """The same in our words; credentials are not in it, and stay. Raises: InvalidArgument."""
-        dns, devices = self.dns_config, self.devices
+        dns, devices, rotation = self.dns_config, self.devices, self.file_rotation
         return before.replaced(
             image=self.image,
             labels=self.labels,
@@ -349,6 +357,9 @@ class ContainerBody(Body, frozen=True):
             ulimits=tuple(Ulimit(one.name, one.soft, one.hard) for one in self.ulimits),
             oom_score_adj=self.oom_score_adj,
             devices=before.devices if devices is None else tuple(one.row() for one in devices),
+            file_rotation=before.file_rotation
+            if rotation is None
+            else FileRotation(rotation.signal),
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable
 
 from manager.controlapi.validate_names import object_labels
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import templates
-from shoal.model.files import FILES_MAX, FileRow, files_of, size_max
+from shoal.model.files import FILES_MAX, LIVE_DIRS, FileRow, files_of, live_path, size_max
 from shoal.model.objects import Secret
 from shoal.model.specs import ContainerSpec
 from shoal.model.types import Driver, FileReference
@@ -18,6 +19,8 @@ ID_MAX = 2**32 - 2
 """Of users and groups; the next one means "unchanged" to the kernel."""
 MODE_MAX = 0o777
 PATH_LENGTH_MAX = 512
+
+SIGNALS = frozenset(signal.Signals.__members__) - {"SIGKILL", "SIGSTOP"}
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[-_.A-Za-z0-9]*[A-Za-z0-9])?")
 
@@ -86,6 +89,33 @@ def file_references(container: ContainerSpec) -> None:
             raise InvalidArgument(
                 f"{noun_of(kind)} {reference.name or reference.id}: its target {path} is a file,"
                 f" and so {inside} cannot be below it"
+            )
+    _rotation(container)
+
+
+def _rotation(container: ContainerSpec) -> None:
+    """Refuse contents that cannot be swapped below a running container as it is asked for."""
+    rotation = container.file_rotation
+    if rotation is None:
+        return
+    if rotation.signal and rotation.signal not in SIGNALS:
+        raise InvalidArgument(
+            f"secret rotation: signal {rotation.signal!r} is none that a program can be sent and"
+            " catch: name one as SIGHUP or SIGUSR1"
+        )
+    below = " or ".join(LIVE_DIRS)
+    for kind, reference, path in files_of(container):
+        if not live_path(path):
+            raise InvalidArgument(
+                f"{noun_of(kind)} {reference.name or reference.id}: its target {path} is not below"
+                f" {below}, where alone contents change below a running container: give it such a"
+                " target, or let the secret rotation be restart"
+            )
+    for mount in container.mounts:
+        if any(f"{mount.target.rstrip('/')}/".startswith(f"{one}/") for one in LIVE_DIRS):
+            raise InvalidArgument(
+                f"secret rotation: the mount at {mount.target} cannot be below {below}, where the"
+                " secrets and configs are"
             )
 
 

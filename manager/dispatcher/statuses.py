@@ -138,9 +138,9 @@ def _is_news(task: Task, status: TaskStatus) -> bool:
     old = task.status
     if status.state != old.state:
         return status.state > old.state
-    return (status.message, status.error, status.container, status.address) != (
-        old.message,
-        old.error,
-        old.container,
-        old.address,
-    )
+    return _said(status) != _said(old)
+
+
+def _said(status: TaskStatus) -> tuple[object, ...]:
+    """What may change while the state stays."""
+    return status.message, status.error, status.container, status.address, status.file_ids

@@ -22,6 +22,7 @@ from manager.orchestrator.rebalance import plan as rebalance
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
 from manager.orchestrator.update import plan as update
+from manager.orchestrator.update import refresh
 from manager.reconcile.dirty import NOTHING, Dirty, dirty_from_event
 from manager.scheduler import enforcer
 from manager.scheduler.plan import Scheduling
@@ -132,6 +133,7 @@ class _Planning:
             jobs.drop_earlier(draft, service)
             restart.advance(draft, service, now_ns=now_ns, ids=ids)
             handover.advance(draft, service, now_ns=now_ns, ids=ids)
+            refresh.advance(draft, service)
             held = gate.advance(draft, service, now_ns=now_ns)
             if not held:
                 replicated.advance(draft, service, now_ns=now_ns, ids=ids)

@@ -223,4 +223,5 @@ def _status(status: TaskStatus) -> Record:
         },
         Err=status.error,
         ContainerStatus=container,
+        Files=list(status.file_ids),
     )

@@ -139,6 +139,7 @@ def container_json(container: ContainerSpec) -> Record:
         ]
         or None,
         OomScoreAdj=container.oom_score_adj or None,
+        FileRotation=container.file_rotation and record({}, Signal=container.file_rotation.signal),
         Devices=[_device(item) for item in container.devices] or None,
     )
 

@@ -9,6 +9,9 @@ from shoal.model.specs import ContainerSpec
 from shoal.model.types import FileReference
 
 SECRETS_DIR = "/run/secrets"
+LIVE_DIRS = (SECRETS_DIR, "/run/configs")
+"""Where files may be whose content changes below a running container: directories of ours, for a
+file that is mounted by itself stays what it was, whatever is put in its place."""
 SECRET_BYTES_MAX = 512_000
 """A secret has fewer bytes, and at least one."""
 CONFIG_BYTES_MAX = 1_024_000
@@ -58,3 +61,30 @@ def revision_of(row: FileRow) -> int:
 
 def _below(directory: str, target: str) -> str:
     return target if target.startswith("/") else f"{directory}/{target}"
+
+
+def live_path(path: str) -> str:
+    """Where below the directories of a live container's files a path is; "" for any other path."""
+    for directory in LIVE_DIRS:
+        if path.startswith(f"{directory}/"):
+            return path.removeprefix("/run/")
+    return ""
+
+
+def swapped(old: ContainerSpec, new: ContainerSpec) -> ContainerSpec:
+    """The old container with the new one's contents, if both are live and show the same files."""
+    if new.file_rotation is None or old.file_rotation is None:
+        return old
+    if _places(old) != _places(new):
+        return old
+    return old.replaced(secrets=new.secrets, configs=new.configs, file_rotation=new.file_rotation)
+
+
+def file_ids(container: ContainerSpec) -> tuple[str, ...]:
+    """Which contents a container is to have, in the order of its files."""
+    return tuple(reference.id for _, reference, _ in files_of(container))
+
+
+def _places(container: ContainerSpec) -> list[tuple[type[FileRow], FileReference]]:
+    """Its files without their contents."""
+    return [(kind, one.replaced(id="", name="")) for kind, one, _ in files_of(container)]

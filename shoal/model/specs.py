@@ -23,6 +23,7 @@ from shoal.model.types import (
     Driver,
     EndpointSpec,
     FileReference,
+    FileRotation,
     HealthCheck,
     IpamOptions,
     Mount,
@@ -86,6 +87,7 @@ class ContainerSpec(Row, frozen=True):
     oom_score_adj: int = 0
     pull_options: PullOptions | None = None
     devices: tuple[DeviceMapping, ...] = ()
+    file_rotation: FileRotation | None = None
 
 
 class NetworkAttachmentSpec(Row, frozen=True):

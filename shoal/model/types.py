@@ -323,6 +323,15 @@ class PortStatus(Row, frozen=True):
     ports: tuple[PortConfig, ...] = ()
 
 
+class FileRotation(Row, frozen=True):
+    """Other contents of secrets and configs are swapped below running containers.
+
+    signal: by name, sent to the program afterwards; "": it is not told.
+    """
+
+    signal: str = ""
+
+
 class TaskStatus(Row, frozen=True):
     """Where a task is on its ladder, and why it is not further."""
 
@@ -335,6 +344,7 @@ class TaskStatus(Row, frozen=True):
     applied_at_ns: int = 0
     applied_by: str = ""
     address: str = ""
+    file_ids: tuple[str, ...] = ()
 
 
 class JobStatus(Row, frozen=True):

@@ -1,7 +1,9 @@
 """`secret update` and `config update`: another content, and the services that follow it, in turn.
 
 Each service is updated for itself, as its update flags say, and the next one only when it has
-converged: a content that is no good stops the first, and the others go on with the one before.
+converged: a content that is no good stops the first, and the others go on with the one before. One
+that has contents swapped below its running tasks (`--secret-rotation live`) has converged when
+every task says that it has the new one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from swarmctl.options import detach_option, quiet_progress_option
 from swarmctl.progress.display import make_display
 from swarmctl.progress.loop import wait_converged
 from swarmctl.session import Session
+from swarmctl.swapping import is_live, wait_swapped
 
 if TYPE_CHECKING:
     from swarmctl.client import Client
@@ -56,7 +59,10 @@ def update_command(kind: type[FileRow]) -> click.Command:
             try:
                 while waiting:
                     written = await _follow(client, kind, row, waiting[0])
-                    if not detach:
+                    if is_live(written):
+                        if not detach:
+                            await wait_swapped(client, written.id, row.id)
+                    elif not detach:
                         with make_display(quiet=quiet) as display:
                             await wait_converged(client, written.id, display)
                     click.echo(f"{waiting.pop(0).spec.annotations.name} updated", err=True)

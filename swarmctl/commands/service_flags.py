@@ -30,7 +30,7 @@ from shoal.model.log_drivers import TASK_OPTIONS
 from swarmctl.complete import complete_configs, complete_networks, complete_secrets
 from swarmctl.edit.modes import MODES
 from swarmctl.options import FunctionT, Parsed, Word, combined
-from swarmctl.parsing.files import parse_file
+from swarmctl.parsing.files import parse_file, parse_rotation
 from swarmctl.parsing.mounts import parse_mount
 from swarmctl.parsing.networks import parse_network
 from swarmctl.parsing.ports import parse_publish, parse_targets, suggestions
@@ -213,6 +213,11 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--workdir", "-w"), click.STRING, "Working directory inside the container"),
     (("--user", "-u"), click.STRING, "User, and group after a colon"),
     (("--entrypoint",), COMMAND, "Command in place of the image's entrypoint"),
+    (
+        ("--secret-rotation",),
+        Parsed("how", parse_rotation),
+        "Other contents of secrets and configs: restart (default), live, or signal=SIGHUP",
+    ),
     (("--stop-signal",), click.STRING, "Signal that stops the container"),
     (("--stop-grace-period",), DURATION, "Time between that signal and SIGKILL (default 10s)"),
     (

@@ -8,7 +8,7 @@ from shoal.model.devices import inside
 from shoal.model.files import FileRow
 from shoal.model.objects import Secret
 from shoal.model.specs import ContainerSpec, ServiceSpec
-from shoal.model.types import DnsConfig, FileReference, Mount, Ulimit
+from shoal.model.types import DnsConfig, FileReference, FileRotation, Mount, Ulimit
 from swarmctl.edit.health import edit_health
 from swarmctl.edit.lists import Flags, edited_list, edited_map, merged
 
@@ -38,6 +38,8 @@ def edit_container(container: ContainerSpec, flags: Flags) -> ContainerSpec:
     privileges = container.privileges
     if "no_new_privileges" in flags:
         privileges = privileges.replaced(no_new_privileges=flags["no_new_privileges"])
+    if (rotation := flags.get("secret_rotation")) is not None:
+        plain["file_rotation"] = FileRotation(rotation.signal) if rotation.live else None
     return container.replaced(
         **plain,
         env=merged(

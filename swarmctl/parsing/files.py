@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from shoal.errors import InvalidArgument
 from shoal.model.files import FILE_MODE
+from shoal.model.row import Row
 from shoal.model.types import FileReference
 from swarmctl.parsing.fields import required, split_fields
 
@@ -29,6 +30,24 @@ def parse_file(text: str) -> FileReference:
     if not reference.name:
         raise InvalidArgument(f"{text!r}: source is required")
     return reference.replaced(target=reference.target or reference.name)
+
+
+class Rotation(Row, frozen=True):
+    """How tasks get other contents: as new tasks, or below running ones; and a signal then."""
+
+    live: bool = False
+    signal: str = ""
+
+
+def parse_rotation(text: str) -> Rotation:
+    """`restart`, `live` or `signal=NAME`, which is live and tells the program."""
+    key, _, name = text.partition("=")
+    if text in {"restart", "live"}:
+        return Rotation(live=text == "live")
+    if key != "signal" or not name:
+        raise InvalidArgument(f"{text!r}: use restart, live or signal=SIGHUP")
+    upper = name.upper()
+    return Rotation(live=True, signal=upper if upper.startswith("SIG") else f"SIG{upper}")
 
 
 def parse_mode(text: str) -> int:

@@ -225,6 +225,7 @@ def _container(container: ContainerSpec) -> list[str]:
         ("DNS Search", " ".join(container.dns.search)),
         ("DNS Options", " ".join(container.dns.options)),
         ("Stop Signal", container.stop_signal),
+        ("Secret Rotation", _rotation(container)),
         ("Stop Grace", _optional_duration(container.stop_grace_period_ns)),
         ("Read Only", "true" if container.read_only else ""),
         ("No New Privileges", "true" if container.privileges.no_new_privileges else ""),
@@ -316,3 +317,10 @@ def _ports(endpoint: Endpoint) -> list[str]:
 
 def _optional_duration(duration_ns: int | None) -> str:
     return "" if duration_ns is None else format_duration(duration_ns)
+
+
+def _rotation(container: ContainerSpec) -> str:
+    if container.file_rotation is None:
+        return ""
+    signal = container.file_rotation.signal
+    return f"live, signal {signal}" if signal else "live"

@@ -10,48 +10,25 @@ task whose content has not arrived (it waits), or names ids that its user namesp
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import mmap
-import os
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import structlog
-from typing_extensions import override
 
 from shoal.aio.threads import in_thread
 from shoal.errors import InvalidArgument, Unavailable
 from shoal.ids import is_id
-from shoal.model.files import FileRow, files_of, size_max
+from shoal.model.files import LIVE_DIRS, FileRow, file_ids, files_of, live_path, size_max
 from shoal.model.objects import Config, Secret, Task
-from shoal.model.row import Row
 from shoal.model.templates import GOLANG
 from shoal.model.types import FileReference
+from worker.agent import tmpfs
 from worker.agent.templates import NodeFacts, expand, expand_content
+from worker.agent.tmpfs import File
 from worker.runtime.api import IdMap, IdRange, Mount
-from worker.volumes import kernel
-
-_TMPFS_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-_INODES_SPARE = 8
 
 _log = structlog.get_logger()
-
-
-class File(Row, frozen=True):
-    """One file to be made. target: in the container; uid and gid: of the node."""
-
-    target: str
-    content: bytes
-    uid: int
-    gid: int
-    mode: int
-
-    @override
-    def __repr__(self) -> str:
-        """What logs and errors may show of it."""
-        return f"File({self.target!r}, {len(self.content)} bytes)"
 
 
 FileKey = tuple[type[FileRow], str]
@@ -106,20 +83,50 @@ class TaskFiles:
             return ()
         files = await asyncio.to_thread(self.files_for, task)
         place = self._directory / task.id
-        await in_thread(partial(_remake, place, files))
+        ids = None if task.container.file_rotation is None else file_ids(task.container)
+        await in_thread(partial(tmpfs.make, place, files, ids))
+        if ids is not None:
+            return _live_mounts(place, files)
         return tuple(
             Mount(
                 target=file.target,
-                source=str(place / str(number)),
+                source=str(place / file.path),
                 read_only=True,
                 relabel="private",
             )
-            for number, file in enumerate(files)
+            for file in files
         )
 
     def files_for(self, task: Task) -> list[File]:
         """What the task's container is to see. Raises: Unavailable, InvalidArgument."""
-        return [self._file(task, *item) for item in files_of(task.container)]
+        is_live = task.container.file_rotation is not None
+        return [
+            self._file(task, *item, path=live_path(item[2]) if is_live else str(number))
+            for number, item in enumerate(files_of(task.container))
+        ]
+
+    async def swap(self, task: Task) -> bool:
+        """Put the contents that the task names in place of others; False: they are there already.
+
+        Each file is replaced at once: who opens it sees the one or the other, whole. Until
+        `settle` it counts as not done, so a worker that is killed in between does it again.
+        Raises: Unavailable, InvalidArgument, OSError.
+        """
+        place = self._directory / task.id
+        ids = file_ids(task.container)
+        if await asyncio.to_thread(tmpfs.ids_in, place) == ids:
+            return False
+        files = await asyncio.to_thread(self.files_for, task)
+        if any(not file.path for file in files):
+            raise InvalidArgument("a target is not below a directory whose files may be swapped")
+        await in_thread(partial(tmpfs.swap, place, files))
+        return True
+
+    async def settle(self, task: Task) -> None:
+        """What is in place is what the task names, and its program has been told. Idempotent."""
+        place = self._directory / task.id
+        if _is_there(place):
+            await in_thread(partial(tmpfs.mark, place, file_ids(task.container)))
 
     async def remove(self, task_id: str) -> None:
         """The container has ended. Idempotent; what cannot be unmounted is logged."""
@@ -131,11 +138,20 @@ class TaskFiles:
         """Remove what belongs to no task: a worker that was killed may have left it."""
         await remove_others(self._directory, task_ids)
 
-    def _file(self, task: Task, kind: type[FileRow], reference: FileReference, target: str) -> File:
+    def _file(
+        self,
+        task: Task,
+        kind: type[FileRow],
+        reference: FileReference,
+        target: str,
+        *,
+        path: str,
+    ) -> File:
         row = self.contents.get(kind, reference)
         what = f"{kind.__name__.lower()} {reference.name}"
         return File(
             target=target,
+            path=path,
             content=self._content(task, row, what),
             uid=_outside(self._uids, reference.uid, f"{what}: uid"),
             gid=_outside(self._gids, reference.gid, f"{what}: gid"),
@@ -176,14 +192,14 @@ class TaskFiles:
 
 async def remove_others(directory: Path, task_ids: Collection[str]) -> None:
     """Remove the files of all tasks but these; nobody may be making any. Never raises."""
-    for task_id in await asyncio.to_thread(_entries, directory):
+    for task_id in await asyncio.to_thread(tmpfs.entries, directory):
         if is_id(task_id) and task_id not in task_ids:
             await _remove_logged(directory / task_id)
 
 
 async def _remove_logged(place: Path) -> None:
     try:
-        await in_thread(partial(_remove, place))
+        await in_thread(partial(tmpfs.remove, place))
     except OSError as error:
         _log.error("files.not_removed", path=str(place), reason=str(error))
 
@@ -199,58 +215,16 @@ def _outside(ranges: Sequence[IdRange] | None, text: str, field: str) -> int:
     raise InvalidArgument(f"{field} {number} is none that containers of this node have")
 
 
-def _remake(place: Path, files: Sequence[File]) -> None:
-    _remove(place)
-    place.mkdir(mode=0o700, parents=True)
-    pages = sum(-(-len(file.content) // mmap.PAGESIZE) for file in files)
-    options = f"mode=0700,size={pages * mmap.PAGESIZE},nr_inodes={len(files) + _INODES_SPARE}"
-    try:
-        _mount(place, options)
-        for number, file in enumerate(files):
-            _write(place / str(number), file)
-    except OSError:
-        _remove(place)
-        raise
-
-
-def _mount(place: Path, options: str) -> None:
-    try:
-        kernel.mount("tmpfs", str(place), "tmpfs", _TMPFS_FLAGS, f"{options},noswap")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        kernel.mount("tmpfs", str(place), "tmpfs", _TMPFS_FLAGS, options)
-
-
-def _write(path: Path, file: File) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(os.dup(fd), "wb") as stream:
-            stream.write(file.content)
-        os.fchown(fd, file.uid, file.gid)
-        os.fchmod(fd, file.mode)
-    finally:
-        os.close(fd)
-
-
-def _remove(place: Path) -> None:
-    """Delete the files before the mount: another mount namespace may still have a copy of it."""
-    for name in _entries(place):
-        with contextlib.suppress(FileNotFoundError):
-            (place / name).unlink()
-    with contextlib.suppress(FileNotFoundError):
-        while os.path.ismount(place):
-            kernel.detach(str(place))
-        place.rmdir()
+def _live_mounts(place: Path, files: Sequence[File]) -> tuple[Mount, ...]:
+    """The directories with the files: below them others may take their place."""
+    used = {file.path.partition("/")[0] for file in files}
+    return tuple(
+        Mount(target=target, source=str(place / name), read_only=True, relabel="private")
+        for target in LIVE_DIRS
+        if (name := target.rpartition("/")[2]) in used
+    )
 
 
 def _is_there(place: Path) -> bool:
     """Below the run directory: a look costs less than a thread."""
     return place.exists()
-
-
-def _entries(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []

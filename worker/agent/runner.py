@@ -23,6 +23,7 @@ from shoal.clock import Clock
 from shoal.errors import AlreadyExists, FailedPrecondition, NotFound, SwarmError
 from shoal.model.defaults import listen_timeout_ns, stop_grace_period_ns
 from shoal.model.enums import TaskState
+from shoal.model.files import file_ids, swapped
 from shoal.model.objects import Task
 from shoal.model.types import ContainerStatus as TaskContainer
 from shoal.model.types import PortConfig, PortStatus, TaskStatus
@@ -39,6 +40,7 @@ from worker.agent.health import Checks, TaskHealth, spelled
 from worker.health.core import STARTING, UNHEALTHY, Health
 from worker.network.api import Attachment
 from worker.runtime.api import ContainerConfig, ContainerStatus, Runtime
+from worker.runtime.client import signal_number
 
 RETRY_PAUSE_S = 1.0
 ERROR_LENGTH_MAX = 1_000
@@ -92,6 +94,17 @@ class Volumes(Protocol):
 
 class Files(Protocol):
     """What the tasks need of their secrets and configs."""
+
+    async def swap(self, task: Task) -> bool:
+        """Put the contents that the task names in place of others; False: they are there already.
+
+        Raises: SwarmError, OSError.
+        """
+        ...
+
+    async def settle(self, task: Task) -> None:
+        """What is in place is what the task names, and its program has been told. Idempotent."""
+        ...
 
     async def remove(self, task_id: str) -> None:
         """The container has ended. Idempotent; never raises."""
@@ -168,13 +181,19 @@ class TaskRunner:
         self._removed = False
         self._doom = ""
         self._doom_message = "failed"
+        self._files_due = True  # also when it was adopted: who knows what was cut short
         self._health = TaskHealth(node.checks, self._take_health, self.doom)
 
     def want(self, task: Task) -> bool:
-        """The manager has sent the task again; True if it wants more than before."""
-        if task.desired_state <= self.task.desired_state:
+        """The manager has sent the task again; True if it wants more, or other files."""
+        old, new = self.task.container, swapped(self.task.container, task.container)
+        if new != old:
+            self.task = self.task.replaced(spec=self.task.spec.replaced(runtime=new))
+            self._files_due = True
+        elif task.desired_state <= self.task.desired_state:
             return False
-        self.task = self.task.with_desired_state(task.desired_state)
+        if task.desired_state > self.task.desired_state:
+            self.task = self.task.with_desired_state(task.desired_state)
         self._signal.set()
         return True
 
@@ -391,7 +410,37 @@ class TaskRunner:
                 self._fail("the container was removed by somebody else")
             return
         self._begin_checks()
+        if self._files_due and self.task.container.file_rotation is not None:
+            await self._swap_files()
+            return
         await self._signal.wait()
+
+    async def _swap_files(self) -> None:
+        """Have the container see the contents that are wanted now. It runs on when that fails."""
+        task, rotation = self.task, self.task.container.file_rotation
+        self._files_due = False
+        try:
+            swapped_now = await self._node.files.swap(task)
+            if swapped_now and rotation is not None and rotation.signal:
+                number = signal_number(rotation.signal)
+                await self._node.runtime.kill(task.id, number)
+            await self._node.files.settle(task)
+        except NotFound:
+            return  # the container has just ended: its end is on its way here
+        except (SwarmError, OSError) as error:
+            if isinstance(error, SwarmError) and error.retryable:
+                self._files_due = True
+                raise
+            said = error.message if isinstance(error, SwarmError) else str(error)
+            self._note(f"secrets and configs stay as they were: {said}")
+            return
+        ids = file_ids(task.container)
+        if self.task.status.file_ids != ids:
+            status = self.task.status.replaced(
+                file_ids=ids, error="", timestamp_ns=self._node.clock.now_ns()
+            )
+            self.task = self.task.with_status(status)
+            self._node.changed(self.task)
 
     async def _stop(self) -> None:
         status = await self._halt(stop_grace_period_ns(self.task.container) / 1e9)
@@ -468,6 +517,7 @@ class TaskRunner:
             container=self.task.status.container if container is None else reported(container),
             port_status=PortStatus(ports=ports),
             address=self.task.status.address,
+            file_ids=self.task.status.file_ids,
         )
         self.task = self.task.with_status(status)
         self._node.changed(self.task)

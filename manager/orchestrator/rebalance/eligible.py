@@ -1,8 +1,8 @@
 """Which services and tasks may be moved, and how many at once.
 
-A move is a hand-over (`manager.orchestrator.handover`), so the service has never fewer tasks. Its
-disruption budget is what the user has said of updates: as many slots at a time as their parallelism
-(1 where nothing is said), counting those that do not run anyway.
+A move is a hand-over (`manager.orchestrator.handover`), so the service has never fewer tasks. At a
+time as many slots are moved as its disruption budget allows, or where it has none as many as its
+updates replace (their parallelism, 1 where nothing is said), less those that do not run anyway.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def budget_of(view: View, service: Service) -> int:
     """How many more tasks of the service may be moved now; 0 while it is updated."""
     if is_updating(service):
         return 0
+    wished = service.spec.disruption_budget
     parallelism = update_config(service.spec.update).parallelism or BUDGET_MAX
     disturbed = sum(
         bool(slot.handed_over) or not slot.running for slot in service_slots(view, service)
     )
-    return max(0, min(parallelism, BUDGET_MAX) - disturbed)
+    return max(0, min(parallelism if wished is None else wished, BUDGET_MAX) - disturbed)
 
 
 def _follows_others(service: Service) -> bool:

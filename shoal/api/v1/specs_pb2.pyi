@@ -128,6 +128,7 @@ class ContainerSpec(_message.Message):
     OOM_SCORE_ADJ_FIELD_NUMBER: _builtins.int
     PULL_OPTIONS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    FILE_ROTATION_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     hostname: _builtins.str
     dir: _builtins.str
@@ -183,6 +184,10 @@ class ContainerSpec(_message.Message):
     def pull_options(self) -> Global___PullOptions: ...
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.DeviceMapping]: ...
+    @_builtins.property
+    def file_rotation(self) -> _types_pb2.FileRotation:
+        """How tasks get other contents of secrets and configs. Unset: as new tasks."""
+
     def __init__(
         self,
         *,
@@ -216,10 +221,11 @@ class ContainerSpec(_message.Message):
         oom_score_adj: _builtins.int = ...,
         pull_options: Global___PullOptions | None = ...,
         devices: _abc.Iterable[_types_pb2.DeviceMapping] | None = ...,
+        file_rotation: _types_pb2.FileRotation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period_ns", b"_stop_grace_period_ns", "dns", b"dns", "health_check", b"health_check", "init", b"init", "privileges", b"privileges", "pull_options", b"pull_options", "stop_grace_period_ns", b"stop_grace_period_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period_ns", b"_stop_grace_period_ns", "dns", b"dns", "file_rotation", b"file_rotation", "health_check", b"health_check", "init", b"init", "privileges", b"privileges", "pull_options", b"pull_options", "stop_grace_period_ns", b"stop_grace_period_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period_ns", b"_stop_grace_period_ns", "args", b"args", "capability_add", b"capability_add", "capability_drop", b"capability_drop", "command", b"command", "configs", b"configs", "devices", b"devices", "dir", b"dir", "dns", b"dns", "env", b"env", "groups", b"groups", "health_check", b"health_check", "hostname", b"hostname", "hosts", b"hosts", "image", b"image", "init", b"init", "isolation", b"isolation", "labels", b"labels", "mounts", b"mounts", "oom_score_adj", b"oom_score_adj", "open_stdin", b"open_stdin", "privileges", b"privileges", "pull_options", b"pull_options", "read_only", b"read_only", "secrets", b"secrets", "stop_grace_period_ns", b"stop_grace_period_ns", "stop_signal", b"stop_signal", "sysctls", b"sysctls", "tty", b"tty", "ulimits", b"ulimits", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period_ns", b"_stop_grace_period_ns", "args", b"args", "capability_add", b"capability_add", "capability_drop", b"capability_drop", "command", b"command", "configs", b"configs", "devices", b"devices", "dir", b"dir", "dns", b"dns", "env", b"env", "file_rotation", b"file_rotation", "groups", b"groups", "health_check", b"health_check", "hostname", b"hostname", "hosts", b"hosts", "image", b"image", "init", b"init", "isolation", b"isolation", "labels", b"labels", "mounts", b"mounts", "oom_score_adj", b"oom_score_adj", "open_stdin", b"open_stdin", "privileges", b"privileges", "pull_options", b"pull_options", "read_only", b"read_only", "secrets", b"secrets", "stop_grace_period_ns", b"stop_grace_period_ns", "stop_signal", b"stop_signal", "sysctls", b"sysctls", "tty", b"tty", "ulimits", b"ulimits", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__init: _TypeAlias = _typing.Literal["init"]  # noqa: Y015
     _WhichOneofArgType__init: _TypeAlias = _typing.Literal["_init", b"_init"]  # noqa: Y015

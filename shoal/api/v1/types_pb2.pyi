@@ -1505,6 +1505,28 @@ class PortStatus(_message.Message):
 Global___PortStatus: _TypeAlias = PortStatus  # noqa: Y015
 
 @_typing.final
+class FileRotation(_message.Message):
+    """Other contents of secrets and configs take the place of those before in running containers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    signal: _builtins.str
+    """The program is sent it afterwards, by name; empty: it is not told."""
+    def __init__(
+        self,
+        *,
+        signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRotation: _TypeAlias = FileRotation  # noqa: Y015
+
+@_typing.final
 class TaskStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1517,6 +1539,7 @@ class TaskStatus(_message.Message):
     APPLIED_AT_NS_FIELD_NUMBER: _builtins.int
     APPLIED_BY_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    FILE_IDS_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     timestamp_ns: _builtins.int
     """When the agent saw the state."""
@@ -1532,6 +1555,10 @@ class TaskStatus(_message.Message):
     def container(self) -> Global___ContainerStatus: ...
     @_builtins.property
     def port_status(self) -> Global___PortStatus: ...
+    @_builtins.property
+    def file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Secrets and configs whose contents are in place, where they may change below the task."""
+
     def __init__(
         self,
         *,
@@ -1544,10 +1571,11 @@ class TaskStatus(_message.Message):
         applied_at_ns: _builtins.int = ...,
         applied_by: _builtins.str = ...,
         address: _builtins.str = ...,
+        file_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "port_status", b"port_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_at_ns", b"applied_at_ns", "applied_by", b"applied_by", "container", b"container", "error", b"error", "message", b"message", "port_status", b"port_status", "state", b"state", "timestamp_ns", b"timestamp_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_at_ns", b"applied_at_ns", "applied_by", b"applied_by", "container", b"container", "error", b"error", "file_ids", b"file_ids", "message", b"message", "port_status", b"port_status", "state", b"state", "timestamp_ns", b"timestamp_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,3 +67,36 @@ def test_tasks_see_their_files_which_rotate_and_lie_on_no_disk(
         lab.swarmctl("service", "rm", service, check=False)
         lab.run("secret", "rm", "--force", names["key"], check=False)
         lab.run("config", "rm", "--force", names["site"], check=False)
+
+
+def test_contents_change_below_running_tasks(lab: Lab, service: str, tmp_path: Path) -> None:
+    name = f"{service}-key"[-60:]
+    for number, content in (("one", FIRST), ("two", SECOND)):
+        (tmp_path / number).write_text(content)
+    lab.swarmctl("secret", "create", name, str(tmp_path / "one"))
+    script = "trap 'cat /run/secrets/key; echo' HUP; while :; do sleep 0.1; done"
+    try:
+        lab.swarmctl(
+            "service", "create", "--name", service, "--replicas", "2", "--stop-grace-period", "0s",
+            "--secret-rotation", "signal=HUP", "--secret", f"source={name},target=key",
+            "web:1", "sh", "-c", script,
+        )  # fmt: skip
+        before = sorted(task["ID"] for task in lab.running(service))
+        updated = lab.run("secret", "update", name, str(tmp_path / "two"))
+        assert f"{service} updated" in updated.stderr
+        after = lab.running(service)
+        assert sorted(task["ID"] for task in after) == before
+        assert [task["Status"]["Files"] for task in after] == [[updated.stdout.strip()]] * 2
+        lines = eventually(
+            "both programs were told",
+            lambda: (
+                (found := lab.run("service", "logs", "--raw", service).stdout.split())[1:] and found
+            ),
+        )
+        assert lines == [SECOND, SECOND]
+        lab.swarmctl("service", "rollback", service)
+        say(lab, service, FIRST)
+        assert sorted(task["ID"] for task in lab.running(service)) == before
+    finally:
+        lab.swarmctl("service", "rm", service, check=False)
+        lab.run("secret", "rm", "--force", name, check=False)

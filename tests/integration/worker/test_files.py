@@ -13,7 +13,7 @@ from shoal.model.enums import MountType
 from shoal.model.enums import TaskState as S
 from shoal.model.objects import Config, Secret
 from shoal.model.specs import ConfigSpec, SecretSpec
-from shoal.model.types import Annotations, Driver, FileReference, Mount
+from shoal.model.types import Annotations, Driver, FileReference, FileRotation, Mount
 from tests.integration.worker.place import Place, a_task, task_id
 from tests.support.accounts import Accounts
 
@@ -190,3 +190,87 @@ async def test_ids_are_the_containers_own_and_the_root_may_be_read_only(remapped
     place.manager.stream.send(foreign)
     error = (await place.reach(2, S.REJECTED)).error
     assert error == "secret db: uid 70000 is none that containers of this node have"
+
+
+def live_holder(number: int = 1, *, content: str, signal: str = "", script: str = LAST):
+    reference = FileReference(id=content, name="db", target="deep/db", mode=0o440, uid="3", gid="4")
+    beside = FileReference(id="c1", name="site", target="/run/configs/site.conf", mode=0o444)
+    return a_task(
+        number,
+        script,
+        env=("A=x",),
+        secrets=(reference,),
+        configs=(beside,),
+        file_rotation=FileRotation(signal),
+    )
+
+
+def content(name: str, data: bytes) -> Secret:
+    return Secret(id=name, spec=SecretSpec(annotations=Annotations("db"), data=data))
+
+
+async def test_contents_are_swapped_below_a_running_program_that_is_told(place: Place) -> None:
+    site = CONFIG.replaced(spec=CONFIG.spec.replaced(data=b"site"))
+    first, second, large = (
+        content("s1", MARK), content("s2", b"second"), content("s3", MARK * 9000)
+    )  # fmt: skip
+    told = f"trap 'echo told >> /tmp/told' HUP; {LAST}"
+    task = live_holder(content="s1", signal="SIGHUP", script=told)
+    place.manager.stream.send(task, files=[first, site])
+    pid = (await place.reach(1, S.RUNNING)).container.pid
+    shown = seen(place, pid, "/run/secrets/deep/db")
+    heard = seen(place, pid, "/tmp/told")
+    await place.until(lambda: place.manager.statuses[task_id(1)].file_ids == ("s1", "c1"))
+    assert shown.read_bytes() == MARK
+    assert not heard.exists()
+    held = shown.open("rb")
+
+    place.manager.stream.send(
+        live_holder(content="s2", signal="SIGHUP", script=told), files=[second]
+    )
+    await place.until(lambda: place.manager.statuses[task_id(1)].file_ids == ("s2", "c1"))
+    assert shown.read_bytes() == b"second"
+    status = shown.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o440, 3, 4)
+    with held:
+        assert held.read() == MARK, "who had it open reads on what was there"
+    await place.until(lambda: heard.exists() and heard.read_text() == "told\n")
+    assert place.manager.statuses[task_id(1)].container.pid == pid
+
+    place.kill_worker()
+    assert shown.read_bytes() == b"second"
+    place.manager.statuses.clear()
+    await place.start_worker()
+    place.manager.stream.send(
+        live_holder(content="s3", signal="SIGHUP", script=told), files=[large, site]
+    )
+    await place.until(
+        lambda: (
+            task_id(1) in place.manager.statuses
+            and place.manager.statuses[task_id(1)].file_ids == ("s3", "c1")
+        )
+    )
+    assert shown.read_bytes() == MARK * 9000, "the file system has grown with it"
+    assert seen(place, pid, "/run/configs/site.conf").read_bytes() == b"site"
+    assert not os.access(shown, os.W_OK) or _is_read_only(pid, "/run/secrets")
+    assert on_disk(place) == []
+
+
+def _is_read_only(pid: int, directory: str) -> bool:
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    (line,) = (line for line in lines if line.split()[4] == directory)
+    return "ro" in line.split()[5].split(",")
+
+
+async def test_a_content_that_cannot_be_shown_leaves_the_task_with_what_it_has(
+    place: Place,
+) -> None:
+    site = CONFIG.replaced(spec=CONFIG.spec.replaced(data=b"site"))
+    place.manager.stream.send(live_holder(content="s1"), files=[content("s1", MARK), site])
+    pid = (await place.reach(1, S.RUNNING)).container.pid
+    bad = content("s2", b'{{secret "nowhere"}}')
+    bad = bad.replaced(spec=bad.spec.replaced(templating=Driver("golang")))
+    place.manager.stream.send(live_holder(content="s2"), files=[bad])
+    await place.until(lambda: "stay as they were" in place.manager.statuses[task_id(1)].error)
+    assert seen(place, pid, "/run/secrets/deep/db").read_bytes() == MARK
+    assert place.manager.statuses[task_id(1)].state is S.RUNNING

@@ -17,13 +17,14 @@ from shoal.model.enums import (
     ReturnAction,
     UpdateOrder,
 )
-from shoal.model.specs import GlobalMode, ServiceSpec
-from shoal.model.types import DisconnectPolicy, Driver, HealthCheck, PortConfig
+from shoal.model.specs import ContainerSpec, GlobalMode, ServiceSpec
+from shoal.model.types import DisconnectPolicy, Driver, FileRotation, HealthCheck, PortConfig
 from swarmctl.commands.service_write import create_service, flags_of, update_service
-from swarmctl.edit.container import edit_capabilities
+from swarmctl.edit.container import edit_capabilities, edit_container
 from swarmctl.edit.lists import merged
 from swarmctl.edit.modes import scaled
 from swarmctl.edit.service import edit_service
+from swarmctl.parsing.files import parse_rotation
 from tests.unit.swarmctl.rows import a_spec
 
 # Flag of create, value, path to the field and what must be there.
@@ -55,6 +56,7 @@ CREATED = [
     ("--user", "1:2", "task.runtime.user", "1:2"),
     ("--entrypoint", "sh -c", "task.runtime.command", ("sh", "-c")),
     ("--stop-signal", "SIGINT", "task.runtime.stop_signal", "SIGINT"),
+    ("--secret-rotation", "signal=hup", "task.runtime.file_rotation", FileRotation("SIGHUP")),
     ("--stop-grace-period", "3s", "task.runtime.stop_grace_period_ns", 3_000_000_000),
     ("--drain-timeout", "30s", "drain_timeout_ns", 30_000_000_000),
     ("--listen-timeout", "1m", "task.listen_timeout_ns", 60_000_000_000),
@@ -319,3 +321,12 @@ def test_the_health_check_of_a_service():
     both = parsed(create_service, "--no-healthcheck", "--health-retries", "2", "web:1")
     with pytest.raises(InvalidArgument, match="--no-healthcheck conflicts with --health"):
         edit_service(a_spec(), both)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("live", FileRotation()), ("restart", None)])
+def test_how_contents_rotate_can_be_changed_back(text, expected):
+    flags = {"secret_rotation": parse_rotation(text)}
+    before = ContainerSpec(file_rotation=FileRotation("SIGHUP"))
+    assert edit_container(before, flags).file_rotation == expected
+    with pytest.raises(InvalidArgument, match="use restart, live or signal=SIGHUP"):
+        parse_rotation(f"{text}=1")

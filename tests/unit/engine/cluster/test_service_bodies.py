@@ -38,7 +38,7 @@ from tests.unit.shoal.wire.rows import rows_of
 OURS = {
     "DrainTimeout", "TTLAfterFinish", "DependsOn", "DisconnectPolicy", "ListenTimeout", "Prefer",
     "Avoid", "Strategy", "Addresses", "SwapBytes", "MemorySwappiness", "Devices",
-    "Priority", "DisruptionBudget",
+    "Priority", "DisruptionBudget", "FileRotation",
 }  # fmt: skip
 OURS_OF_PORTS = {"Sticky", "Source", "Prefer", "IP", "Interface", "WeightLabel"}
 FULL = {

@@ -18,7 +18,7 @@ from shoal.model.enums import MountType, TaskState, UpdateState
 from shoal.model.files import FILES_BYTES_MAX, FileRow, config_path, secret_path
 from shoal.model.objects import Config, Secret, Service
 from shoal.model.specs import ConfigSpec, ContainerSpec, SecretSpec, TaskSpec
-from shoal.model.types import Annotations, Driver, FileReference, Mount, UpdateStatus
+from shoal.model.types import Annotations, Driver, FileReference, FileRotation, Mount, UpdateStatus
 from shoal.security.grpc_tls import local_channel
 from shoal.wire.objects import to_pb
 from tests.support.managing import HandClock, a_store, put_now, refusal, served
@@ -85,6 +85,23 @@ MOUNTED = Mount(type=MountType.TMPFS, target="/run/secrets/db")
 @pytest.mark.parametrize(
     ("container", "error", "text"),
     [
+        (
+            holding(ref("/etc/db")).replaced(file_rotation=FileRotation()),
+            BAD,
+            "secret db: its target /etc/db is not below /run/secrets or /run/configs",
+        ),
+        (
+            holding(ref()).replaced(file_rotation=FileRotation("SIGKILL")),
+            BAD,
+            "secret rotation: signal 'SIGKILL' is none that a program can be sent and catch",
+        ),
+        (
+            holding(ref()).replaced(
+                file_rotation=FileRotation(), mounts=(MOUNTED.replaced(target="/run/secrets/x"),)
+            ),
+            BAD,
+            "secret rotation: the mount at /run/secrets/x cannot be below",
+        ),
         (holding(FileReference(target="x")), BAD, "malformed secret reference"),
         (holding(ref("")), BAD, "malformed file secret reference, invalid target file name"),
         (

@@ -58,6 +58,12 @@ async def test_a_reason_told_again_leaves_the_time_at_which_the_state_was_learnt
     assert rig.store.view.tasks.resolve("t0").status.applied_at_ns == rig.clock.now_ns()
 
 
+async def test_what_changes_below_a_task_that_runs_on_is_news(rig):
+    await rig.writer.write("n1", {"t0": said(TaskState.RUNNING)})
+    await rig.writer.write("n1", {"t0": said(TaskState.RUNNING, file_ids=("s2",))})
+    assert rig.store.view.tasks.resolve("t0").status.file_ids == ("s2",)
+
+
 async def test_reports_that_come_during_a_write_go_out_together(rig):
     rig.proposer.gate.clear()
     first = asyncio.create_task(rig.writer.write("n1", {"t0": said(TaskState.ACCEPTED)}))

@@ -19,6 +19,7 @@ from manager.orchestrator.rebalance import plan as rebalance
 from manager.orchestrator.replicated import plan as replicated
 from manager.orchestrator.restart import plan as restart
 from manager.orchestrator.update import plan as update
+from manager.orchestrator.update import refresh
 from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.plan import plan_round
 from manager.scheduler import enforcer
@@ -67,6 +68,7 @@ PLANNERS: dict[str, Planner] = {
     "handover": _of_services(handover.plan),
     "rebalance": _of_services(rebalance.plan),
     "update": _of_services(update.plan),
+    "refresh": _of_services(refresh.plan),
     "reaper": _of_services(reaper.plan),
     "allocator": _of_services(allocator.plan),
     "scheduler": _schedule,
