@@ -116,15 +116,18 @@ class RequirementsBody(Body, frozen=True):
 
 
 class RestartBody(Body, frozen=True):
-    """`RestartPolicy`."""
+    """`RestartPolicy`. The back-off is ours."""
 
     condition: str = ""
     delay: int | None = None
     max_attempts: int = 0
     window: int = 0
+    backoff_factor: float | None = None
+    backoff_max: int | None = None
 
-    def row(self) -> RestartPolicy:
+    def row(self, before: RestartPolicy | None) -> RestartPolicy:
         """The same in our words. Raises: InvalidArgument."""
+        had, factor = before or RestartPolicy(), self.backoff_factor
         return RestartPolicy(
             condition=chosen(
                 RestartCondition, self.condition, "RestartCondition", RestartCondition.ANY
@@ -132,6 +135,8 @@ class RestartBody(Body, frozen=True):
             delay_ns=self.delay,
             max_attempts=self.max_attempts,
             window_ns=self.window,
+            backoff_factor=had.backoff_factor if factor is None else factor,
+            backoff_max_ns=kept(self.backoff_max, had.backoff_max_ns),
         )
 
 
@@ -256,7 +261,7 @@ class TaskBody(Body, frozen=True):
         return before.replaced(
             runtime=container.row(had),
             resources=self.resources.row(before.resources),
-            restart=self.restart_policy and self.restart_policy.row(),
+            restart=self.restart_policy and self.restart_policy.row(before.restart),
             placement=self.placement.row(before.placement),
             log_driver=self.log_driver and self.log_driver.row(),
             networks=tuple(one.row(attached) for one in self.networks or networks),

@@ -19,6 +19,7 @@ from manager.controlapi.validate_ports import check_published
 from manager.scheduler.constraints import parse_constraints
 from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model import templates
+from shoal.model.defaults import restart_backoff_max_ns, restart_delay_ns
 from shoal.model.devices import check_devices
 from shoal.model.enums import (
     DisconnectAction,
@@ -58,6 +59,8 @@ NANO_CPUS_MIN = 1_000_000
 WAIT_MAX_NS = 3600 * 1_000_000_000
 SECOND_NS = 1_000_000_000
 PROGRESS_DEADLINE_MAX_NS = 24 * 3600 * SECOND_NS
+BACKOFF_FACTOR_MAX = 10
+BACKOFF_MAX_NS = 24 * 3600 * SECOND_NS
 DISCONNECT_WAIT_MAX_NS = 24 * 3600 * 1_000_000_000
 """Then the task is orphaned, and so replaced, whatever the policy."""
 MEMORY_BYTES_MIN = 4 << 20
@@ -356,6 +359,23 @@ def _restart(policy: RestartPolicy | None) -> None:
         raise InvalidArgument("restart delay: must not be negative")
     if policy.window_ns < 0:
         raise InvalidArgument("restart window: must not be negative")
+    _backoff(policy)
+
+
+def _backoff(policy: RestartPolicy) -> None:
+    delay_ns, longest_ns = restart_delay_ns(policy), restart_backoff_max_ns(policy)
+    if not policy.backoff_factor:
+        if policy.backoff_max_ns is not None:
+            raise InvalidArgument("restart backoff max: give it together with a restart backoff")
+        return
+    if not 1 < policy.backoff_factor <= BACKOFF_FACTOR_MAX:
+        raise InvalidArgument(
+            f"restart backoff: must be above 1 and at most {BACKOFF_FACTOR_MAX}, or 0 for none"
+        )
+    if not delay_ns:
+        raise InvalidArgument("restart delay: must be above 0s where it is to grow")
+    if not delay_ns <= longest_ns <= BACKOFF_MAX_NS:
+        raise InvalidArgument("restart backoff max: must be from the restart delay to 24h")
 
 
 def _disconnect(policy: DisconnectPolicy | None) -> None:

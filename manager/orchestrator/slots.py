@@ -118,6 +118,15 @@ def ended_at_ns(task: Task) -> int:
     return task.status.applied_at_ns or task.status.timestamp_ns
 
 
+def run_time_ns(task: Task) -> int:
+    """How long the container of an ended task ran, nanoseconds; 0 when it never started."""
+    container = task.status.container
+    if container is None or not container.started_at_ns:
+        return 0
+    finished_at_ns = container.finished_at_ns or task.status.timestamp_ns
+    return max(0, finished_at_ns - container.started_at_ns)
+
+
 def keeps_original(service: Service, task: Task) -> bool:
     """Whether the task, lost and replaced, is to stay if it is found to run on.
 

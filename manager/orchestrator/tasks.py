@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manager.orchestrator.restart.policy import backoff_of
 from manager.orchestrator.slots import Place
 from manager.store.view import View
 from shoal.model.enums import TaskState
@@ -49,4 +50,5 @@ def new_task(
         start_after_ns=start_after_ns,
         replaces_task_id="" if replaces is None else replaces.id,
         takes_over=takes_over,
+        restart_delay_ns=backoff_of(service, replaces),
     )

@@ -250,6 +250,8 @@ def _restart(policy: RestartPolicy) -> Record:
         Delay=policy.delay_ns,
         MaxAttempts=policy.max_attempts,
         Window=policy.window_ns or None,
+        BackoffFactor=_ratio(policy.backoff_factor) or None,
+        BackoffMax=policy.backoff_max_ns,
     )
 
 

@@ -8,6 +8,7 @@ from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import DisconnectPolicy, DrainPolicy, Placement, RestartPolicy, UpdateConfig
 
 RESTART_DELAY_NS = 5_000_000_000
+RESTART_BACKOFF_MAX_NS = 300_000_000_000
 DISCONNECT_WAIT_NS = 600_000_000_000
 DRAIN_DEADLINE_NS = 3_600_000_000_000
 UPDATE_MONITOR_NS = 5_000_000_000
@@ -59,6 +60,12 @@ def restart_delay_ns(policy: RestartPolicy | None) -> int:
 def drain_deadline_ns(policy: DrainPolicy) -> int:
     """How long the tasks of a drained node may take to be replaced, nanoseconds."""
     return DRAIN_DEADLINE_NS if policy.deadline_ns is None else policy.deadline_ns
+
+
+def restart_backoff_max_ns(policy: RestartPolicy) -> int:
+    """Longest delay of a back-off, nanoseconds."""
+    longest = policy.backoff_max_ns
+    return RESTART_BACKOFF_MAX_NS if longest is None else longest
 
 
 def update_config(config: UpdateConfig | None) -> UpdateConfig:

@@ -118,6 +118,7 @@ class Task(Row, frozen=True):
     replaces_task_id: str = ""
     takes_over: bool = False
     stop_reason: str = ""
+    restart_delay_ns: int = 0
 
     @property
     def container(self) -> ContainerSpec:

@@ -96,12 +96,18 @@ class ResourceRequirements(Row, frozen=True):
 
 
 class RestartPolicy(Row, frozen=True):
-    """When and how often a task is replaced. `delay_ns` None: 5 s."""
+    """When and how often a task is replaced. `delay_ns` None: 5 s.
+
+    backoff_factor: each delay is so many times the one before; 0: all are equal. `backoff_max_ns`,
+    None: 5 minutes, is the longest, and a task that ran for longer than that starts over.
+    """
 
     condition: RestartCondition = RestartCondition.ANY
     delay_ns: int | None = None
     max_attempts: int = 0
     window_ns: int = 0
+    backoff_factor: float = 0.0
+    backoff_max_ns: int | None = None
 
 
 class DisconnectPolicy(Row, frozen=True):

@@ -68,6 +68,16 @@ def _ratio(text: str) -> float:
     return ratio
 
 
+def _factor(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if factor and not 1.0 < factor <= 10.0:
+        raise InvalidArgument(f"{text!r} is not a factor above 1 and up to 10, or 0")
+    return factor
+
+
 def _variable(text: str) -> str:
     return parse_environment(text, os.environ) or ""
 
@@ -274,6 +284,12 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     (("--restart-delay",), DURATION, "Delay before that (default 5s)"),
     (("--restart-max-attempts",), COUNT, "Most restarts (default 0: no limit)"),
     (("--restart-window",), DURATION, "Window in which restarts are counted"),
+    (
+        ("--restart-backoff",),
+        Parsed("factor", _factor),
+        "Make each delay so many times the one before, up to the longest (default 0: all equal)",
+    ),
+    (("--restart-backoff-max",), DURATION, "Longest of these delays (default 5m)"),
     (
         ("--disconnect-action",),
         Word(*DisconnectAction),

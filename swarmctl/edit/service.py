@@ -100,8 +100,12 @@ def _edit_restart(policy: RestartPolicy | None, flags: Flags) -> RestartPolicy |
         "delay_ns": "restart_delay",
         "max_attempts": "restart_max_attempts",
         "window_ns": "restart_window",
+        "backoff_factor": "restart_backoff",
+        "backoff_max_ns": "restart_backoff_max",
     }
     changes = {field: flags[flag] for field, flag in fields.items() if flag in flags}
+    if changes.get("backoff_factor") == 0:
+        changes.setdefault("backoff_max_ns", None)  # it would mean nothing then
     return (policy or RestartPolicy()).replaced(**changes) if changes else policy
 
 

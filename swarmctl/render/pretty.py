@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shoal.docker.words import spell, timestamp
-from shoal.model.defaults import disconnect_wait_ns, restart_policy, update_config
+from shoal.model.defaults import (
+    disconnect_wait_ns,
+    restart_backoff_max_ns,
+    restart_policy,
+    update_config,
+)
 from shoal.model.devices import spelled
 from shoal.model.enums import DisconnectAction
 from shoal.model.modes import concurrency
@@ -17,6 +22,7 @@ from shoal.model.types import (
     Mount,
     ResourceRequirements,
     Resources,
+    RestartPolicy,
     UpdateConfig,
 )
 from swarmctl.parsing.units import format_binary_size, format_cpus, format_duration
@@ -194,7 +200,15 @@ def _restart(task: TaskSpec) -> list[str]:
         f" Delay:\t\t{format_duration(policy.delay_ns or 0)}",
         f" Max attempts:\t{policy.max_attempts}",
         *([f" Window:\t{format_duration(policy.window_ns)}"] if policy.window_ns else []),
+        *_backoff(policy),
     ]
+
+
+def _backoff(policy: RestartPolicy) -> list[str]:
+    if not policy.backoff_factor:
+        return []
+    longest = format_duration(restart_backoff_max_ns(policy))
+    return [f" Backoff:\t{policy.backoff_factor:g} times the delay before, at most {longest}"]
 
 
 def _disconnect(task: TaskSpec) -> list[str]:

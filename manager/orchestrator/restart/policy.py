@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself
-from shoal.model.defaults import restart_delay_ns
+from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself, run_time_ns
+from shoal.model.defaults import restart_backoff_max_ns, restart_delay_ns
 from shoal.model.enums import RestartCondition, TaskState
-from shoal.model.objects import Task
+from shoal.model.objects import Service, Task
 from shoal.model.types import RestartPolicy
 
 START_WAIT_NS = 60_000_000_000
@@ -40,8 +40,35 @@ def may_replace(slot: Slot, lost: Task) -> bool:
 def turn_after_ns(ended: Task, *, now_ns: int) -> int:
     """When what follows a task that ended by itself may start: its policy's delay after its end."""
     base_ns = min(now_ns, ended_at_ns(ended) or now_ns)
-    delay_ns = restart_delay_ns(ended.spec.restart)
-    return max(now_ns, max(base_ns, ended.start_after_ns) + delay_ns)
+    return max(now_ns, max(base_ns, ended.start_after_ns) + delay_after_ns(ended))
+
+
+def delay_after_ns(ended: Task) -> int:
+    """The delay between the end of a task and the start of what follows it, nanoseconds.
+
+    In a back-off it grows with each task, from the delay that the last one had to wait for, which
+    is kept with it: nothing has to be counted, and a new leader goes on from there.
+    """
+    policy = ended.spec.restart or RestartPolicy()
+    delay_ns = restart_delay_ns(policy)
+    if not policy.backoff_factor:
+        return delay_ns
+    longest_ns = restart_backoff_max_ns(policy)
+    if not ended.restart_delay_ns or run_time_ns(ended) > longest_ns:
+        return delay_ns
+    return min(longest_ns, int(ended.restart_delay_ns * policy.backoff_factor))
+
+
+def backoff_of(service: Service, before: Task | None) -> int:
+    """The delay of a back-off that a new task is to remember; 0: none.
+
+    Another spec begins anew. A task that is moved takes it along.
+    """
+    if before is None or before.spec_version != service.spec_version:
+        return 0
+    if not (before.spec.restart or RestartPolicy()).backoff_factor:
+        return 0
+    return delay_after_ns(before) if ended_by_itself(before) else before.restart_delay_ns
 
 
 def attempts_of(slot: Slot, lost: Task) -> list[Task]:

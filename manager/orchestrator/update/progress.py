@@ -8,7 +8,13 @@ slot was done.
 
 from __future__ import annotations
 
-from manager.orchestrator.slots import Slot, ended_at_ns, ended_by_itself, kept_original
+from manager.orchestrator.slots import (
+    Slot,
+    ended_at_ns,
+    ended_by_itself,
+    kept_original,
+    run_time_ns,
+)
 from manager.orchestrator.update.dirty import has_other_endpoint, is_dirty
 from manager.store.view import View
 from shoal.model.defaults import is_terminal
@@ -73,15 +79,6 @@ class SlotProgress(Row, frozen=True):
             task.status.state is TaskState.RUNNING for task in self.made[: self.made.index(first)]
         )
         return None if ran_before or run_time_ns(first) > monitor_ns else first
-
-
-def run_time_ns(task: Task) -> int:
-    """How long the container of an ended task ran, nanoseconds; 0 when it never started."""
-    container = task.status.container
-    if container is None or not container.started_at_ns:
-        return 0
-    finished_at_ns = container.finished_at_ns or task.status.timestamp_ns
-    return max(0, finished_at_ns - container.started_at_ns)
 
 
 def progress_of(view: View, service: Service, slot: Slot) -> SlotProgress:

@@ -234,6 +234,7 @@ class Task(_message.Message):
     REPLACES_TASK_ID_FIELD_NUMBER: _builtins.int
     TAKES_OVER_FIELD_NUMBER: _builtins.int
     STOP_REASON_FIELD_NUMBER: _builtins.int
+    RESTART_DELAY_NS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     slot: _builtins.int
@@ -249,6 +250,8 @@ class Task(_message.Message):
     """What it replaces goes on until it runs: a hand-over, as from a node that is drained."""
     stop_reason: _builtins.str
     """Why the managers stopped it, where it is not the service's own doing."""
+    restart_delay_ns: _builtins.int
+    """The delay of a back-off that it was made to wait for; 0: none."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -294,10 +297,11 @@ class Task(_message.Message):
         replaces_task_id: _builtins.str = ...,
         takes_over: _builtins.bool = ...,
         stop_reason: _builtins.str = ...,
+        restart_delay_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "endpoint", b"endpoint", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "service_annotations", b"service_annotations", "spec", b"spec", "spec_version", b"spec_version", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "assigned_generic_resources", b"assigned_generic_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "replaces_task_id", b"replaces_task_id", "service_annotations", b"service_annotations", "service_id", b"service_id", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_reason", b"stop_reason", "takes_over", b"takes_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "annotations", b"annotations", "assigned_generic_resources", b"assigned_generic_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "log_driver", b"log_driver", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "replaces_task_id", b"replaces_task_id", "restart_delay_ns", b"restart_delay_ns", "service_annotations", b"service_annotations", "service_id", b"service_id", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_reason", b"stop_reason", "takes_over", b"takes_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_iteration: _TypeAlias = _typing.Literal["job_iteration"]  # noqa: Y015
     _WhichOneofArgType__job_iteration: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration"]  # noqa: Y015

@@ -699,6 +699,8 @@ class RestartPolicy(_message.Message):
     DELAY_NS_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     WINDOW_NS_FIELD_NUMBER: _builtins.int
+    BACKOFF_FACTOR_FIELD_NUMBER: _builtins.int
+    BACKOFF_MAX_NS_FIELD_NUMBER: _builtins.int
     condition: Global___RestartCondition.ValueType
     delay_ns: _builtins.int
     """Unset: 5 s."""
@@ -706,6 +708,10 @@ class RestartPolicy(_message.Message):
     """0: no limit."""
     window_ns: _builtins.int
     """0: all restarts count."""
+    backoff_factor: _builtins.float
+    """Each delay is so many times the one before; 0: they are equal."""
+    backoff_max_ns: _builtins.int
+    """Longest delay of a back-off. Unset: 5 minutes."""
     def __init__(
         self,
         *,
@@ -713,13 +719,20 @@ class RestartPolicy(_message.Message):
         delay_ns: _builtins.int | None = ...,
         max_attempts: _builtins.int = ...,
         window_ns: _builtins.int = ...,
+        backoff_factor: _builtins.float = ...,
+        backoff_max_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_ns", b"_delay_ns", "delay_ns", b"delay_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_max_ns", b"_backoff_max_ns", "_delay_ns", b"_delay_ns", "backoff_max_ns", b"backoff_max_ns", "delay_ns", b"delay_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_ns", b"_delay_ns", "condition", b"condition", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "window_ns", b"window_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_max_ns", b"_backoff_max_ns", "_delay_ns", b"_delay_ns", "backoff_factor", b"backoff_factor", "backoff_max_ns", b"backoff_max_ns", "condition", b"condition", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "window_ns", b"window_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__backoff_max_ns: _TypeAlias = _typing.Literal["backoff_max_ns"]  # noqa: Y015
+    _WhichOneofArgType__backoff_max_ns: _TypeAlias = _typing.Literal["_backoff_max_ns", b"_backoff_max_ns"]  # noqa: Y015
     _WhichOneofReturnType__delay_ns: _TypeAlias = _typing.Literal["delay_ns"]  # noqa: Y015
     _WhichOneofArgType__delay_ns: _TypeAlias = _typing.Literal["_delay_ns", b"_delay_ns"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__backoff_max_ns) -> _WhichOneofReturnType__backoff_max_ns | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_ns) -> _WhichOneofReturnType__delay_ns | None: ...
 
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015

@@ -91,6 +91,8 @@ CREATED = [
     ("--restart-condition", "on-failure", "task.restart.condition", RestartCondition.ON_FAILURE),
     ("--restart-delay", "1s", "task.restart.delay_ns", 1_000_000_000),
     ("--restart-max-attempts", "3", "task.restart.max_attempts", 3),
+    ("--restart-backoff", "2", "task.restart.backoff_factor", 2.0),
+    ("--restart-backoff-max", "1m", "task.restart.backoff_max_ns", 60_000_000_000),
     ("--restart-window", "1m", "task.restart.window_ns", 60_000_000_000),
     ("--disconnect-action", "wait", "task.disconnect.action", DisconnectAction.WAIT),
     ("--disconnect-wait", "1m", "task.disconnect.wait_ns", 60_000_000_000),
