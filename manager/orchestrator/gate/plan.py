@@ -18,7 +18,7 @@ from manager.orchestrator.ground import Ground
 from manager.orchestrator.slots import Slot, service_slots
 from manager.store.draft import Draft
 from manager.store.view import View
-from shoal.model.defaults import is_wanted
+from shoal.model.defaults import is_terminal, is_wanted
 from shoal.model.enums import DependencyCondition, TaskState
 from shoal.model.modes import concurrency, is_global, is_job, is_of_this_iteration
 from shoal.model.objects import Service, Task
@@ -103,13 +103,25 @@ def _wanted(view: View, service: Service, slots: list[Slot], condition: Dependen
 
 def _is_there(service: Service, slot: Slot, condition: DependencyCondition) -> bool:
     tasks = [task for task in slot.tasks if _is_current(service, task)]
-    if any(task.status.state is TaskState.COMPLETE for task in tasks):
-        return is_job(service.spec.mode) or not _runs_again(tasks)
-    if condition is DependencyCondition.COMPLETED:
-        return False
-    least = TaskState.STARTING if condition is DependencyCondition.STARTED else TaskState.RUNNING
-    return any(is_wanted(task) and least <= task.status.state <= TaskState.RUNNING
-               for task in tasks)  # fmt: skip
+    completed = any(task.status.state is TaskState.COMPLETE for task in tasks)
+    if completed and (is_job(service.spec.mode) or not _runs_again(tasks)):
+        return True
+    match condition:
+        case DependencyCondition.STARTED:
+            return any(map(_was_started, tasks))
+        case DependencyCondition.HEALTHY:
+            running = (task for task in tasks if task.status.state is TaskState.RUNNING)
+            return any(is_wanted(task) for task in running)
+        case DependencyCondition.COMPLETED:
+            return False
+
+
+def _was_started(task: Task) -> bool:
+    """Whether its program has begun, whatever became of it."""
+    container = task.status.container
+    if is_terminal(task):
+        return container is not None and container.started_at_ns > 0
+    return task.status.state >= TaskState.STARTING
 
 
 def _runs_again(tasks: list[Task]) -> bool:

@@ -13,7 +13,7 @@ from shoal.model.enums import DependencyCondition, RestartCondition, TaskState
 from shoal.model.modes import goal_of
 from shoal.model.objects import Service
 from shoal.model.specs import GlobalMode, ReplicatedJobMode, ReplicatedMode
-from shoal.model.types import RestartPolicy, ServiceDependency
+from shoal.model.types import ContainerStatus, RestartPolicy, ServiceDependency
 from tests.support.planning import START_NS, Cell, a_node, a_service
 
 STARTED, HEALTHY, COMPLETED = DependencyCondition
@@ -108,6 +108,26 @@ def test_a_service_that_ends_completes_too():
     cluster.bring("db", TaskState.RUNNING)
     assert cluster.tasks("web") == []
     cluster.bring("db", TaskState.COMPLETE)
+    assert len(cluster.tasks("web")) == 2
+
+
+def test_one_that_is_started_again_and_again_is_there_when_it_runs():
+    cluster = Cluster(a_service("db", replicas=1), depending(HEALTHY))
+    cluster.bring("db", TaskState.COMPLETE)
+    assert cluster.held("web")
+    cluster.advance(10)
+    cluster.replan()
+    cluster.bring("db", TaskState.RUNNING)
+    assert not cluster.held("web")
+
+
+def test_what_was_started_counts_as_started_though_it_failed():
+    db = a_service("db", replicas=1)
+    task = db.spec.task.replaced(restart=RestartPolicy(condition=RestartCondition.NONE))
+    cluster = Cluster(db.replaced(spec=db.spec.replaced(task=task)), depending(STARTED))
+    container = ContainerStatus(container_id="c", started_at_ns=START_NS, exit_code=1)
+    cluster.report(cluster.tasks("db")[0].id, TaskState.FAILED, container=container)
+    cluster.replan()
     assert len(cluster.tasks("web")) == 2
 
 
