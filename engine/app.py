@@ -129,6 +129,7 @@ class Engine:
             registries=parts.settings.registries,
             userns=parts.settings.userns is not None,
             selinux=parts.settings.selinux,
+            generic=parts.settings.pool.resources,
         )
 
     @classmethod

@@ -12,7 +12,9 @@ from typing import Any
 from engine.facts.machine import Machine
 from engine.http.versions import NEWEST, OLDEST
 from engine.ports import Census
+from shoal.docker.specs import generic_json
 from shoal.model.row import Row
+from shoal.model.types import GenericResource
 from worker.images.registry.api import RegistrySettings
 
 INDEX_SERVER = "https://index.docker.io/v1/"
@@ -41,6 +43,8 @@ class Offer(Row, frozen=True):
     """Whether containers get user namespaces of their own."""
     selinux: bool = False
     """Whether they get SELinux labels."""
+    generic: tuple[GenericResource, ...] = ()
+    """What its operator says that the node has."""
 
 
 class Now(Row, frozen=True):
@@ -153,7 +157,7 @@ def info(node: Node, offer: Offer, now: Now) -> dict[str, Any]:
         "RegistryConfig": _registries(offer.registries),
         "NCPU": machine.cpus,
         "MemTotal": machine.memory_bytes,
-        "GenericResources": None,
+        "GenericResources": generic_json(offer.generic) or None,
         "DockerRootDir": node.state_dir,
         "HttpProxy": _proxy(now.environment, "http_proxy"),
         "HttpsProxy": _proxy(now.environment, "https_proxy"),

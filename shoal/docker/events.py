@@ -71,6 +71,7 @@ def _about(row: Told) -> dict[str, str]:
             "state": spell(status.state),
             "desiredState": spell(row.desired_state),
             "error": status.error,
+            "stopReason": row.stop_reason,
             "exitCode": _exit_code(row),
         }
         return {name: text for name, text in about.items() if text}

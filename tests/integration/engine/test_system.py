@@ -175,10 +175,15 @@ def test_login_where_nobody_listens(node: EngineNode):
 
 
 def test_the_id_survives_and_the_socket_goes_with_the_process():
-    node = EngineNode()
+    node = EngineNode("--generic-resource=gpu=U1", "--generic-resource=apple=3")
     try:
         node.start()
-        first = node.docker_json("info")["ID"]
+        info = node.docker_json("info")
+        first = info["ID"]
+        assert info["GenericResources"] == [
+            {"NamedResourceSpec": {"Kind": "gpu", "Value": "U1"}},
+            {"DiscreteResourceSpec": {"Kind": "apple", "Value": 3}},
+        ]
         assert node.stop() == 0
         assert not node.socket.exists()
         node.start()

@@ -111,6 +111,13 @@ def test_a_task_tells_where_it_stands_and_nothing_that_does_not_matter():
     assert cluster_event(ActionKind.UPDATE, new.replaced(meta=META), new) is None
 
 
+def test_a_task_that_was_stopped_for_another_tells_for_which():
+    old = Task(id="t", desired_state=TaskState.RUNNING)
+    new = old.with_desired_state(TaskState.SHUTDOWN).replaced(stop_reason="preempted by db")
+    told = attributes(ActionKind.UPDATE, new, old)
+    assert (told["stopReason"], told["desiredState.new"]) == ("preempted by db", "shutdown")
+
+
 def test_settings_and_former_contents_are_not_told():
     former = Secret(spec=SecretSpec(annotations=Annotations(name="pw@1")))
     assert cluster_event(ActionKind.CREATE, former, None) is None
