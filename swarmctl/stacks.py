@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -21,15 +21,15 @@ DEPLOY_TIMEOUT_S = 120.0
 REQUEST_BYTES_MAX = 3_500_000
 """gRPC takes 4 MiB."""
 
-AnswerT = TypeVar("AnswerT")
-
 
 async def deploy_stack(
     client: Client, spec: StackSpec, *, prune: bool, version: int
 ) -> pb.DeployStackResponse:
     """Deploy a stack. version: of the newest revision; 0: whatever is there."""
     request = _request(spec, prune=prune, version=version)
-    return await _call(client, _stub(client).DeployStack(request, timeout=DEPLOY_TIMEOUT_S))
+    call = _stub(client).DeployStack(request, timeout=DEPLOY_TIMEOUT_S)
+    answer: pb.DeployStackResponse = await _call(client, call)
+    return answer
 
 
 async def plan_stack(
@@ -37,13 +37,17 @@ async def plan_stack(
 ) -> pb.PlanStackResponse:
     """What deploying a stack would do."""
     request = _request(spec, prune=prune, version=version)
-    return await _call(client, _stub(client).PlanStack(request, timeout=DEPLOY_TIMEOUT_S))
+    call = _stub(client).PlanStack(request, timeout=DEPLOY_TIMEOUT_S)
+    answer: pb.PlanStackResponse = await _call(client, call)
+    return answer
 
 
 async def roll_back_stack(client: Client, name: str, revision: int) -> pb.DeployStackResponse:
     """Deploy an earlier revision; 0: the one before."""
     request = pb.RollBackStackRequest(stack=name, revision=revision)
-    return await _call(client, _stub(client).RollBackStack(request, timeout=DEPLOY_TIMEOUT_S))
+    call = _stub(client).RollBackStack(request, timeout=DEPLOY_TIMEOUT_S)
+    answer: pb.DeployStackResponse = await _call(client, call)
+    return answer
 
 
 async def remove_stack(client: Client, name: str) -> list[pb.StackChange]:
@@ -94,7 +98,7 @@ def _stub(client: Client) -> Any:
     return StacksStub(client.channel)
 
 
-async def _call(client: Client, call: Awaitable[AnswerT]) -> Any:
+async def _call(client: Client, call: Awaitable[Any]) -> Any:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
