@@ -34,6 +34,10 @@ GOLANG = "golang"
 PLACEHOLDERS_MAX = 500
 """In one template: managers parse it beside their heartbeats."""
 QUOTED_LENGTH_MAX = 512
+PLACEHOLDER_LENGTH_MAX = 1_200
+"""With its braces; a quoted text of escapes alone is twice as long as what it stands for."""
+PLACEHOLDERS_LENGTH_MAX = 64 << 10
+"""All of one template together: what lies between them is passed by at once, they are read."""
 _SHOWN_MAX = 60
 
 # Possessive throughout: whatever is written, it is read once.
@@ -89,20 +93,27 @@ def calls(parts: tuple[Part, ...], function: str) -> list[str]:
 
 
 def _parts(text: str, functions: bool) -> Iterator[Part]:
-    end = count = 0
+    end = count = read = 0
     while (start := text.find("{{", end)) >= 0:
         count += 1
         if count > PLACEHOLDERS_MAX:
             raise InvalidArgument(f"template: more than {PLACEHOLDERS_MAX} placeholders")
         if start > end:
             yield Part("text", text[end:start])
-        found = _PLACEHOLDER.match(text, start)
+        found = _PLACEHOLDER.match(text, start, start + PLACEHOLDER_LENGTH_MAX)
         if found is None:
             # Of a secret's content nothing is shown that was not meant as a placeholder.
             where = f"character {start}" if functions else _shown(text)
             raise InvalidArgument(
                 f"template: {where} has a {{{{ without its }}}}, or more than"
-                f" {QUOTED_LENGTH_MAX} characters between quotes"
+                f" {QUOTED_LENGTH_MAX} characters between quotes, or {PLACEHOLDER_LENGTH_MAX} between"
+                " braces"
+            )
+        read += found.end() - start
+        if read > PLACEHOLDERS_LENGTH_MAX:
+            raise InvalidArgument(
+                f"template: its placeholders have more than {PLACEHOLDERS_LENGTH_MAX} characters"
+                " together"
             )
         yield _part(found.group(1).strip(), functions)
         end = found.end()

@@ -104,3 +104,16 @@ def test_any_text_is_a_template_or_refused(pieces: list[str]) -> None:
 def test_quoted_text_comes_out_as_it_is(around: str, quoted: str) -> None:
     around = around.replace("{", "")
     assert expanded(f'{around}{{{{"{quoted}"}}}}') == around + quoted
+
+
+def test_placeholders_are_bounded_one_by_one_and_together():
+    quoted = "\\n" * 512
+    (part,) = parse(f'{{{{secret "{quoted}"}}}}', functions=True)
+    assert part.value == "\n" * 512, "the longest argument fits"
+    with pytest.raises(InvalidArgument, match="or 1200 between braces"):
+        parse("{{" + " " * 1200 + '"x"}}')
+    filled = '{{secret "x"' + " " * 1000 + "}}"
+    text = ("between" * 1000).join([filled] * 64)
+    assert len(parse(text, functions=True)) == 127
+    with pytest.raises(InvalidArgument, match="more than 65536 characters together"):
+        parse(text + filled * 2, functions=True)
