@@ -178,10 +178,11 @@ REMOVED = """--publish-rm 80 --network-rm %NET --secret-rm %SEC --config-rm %CON
  --cap-drop NET_ADMIN --cap-add ALL --sysctl-rm net.core.somaxconn --ulimit-rm nofile
  --placement-pref-rm spread=node.labels.zone"""
 CHANGED = """--image web:2 --args x --replicas 0 --limit-memory 64m --limit-cpu .5
- --reserve-memory 8m --health-cmd true --health-retries 3 --stop-grace-period 3s --stop-signal SIGINT --user 1
- --workdir /w --hostname h --init --read-only --tty --restart-condition none --update-delay 1s
- --update-order start-first --rollback-parallelism 2 --log-driver json-file --log-opt max-size=1m
- --endpoint-mode vip --replicas-max-per-node 2 --entrypoint sh"""
+ --reserve-memory 8m --health-cmd true --health-retries 3 --stop-grace-period 3s
+ --stop-signal SIGINT --user 1 --workdir /w --hostname h --init --read-only --tty
+ --restart-condition none --update-delay 1s --update-order start-first --rollback-parallelism 2
+ --log-driver json-file --log-opt max-size=1m --endpoint-mode vip --replicas-max-per-node 2
+ --entrypoint sh"""
 
 
 def test_every_flag_of_an_update(lab: Lab, name: str, parts: dict[str, str]):
