@@ -49,13 +49,16 @@ def spec_of(lab: Lab, name: str) -> dict[str, Any]:
 
 
 def running(lab: Lab, name: str, count: int) -> set[str]:
-    """The service's tasks once there are so many that run."""
+    """The service's tasks once there are so many that run, and no others are to run."""
+    words = ("--no-trunc", "--filter", "desired-state=running")
     found: set[str] = set()
 
     def are_there() -> bool:
+        shown = output(lab, "service", "ps", name, *words, "--format", "{{.ID}} {{.CurrentState}}")
+        states = dict(line.split(maxsplit=1) for line in shown.splitlines())
         found.clear()
-        found.update(task["ID"] for task in lab.running(name))
-        return len(found) == count
+        found.update(states)
+        return len(states) == count and all(one.startswith("Running") for one in states.values())
 
     eventually(f"{count} tasks of {name} run", are_there)
     return found
