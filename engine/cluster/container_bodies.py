@@ -81,7 +81,7 @@ class PrivilegesBody(Body, frozen=True):
     """`Privileges`."""
 
     credential_spec: CredentialBody = CredentialBody()
-    selinux_context: SelinuxBody = SelinuxBody()
+    selinux_context: SelinuxBody = field(default=SelinuxBody(), name="SELinuxContext")
     seccomp: SeccompBody = SeccompBody()
     app_armor: AppArmorBody = AppArmorBody()
     no_new_privileges: bool = False
@@ -203,8 +203,8 @@ class FileBody(Body, frozen=True):
     """`Secrets[].File`, `Configs[].File`."""
 
     name: str = ""
-    uid: str = ""
-    gid: str = ""
+    uid: str = field(default="", name="UID")
+    gid: str = field(default="", name="GID")
     mode: int = 0
 
 
@@ -213,7 +213,7 @@ class SecretUseBody(Body, frozen=True):
 
     file: FileBody = FileBody()
     runtime: Body | None = None
-    secret_id: str = ""
+    secret_id: str = field(default="", name="SecretID")
     secret_name: str = ""
 
     def row(self) -> FileReference:
@@ -226,7 +226,7 @@ class ConfigUseBody(Body, frozen=True):
 
     file: FileBody = FileBody()
     runtime: Body | None = None
-    config_id: str = ""
+    config_id: str = field(default="", name="ConfigID")
     config_name: str = ""
 
     def row(self) -> FileReference:
@@ -305,14 +305,14 @@ class ContainerBody(Body, frozen=True):
     privileges: PrivilegesBody = PrivilegesBody()
     init: bool | None = None
     stop_signal: str = ""
-    tty: bool = False
+    tty: bool = field(default=False, name="TTY")
     open_stdin: bool = False
     read_only: bool = False
     mounts: tuple[MountBody, ...] = ()
     stop_grace_period: int | None = None
     healthcheck: HealthBody | None = None
     hosts: tuple[str, ...] = ()
-    dns_config: DnsBody = DnsBody()
+    dns_config: DnsBody = field(default=DnsBody(), name="DNSConfig")
     secrets: tuple[SecretUseBody, ...] = ()
     configs: tuple[ConfigUseBody, ...] = ()
     isolation: str = ""

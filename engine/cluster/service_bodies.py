@@ -120,7 +120,7 @@ class PortBody(Body, frozen=True):
     sticky: bool | None = None
     source: str = ""
     prefer: str = ""
-    ip: str | None = None
+    ip: str | None = field(default=None, name="IP")
     interface: str | None = None
     weight_label: str | None = None
 
@@ -182,7 +182,7 @@ class ServiceBody(Body, frozen=True):
     networks: tuple[NetworkBody, ...] = ()
     endpoint_spec: EndpointBody = EndpointBody()
     drain_timeout: int | None = None
-    ttl_after_finish: int | None = None
+    ttl_after_finish: int | None = field(default=None, name="TTLAfterFinish")
     priority: int | None = None
     disruption_budget: int | None = None
     depends_on: tuple[DependencyBody, ...] | None = None

@@ -76,7 +76,7 @@ class GenericBody(Body, frozen=True):
 class ResourcesBody(Body, frozen=True):
     """`Resources.Limits`, `Resources.Reservations`."""
 
-    nano_cpus: int = 0
+    nano_cpus: int = field(default=0, name="NanoCPUs")
     memory_bytes: int = 0
     pids: int = 0
     generic_resources: tuple[GenericBody, ...] = ()
@@ -191,7 +191,7 @@ class PlatformBody(Body, frozen=True):
     """One of `Platforms`."""
 
     architecture: str = ""
-    os: str = ""
+    os: str = field(default="", name="OS")
 
 
 class PlacementBody(Body, frozen=True):

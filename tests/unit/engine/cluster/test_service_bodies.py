@@ -244,6 +244,7 @@ def test_wishes_for_nodes_stay_where_their_places_come_back():
         (of_container(Mounts=[{"Type": "image", "VolumeOptions": {"Subpath": "x"}}]), "Subpath"),
         (of_container(Privileges={"Seccomp": {"Profile": "%"}}), "Seccomp.Profile: is not base64"),
         (of_container(StopGracePeriod="1s"), "StopGracePeriod: expected int"),
+        (of_container(TTY="yes"), r"TaskTemplate\.ContainerSpec\.TTY: expected bool, got str"),
         ({"TaskTemplate": {"ContainerSpec": {}, "Placement": {"Preferences": [{}]}}}, "Prefer"),
         ({"TaskTemplate": {"ContainerSpec": {}, "NetworkAttachmentSpec": {}}}, "NetworkAttachment"),
         ({"TaskTemplate": {"ContainerSpec": {}, "Resources": {"Limits": {
