@@ -106,8 +106,8 @@ def _parts(text: str, functions: bool) -> Iterator[Part]:
             where = f"character {start}" if functions else _shown(text)
             raise InvalidArgument(
                 f"template: {where} has a {{{{ without its }}}}, or more than"
-                f" {QUOTED_LENGTH_MAX} characters between quotes, or {PLACEHOLDER_LENGTH_MAX} between"
-                " braces"
+                f" {QUOTED_LENGTH_MAX} characters between quotes, or {PLACEHOLDER_LENGTH_MAX}"
+                " between braces"
             )
         read += found.end() - start
         if read > PLACEHOLDERS_LENGTH_MAX:
