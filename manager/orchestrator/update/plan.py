@@ -10,8 +10,8 @@ A task that makes no progress for too long counts as failed (`update.deadline`).
 rolled back. PAUSED ends when the user updates the service again, which clears
 the status. An update that meets a newer spec simply goes on to that. Slots with stop-first order
 get a replacement that is prepared while the old task stops; start-first keeps the old task until
-the new one runs, unless the old one does not run either or holds a port of its node that the new
-one needs: waiting would never end there.
+the new one runs, unless the old one does not run either, or the new one fits nowhere beside it
+(`update.giving_way`): waiting would never end there.
 
 Jobs are not updated: a change begins another iteration of them. A global service's slots on nodes
 that take no tasks at this moment are left as they are, and no part of the update.
@@ -29,13 +29,13 @@ from manager.orchestrator.revisions import record
 from manager.orchestrator.slots import Slot, ended_by_itself, node_is_lost, service_slots
 from manager.orchestrator.tasks import new_task
 from manager.orchestrator.update.deadline import held_up_at_ns, why_held_up
+from manager.orchestrator.update.giving_way import in_the_way
 from manager.orchestrator.update.progress import SlotProgress, progress_of
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import UPDATE_WAITS, is_wanted, update_config
 from shoal.model.enums import (
     FailureAction,
-    PublishMode,
     RevisionCause,
     TaskState,
     UpdateOrder,
@@ -48,6 +48,7 @@ from shoal.model.types import UpdateConfig, UpdateStatus
 
 _IN_PROGRESS = frozenset({UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED})
 _PAUSED = frozenset({UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED})
+_STOPS_FIRST = "; stop-first where no node takes both tasks of a slot"
 _MONITOR_MARGIN_NS = 1_000_000_000
 
 
@@ -97,6 +98,8 @@ def advance(
     if _stop_on_failure(draft, service, progress, config, now_ns=now_ns):
         return
     service = _tell(draft, service, hindrance)
+    for slot in progress:
+        service = _give_way(draft, service, slot)
     if hindrance:
         return
     if any(slot.is_due for slot in progress):
@@ -162,6 +165,22 @@ def _tell(draft: Draft, service: Service, hindrance: str) -> Service:
     if message == status.message or not draft.room(service):
         return service
     return _with_state(draft, service, status.replaced(message=message))
+
+
+def _give_way(draft: Draft, service: Service, slot: SlotProgress) -> Service:
+    """Stop the old task of a slot whose new one fits nowhere beside it, and say so."""
+    old = in_the_way(draft.view, slot)
+    if not old or not draft.room(*old, service):
+        return service
+    for task in old:
+        draft.update(task.with_desired_state(TaskState.SHUTDOWN))
+    draft.note("update.gave_way", service_id=service.id, task_id=old[0].id)
+    status = service.update_status or UpdateStatus()
+    message, waits, reason = status.message.partition(UPDATE_WAITS)
+    if _STOPS_FIRST in message:
+        return service
+    status = status.replaced(message=f"{message}{_STOPS_FIRST}{waits}{reason}")
+    return _with_state(draft, service, status)
 
 
 def _retire_outdated(draft: Draft, slot: SlotProgress) -> None:
@@ -293,7 +312,7 @@ def _update_slot(
 ) -> bool:
     """Put a new task into a slot. Returns False when this round has no room left."""
     old = [task for task in progress.outdated if is_wanted(task)]
-    kept = _kept_for_now(service, old, config)
+    kept = _kept_for_now(old, config)
     stopped = [task for task in old if task is not kept]
     if not draft.room(*stopped, new=1):
         return False
@@ -314,11 +333,9 @@ def _update_slot(
     return True
 
 
-def _kept_for_now(service: Service, old: list[Task], config: UpdateConfig) -> Task | None:
+def _kept_for_now(old: list[Task], config: UpdateConfig) -> Task | None:
     """The task that goes on serving until its replacement runs; None with stop-first."""
     if config.order is not UpdateOrder.START_FIRST:
-        return None
-    if any(port.publish_mode is PublishMode.HOST for port in service.spec.endpoint.ports):
         return None
     return next((task for task in old if task.status.state is TaskState.RUNNING), None)
 

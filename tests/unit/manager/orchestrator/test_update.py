@@ -15,6 +15,8 @@ from shoal.model.types import (
     EndpointSpec,
     Placement,
     PortConfig,
+    ResourceRequirements,
+    Resources,
     UpdateConfig,
     UpdateStatus,
     Version,
@@ -168,6 +170,55 @@ def test_start_first_does_not_hang_where_every_node_is_taken(
 
     assert _images(cell) == ["nginx:2"] * 2
     assert _state(cell)[0] is UpdateState.COMPLETED
+
+
+def test_start_first_goes_to_another_node_where_one_is_free() -> None:
+    task = TaskSpec(runtime=ContainerSpec(image="nginx:1"))
+    config = UpdateConfig(parallelism=1, order=UpdateOrder.START_FIRST)
+    cell = _running(config, replicas=1, ports=(a_port(80, 8080, host=True),), task=task)
+    (old,) = cell.tasks()
+    _update(cell)
+    new = cell.tasks()[-1]
+    assert is_wanted(cell.tasks()[0])
+    assert new.status.state is TaskState.ASSIGNED
+    assert new.node_id != old.node_id
+    _finish(cell)
+    assert _images(cell) == ["nginx:2"]
+
+
+def _reserving(image: str, gigabytes: int) -> TaskSpec:
+    wish = Resources(memory_bytes=gigabytes << 30)
+    return TaskSpec(
+        runtime=ContainerSpec(image=image), resources=ResourceRequirements(reservations=wish)
+    )
+
+
+def test_start_first_gives_way_in_the_slots_that_need_it_and_says_so() -> None:
+    config = UpdateConfig(parallelism=1, order=UpdateOrder.START_FIRST)
+    cell = _running(config, replicas=2, task=_reserving("nginx:1", 6))
+    _update(cell, _reserving("nginx:2", 6))
+    gave_way = [task for task in cell.tasks() if not is_wanted(task)]
+    assert [task.slot for task in gave_way] == [1], "and no more than parallelism allows"
+    (new,) = (task for task in cell.tasks() if task.container.image == "nginx:2")
+    assert new.status.state is TaskState.PENDING, "the old one has its room until it has stopped"
+    assert _state(cell) == (
+        UpdateState.UPDATING,
+        "update in progress; stop-first where no node takes both tasks of a slot",
+    )
+    _finish(cell)
+    assert _images(cell) == ["nginx:2"] * 2
+    assert _state(cell) == (UpdateState.COMPLETED, "update completed")
+
+
+def test_start_first_keeps_the_old_task_where_giving_way_would_not_help() -> None:
+    config = UpdateConfig(parallelism=1, order=UpdateOrder.START_FIRST)
+    cell = _running(config, replicas=1)
+    _update(cell, _reserving("nginx:2", 100))
+    assert is_wanted(cell.tasks()[0])
+    cell.advance(600)
+    _settle(cell)
+    assert _state(cell)[0] is UpdateState.PAUSED
+    assert is_wanted(cell.tasks()[0]), "it goes on to serve"
 
 
 def test_the_delay_passes_between_slots() -> None:
