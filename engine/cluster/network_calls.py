@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.cluster.calls import CALL_TIMEOUT_S, Calls
+from engine.cluster.calls import CALL_TIMEOUT_S, PAGE_SIZE, Calls
 from shoal.api.v1 import control_pb2, specs_pb2
 from shoal.model.objects import Network
 from shoal.model.specs import NetworkSpec
@@ -11,6 +11,14 @@ from shoal.wire.objects import from_pb, to_pb
 
 class NetworkCalls(Calls):
     """Calls about networks. Named by id, name or unique id prefix."""
+
+    async def networks(self) -> list[Network]:
+        """All of them."""
+        request = control_pb2.ListNetworksRequest(page_size=PAGE_SIZE)
+        found: list[Network] = []
+        async for answer in self._pages(self._control.ListNetworks, request):
+            found += (from_pb(one, Network) for one in answer.networks)
+        return found
 
     async def network(self, reference: str) -> Network:
         """One of them."""

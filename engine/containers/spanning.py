@@ -65,20 +65,7 @@ class SpanningNetworks:
 
     def resolve(self, ref: str) -> LocalNetwork:
         """By full id, name, or unique id prefix. Raises: NotFound, InvalidArgument (ambiguous)."""
-        networks = self.list()
-        named = [one for one in networks if one.id == ref] or [
-            one for one in networks if one.name == ref
-        ]
-        if named:
-            return named[0]
-        found = [one for one in networks if ref and one.id.startswith(ref)]
-        if len(found) > 1:
-            raise InvalidArgument(
-                f"{len(found)} matches found based on ID prefix: network {ref} is ambiguous"
-            )
-        if not found:
-            raise NotFound(f"network {ref} not found")
-        return found[0]
+        return find(self.list(), ref)
 
     async def create(self, wanted: LocalNetwork) -> LocalNetwork:
         """As `LocalNetworks.create`; names of the cluster's networks are taken."""
@@ -287,6 +274,23 @@ class SpanningNetworks:
         if wanted is not None and set(wanted.elsewhere) != set(places):
             with suppress(SwarmError):
                 await self._local.place_elsewhere(container, places)
+
+
+def find(networks: Sequence[LocalNetwork], ref: str) -> LocalNetwork:
+    """By full id, name, or unique id prefix. Raises: NotFound, InvalidArgument (ambiguous)."""
+    named = [one for one in networks if one.id == ref] or [
+        one for one in networks if one.name == ref
+    ]
+    if named:
+        return named[0]
+    found = [one for one in networks if ref and one.id.startswith(ref)]
+    if len(found) > 1:
+        raise InvalidArgument(
+            f"{len(found)} matches found based on ID prefix: network {ref} is ambiguous"
+        )
+    if not found:
+        raise NotFound(f"network {ref} not found")
+    return found[0]
 
 
 def _place(network: LocalNetwork) -> Place:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from engine.cluster.client import ClusterClient
 from engine.containers import selection
 from engine.containers.inspect import time_text
 from engine.containers.parts import ContainerParts
+from engine.containers.spanning import find
 from engine.http.call import Answer, Call, empty, json_answer
 from engine.http.errors import Refused
 from engine.http.filters import Filters
@@ -24,8 +26,8 @@ from engine.resources.network_requests import (
     wanted,
 )
 from shoal.docker.networks import network_json
-from shoal.errors import InvalidArgument, NameConflict, NotFound, PermissionDenied
-from shoal.model.defaults import is_terminal, is_wanted
+from shoal.errors import InvalidArgument, NameConflict, NotFound, PermissionDenied, SwarmError
+from worker.agent.attachments import as_local
 from worker.network.local.api import PREDEFINED, Endpoint, IpamPool, LocalNetwork
 from worker.network.local.api import LocalNetworks as Networks
 from worker.network.overlay.containers import DRIVER
@@ -33,7 +35,6 @@ from worker.network.overlay.containers import DRIVER
 _LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 _PRUNE_FILTERS = ("label", "label!", "until")
 _TYPES = {"custom", "builtin"}
-_IN_USE = 400
 LET_GO_S = 45.0
 LET_GO_POLL_S = 0.25
 
@@ -61,9 +62,31 @@ class _Resource:
         for kind in filters.values("type"):
             if kind not in _TYPES:
                 raise InvalidArgument(f"invalid filter: 'type'='{kind}'")
-        await self._networks.refresh()
-        chosen = [one for one in self._networks.list() if self._is_wished(one, filters)]
+        chosen = [one for one in await self._known() if self._is_wished(one, filters)]
         return json_answer([worded(one) for one in chosen])
+
+    async def _known(self) -> Sequence[LocalNetwork]:
+        """The node's networks and the cluster's, by name: on a manager as the managers have them.
+
+        Elsewhere, and while no manager answers, those of the cluster that the node has heard of.
+        """
+        await self._networks.refresh()
+        known = self._networks.list()
+        try:
+            if (await self._cluster.standing()).refusal:
+                return known
+            spanning = map(as_local, await self._cluster.networks())
+        except SwarmError:
+            return known
+        both = [*(one for one in known if one.driver != DRIVER), *spanning]
+        return sorted(both, key=lambda one: (one.name, one.id))
+
+    def _endpoints(self, network: LocalNetwork) -> Sequence[Endpoint]:
+        """The node's containers that are on it."""
+        try:
+            return self._networks.endpoints(network.id)
+        except NotFound:  # the cluster's, and the node has not heard of it yet
+            return ()
 
     async def create(self, call: Call) -> Answer:
         request = await call.body(CreateNetwork)
@@ -74,21 +97,19 @@ class _Resource:
         if refusal:
             raise Refused(500, refusal)
         spec = spanning(request)
-        await self._networks.refresh()
-        if any(one.name == request.name for one in self._networks.list()):
+        if any(one.name == request.name for one in await self._known()):
             raise NameConflict(f"network with name {request.name} already exists")
         made_id = await self._cluster.create_network(spec)
         return json_answer({"Id": made_id, "Warning": ""}, 201)
 
     async def inspect(self, call: Call) -> Answer:
-        await self._networks.refresh()
-        network = self._networks.resolve(call.path["id"])
+        network = find(await self._known(), call.path["id"])
         if call.query.text("scope") not in {"", scope_of(network)}:
             raise NotFound(f"network {call.path['id']} not found")
         names = {one.id: one.name for one in self._parts.containers.all()}
         places = {
             endpoint.container: _place(endpoint, names.get(endpoint.container, ""))
-            for endpoint in self._networks.endpoints(network.id)
+            for endpoint in self._endpoints(network)
         }
         found = worded(network)
         if places or network.driver != DRIVER:
@@ -110,8 +131,7 @@ class _Resource:
         return {name: words[name] for name in ("Services", "Containers", "Peers")}
 
     async def remove(self, call: Call) -> Answer:
-        await self._networks.refresh()
-        network = self._networks.resolve(call.path["id"])
+        network = find(await self._known(), call.path["id"])
         if network.driver == DRIVER:
             await self._remove_spanning(network.id)
         else:
@@ -119,27 +139,16 @@ class _Resource:
         return empty(204)
 
     async def _remove_spanning(self, network: str) -> None:
-        """Tasks that are ending are waited for: a stack's networks are removed right after it."""
-        deadline = asyncio.get_running_loop().time() + LET_GO_S
-        while True:
-            try:
-                return await self._cluster.remove_network(network)
-            except Refused as error:
-                late = asyncio.get_running_loop().time() > deadline
-                if error.status != _IN_USE or late or not await self._is_let_go(network):
-                    raise
-            await asyncio.sleep(LET_GO_POLL_S)
+        """Return when it is gone, or will be: tasks that are on their way out keep it until then.
 
-    async def _is_let_go(self, network: str) -> bool:
-        """Whether those that are on the network are on their way out of it."""
-        services = await self._cluster.services()
-        if any(wish.target == network for one, _ in services for wish in one.spec.task.networks):
-            return False
-        return not any(
-            is_wanted(task) and any(held.network_id == network for held in task.networks)
-            for task in await self._cluster.tasks()
-            if not is_terminal(task)
-        )
+        A stack's networks are removed right after it, and made again under the same names.
+        """
+        await self._cluster.remove_network(network)
+        with suppress(NotFound, TimeoutError):
+            async with asyncio.timeout(LET_GO_S):
+                while True:
+                    await self._cluster.network(network)
+                    await asyncio.sleep(LET_GO_POLL_S)
 
     async def connect(self, call: Call) -> Answer:
         request = await call.body(ConnectRequest)
@@ -176,7 +185,7 @@ class _Resource:
     def _is_wished(self, network: LocalNetwork, filters: Filters) -> bool:
         builtin = network.name in PREDEFINED
         if "dangling" in filters:
-            used = builtin or bool(self._networks.endpoints(network.id))
+            used = builtin or bool(self._endpoints(network))
             if used == filters.flag("dangling", default=False):
                 return False
         return (

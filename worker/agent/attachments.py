@@ -78,7 +78,7 @@ class Attachments:
         if client is None:
             return
         try:
-            self._networks = tuple(map(_words, await client.list_networks()))
+            self._networks = tuple(map(as_local, await client.list_networks()))
         except SwarmError as error:
             _log.warning("attachment.networks_unknown", reason=error.message)
 
@@ -351,7 +351,8 @@ def _wished(spec: EndpointSpec) -> Iterator[str]:
     yield from filter(None, (spec.ipv4_address, spec.ipv6_address))
 
 
-def _words(network: Network) -> LocalNetwork:
+def as_local(network: Network) -> LocalNetwork:
+    """A network of the cluster in the words of the node's own."""
     spec = network.spec
     given, asked = network.driver_state or Driver(), spec.driver or Driver()
     configs = network.ipam.configs or spec.ipam.configs
