@@ -470,6 +470,28 @@ def test_a_network_the_node_cannot_build_refuses_its_tasks_and_holds_up_nothing(
         world.push()
 
 
+def test_a_new_network_may_have_the_number_of_one_that_went_at_once(world: World) -> None:
+    """The managers give a number again as soon as it is free: a node may hear of both at once."""
+    two, three = world.lab.nodes[1:]
+    old = OverlayNetwork(network_id="old", name="old", vni=4250, subnets=("10.8.0.0/24",))
+    new = msgspec.structs.replace(old, network_id="new", name="new")
+    world.networks.append(old)
+    world.start(two, "old1", old, "10.8.0.11/24")
+    world.push = lambda *_: None  # type: ignore[method-assign]
+    world.stop("old1")
+    world.networks[-1] = new
+    del world.push
+    try:
+        world.start(two, "new1", new, "10.8.0.11/24")
+        asking = world.start(three, "new2", new, "10.8.0.12/24")
+        assert asking.ask("10.8.0.11") == "new1"
+    finally:
+        for task in {"new1", "new2"} & world.members.keys():
+            world.stop(task)
+        world.networks.remove(new)
+        world.push()
+
+
 def test_a_service_of_more_than_64_tasks(world: World) -> None:
     """More slots, then fewer again; the tasks need not exist for the table to be right."""
     endpoints = list(world.endpoints)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +101,7 @@ class OverlayKernel:
     def _apply(self, state: OverlayState) -> Mapping[str, str]:
         wanted = plan.plans(state, self._current(state), self._own_address)
         before, self._refused = self._plans, {}
+        self._drop_unused(wanted)  # first: a new network may have the number of one that is gone
         self._prepare_encryption(state)
         for network_id, one in list(wanted.items()):
             with self._fresh_on_error(network_id):
@@ -118,7 +119,7 @@ class OverlayKernel:
             with self._fresh_on_error(network_id):
                 self._spaces.drop_remotes(network_id, one.remotes)
         self._forget(before)
-        self._drop_unused()
+        self._drop_unused(wanted)
         self._finish_encryption()
         return self._refused
 
@@ -211,7 +212,7 @@ class OverlayKernel:
             links = tuple(one for one in place.links if one.network_id != network_id)
             self._retable(place, msgspec.structs.replace(place, links=links))
         self._spaces.pull(network_id, task_id)
-        self._drop_unused()
+        self._drop_unused(self._plans)
 
     def adopt(self, place: TaskPlace) -> None:
         """Take over a task after a restart. Raises: NotFound when an interface is gone."""
@@ -232,7 +233,7 @@ class OverlayKernel:
         if place is not None:
             for link in place.links:
                 self._spaces.unplug(task_id, link)
-            self._drop_unused()
+            self._drop_unused(self._plans)
             self._show()
 
     def redirect_names(self, task_id: str, ports: tuple[int, int]) -> None:
@@ -331,10 +332,10 @@ class OverlayKernel:
             for place in self._places_on(network_id) if matches else ():
                 self._tasks.forget(place, _of_families(matches, versions_of(place)))
 
-    def _drop_unused(self) -> None:
+    def _drop_unused(self, wanted: Collection[str]) -> None:
         used = {link.network_id for place in self._places.values() for link in place.links}
         for network_id in self._spaces.ids():
-            if network_id not in self._plans and network_id not in used:
+            if network_id not in wanted and network_id not in used:
                 _log.info("overlay.network_dropped", network_id=network_id)
                 self._spaces.drop(network_id)
 
