@@ -26,6 +26,7 @@ from manager.orchestrator.update import refresh
 from manager.reconcile.dirty import NOTHING, Dirty, dirty_from_event
 from manager.scheduler import enforcer
 from manager.scheduler.plan import Scheduling
+from manager.scheduler.preempt import RETRY_NS
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.modes import is_global
@@ -167,9 +168,15 @@ class _Planning:
         retry_all = _frees(dirty)
         mine = set(service_ids)
         scheduling = Scheduling(self._draft, now_ns=self._now_ns)
-        return scheduling.run(
+        waiting = scheduling.run(
             lambda service_id: retry_all or service_id in mine, changed=service_ids
         )
+        known, again_ns = dict(self._wakes), self._now_ns + RETRY_NS
+        self._wakes += [
+            (service_id, min(known.get(service_id, again_ns), again_ns))
+            for service_id in sorted(scheduling.stuck)
+        ]
+        return waiting
 
     def _result(self, dirty: Dirty, waiting: set[str]) -> Round:
         draft = self._draft

@@ -52,9 +52,13 @@ def all_services(service_id: str) -> bool:
 
 
 class Scheduling:
-    """One round. Node usage is counted once, when the first task asks for it."""
+    """One round. Node usage is counted once, when the first task asks for it.
+
+    stuck: services whose waiting tasks are to be tried again after `preempt.RETRY_NS`.
+    """
 
     def __init__(self, draft: Draft, *, now_ns: int) -> None:
+        self.stuck: set[str] = set()
         self._draft = draft
         self._now_ns = now_ns
         self._usage: dict[str, Usage] | None = None
@@ -67,8 +71,8 @@ class Scheduling:
     def run(self, selects: Callable[[str], bool], changed: Iterable[str] = ()) -> set[str]:
         """Place the tasks of the selected services, and those that want to be near changed ones.
 
-        Where services have priorities, the most important come first, are tried in every round,
-        and for those that fit nowhere less important ones are stopped.
+        Where services have priorities, the most important come first, and for those that fit
+        nowhere less important ones are stopped.
 
         Returns: ids of the services that did not get their turn in this round.
         """
@@ -84,7 +88,9 @@ class Scheduling:
             if tasks:
                 self._take_group(tasks)
         if self._ranks:
-            Preemption(self._draft, self._ranks).run(self._refused)
+            preemption = Preemption(self._draft, self._ranks, now_ns=self._now_ns)
+            preemption.run(self._refused)
+            self.stuck = preemption.stuck
         return waiting
 
     def _ready(self) -> list[Usage]:
@@ -115,17 +121,12 @@ class Scheduling:
     def _groups(
         self, selects: Callable[[str], bool], changed: list[Annotations]
     ) -> list[list[Task]]:
-        least = min(self._ranks.values(), default=0)
         tasks_by_group: dict[GroupKey, list[Task]] = {}
         for task in self._draft.view.unassigned_tasks().values():
             if (
                 task.status.state is TaskState.PENDING
                 and is_wanted(task)
-                and (
-                    selects(task.service_id)
-                    or awaits(task, changed)
-                    or self._rank(task.service_id) > least
-                )
+                and (selects(task.service_id) or awaits(task, changed))
             ):
                 key = (task.service_id, task.spec_version.index, host_places(task.endpoint))
                 tasks_by_group.setdefault(key, []).append(task)

@@ -9,7 +9,8 @@ says, and tasks that their policy lets run once only.
 Nothing is remembered between rounds. Room that is about to come free, because tasks on the node are
 stopping, is counted as free here and given away once, so that nobody is stopped twice for one task;
 the scheduler itself gives room to the more important tasks first when it has come free. Bounded:
-PREEMPTIONS_MAX tasks are stopped per round, and NODES_MAX nodes are looked at closely per task.
+PREEMPTIONS_MAX tasks are stopped per round; of large clusters a round sees WINDOW nodes, those with
+stopping tasks first, and the next try, RETRY_NS later, others; NODES_MAX are looked at closely.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from shoal.model.types import RestartPolicy
 
 PREEMPTIONS_MAX = 20
 NODES_MAX = 32
-EVALUATIONS_MAX = 20_000
+EVALUATIONS_MAX = 5_000
 """Nodes looked at in one round, for all tasks together."""
+WINDOW = 256
+RETRY_NS = 2_000_000_000
+"""A task for which nobody could be stopped is tried again: budgets and other nodes may help it."""
 PREEMPTED_NOTE = "task.preempted"
 REASON = "preempted by service {name}, which has priority {priority}"
 
@@ -45,11 +49,14 @@ def priorities(view: View) -> Mapping[str, int]:
 
 
 class Preemption:
-    """One round."""
+    """One round. `stuck`: ids of services with tasks that are to be tried again after RETRY_NS."""
 
-    def __init__(self, draft: Draft, ranks: Mapping[str, int]) -> None:
+    def __init__(self, draft: Draft, ranks: Mapping[str, int], *, now_ns: int) -> None:
+        self.stuck: set[str] = set()
         self._draft = draft
         self._ranks = ranks
+        self._now_ns = now_ns
+        self._seen: list[str] | None = None
         self._grounds: dict[str, _Ground] = {}
         self._left = PREEMPTIONS_MAX
         self._evaluations = 0
@@ -65,11 +72,12 @@ class Preemption:
             for task in group:
                 exhausted = not self._left or self._evaluations >= EVALUATIONS_MAX
                 if exhausted or not self._make_room(task, rank, pipeline, copies):
+                    self.stuck.add(task.service_id)
                     break
 
     def _make_room(self, task: Task, rank: int, pipeline: Pipeline, copies: Counter[str]) -> bool:
         """Whether the task will fit somewhere, if need be after others have been stopped."""
-        nodes = [task.node_id] if task.node_id else self._ready()
+        nodes = [task.node_id] if task.node_id else self._window()
         promising: list[tuple[int, _Ground]] = []
         for node_id in nodes:
             ground = self._ground(node_id)
@@ -93,7 +101,6 @@ class Preemption:
             return False
         _, victims, ground = min(found, key=lambda one: one[0])
         if len(victims) > self._left or not self._draft.room(*victims):
-            self._draft.more = True
             return False
         self._stop(victims, task, rank)
         ground.drop(victims)
@@ -101,8 +108,20 @@ class Preemption:
         copies[ground.node.id] += 1
         return True
 
-    def _ready(self) -> list[str]:
-        return sorted(node.id for node in self._draft.view.nodes if is_ready(node))
+    def _window(self) -> list[str]:
+        """Ids of the nodes that this round looks at; each time of trying has others."""
+        if self._seen is None:
+            view = self._draft.view
+            ready = sorted(node.id for node in view.nodes if is_ready(node))
+            start = self._now_ns // RETRY_NS * WINDOW % max(len(ready), 1)
+            turned = ready[start:] + ready[:start] if len(ready) > WINDOW else ready
+            stopping = [
+                node_id
+                for node_id in turned
+                if any(not is_wanted(task) for task in view.tasks_of_node(node_id).values())
+            ]
+            self._seen = list(dict.fromkeys(stopping + turned))[:WINDOW]
+        return self._seen
 
     def _ground(self, node_id: str) -> _Ground | None:
         node = self._draft.view.nodes.get(node_id)

@@ -10,7 +10,7 @@ from manager.controlapi.validate_modes import service_mode
 from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.plan import plan_round
 from manager.scheduler.plan import plan
-from manager.scheduler.preempt import PREEMPTIONS_MAX, unserved
+from manager.scheduler.preempt import PREEMPTIONS_MAX, RETRY_NS, WINDOW, unserved
 from manager.store.tables import Tables
 from shoal.errors import InvalidArgument
 from shoal.model.defaults import is_terminal, is_wanted
@@ -192,6 +192,38 @@ def test_a_round_stops_a_bounded_number():
     waiting = [_waiting(high, slot) for slot in range(1, count + 1)]
     tables = _once([_node(1, count), low, high, *there, *waiting])
     assert len(_stopped(tables)) == PREEMPTIONS_MAX
+
+
+def test_a_task_that_nobody_could_be_stopped_for_is_tried_again_later():
+    low, high = _service("low", 0, budget=0), _service("high", 10)
+    cell = Cell([_node(1, 2), low, high, _running(low, 1), _waiting(high)])
+
+    def wakes() -> tuple[tuple[str, int], ...]:
+        done = plan_round(cell.tables, EVERYTHING, now_ns=cell.now_ns, ids=cell.ids)
+        cell.commit(done.changes)
+        return done.wakes
+
+    assert wakes() == (("high", cell.now_ns + RETRY_NS),)
+    cell.put(low.replaced(spec=low.spec.replaced(disruption_budget=1)))
+    assert wakes() == ()
+    assert set(_stopped(cell.tables)) == {"low1"}
+
+
+def test_every_node_of_a_large_cluster_is_looked_at_within_some_tries():
+    """One node holds the less important task; a round does not see them all."""
+    low, mid, high = _service("low", 0), _service("mid", 10), _service("high", 10)
+    count = 2 * WINDOW + 9
+    for place in (1, WINDOW, WINDOW + 1, count):
+        there = [
+            _running(low if slot == place else mid, slot, f"n{slot}")
+            for slot in range(1, count + 1)
+        ]
+        cell = Cell([*(_node(slot, 2) for slot in range(1, count + 1)), low, mid, high, *there])
+        cell.put(_waiting(high))
+        for _ in range(4):
+            cell.commit(plan(cell.tables, now_ns=cell.now_ns, ids=cell.ids).changes)
+            cell.advance(RETRY_NS / 1e9)
+        assert set(_stopped(cell.tables)) == {f"low{place}"}
 
 
 def test_of_two_that_wait_for_the_same_room_the_more_important_gets_it():
