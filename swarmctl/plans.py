@@ -19,6 +19,8 @@ from shoal.wire.objects import to_pb
 from swarmctl.client import CALL_TIMEOUT_S, Client
 from swarmctl.explain import explanation_json
 
+_PAUSED = (types_pb2.UPDATE_STATE_PAUSED, types_pb2.UPDATE_STATE_ROLLBACK_PAUSED)
+
 
 def creation(spec: ServiceSpec) -> pb.PlannedCall:
     """The call that creates a service."""
@@ -69,9 +71,12 @@ def changes_nothing(answer: pb.PlanChangesResponse) -> bool:
     )
 
 
-def would_wait(answer: pb.PlanChangesResponse) -> bool:
-    """Whether tasks that are made would not run at the end, or the end is not known."""
-    return bool(answer.broken_off) or any(plan.counts.waiting for plan in answer.services)
+def would_fail(answer: pb.PlanChangesResponse) -> bool:
+    """Whether tasks that are made would not run, or an update would fail; or no end is known."""
+    return bool(answer.broken_off) or any(
+        plan.counts.waiting or plan.taken_back or plan.update_status.state in _PAUSED
+        for plan in answer.services
+    )
 
 
 def plan_json(answer: pb.PlanChangesResponse) -> Record:
@@ -113,6 +118,7 @@ def _service(plan: pb.ServicePlan) -> Record:
             "StoppedTasks": [_task(one) for one in plan.stopped],
             "PlacedTasks": [_task(one) for one in plan.placed],
             "TasksLeftOut": plan.tasks_left_out,
+            "TakenBack": plan.taken_back,
             "UpdateState": spell(UpdateState(plan.update_status.state)),
             "UpdateMessage": plan.update_status.message,
             "Warnings": list(plan.warnings),

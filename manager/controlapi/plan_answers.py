@@ -74,8 +74,9 @@ class PlanAnswer:
         plan.name = shown.spec.annotations.name
         plan.version = 0 if before is None else before.meta.version.index
         plan.removed = after is None or after.pending_delete
-        if asked and not plan.removed:
-            fields = field_changes(None if before is None else before.spec, shown.spec)
+        plan.taken_back = outcome.is_taken_back
+        if outcome.asked is not None:
+            fields = field_changes(None if before is None else before.spec, outcome.asked.spec)
             plan.fields.extend(
                 pb.FieldChange(path=one.path, old=one.old, new=one.new)
                 for one in fields[:FIELDS_MAX]

@@ -45,15 +45,26 @@ class EndedTask(Row, frozen=True):
 
 
 class ServiceOutcome(Row, frozen=True):
-    """What becomes of one service. before: None where it is new; after: None where it goes."""
+    """What becomes of one service.
+
+    before: None where it is new. asked: as the changes left it, None where they remove it or are
+    about others. after: at the end, None where it is gone.
+    """
 
     service_id: str
     before: Service | None = None
+    asked: Service | None = None
     after: Service | None = None
     made: tuple[MadeTask, ...] = ()
     ended: tuple[EndedTask, ...] = ()
     placed: tuple[Task, ...] = ()
     """Tasks of before that waited for a node and get one, as they are at the end."""
+
+    @property
+    def is_taken_back(self) -> bool:
+        """Whether the update fails, and what was asked for is not in force at the end."""
+        asked, after = self.asked, self.after
+        return asked is not None and after is not None and after.spec != asked.spec
 
     @property
     def effects(self) -> tuple[object, ...]:

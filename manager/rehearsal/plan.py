@@ -55,6 +55,7 @@ def rehearse(
     stage = Stage(tables.copy(), now_ns=now_ns, ids=ids, audience=recorder.note, is_over=is_over)
     answers = tuple(_written(stage, build) for build in builds)
     asked = tuple(dict.fromkeys(one for one in answers if isinstance(one, str) and one))
+    wishes = {service_id: stage.tables.services.get(service_id) for service_id in asked}
     if asked:
         stage.play(asked)
     outcomes = recorder.outcomes(stage.tables)
@@ -75,7 +76,9 @@ def rehearse(
         }
     return Rehearsal(
         answers=answers,
-        services=tuple(outcomes[service_id] for service_id in asked),
+        services=tuple(
+            outcomes[service_id].replaced(asked=wish) for service_id, wish in wishes.items()
+        ),
         others=tuple(others.values()) if is_complete else (),
         end=stage.tables,
         end_ns=stage.now_ns,

@@ -95,7 +95,7 @@ def show_plan(session: Session, prepared: Sequence[Prepare], template: str) -> N
         exit_with(plans.refusals(answer))
         if plans.changes_nothing(answer):
             raise click.exceptions.Exit(NO_CHANGE)
-        if plans.would_wait(answer):
+        if plans.would_fail(answer):
             raise click.exceptions.Exit(FAILURE)
 
     session.run(work)

@@ -200,7 +200,7 @@ def _plan(
         exit_with(plans.refusals(plan))
         if not deployment.revision:
             raise click.exceptions.Exit(NO_CHANGE)
-        if plans.would_wait(plan):
+        if plans.would_fail(plan):
             raise click.exceptions.Exit(FAILURE)
 
     session.run(work)

@@ -42,6 +42,8 @@ def _service(plan: pb.ServicePlan) -> Iterator[str]:
         yield f"  {plan.tasks_left_out} more tasks are not listed"
     if plan.update_status.message:
         yield f"  At the end: {one_line(plan.update_status.message)}"
+    if plan.taken_back:
+        yield "  The update fails: the spec of before is in force again at the end"
     for entry in plan.end.waiting:
         yield f"  {_tasks(entry.count)} would wait: {one_line(entry.reason)}"
         yield from (f"  {line}" for line in node_lines(entry.nodes))

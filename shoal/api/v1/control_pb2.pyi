@@ -1576,6 +1576,7 @@ class ServicePlan(_message.Message):
     UPDATE_STATUS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     TASKS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    TAKEN_BACK_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     name: _builtins.str
     version: _builtins.int
@@ -1583,6 +1584,8 @@ class ServicePlan(_message.Message):
     removed: _builtins.bool
     tasks_left_out: _builtins.int
     """Tasks that are counted and not listed because there are too many."""
+    taken_back: _builtins.bool
+    """The update fails, and another spec is in force at the end: see update_status."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]: ...
     @_builtins.property
@@ -1623,10 +1626,11 @@ class ServicePlan(_message.Message):
         update_status: _types_pb2.UpdateStatus | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         tasks_left_out: _builtins.int = ...,
+        taken_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "update_status", b"update_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "fields", b"fields", "made", b"made", "name", b"name", "placed", b"placed", "removed", b"removed", "service_id", b"service_id", "stopped", b"stopped", "tasks_left_out", b"tasks_left_out", "update_status", b"update_status", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "fields", b"fields", "made", b"made", "name", b"name", "placed", b"placed", "removed", b"removed", "service_id", b"service_id", "stopped", b"stopped", "taken_back", b"taken_back", "tasks_left_out", b"tasks_left_out", "update_status", b"update_status", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

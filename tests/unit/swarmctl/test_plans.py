@@ -12,6 +12,7 @@ from swarmctl.exits import CONFLICT, FAILURE, NO_CHANGE, NOT_FOUND, OK, USAGE
 from tests.unit.swarmctl.conftest import run
 from tests.unit.swarmctl.rows import NODE_A, NODE_B
 
+PAUSED = types_pb2.UPDATE_STATE_PAUSED
 RUNNING, PENDING = types_pb2.TASK_STATE_RUNNING, types_pb2.TASK_STATE_PENDING
 CHANGES = pb.PlanChangesResponse(
     answers=[pb.PlannedAnswer(service_id="web0")],
@@ -150,6 +151,16 @@ def test_exit_codes_tell_change_from_none_and_from_what_would_wait(planned):
     assert "waits: no suitable node" in result.stdout
     assert "  2 tasks would wait: no suitable node\n" in result.stdout
     assert "host port   in use" in result.stdout
+
+    for failing in (
+        pb.ServicePlan(name="web", taken_back=True),
+        pb.ServicePlan(name="web", update_status=types_pb2.UpdateStatus(state=PAUSED)),
+    ):
+        failing.fields.add(path="Image", old="web:1", new="web:2")
+        planned.state.plan = pb.PlanChangesResponse(services=[failing])
+        result = run(*command, host=planned.address)
+        assert result.exit_code == FAILURE
+        assert ("The update fails" in result.stdout) == failing.taken_back
 
     planned.state.plan = pb.PlanChangesResponse(
         broken_off="it takes too long", services=[pb.ServicePlan(name="web", removed=True)]

@@ -17,7 +17,7 @@ from manager.store.store import Store
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import specs_pb2, types_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
-from shoal.model.enums import NodeAvailability, TaskState, UpdateOrder, UpdateState
+from shoal.model.enums import FailureAction, NodeAvailability, TaskState, UpdateOrder, UpdateState
 from shoal.model.objects import Cluster, Service
 from shoal.model.specs import ContainerSpec, PullOptions, TaskSpec
 from shoal.model.types import (
@@ -164,6 +164,23 @@ async def test_what_cannot_be_placed_is_told_with_every_node(api):
     assert (waiting.count, len(waiting.nodes)) == (2, 3)
     assert [one.filter for one in waiting.nodes[0].reasons] == ["resources", "constraint"]
     assert any("no node of the cluster has" in text for text in plan.warnings)
+
+
+async def test_an_update_that_would_fail_says_so_and_still_what_was_asked(api):
+    config = UpdateConfig(
+        parallelism=1, monitor_ns=SECOND_NS, failure_action=FailureAction.ROLLBACK,
+        progress_deadline_ns=30 * SECOND_NS,
+    )  # fmt: skip
+    api.put(a_service(replicas=2, update=config))
+    await api.run()
+    wish = a_spec("nginx:2", memory=9 * GIB)
+    (plan,) = (await api.plan(change(a_service(replicas=2, update=config, task=wish)))).services
+
+    assert plan.taken_back
+    assert ("TaskTemplate.ContainerSpec.Image", "nginx:1", "nginx:2") in fields_of(plan)
+    assert plan.update_status.message == "rollback completed"
+    assert [one.given_up for one in plan.made] == [True, False], "the slot, and back again"
+    assert plan.counts.waiting == 0
 
 
 async def test_refusals_are_answers_and_the_other_calls_are_planned(api):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from manager.controlapi import services
+from manager.orchestrator.update.plan import is_updating
 from manager.rehearsal.stage import Build
 from manager.store.view import View
 from shoal.errors import SwarmError
@@ -61,9 +62,9 @@ class Cluster(ModesSimulation):
             self.random, self.mode_random = dice
 
     def come_to_rest(self) -> None:
-        """Go on until nothing was committed for a while."""
+        """Go on until nothing was committed for a while, and no update waits for a time."""
         idle = 0
-        while idle < IDLE_LOOKS:
+        while idle < IDLE_LOOKS or self._wait():
             before = len(self.cell.commits)
             self.plan()
             self.agents()
@@ -71,6 +72,14 @@ class Cluster(ModesSimulation):
             busy = len(self.cell.commits) > before
             idle = 0 if busy else idle + 1
             self.cell.advance(self.choices.choice([0.1, 0.3]) if busy else LOOK_S)
+
+    def _wait(self) -> bool:
+        """Let the time come that an update waits for, its progress deadline say; if there is."""
+        at_ns = self.agenda.wake_at_ns
+        if at_ns is None or not any(map(is_updating, self.cell.tables.services)):
+            return False
+        self.cell.now_ns = max(self.cell.now_ns, at_ns)
+        return True
 
 
 class _Always(random.Random):
