@@ -351,7 +351,9 @@ class Client:
 
     async def log_batches(self, query: LogQuery) -> AsyncIterator[LogBatch]:
         """Lines of services and tasks as the nodes send them. Ends by itself unless followed."""
-        options = logs_pb2.LogOptions(follow=query.follow, tail=query.tail, since_ns=query.since_ns)
+        options = logs_pb2.LogOptions(
+            follow=query.follow, tail=query.tail, since_ns=query.since_ns, details=query.details
+        )
         selector = logs_pb2.LogSelector(services=query.services, tasks=query.tasks)
         request = logs_pb2.SubscribeLogsRequest(selector=selector, options=options)
         async for message in self._stream(self._logs.SubscribeLogs(request)):
@@ -563,4 +565,5 @@ def _log_line(message: logs_pb2.LogMessage) -> LogLine:
         timestamp_ns=message.timestamp_ns,
         is_stderr=message.stream == logs_pb2.LOG_STREAM_STDERR,
         data=message.data,
+        details=message.details,
     )

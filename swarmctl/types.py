@@ -152,6 +152,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     timestamp_ns: int
     is_stderr: bool
     data: bytes
+    details: str = ""
 
 
 class LogBatch(msgspec.Struct, frozen=True):
@@ -169,6 +170,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
     tail: int | None = None
     since_ns: int = 0
+    details: bool = False
 
 
 class BackupPart(msgspec.Struct, frozen=True):

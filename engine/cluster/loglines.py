@@ -20,7 +20,7 @@ class LineStyle(Row, frozen=True):
     def line(self, message: logs_pb2.LogMessage) -> bytes:
         """One line: time, where it comes from, text."""
         time = f"{_time_text(message.timestamp_ns)} " if self.timestamps else ""
-        origin = f"{_origin(message.context)} " if self.details else ""
+        origin = f"{_origin(message)} " if self.details else ""
         text = f"{time}{origin}".encode() + message.data.removesuffix(b"\n") + b"\n"
         if not self.framed:
             return text
@@ -33,12 +33,14 @@ class LineStyle(Row, frozen=True):
         return stdcopy.frame(stdcopy.SYSTEM_ERROR, message) if self.framed else message
 
 
-def _origin(context: logs_pb2.LogContext) -> str:
-    """Clients resolve these to names."""
+def _origin(message: logs_pb2.LogMessage) -> str:
+    """Where it comes from, which clients resolve to names, and what the log driver says of it."""
+    context = message.context
+    own = f",{message.details}" if message.details else ""
     return (
         f"com.docker.swarm.node.id={context.node_id}"
         f",com.docker.swarm.service.id={context.service_id}"
-        f",com.docker.swarm.task.id={context.task_id}"
+        f",com.docker.swarm.task.id={context.task_id}{own}"
     )
 
 

@@ -79,4 +79,5 @@ def _options(query: Query) -> logs_pb2.LogOptions:
         tail=parse_tail(query.text("tail")),
         since_ns=query.time_ns("since") or 0,
         until_ns=query.time_ns("until") or 0,
+        details=query.flag("details"),
     )

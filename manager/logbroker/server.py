@@ -19,6 +19,7 @@ from shoal.security.peer import current_peer
 MESSAGES_PER_REPLY = 256
 REPLY_BYTES_MAX = 1 << 20
 """A reply holds no more lines or bytes than that, and one line more."""
+DETAILS_LENGTH_MAX = 4_096
 ERROR_LENGTH_MAX = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -98,6 +99,7 @@ class LogBrokerServer(LogBrokerServicer):
                         timestamp_ns=item.timestamp_ns,
                         stream=item.stream,
                         data=item.data,
+                        details=item.details[:DETAILS_LENGTH_MAX],
                     )
                 )
         return lines
@@ -112,6 +114,7 @@ def _options(message: pb.LogOptions) -> LogOptions:
         tail=message.tail if message.HasField("tail") else None,
         since_ns=message.since_ns,
         until_ns=message.until_ns,
+        details=message.details,
     )
 
 
@@ -121,7 +124,7 @@ def _parts(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
     size_bytes = 0
     for line in lines:
         part.append(line)
-        size_bytes += len(line.data)
+        size_bytes += len(line.data) + len(line.details)
         if len(part) == MESSAGES_PER_REPLY or size_bytes >= REPLY_BYTES_MAX:
             yield part
             part, size_bytes = [], 0
@@ -137,6 +140,7 @@ def _message(line: LogLine) -> pb.LogMessage:
         timestamp_ns=line.timestamp_ns,
         stream=pb.LogStream.ValueType(line.stream),
         data=line.data,
+        details=line.details,
     )
 
 
@@ -146,6 +150,7 @@ def _subscription(ask: Ask) -> pb.SubscriptionMessage:
         streams=[pb.LogStream.ValueType(stream) for stream in ask.options.streams],
         since_ns=ask.options.since_ns,
         until_ns=ask.options.until_ns,
+        details=ask.options.details,
     )
     if ask.options.tail is not None:
         options.tail = ask.options.tail

@@ -24,7 +24,7 @@ INCOMPLETE_MAX = 1_024
 
 
 class LogLine(Row, frozen=True):
-    """One line of a task. stream: 1 stdout, 2 stderr."""
+    """One line of a task. stream: 1 stdout, 2 stderr. details: as `k=v,...`, where asked for."""
 
     service_id: str
     node_id: str
@@ -32,6 +32,7 @@ class LogLine(Row, frozen=True):
     timestamp_ns: int
     stream: int
     data: bytes
+    details: str = ""
 
 
 class LogOptions(Row, frozen=True):
@@ -42,6 +43,7 @@ class LogOptions(Row, frozen=True):
     tail: int | None = None
     since_ns: int = 0
     until_ns: int = 0
+    details: bool = False
 
     def after(self, last_ns: int) -> LogOptions:
         """The same for a node whose lines up to then have arrived; 0: none has."""

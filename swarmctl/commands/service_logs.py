@@ -27,6 +27,7 @@ log_flags = combined(
     click.option("-n", "--tail", default="all", help="Lines per task from the end (default all)"),
     click.option("--since", default="", metavar="TIME", help="From a time, or a duration ago: 10m"),
     click.option("-t", "--timestamps", is_flag=True, help="Print times"),
+    click.option("--details", is_flag=True, help="Print what --log-opt labels, env, tag name"),
     click.option("--raw", is_flag=True, help="Print lines alone"),
     click.option("--no-task-ids", is_flag=True, help="Leave task ids out"),
     click.option("--no-resolve", is_flag=True, help="Print ids, not names"),
@@ -72,6 +73,7 @@ def print_logs(session: Session, name: str, flags: dict[str, Any], *, task_only:
             follow=flags["follow"],
             tail=tail,
             since_ns=since_ns,
+            details=flags["details"],
         )
         names = _Names(client, style)
         await names.learn(service_id, task)

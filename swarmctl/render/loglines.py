@@ -29,11 +29,12 @@ def format_line(
 ) -> bytes:
     """The line as it is printed, with its end."""
     time = f"{padded_timestamp(line.timestamp_ns)} ".encode() if style.timestamps else b""
+    said = f"{line.details} ".encode() if line.details else b""
     end = b"" if line.data.endswith(b"\n") else b"\n"
     if style.raw:
-        return time + line.data + end
+        return time + said + line.data + end
     prefix = line_prefix(line, style, tasks=tasks, nodes=nodes).encode()
-    return time + prefix + SEPARATOR + line.data + end
+    return time + prefix + SEPARATOR + said + line.data + end
 
 
 def line_prefix(

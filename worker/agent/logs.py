@@ -21,7 +21,7 @@ from shoal.model.objects import Task
 from worker.agent.client import ManagerClient
 from worker.logs.model import LogLine
 from worker.logs.reader import STREAMS_ALL, read
-from worker.logs.service import check_kept
+from worker.logs.service import check_kept, details_of
 
 LINES_PER_MESSAGE = 256
 BYTES_PER_MESSAGE = 1 << 20
@@ -115,6 +115,7 @@ class Publication:
         self._queues: list[asyncio.Queue[Line | None]] = []
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._errors: set[str] = set()
+        self._details: dict[str, str] = {}
         self._live: asyncio.Queue[Line | None] = asyncio.Queue(LINES_AHEAD)
         self.add(ask.task_ids)
 
@@ -183,6 +184,7 @@ class Publication:
                 timestamp_ns=line.time_ns,
                 stream=pb.LogStream.ValueType(_STREAM_NUMBER[line.stream]),
                 data=line.text.encode("utf-8", "surrogatepass"),
+                details=self._details.get(task_id, ""),
             )
         return message
 
@@ -191,6 +193,10 @@ class Publication:
             if self._options.follow:
                 await self._await_container(task_id)
             await asyncio.to_thread(check_kept, self._container_dir(task_id))
+            if self._options.details:
+                self._details[task_id] = await asyncio.to_thread(
+                    details_of, self._container_dir(task_id)
+                )
             async with aclosing(self._lines(task_id)) as lines:
                 async for line in whole_lines(lines):
                     await queue.put((task_id, line))

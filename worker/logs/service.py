@@ -75,8 +75,19 @@ def check_kept(container_dir: str) -> None:
         raise Unimplemented(_UNREADABLE)
 
 
+def details_of(container_dir: str) -> str:
+    """What the driver's options say of each line of a container, as `k=v,...`. Blocking."""
+    try:
+        with open(f"{container_dir}/log.conf", "rb") as file:
+            found = msgspec.json.decode(file.read(), type=_Conf).attrs
+    except (OSError, msgspec.MsgspecError):
+        return ""  # what it does not say is the default
+    return drivers.attributes_text(found)
+
+
 class _Conf(msgspec.Struct, frozen=True):
     files: bool = True
+    attrs: dict[str, str] = {}
 
 
 def _sockets() -> frozenset[str]:

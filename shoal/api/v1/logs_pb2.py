@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shoal/api/v1/logs.proto\x12\x0cshoal.api.v1\"B\n\nLogContext\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\"\x84\x01\n\nLogMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.shoal.api.v1.LogContext\x12\x14\n\x0ctimestamp_ns\x18\x02 \x01(\x03\x12\'\n\x06stream\x18\x03 \x01(\x0e\x32\x17.shoal.api.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x86\x01\n\nLogOptions\x12\x0e\n\x06\x66ollow\x18\x01 \x01(\x08\x12(\n\x07streams\x18\x02 \x03(\x0e\x32\x17.shoal.api.v1.LogStream\x12\x11\n\x04tail\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08since_ns\x18\x04 \x01(\x03\x12\x10\n\x08until_ns\x18\x05 \x01(\x03\x42\x07\n\x05_tail\"=\n\x0bLogSelector\x12\x10\n\x08services\x18\x01 \x03(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\"n\n\x14SubscribeLogsRequest\x12+\n\x08selector\x18\x01 \x01(\x0b\x32\x19.shoal.api.v1.LogSelector\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.shoal.api.v1.LogOptions\"V\n\x14SubscribeLogsMessage\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.shoal.api.v1.LogMessage\x12\x12\n\nincomplete\x18\x02 \x01(\t\"\x1c\n\x1aListenSubscriptionsRequest\"m\n\x13SubscriptionMessage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.shoal.api.v1.LogOptions\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"w\n\x12PublishLogsMessage\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.shoal.api.v1.LogMessage\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x15\n\x13PublishLogsResponse*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\x61\n\x04Logs\x12Y\n\rSubscribeLogs\x12\".shoal.api.v1.SubscribeLogsRequest\x1a\".shoal.api.v1.SubscribeLogsMessage0\x01\x32\xc7\x01\n\tLogBroker\x12\x64\n\x13ListenSubscriptions\x12(.shoal.api.v1.ListenSubscriptionsRequest\x1a!.shoal.api.v1.SubscriptionMessage0\x01\x12T\n\x0bPublishLogs\x12 .shoal.api.v1.PublishLogsMessage\x1a!.shoal.api.v1.PublishLogsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shoal/api/v1/logs.proto\x12\x0cshoal.api.v1\"B\n\nLogContext\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\"\x95\x01\n\nLogMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.shoal.api.v1.LogContext\x12\x14\n\x0ctimestamp_ns\x18\x02 \x01(\x03\x12\'\n\x06stream\x18\x03 \x01(\x0e\x32\x17.shoal.api.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x05 \x01(\t\"\x97\x01\n\nLogOptions\x12\x0e\n\x06\x66ollow\x18\x01 \x01(\x08\x12(\n\x07streams\x18\x02 \x03(\x0e\x32\x17.shoal.api.v1.LogStream\x12\x11\n\x04tail\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08since_ns\x18\x04 \x01(\x03\x12\x10\n\x08until_ns\x18\x05 \x01(\x03\x12\x0f\n\x07\x64\x65tails\x18\x06 \x01(\x08\x42\x07\n\x05_tail\"=\n\x0bLogSelector\x12\x10\n\x08services\x18\x01 \x03(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\"n\n\x14SubscribeLogsRequest\x12+\n\x08selector\x18\x01 \x01(\x0b\x32\x19.shoal.api.v1.LogSelector\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.shoal.api.v1.LogOptions\"V\n\x14SubscribeLogsMessage\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.shoal.api.v1.LogMessage\x12\x12\n\nincomplete\x18\x02 \x01(\t\"\x1c\n\x1aListenSubscriptionsRequest\"m\n\x13SubscriptionMessage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.shoal.api.v1.LogOptions\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"w\n\x12PublishLogsMessage\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.shoal.api.v1.LogMessage\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x15\n\x13PublishLogsResponse*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\x61\n\x04Logs\x12Y\n\rSubscribeLogs\x12\".shoal.api.v1.SubscribeLogsRequest\x1a\".shoal.api.v1.SubscribeLogsMessage0\x01\x32\xc7\x01\n\tLogBroker\x12\x64\n\x13ListenSubscriptions\x12(.shoal.api.v1.ListenSubscriptionsRequest\x1a!.shoal.api.v1.SubscriptionMessage0\x01\x12T\n\x0bPublishLogs\x12 .shoal.api.v1.PublishLogsMessage\x1a!.shoal.api.v1.PublishLogsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.api.v1.logs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGSTREAM']._serialized_start=929
-  _globals['_LOGSTREAM']._serialized_end=1014
+  _globals['_LOGSTREAM']._serialized_start=963
+  _globals['_LOGSTREAM']._serialized_end=1048
   _globals['_LOGCONTEXT']._serialized_start=41
   _globals['_LOGCONTEXT']._serialized_end=107
   _globals['_LOGMESSAGE']._serialized_start=110
-  _globals['_LOGMESSAGE']._serialized_end=242
-  _globals['_LOGOPTIONS']._serialized_start=245
-  _globals['_LOGOPTIONS']._serialized_end=379
-  _globals['_LOGSELECTOR']._serialized_start=381
-  _globals['_LOGSELECTOR']._serialized_end=442
-  _globals['_SUBSCRIBELOGSREQUEST']._serialized_start=444
-  _globals['_SUBSCRIBELOGSREQUEST']._serialized_end=554
-  _globals['_SUBSCRIBELOGSMESSAGE']._serialized_start=556
-  _globals['_SUBSCRIBELOGSMESSAGE']._serialized_end=642
-  _globals['_LISTENSUBSCRIPTIONSREQUEST']._serialized_start=644
-  _globals['_LISTENSUBSCRIPTIONSREQUEST']._serialized_end=672
-  _globals['_SUBSCRIPTIONMESSAGE']._serialized_start=674
-  _globals['_SUBSCRIPTIONMESSAGE']._serialized_end=783
-  _globals['_PUBLISHLOGSMESSAGE']._serialized_start=785
-  _globals['_PUBLISHLOGSMESSAGE']._serialized_end=904
-  _globals['_PUBLISHLOGSRESPONSE']._serialized_start=906
-  _globals['_PUBLISHLOGSRESPONSE']._serialized_end=927
-  _globals['_LOGS']._serialized_start=1016
-  _globals['_LOGS']._serialized_end=1113
-  _globals['_LOGBROKER']._serialized_start=1116
-  _globals['_LOGBROKER']._serialized_end=1315
+  _globals['_LOGMESSAGE']._serialized_end=259
+  _globals['_LOGOPTIONS']._serialized_start=262
+  _globals['_LOGOPTIONS']._serialized_end=413
+  _globals['_LOGSELECTOR']._serialized_start=415
+  _globals['_LOGSELECTOR']._serialized_end=476
+  _globals['_SUBSCRIBELOGSREQUEST']._serialized_start=478
+  _globals['_SUBSCRIBELOGSREQUEST']._serialized_end=588
+  _globals['_SUBSCRIBELOGSMESSAGE']._serialized_start=590
+  _globals['_SUBSCRIBELOGSMESSAGE']._serialized_end=676
+  _globals['_LISTENSUBSCRIPTIONSREQUEST']._serialized_start=678
+  _globals['_LISTENSUBSCRIPTIONSREQUEST']._serialized_end=706
+  _globals['_SUBSCRIPTIONMESSAGE']._serialized_start=708
+  _globals['_SUBSCRIPTIONMESSAGE']._serialized_end=817
+  _globals['_PUBLISHLOGSMESSAGE']._serialized_start=819
+  _globals['_PUBLISHLOGSMESSAGE']._serialized_end=938
+  _globals['_PUBLISHLOGSRESPONSE']._serialized_start=940
+  _globals['_PUBLISHLOGSRESPONSE']._serialized_end=961
+  _globals['_LOGS']._serialized_start=1050
+  _globals['_LOGS']._serialized_end=1147
+  _globals['_LOGBROKER']._serialized_start=1150
+  _globals['_LOGBROKER']._serialized_end=1349
 # @@protoc_insertion_point(module_scope)

@@ -69,9 +69,12 @@ class LogMessage(_message.Message):
     TIMESTAMP_NS_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     timestamp_ns: _builtins.int
     stream: Global___LogStream.ValueType
     data: _builtins.bytes
+    details: _builtins.str
+    """What the log driver's options `labels`, `env` and `tag` name, as `k=v,k2=v2`; where asked for."""
     @_builtins.property
     def context(self) -> Global___LogContext: ...
     def __init__(
@@ -81,10 +84,11 @@ class LogMessage(_message.Message):
         timestamp_ns: _builtins.int = ...,
         stream: Global___LogStream.ValueType = ...,
         data: _builtins.bytes = ...,
+        details: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "data", b"data", "stream", b"stream", "timestamp_ns", b"timestamp_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "data", b"data", "details", b"details", "stream", b"stream", "timestamp_ns", b"timestamp_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -99,11 +103,13 @@ class LogOptions(_message.Message):
     TAIL_FIELD_NUMBER: _builtins.int
     SINCE_NS_FIELD_NUMBER: _builtins.int
     UNTIL_NS_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     follow: _builtins.bool
     tail: _builtins.int
     """Lines per task from the end; unset: all."""
     since_ns: _builtins.int
     until_ns: _builtins.int
+    details: _builtins.bool
     @_builtins.property
     def streams(self) -> _containers.RepeatedScalarFieldContainer[Global___LogStream.ValueType]:
         """Empty: both."""
@@ -116,10 +122,11 @@ class LogOptions(_message.Message):
         tail: _builtins.int | None = ...,
         since_ns: _builtins.int = ...,
         until_ns: _builtins.int = ...,
+        details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "follow", b"follow", "since_ns", b"since_ns", "streams", b"streams", "tail", b"tail", "until_ns", b"until_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "details", b"details", "follow", b"follow", "since_ns", b"since_ns", "streams", b"streams", "tail", b"tail", "until_ns", b"until_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
     _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015

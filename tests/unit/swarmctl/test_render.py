@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -284,3 +285,10 @@ def test_log_lines_of_unknown_tasks_carry_ids():
     assert format_line(LINE, LogStyle(), tasks={}, nodes={}) == (
         f"svc.task00000000@{NODE_A}    | hello\n".encode()
     )
+
+
+def test_details_stand_before_the_text():
+    line = msgspec.structs.replace(LINE, details="A=1,zone=b")
+    assert format_line(line, LogStyle(raw=True), tasks={}, nodes={}) == b"A=1,zone=b hello\n"
+    shown = format_line(line, LogStyle(timestamps=True), tasks={}, nodes={})
+    assert shown.endswith(b"    | A=1,zone=b hello\n")

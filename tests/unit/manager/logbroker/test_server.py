@@ -78,18 +78,22 @@ def lines(subscription_id: str, *texts: bytes, task_id: str = "t1", **fields):
 
 async def test_lines_go_from_the_node_to_the_reader(rig):
     listening = await rig.listen()
-    reading = rig.subscribe(tail=3, streams=[1], since_ns=5, until_ns=9)
+    reading = rig.subscribe(tail=3, streams=[1], since_ns=5, until_ns=9, details=True)
     ask = await read(listening)
     assert list(ask.task_ids) == ["t1"]
     assert (ask.options.tail, list(ask.options.streams)) == (3, [1])
     assert (ask.options.since_ns, ask.options.until_ns, ask.options.follow) == (5, 9, False)
+    assert ask.options.details
     publishing = rig.node.PublishLogs()
     await publishing.write(lines(ask.id))
-    await publishing.write(lines(ask.id, b"a", b"\xff\x00"))
+    said = lines(ask.id, b"a", b"\xff\x00")
+    said.messages[0].details = "A=1"
+    await publishing.write(said)
     await publishing.write(lines("", b"not ours", task_id="t2"))
     await publishing.write(lines("", close=True))
     message = await read(reading)
     assert [item.data for item in message.messages] == [b"a", b"\xff\x00"]
+    assert [item.details for item in message.messages] == ["A=1", ""]
     assert message.messages[0].context == pb.LogContext(
         service_id="web", node_id="n1", task_id="t1"
     )

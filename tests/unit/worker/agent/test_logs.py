@@ -84,6 +84,17 @@ async def test_lines_of_all_tasks_are_merged_by_time(files):
     assert {message.subscription_id for message in messages} == {"s"}
 
 
+@pytest.mark.parametrize("asked", [True, False])
+async def test_what_the_log_driver_names_is_told_where_it_is_asked_for(files, asked):
+    files.write("a", (1, "a1\n"))
+    files.write("b", (2, "b2\n"))
+    conf = {"files": True, "attrs": {"zone": "a b", "A": "1"}}
+    (files.root / "a" / "log.conf").write_text(json.dumps(conf))
+    _, messages = await collect(files.publication("a", "b", details=asked))
+    told = [line.details for message in messages for line in message.messages]
+    assert told == (["A=1,zone=a+b", ""] if asked else ["", ""])
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 10_000), unique=True, max_size=150), max_size=5))
 def test_any_interleaving_is_merged_completely(tmp_path_factory, times):
