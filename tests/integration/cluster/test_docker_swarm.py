@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+import docker as docker_py
 import pytest
 
-from tests.integration.cluster.docker_cli import docker, output
+from tests.integration.cluster.docker_cli import docker, output, socket_of
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [
@@ -50,3 +51,38 @@ def test_a_manager_leaves_only_by_force(lab: Lab):
     assert (code, "participating as a manager" in err) == (1, True), err
     code, _, err = docker(lab, "m1", "swarm", "join-token", "bad")
     assert (code, "unknown role bad" in err) == (1, True), err
+
+
+def test_docker_py_changes_nodes_and_the_swarm(lab: Lab):
+    client = docker_py.DockerClient(
+        base_url=f"unix://{socket_of(lab, 'm1')}", version="auto", timeout=60
+    )
+    try:
+        node = client.nodes.list(filters={"name": "w1"})[0]
+        assert client.nodes.get(node.id).version == node.version
+        spec = node.attrs["Spec"]
+        assert node.update({**spec, "Labels": {"by": "py"}})
+        with pytest.raises(docker_py.errors.APIError, match="update out of sequence"):
+            node.update({**spec, "Labels": {}})  # of the version that it was read at
+        node.reload()
+        assert node.attrs["Spec"]["Labels"] == {"by": "py"}
+        assert node.update(spec)
+
+        swarm = client.swarm
+        before = swarm.attrs["JoinTokens"]
+        assert swarm.update(rotate_worker_token=True, task_history_retention_limit=7)
+        swarm.reload()
+        assert swarm.attrs["Spec"]["Orchestration"] == {"TaskHistoryRetentionLimit": 7}
+        assert swarm.attrs["JoinTokens"]["Manager"] == before["Manager"]
+        assert swarm.attrs["JoinTokens"]["Worker"] != before["Worker"]
+        assert swarm.update(task_history_retention_limit=5)
+        assert swarm.get_unlock_key() == {"UnlockKey": ""}
+        for call, text in (
+            (lambda: swarm.init(advertise_addr="127.0.0.1"), "already part of a swarm"),
+            (lambda: swarm.leave(), "participating as a manager"),
+            (lambda: swarm.unlock("SWMKEY-1-x"), "swarm is not locked"),
+        ):
+            with pytest.raises(docker_py.errors.APIError, match=text):
+                call()
+    finally:
+        client.close()
