@@ -233,6 +233,15 @@ def test_what_is_ours_alone_survives_the_docker_command(lab: Lab, name: str):
     after = json.loads(lab.swarmctl("service", "inspect", name))[0]["Spec"]
     assert after == {**before, "Mode": {"Replicated": {"Replicas": 2}}}
     assert tasks < running(lab, name, 2)
+    assert "Placement" in output(lab, "service", "inspect", "--pretty", name)
+    spread = "spread=node.labels.zone"
+    for flag in ("--placement-pref-add", "--placement-pref-rm"):
+        output(lab, "service", "update", "-d", LOCAL, flag, spread, name)
+        shown = json.loads(lab.swarmctl("service", "inspect", name))[0]["Spec"]
+        placement = shown["TaskTemplate"]["Placement"]
+        assert {"Prefer": "node.role==worker"} in placement["Preferences"]
+        assert len(placement["Preferences"]) == 1 + flag.endswith("add")
+    assert shown == after
 
 
 def test_modes(lab: Lab, name: str):
