@@ -14,6 +14,7 @@ from collections.abc import Generator
 import pytest
 
 LONGEST_FIRST = (
+    "tests/conformance/swarm/test_conformance.py",
     "tests/integration/cluster/test_membership.py",
     "tests/integration/cluster/test_services.py",
     "tests/integration/swarmd/test_autolock.py",

@@ -18,7 +18,10 @@ class Record(dict[str, Any]):
 
 
 class OpenMap(dict[str, Any]):
-    """A map whose keys are the user's, such as labels."""
+    """A map whose keys are the user's, such as labels; in their order, as Docker shows maps."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        super().__init__(sorted(entries.items()))
 
 
 def record(required: Mapping[str, Any], /, **optional: Any) -> Record:

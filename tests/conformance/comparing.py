@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from tests.conformance.normal import agrees, normal
-from tests.conformance.recorded import CUT_AT, Recorded
+from tests.conformance.recorded import CUT_AT, ERRORS_CUT_AT, Recorded
 
 TIMEOUT_S = 60.0
 SHOWN = 1500
@@ -53,7 +53,7 @@ def difference(
     same = {
         "exit code": found.code == one.rc,
         "stdout": agrees(one.stdout, found.out, cut=len(one.stdout) >= CUT_AT, clean=clean),
-        "stderr": agrees(one.stderr, found.err, cut=len(one.stderr) >= CUT_AT, clean=clean),
+        "stderr": agrees(one.stderr, found.err, cut=len(one.stderr) >= ERRORS_CUT_AT, clean=clean),
     }
     what = tuple(name for name, agreed in same.items() if not agreed)
     if not what:

@@ -36,7 +36,7 @@ def busybox() -> bytes:
             if name != "busybox":
                 tar.addfile(entry)
         for name, content in {
-            "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+            "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n",
             "etc/group": b"root:x:0:\n",
         }.items():
             entry = tarfile.TarInfo(name)

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 CUT_AT = 690
-"""Output that is longer than this may have lost its beginning."""
+ERRORS_CUT_AT = 500
+"""Output, and errors, that are so long may have lost their beginning."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
