@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.errors import InvalidArgument
+from shoal.model.devices import parse_device
 from shoal.model.enums import DependencyCondition, PortProtocol, PublishMode
 from shoal.model.files import FILE_MODE
 from shoal.model.health import NONE
@@ -137,6 +138,7 @@ class _Conversion:
             capability_drop=dropped,
             ulimits=self._each("ulimits", self._ulimit),
             oom_score_adj=given.get("oom_score_adj", 0),
+            devices=self._each("devices", parse_device),
         )
 
     def _each(self, key: str, read: Any) -> tuple[Any, ...]:

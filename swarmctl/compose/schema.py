@@ -37,11 +37,12 @@ FORBIDDEN = {
     "memswap_limit": "Set resource limits using deploy.resources",
 }
 UNSUPPORTED = (
-    "build", "cgroupns_mode", "cgroup_parent", "devices", "domainname", "external_links", "ipc",
+    "build", "cgroupns_mode", "cgroup_parent", "domainname", "external_links", "ipc",
     "links", "mac_address", "network_mode", "pid", "privileged", "security_opt",
     "shm_size", "userns_mode",
 )  # fmt: skip
-"""Ignored with a warning, as Docker does. `restart` is in its list too, but it honours it."""
+"""Ignored with a warning, as Docker does. `restart` is in its list too, but it honours it; so is
+`devices`, which is honoured here."""
 DEPRECATED = {
     "container_name": "Setting the container name is not supported.",
     "expose": "Exposing ports is unnecessary - services on the same network can access each"

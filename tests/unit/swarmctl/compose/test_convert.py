@@ -17,7 +17,13 @@ from shoal.model.enums import (
     UpdateOrder,
 )
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
-from shoal.model.types import Driver, FileReference, GenericResource, ServiceDependency
+from shoal.model.types import (
+    DeviceMapping,
+    Driver,
+    FileReference,
+    GenericResource,
+    ServiceDependency,
+)
 from swarmctl.compose.project import project_text
 from tests.unit.swarmctl.compose.site import Site, container_of, load, service_of, spec_of
 
@@ -83,6 +89,13 @@ def test_dns_and_ulimits_and_health():
     assert check.test == ("CMD-SHELL", "curl x")
     assert (check.interval_ns, check.timeout_ns, check.retries) == (5 * S, S, 4)
     assert container_of("healthcheck: {disable: true}").health_check.test == ("NONE",)
+
+
+def test_devices():
+    container = container_of("devices: [/dev/kvm, '/dev/a:/dev/b:r']")
+    assert container.devices == (
+        DeviceMapping("/dev/kvm"), DeviceMapping("/dev/a", "/dev/b", "r"),
+    )  # fmt: skip
 
 
 def test_deploy():
@@ -295,6 +308,8 @@ def test_what_docker_ignores_is_told_in_its_words():
         ("services: {a: {image: x, env_file: no.env}}", "/srv/no.env: there is no such file"),
         ("services: {a: {image: x, environment: {A: true}}}", "must be of type"),
         ("services: {a: {image: x, ulimits: {odd: 5}}}", "unknown limit 'odd'"),
+        ("services:\n  a:\n    image: x\n    devices:\n      - kvm\n",
+         "device 'kvm': must be an absolute path"),
         ("bogus: 1", "0.yml:1: bogus: Additional property bogus is not allowed"),
     ],
 )  # fmt: skip
