@@ -311,6 +311,16 @@ class Client:
         )
         return await self._update_service(request)
 
+    async def pause_service_update(
+        self, service: Service, *, resume: bool, version: int = 0
+    ) -> Written:
+        """Halt the update under way, or let a paused one go on."""
+        request = control_pb2.PauseServiceUpdateRequest(
+            service=service.id, version=types_pb2.Version(index=version), resume=resume
+        )
+        answer = await self._call(self._control.PauseServiceUpdate(request, timeout=CALL_TIMEOUT_S))
+        return Written(from_pb(answer.service, Service), ())
+
     async def remove_service(self, reference: str, *, version: int = 0) -> None:
         """Remove a service and its tasks, if nobody changed it since that version."""
         request = control_pb2.RemoveServiceRequest(

@@ -306,6 +306,21 @@ class ControlServer(FileCalls):
         )
 
     @override
+    async def PauseServiceUpdate(
+        self, request: pb.PauseServiceUpdateRequest, context: Context
+    ) -> pb.PauseServiceUpdateResponse:
+        version, resume = request.version.index, request.resume
+
+        def build(view: View) -> Sequence[Change]:
+            now_ns = self._clock.now_ns()
+            return services.pause_update(
+                view, request.service, version=version, now_ns=now_ns, resume=resume
+            )
+
+        service = _written(await self._commit(build, version=version), Service)
+        return pb.PauseServiceUpdateResponse(service=to_pb(service, objects_pb2.Service))
+
+    @override
     async def RemoveService(
         self, request: pb.RemoveServiceRequest, context: Context
     ) -> pb.RemoveServiceResponse:

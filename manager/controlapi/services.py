@@ -26,6 +26,15 @@ from shoal.model.row import Row
 from shoal.model.specs import GlobalJobMode, ReplicatedJobMode, ReplicatedMode, ServiceSpec
 from shoal.model.types import JobStatus, UpdateConfig, UpdateStatus
 
+_PAUSED = {
+    UpdateState.UPDATING: (UpdateState.PAUSED, "update paused by request"),
+    UpdateState.ROLLBACK_STARTED: (UpdateState.ROLLBACK_PAUSED, "rollback paused by request"),
+}
+_RESUMED = {
+    UpdateState.PAUSED: (UpdateState.UPDATING, "update in progress"),
+    UpdateState.ROLLBACK_PAUSED: (UpdateState.ROLLBACK_STARTED, "rollback in progress"),
+}
+
 
 class ServiceStatus(Row, frozen=True):
     """Numbers of `service ls`."""
@@ -95,6 +104,26 @@ def roll_back_service(
         job_status=_next_iteration(service, now_ns),
     )
     return _recorded(view, service, changed, RevisionCause.ROLLED_BACK)
+
+
+def pause_update(
+    view: View, reference: str, *, version: int, now_ns: int, resume: bool
+) -> list[Change]:
+    """Halt an update or rollback, or let a paused one go on; what failed before counts no more.
+
+    Raises FailedPrecondition where none is under way, or paused.
+    """
+    service = _at_version(view, reference, version)
+    status = service.update_status or UpdateStatus()
+    turned = (_RESUMED if resume else _PAUSED).get(status.state)
+    if turned is None:
+        what = "paused" if resume else "under way"
+        raise FailedPrecondition(f"service {service.spec.annotations.name}: no update is {what}")
+    state, message = turned
+    status = status.replaced(state=state, message=message)
+    if resume:
+        status = status.replaced(started_at_ns=now_ns)
+    return [update(service.replaced(update_status=status))]
 
 
 def remove_service(view: View, reference: str, *, version: int = 0) -> list[Change]:

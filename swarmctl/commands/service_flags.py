@@ -29,6 +29,7 @@ from shoal.model.enums import (
 from shoal.model.log_drivers import TASK_OPTIONS
 from swarmctl.complete import complete_configs, complete_networks, complete_secrets
 from swarmctl.edit.modes import MODES
+from swarmctl.edit.service import FOR_GOOD
 from swarmctl.options import FunctionT, Parsed, Word, combined
 from swarmctl.parsing.files import parse_file, parse_rotation
 from swarmctl.parsing.mounts import parse_mount
@@ -66,6 +67,10 @@ def _ratio(text: str) -> float:
     if not 0.0 <= ratio <= 1.0:
         raise InvalidArgument(f"{text!r} is not a ratio from 0 to 1")
     return ratio
+
+
+def _ttl(text: str) -> int:
+    return FOR_GOOD if text == "none" else parse_duration(text)
 
 
 def _factor(text: str) -> float:
@@ -263,7 +268,11 @@ _VALUES: tuple[tuple[tuple[str, ...], click.ParamType[Any], str], ...] = (
     ),
     (("--replicas",), REPLICAS, "Number of tasks, or of completions of a job"),
     (("--max-concurrent",), REPLICAS, "Tasks of a job at once (default: all)"),
-    (("--ttl-after-finish",), DURATION, "How long a job is kept after its end (default: for good)"),
+    (
+        ("--ttl-after-finish",),
+        Parsed("duration", _ttl),
+        "How long a job is kept after its end; none: for good (default none)",
+    ),
     (
         ("--priority",),
         PRIORITY,

@@ -89,6 +89,9 @@ def create_service(
 @click.argument("name", metavar="SERVICE", shell_complete=complete_services)
 @update_flags
 @click.option("--rollback", is_flag=True, help="Go back to the previous spec")
+@click.option(
+    "--pause/--resume", default=None, help="Halt the update under way, or let a paused one go on"
+)
 @plan_options
 @check_version_option
 @detach_option
@@ -100,6 +103,7 @@ def update_service(
     name: str,
     *,
     rollback: bool,
+    pause: bool | None,
     plan: bool,
     template: str,
     check_version: int,
@@ -110,6 +114,12 @@ def update_service(
     """Change a service; its tasks are replaced as its update flags say."""
     require_plan(template, plan=plan)
     flags = flags_of(values)
+    if pause is not None:
+        if rollback or plan or flags:
+            raise InvalidArgument("--pause and --resume go with no change: leave the others out")
+        pausing = _pausing(name, resume=not pause, version=check_version)
+        _run(session, [pausing], shown=lambda _: name, detach=detach or pause, quiet=quiet)
+        return
     if rollback and flags:
         raise InvalidArgument("--rollback goes with no other change: leave the others out")
 
@@ -344,6 +354,14 @@ def _change(
         return
     changes = [write(wish) for wish in wishes]
     _run(session, changes, shown=shown, detach=detach, quiet=quiet, rollback=rollback)
+
+
+def _pausing(name: str, *, resume: bool, version: int) -> Callable[[Client], Awaitable[Written]]:
+    async def pausing(client: Client) -> Written:
+        service = (await client.service(name)).service
+        return await client.pause_service_update(service, resume=resume, version=version)
+
+    return pausing
 
 
 def _earlier(name: str, to: int = 0) -> Wish:

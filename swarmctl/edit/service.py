@@ -24,6 +24,8 @@ from swarmctl.parsing.ports import target_of
 from swarmctl.parsing.values import NO_LIMIT, preference_text
 
 LOG_DRIVER = "json-file"
+FOR_GOOD = -1
+"""As `--ttl-after-finish`: a finished job is kept."""
 
 
 def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
@@ -40,7 +42,7 @@ def edit_service(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
         rollback=_edit_update(spec.rollback, flags, "rollback"),
         endpoint=_edit_endpoint(spec.endpoint, flags),
         drain_timeout_ns=flags.get("drain_timeout", spec.drain_timeout_ns),
-        ttl_after_finish_ns=flags.get("ttl_after_finish", spec.ttl_after_finish_ns),
+        ttl_after_finish_ns=_edit_ttl(spec.ttl_after_finish_ns, flags),
         priority=flags.get("priority", spec.priority),
         disruption_budget=_edit_budget(spec.disruption_budget, flags),
     )
@@ -71,6 +73,11 @@ def edit_task(task: TaskSpec, flags: Flags) -> TaskSpec:
         ),
         force_update=task.force_update + (1 if flags.get("force") else 0),
     )
+
+
+def _edit_ttl(ttl_ns: int | None, flags: Flags) -> int | None:
+    wished: int | None = flags.get("ttl_after_finish", ttl_ns)
+    return None if wished == FOR_GOOD else wished
 
 
 def _edit_resources(resources: ResourceRequirements, flags: Flags) -> ResourceRequirements:

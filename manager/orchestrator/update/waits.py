@@ -27,7 +27,7 @@ def waits_of(view: View, service: Service, *, now_ns: int) -> tuple[str, ...]:
     """What the update or rollback of a service waits for; nothing when none is under way."""
     status = service.update_status or UpdateStatus()
     if status.state in {UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED}:
-        return (f"{status.message}: it goes on with the next `service update`",)
+        return (f"{status.message}: it goes on with `service update --resume`, or another change",)
     if not is_updating(service):
         return ()
     ground = Ground(view, service)

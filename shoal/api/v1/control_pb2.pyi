@@ -944,6 +944,52 @@ class UpdateServiceResponse(_message.Message):
 Global___UpdateServiceResponse: _TypeAlias = UpdateServiceResponse  # noqa: Y015
 
 @_typing.final
+class PauseServiceUpdateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    resume: _builtins.bool
+    @_builtins.property
+    def version(self) -> _types_pb2.Version: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        version: _types_pb2.Version | None = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume", "service", b"service", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseServiceUpdateRequest: _TypeAlias = PauseServiceUpdateRequest  # noqa: Y015
+
+@_typing.final
+class PauseServiceUpdateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def service(self) -> _objects_pb2.Service: ...
+    def __init__(
+        self,
+        *,
+        service: _objects_pb2.Service | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseServiceUpdateResponse: _TypeAlias = PauseServiceUpdateResponse  # noqa: Y015
+
+@_typing.final
 class RemoveServiceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

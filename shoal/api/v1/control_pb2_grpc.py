@@ -114,6 +114,11 @@ class ControlStub:
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceRequest.SerializeToString,
                 response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceResponse.FromString,
                 _registered_method=True)
+        self.PauseServiceUpdate = channel.unary_unary(
+                '/shoal.api.v1.Control/PauseServiceUpdate',
+                request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateRequest.SerializeToString,
+                response_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateResponse.FromString,
+                _registered_method=True)
         self.RemoveService = channel.unary_unary(
                 '/shoal.api.v1.Control/RemoveService',
                 request_serializer=shoal_dot_api_dot_v1_dot_control__pb2.RemoveServiceRequest.SerializeToString,
@@ -336,6 +341,13 @@ class ControlServicer:
 
     def UpdateService(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseServiceUpdate(self, request, context):
+        """Halt the update or rollback under way, or let one that is paused go on.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -577,6 +589,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.UpdateService,
                     request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceRequest.FromString,
                     response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceResponse.SerializeToString,
+            ),
+            'PauseServiceUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseServiceUpdate,
+                    request_deserializer=shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateRequest.FromString,
+                    response_serializer=shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateResponse.SerializeToString,
             ),
             'RemoveService': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveService,
@@ -1131,6 +1148,33 @@ class Control:
             '/shoal.api.v1.Control/UpdateService',
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceRequest.SerializeToString,
             shoal_dot_api_dot_v1_dot_control__pb2.UpdateServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseServiceUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.api.v1.Control/PauseServiceUpdate',
+            shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateRequest.SerializeToString,
+            shoal_dot_api_dot_v1_dot_control__pb2.PauseServiceUpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class ControlStub:
     GetService: _aio.UnaryUnaryMultiCallable[_control_pb2.GetServiceRequest, _control_pb2.GetServiceResponse]
     ListServices: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServicesRequest, _control_pb2.ListServicesResponse]
     UpdateService: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateServiceRequest, _control_pb2.UpdateServiceResponse]
+    PauseServiceUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.PauseServiceUpdateRequest, _control_pb2.PauseServiceUpdateResponse]
+    """Halt the update or rollback under way, or let one that is paused go on."""
     RemoveService: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveServiceRequest, _control_pb2.RemoveServiceResponse]
     ListServiceRevisions: _aio.UnaryUnaryMultiCallable[_control_pb2.ListServiceRevisionsRequest, _control_pb2.ListServiceRevisionsResponse]
     """The specs that a service has and had, as far as they are kept, the newest first."""
@@ -191,6 +193,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.UpdateServiceRequest,
         context: _aio.ServicerContext[_control_pb2.UpdateServiceRequest, _abc.Awaitable[_control_pb2.UpdateServiceResponse]],
     ) -> _abc.Awaitable[_control_pb2.UpdateServiceResponse]: ...
+
+    @_abc_1.abstractmethod
+    def PauseServiceUpdate(
+        self,
+        request: _control_pb2.PauseServiceUpdateRequest,
+        context: _aio.ServicerContext[_control_pb2.PauseServiceUpdateRequest, _abc.Awaitable[_control_pb2.PauseServiceUpdateResponse]],
+    ) -> _abc.Awaitable[_control_pb2.PauseServiceUpdateResponse]:
+        """Halt the update or rollback under way, or let one that is paused go on."""
 
     @_abc_1.abstractmethod
     def RemoveService(

@@ -25,8 +25,8 @@ from shoal.api.v1 import (
     watch_pb2_grpc,
 )
 from shoal.errors import DeadlineExceeded, NameConflict, NotFound, SequenceConflict
-from shoal.model.enums import NodeRole, RevisionCause, TaskState, UpdateState
-from shoal.model.objects import Cluster, Config, Network, Node, Revision, Secret, Service, Task
+from shoal.model.enums import NodeRole, TaskState, UpdateState
+from shoal.model.objects import Cluster, Config, Network, Node, Secret, Service, Task
 from shoal.model.specs import ClusterSpec, NetworkSpec, NodeSpec, ReplicatedMode, ServiceSpec
 from shoal.model.types import (
     ExtraJoinToken,
@@ -45,6 +45,7 @@ from shoal.wire.errors import CODE_KEY
 from shoal.wire.objects import from_pb, to_pb
 from shoal.wire.uploads import GO_ON
 from tests.unit.swarmctl.fake_files import FakeFiles, Servicer, answered
+from tests.unit.swarmctl.fake_history import FakeHistory
 from tests.unit.swarmctl.rows import NODE_A, a_node, a_task, a_worker, meta
 
 TOKENS = JoinTokens(worker="SWMTKN-1-root-worker", manager="SWMTKN-1-root-manager")
@@ -118,7 +119,7 @@ class FakeCluster:
                 self.tasks[task_id] = task.replaced(status=status, node_id=NODE_A)
 
 
-class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
+class FakeControl(FakeFiles, FakeHistory, control_pb2_grpc.ControlServicer):
     @answered
     def GetCluster(self, request, context):
         cluster = to_pb(self.state.cluster, objects_pb2.Cluster)
@@ -287,24 +288,6 @@ class FakeControl(FakeFiles, control_pb2_grpc.ControlServicer):
         self.state.put_service(updated)
         return control_pb2.UpdateServiceResponse(
             service=to_pb(updated, objects_pb2.Service), warnings=["a warning"]
-        )
-
-    @answered
-    def ListServiceRevisions(self, request, context):
-        """As a service that was updated once, if it has a previous spec."""
-        service = self.state.service(request.service)
-        specs = [spec for spec in (service.previous_spec, service.spec) if spec is not None]
-        revisions = [
-            Revision(
-                id=f"{service.id}.{number}", service_id=service.id, number=number, spec=spec,
-                meta=meta(100), cause=RevisionCause(number - 1),
-            )
-            for number, spec in enumerate(specs, start=1)
-        ]  # fmt: skip
-        return control_pb2.ListServiceRevisionsResponse(
-            service_id=service.id,
-            current=len(specs),
-            revisions=[to_pb(one, objects_pb2.Revision) for one in reversed(revisions)],
         )
 
     @answered

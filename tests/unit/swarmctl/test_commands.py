@@ -454,6 +454,17 @@ def test_service_history_and_rollback_to_a_revision(daemon):
     assert (request.rollback, request.rollback_to) == (True, 1)
 
 
+def test_service_update_is_halted_and_resumed(daemon):
+    create(daemon)
+    halted = run("service", "update", "--pause", "web", host=daemon.address)
+    assert (halted.exit_code, halted.stdout) == (0, "web\n"), "it does not wait for what it halts"
+    assert not last(daemon, control_pb2.PauseServiceUpdateRequest).resume
+    assert run("service", "update", "-q", "--resume", "web", host=daemon.address).exit_code == 0
+    assert last(daemon, control_pb2.PauseServiceUpdateRequest).resume
+    mixed = run("service", "update", "--pause", "--image", "x", "web", host=daemon.address)
+    assert mixed.exit_code == 2
+
+
 def test_service_rm_goes_on_after_a_failure(daemon):
     create(daemon)
     result = run("service", "rm", "nosuch", "web", host=daemon.address)

@@ -9,7 +9,7 @@ from shoal.errors import InvalidArgument
 from shoal.model.enums import RestartCondition, TaskState
 from shoal.model.specs import GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode
 from shoal.model.types import JobStatus, RestartPolicy
-from swarmctl.edit.service import edit_service
+from swarmctl.edit.service import FOR_GOOD, edit_service
 from swarmctl.progress.core import Look, Outcome, Wait, step
 from swarmctl.render.pretty import service_text
 from swarmctl.render.rows import replicas
@@ -42,7 +42,10 @@ def test_changing_the_numbers_of_a_job():
     spec = a_spec(mode=JOB)
     assert edit_service(spec, {"replicas": 9}).mode == ReplicatedJobMode(2, 9)
     assert edit_service(spec, {"max_concurrent": 1}).mode == ReplicatedJobMode(1, 3)
-    assert edit_service(spec, {"ttl_after_finish": 7}).ttl_after_finish_ns == 7
+    limited = edit_service(spec, {"ttl_after_finish": 7})
+    assert limited.ttl_after_finish_ns == 7
+    assert edit_service(limited, {}).ttl_after_finish_ns == 7
+    assert edit_service(limited, {"ttl_after_finish": FOR_GOOD}).ttl_after_finish_ns is None
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_a_paused_update_says_how_it_goes_on() -> None:
 
     (line,) = _explained(cell).update
     assert line.startswith("update paused due to failure or early termination of task")
-    assert line.endswith("it goes on with the next `service update`")
+    assert line.endswith("it goes on with `service update --resume`, or another change")
 
 
 def test_the_answer_is_bounded_and_counts_what_it_left_out(monkeypatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from manager.controlapi.services import pause_update
 from manager.orchestrator.update.dirty import is_dirty
 from manager.reconcile.dirty import EVERYTHING, Dirty
 from manager.reconcile.plan import Round, plan_round
@@ -219,6 +220,42 @@ def test_start_first_keeps_the_old_task_where_giving_way_would_not_help() -> Non
     _settle(cell)
     assert _state(cell)[0] is UpdateState.PAUSED
     assert is_wanted(cell.tasks()[0]), "it goes on to serve"
+
+
+def test_a_paused_update_begins_no_slot_and_a_resumed_one_goes_on() -> None:
+    cell = _running(UpdateConfig(parallelism=1), replicas=3)
+    _update(cell)
+    cell.commit(pause_update(cell.tables, "web", version=0, now_ns=cell.now_ns, resume=False))
+    for _ in range(3):
+        cell.advance(10)
+        _work(cell)
+    assert _images(cell) == ["nginx:1", "nginx:1", "nginx:2"], "what was begun is finished"
+    assert _state(cell) == (UpdateState.PAUSED, "update paused by request")
+    cell.commit(pause_update(cell.tables, "web", version=0, now_ns=cell.now_ns, resume=True))
+    _finish(cell)
+    assert _images(cell) == ["nginx:2"] * 3
+    assert _state(cell)[0] is UpdateState.COMPLETED
+
+
+def test_a_resumed_update_forgives_what_failed_before() -> None:
+    cell = _running(UpdateConfig(parallelism=1), replicas=2)
+    _update(cell)
+    _finish(cell, broken="nginx:2", rounds=3)
+    assert _state(cell)[0] is UpdateState.PAUSED
+    cell.advance(1)
+    cell.commit(pause_update(cell.tables, "web", version=0, now_ns=cell.now_ns, resume=True))
+    _finish(cell)
+    assert _state(cell)[0] is UpdateState.COMPLETED
+    assert _images(cell) == ["nginx:2"] * 2
+
+
+def test_force_replaces_every_task_without_a_change() -> None:
+    cell = _running(UpdateConfig(parallelism=1), replicas=2)
+    old = {task.id for task in cell.tasks()}
+    _update(cell, cell.service().spec.task.replaced(force_update=1))
+    _finish(cell)
+    assert not old & {task.id for task in cell.tasks() if is_wanted(task)}
+    assert _images(cell) == ["nginx:1"] * 2
 
 
 def test_the_delay_passes_between_slots() -> None:
