@@ -165,8 +165,9 @@ def _change_role(session: Session, names: tuple[str, ...], role: NodeRole) -> No
                 click.echo(f"Node {name} is already {article}.")
                 return
             await client.update_node(found, found.spec.replaced(desired_role=role))
-            verb = "promoted to a manager" if role is NodeRole.MANAGER else "demoted"
-            click.echo(f"Node {name} {verb} in the swarm.")
+            promoted = role is NodeRole.MANAGER
+            done = f"Node {name} promoted to a manager" if promoted else f"Manager {name} demoted"
+            click.echo(f"{done} in the swarm.")
 
         _, errors = await each(names, change)
         exit_with(errors)

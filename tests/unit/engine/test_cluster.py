@@ -16,7 +16,7 @@ from shoal.errors import InvalidArgument, Unimplemented
 from shoal.model.enums import NodeAvailability, NodeRole, TaskState
 from shoal.model.objects import Cluster
 from shoal.model.specs import ClusterSpec, NetworkConfig, NodeSpec, RaftConfig
-from shoal.model.types import RootCa
+from shoal.model.types import DrainPolicy, RootCa
 from shoal.security.root import RootCA
 
 SPEC = ClusterSpec(
@@ -121,3 +121,15 @@ def test_lines_are_framed_with_where_they_come_from():
     )
     assert line == b"\x02\0\0\0" + len(text).to_bytes(4, "big") + text
     assert LineStyle(framed=False).line(message) == b"hello\n"
+
+
+def test_a_drain_with_a_deadline_outlives_changes_of_labels_and_no_other_availability():
+    draining = NodeSpec(availability=NodeAvailability.DRAIN, drain=DrainPolicy(5))
+
+    def changed(availability: str) -> NodeSpec:
+        body = {"Role": "worker", "Availability": availability, "Labels": {"a": "b"}}
+        return bodies.convert(body, NodeBody).spec(draining)
+
+    assert changed("drain").drain == DrainPolicy(5)
+    assert changed("active").drain is None
+    assert changed("pause").drain is None

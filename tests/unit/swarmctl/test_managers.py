@@ -42,7 +42,7 @@ def test_promote_and_demote_change_the_wish_and_nothing_else(daemon):
     assert count(daemon, control_pb2.UpdateNodeRequest) == 1
     result = run("node", "demote", NODE_B, "nobody", host=daemon.address)
     assert result.exit_code != 0
-    assert f"Node {NODE_B} demoted in the swarm.\n" in result.output
+    assert f"Manager {NODE_B} demoted in the swarm.\n" in result.output
     assert "nobody" in result.stderr
     assert daemon.state.nodes[NODE_B].spec == before
 
