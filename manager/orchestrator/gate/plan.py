@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from manager.orchestrator.ground import Ground
 from manager.orchestrator.slots import Slot, service_slots
+from manager.orchestrator.update.dirty import is_dirty
 from manager.store.draft import Draft
 from manager.store.view import View
 from shoal.model.defaults import is_terminal, is_wanted
@@ -87,7 +88,7 @@ def _progress(view: View, dependency: ServiceDependency) -> tuple[int, int]:
     wanted = _wanted(view, service, slots, dependency.condition)
     if not is_job(service.spec.mode) and _is_outdated(view, service):
         return 0, max(wanted, 1)
-    return sum(_is_there(service, slot, dependency.condition) for slot in slots), wanted
+    return sum(_is_there(view, service, slot, dependency.condition) for slot in slots), wanted
 
 
 def _wanted(view: View, service: Service, slots: list[Slot], condition: DependencyCondition) -> int:
@@ -101,8 +102,8 @@ def _wanted(view: View, service: Service, slots: list[Slot], condition: Dependen
     return mode.replicas if isinstance(mode, ReplicatedMode) else len(slots)
 
 
-def _is_there(service: Service, slot: Slot, condition: DependencyCondition) -> bool:
-    tasks = [task for task in slot.tasks if _is_current(service, task)]
+def _is_there(view: View, service: Service, slot: Slot, condition: DependencyCondition) -> bool:
+    tasks = [task for task in slot.tasks if _is_current(view, service, task)]
     completed = any(task.status.state is TaskState.COMPLETE for task in tasks)
     if completed and (is_job(service.spec.mode) or not _runs_again(tasks)):
         return True
@@ -129,14 +130,15 @@ def _runs_again(tasks: list[Task]) -> bool:
     return any(is_wanted(task) and task.status.state < TaskState.COMPLETE for task in tasks)
 
 
-def _is_current(service: Service, task: Task) -> bool:
-    return is_job(service.spec.mode) or task.spec_version == service.spec_version
+def _is_current(view: View, service: Service, task: Task) -> bool:
+    """Whether no update will replace it; what a job's iteration has made is never replaced."""
+    return is_job(service.spec.mode) or not is_dirty(view, service, task)
 
 
 def _is_outdated(view: View, service: Service) -> bool:
-    """Whether tasks of an earlier template are still wanted: its update is not through."""
+    """Whether tasks that an update is to replace are still wanted."""
     tasks = view.tasks_of_service(service.id).values()
-    return any(is_wanted(task) and not _is_current(service, task) for task in tasks)
+    return any(is_wanted(task) and not _is_current(view, service, task) for task in tasks)
 
 
 def _has_begun(view: View, service: Service) -> bool:

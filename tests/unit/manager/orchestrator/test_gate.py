@@ -13,7 +13,7 @@ from shoal.model.enums import DependencyCondition, RestartCondition, TaskState
 from shoal.model.modes import goal_of
 from shoal.model.objects import Service
 from shoal.model.specs import GlobalMode, ReplicatedJobMode, ReplicatedMode
-from shoal.model.types import ContainerStatus, RestartPolicy, ServiceDependency
+from shoal.model.types import ContainerStatus, Placement, RestartPolicy, ServiceDependency
 from tests.support.planning import START_NS, Cell, a_node, a_service
 
 STARTED, HEALTHY, COMPLETED = DependencyCondition
@@ -167,6 +167,17 @@ def test_an_update_waits_for_that_of_the_other():
             cluster.report(task.id, TaskState.SHUTDOWN)
     cluster.replan()
     cluster.bring("db", TaskState.RUNNING)
+    assert cluster.service("web").update_status is not None
+
+
+def test_a_change_that_replaces_no_task_is_not_waited_for():
+    cluster = Cluster(a_service("db", replicas=1), depending(HEALTHY))
+    cluster.bring("db", TaskState.RUNNING)
+    cluster.bring("web", TaskState.RUNNING)
+    task = cluster.service("db").spec.task
+    cluster.change("db", task=task.replaced(placement=Placement(constraints=("node.id != n9",))))
+    assert cluster.tasks("db")[0].spec_version != cluster.service("db").spec_version
+    cluster.change("web", task=task.replaced(force_update=1))
     assert cluster.service("web").update_status is not None
 
 
