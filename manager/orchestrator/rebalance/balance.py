@@ -11,6 +11,7 @@ Tasks that are handed over count where they go to, not where they still are.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -26,11 +27,16 @@ from shoal.model.row import Row
 
 FAILURES_WINDOW_NS = 300_000_000_000
 """A node on which a task of the version failed within this time gets none by a move."""
-EVALUATIONS_MAX = 20_000
+EVALUATIONS_MAX = 2_000
 """Filter runs on behalf of one `Balance`; what is left is looked at another time."""
+LOOKS_PER_EVALUATION = 10
+"""Nodes whose numbers are looked at for the price of one filter run."""
 
 _Branches = tuple[str, ...]
+_Group = tuple[_Branches, int]
 _Gain = tuple[int, ...]
+_COMPLETE = TaskState.COMPLETE
+_RUNNING = TaskState.RUNNING
 
 
 class Move(Row, frozen=True):
@@ -53,11 +59,9 @@ class Balance:
         self._leaving = {
             task.replaces_task_id for task in view.tasks if task.takes_over and is_wanted(task)
         }
-        self._totals: Counter[str] = Counter(
-            task.node_id for task in view.tasks if self._counts(task)
-        )
+        self._totals = self._count_all()
         self._usage: dict[str, Usage] = {}
-        self._targets_of: dict[str, tuple[set[str], int]] = {}
+        self._open = [node for node in view.nodes if is_ready(node) and self._is_settled(node)]
         self.evaluations = 0
 
     def best(self, service: Service) -> Move | None:
@@ -73,8 +77,8 @@ class Balance:
         sums = _Sums(service, self._view.nodes, tasks, self._arrived(service))
         targets = self._targets(service, next(iter(sources.values())), sums)
         best: tuple[_Gain, str, str] | None = None
-        for source in _extremes(sources, sums, self._totals, fullest=True):
-            for target in _extremes(targets, sums, self._totals, fullest=False):
+        for source in _fullest(sources, sums, self._totals):
+            for target in targets:
                 if source != target:
                     gain = (*sums.gain(source, target), self._total_gain(source, target))
                     choice = (gain, source, target)
@@ -113,26 +117,37 @@ class Balance:
         return found
 
     def _targets(self, service: Service, like: Task, sums: _Sums) -> list[str]:
-        """Nodes that would take a task like this one; looked at again are those that got one."""
-        known, seen = self._targets_of.get(service.id, (set[str](), -1))
-        nodes: Iterable[str] = {node_id for _, node_id in self._arrivals[max(seen, 0) :]}
-        if seen < 0:
-            failed = _failed_on(self._view, service, since_ns=self._now_ns - FAILURES_WINDOW_NS)
-            nodes = [
-                node.id
-                for node in self._view.nodes
-                if node.id not in failed and is_ready(node) and self._is_settled(node)
-            ]
-            known.update(nodes)
+        """Of the nodes of each group the emptiest that would take a task like this one."""
+        failed = _failed_on(self._view, service, since_ns=self._now_ns - FAILURES_WINDOW_NS)
+        groups: dict[_Group, list[tuple[int, int, str]]] = {}
+        for node in self._open:
+            if node.id not in failed:
+                key = (sums.copies[node.id], self._totals[node.id], node.id)
+                groups.setdefault(sums.group(node.id), []).append(key)
+        self.evaluations += len(self._open) // LOOKS_PER_EVALUATION
         pipeline = Pipeline(like, self._view)
-        for node_id in nodes:
-            if node_id in known:
+        found: list[str] = []
+        for waiting in groups.values():
+            heapq.heapify(waiting)
+            while waiting:
+                copies, _, node_id = heapq.heappop(waiting)
                 self.evaluations += 1
-                if pipeline.refusal(self._usage_of(node_id), sums.copies[node_id]):
-                    known.discard(node_id)
-        self._targets_of[service.id] = known, len(self._arrivals)
-        self.evaluations += len(known)
-        return sorted(known)
+                if not pipeline.refusal(self._usage_of(node_id), copies):
+                    found.append(node_id)
+                    break
+        return found
+
+    def _count_all(self) -> Counter[str]:
+        """Tasks by node. The one pass over every task of the cluster."""
+        leaving = self._leaving
+        return Counter(
+            task.node_id
+            for task in self._view.tasks
+            if task.desired_state <= _COMPLETE
+            and task.status.state <= _RUNNING
+            and task.node_id
+            and task.id not in leaving
+        )
 
     def _is_settled(self, node: Node) -> bool:
         return not self._settled_ns or node.meta.updated_at_ns + self._settled_ns <= self._now_ns
@@ -175,7 +190,7 @@ class _Sums:
             for depth in range(1, len(path) + 1):
                 self._branches[path[:depth]] += count
 
-    def group(self, node_id: str) -> tuple[_Branches, int]:
+    def group(self, node_id: str) -> _Group:
         """What nodes have in common that differ in their numbers of tasks alone."""
         return self._paths[node_id], self._demerits.get(node_id, 0)
 
@@ -194,14 +209,11 @@ def _gain_of(source: int, target: int) -> int:
     return target - source + 1
 
 
-def _extremes(
-    node_ids: Iterable[str], sums: _Sums, totals: Counter[str], *, fullest: bool
-) -> Sequence[str]:
-    """Of the nodes of each group the fullest, or emptiest: no other is part of a better move."""
-    sign = -1 if fullest else 1
-    first: dict[tuple[_Branches, int], tuple[int, int, str]] = {}
+def _fullest(node_ids: Iterable[str], sums: _Sums, totals: Counter[str]) -> Sequence[str]:
+    """Of the nodes of each group the fullest: no other is part of a better move."""
+    first: dict[_Group, tuple[int, int, str]] = {}
     for node_id in node_ids:
-        key = (sign * sums.copies[node_id], sign * totals[node_id], node_id)
+        key = (-sums.copies[node_id], -totals[node_id], node_id)
         group = sums.group(node_id)
         first[group] = min(first.get(group, key), key)
     return [node_id for _, _, node_id in first.values()]
