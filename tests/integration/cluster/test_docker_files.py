@@ -15,6 +15,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command is missing"),
 ]
+IDLE = ("--detach", "--replicas", "0")
 RPC = "Error response from daemon: rpc error: code ="
 
 
@@ -42,8 +43,8 @@ def test_files_are_made_listed_inspected_and_removed(lab: Lab, noun: str):
 def test_files_are_refused_in_docker_s_words(lab: Lab, noun: str):
     limit = 512_000 if noun == "secret" else 1_024_000
     output(lab, noun, "create", "f1", "-", stdin="one")
-    lab.swarmctl("service", "create", "--name", "full", f"--{noun}", "f1", "web:1")
-    lab.swarmctl("service", "create", "--name", "more", f"--{noun}", "f1", "web:1")
+    lab.swarmctl("service", "create", *IDLE, "--name", "full", f"--{noun}", "f1", "web:1")
+    lab.swarmctl("service", "create", *IDLE, "--name", "more", f"--{noun}", "f1", "web:1")
     name = (
         "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character"
         " must be [a-zA-Z0-9]"

@@ -67,11 +67,12 @@ def test_overlay_networks_are_made_listed_inspected_and_removed(lab: Lab):
 def test_a_network_says_who_uses_it_and_is_let_go_with_its_service(lab: Lab):
     output(lab, "network", "create", "-d", "overlay", "used")
     service = ("service", "create", "--name", "user", "--network", "used", "--replicas", "2")
-    lab.swarmctl(*service, "--stop-grace-period", "2s", "-p", "8088:80", "web:1")
+    lab.swarmctl(*service, "-d", "--stop-grace-period", "2s", "-p", "8088:80", "web:1")
     try:
         code, _, err = docker(lab, "m1", "network", "rm", "used")
         assert code == 1
         assert "rpc error: code = FailedPrecondition desc = network used is in use by" in err
+        eventually("both run", lambda: len(lab.running("user")) == 2)
         seen = inspected(lab, "--verbose", "used")
         on_it = seen["Services"]["user"]
         assert (on_it["VIP"] != "", on_it["Ports"]) == (True, ["Target: 80, Publish: 8088"])
