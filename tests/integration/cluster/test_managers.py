@@ -1,6 +1,7 @@
 """Three managers keep one state: the leader is killed while clients write, and while jobs run.
 
-SHOAL_KILL_ROUNDS: how often it is killed while jobs run, three times unless set.
+SHOAL_KILL_ROUNDS: how often it is killed while jobs run, three times unless set; a third as often
+while nodes are emptied.
 """
 
 from __future__ import annotations
@@ -169,6 +170,31 @@ def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
     time.sleep(2)
     assert runs("some") == expected
     assert runs("each") == ["m1", "m2", "m3"]
+
+
+def test_a_node_is_emptied_without_a_gap_whoever_leads(three: Lab) -> None:
+    """The leader is killed, or stopped, right after it was asked to empty a node."""
+    dice = random.Random(os.getpid())
+    three.swarmctl(
+        "service", "create", "--name", "moving", "--replicas", "6", "--stop-grace-period", "0s",
+        "--restart-delay", "100ms", "web:1",
+    )  # fmt: skip
+    for turn in range(-(-KILL_ROUNDS // 3)):
+        node = f"m{turn % 3 + 1}"
+        here = [task for task in three.running("moving") if task["NodeID"] == _id_of(three, node)]
+        three.swarmctl("node", "drain", node)
+        time.sleep(dice.uniform(0, 0.3))
+        depose(three, dice.choice([signal.SIGKILL, signal.SIGSTOP]))
+        three.run("node", "drain", "--wait", node, timeout_s=150)
+
+        running = three.running("moving")
+        assert sorted(task["Slot"] for task in running) == list(range(1, 7)), "each slot once"
+        assert not [task for task in running if task["NodeID"] == _id_of(three, node)]
+        gone = [task for task in three.tasks("moving") if task["ID"] in {t["ID"] for t in here}]
+        assert all(task["Status"]["State"] == "shutdown" for task in gone)
+        three.swarmctl("node", "activate", node)
+        three.swarmctl("service", "rebalance", "moving", check=False)
+    three.swarmctl("service", "rm", "moving")
 
 
 def _id_of(lab: Lab, node: str) -> str:
