@@ -42,6 +42,8 @@ def explanation_text(
         lines += ["", *_waiting(entry, now_ns=now_ns), *node_lines(entry.nodes)]
     if answer.nodes_without:
         lines += ["", "Nodes without a task:", *node_lines(answer.nodes_without)]
+    if answer.preemption:
+        lines += ["", "Less important:", *(f"  {one_line(line)}" for line in answer.preemption)]
     if answer.update:
         lines += ["", "Update:", *(f"  {one_line(line)}" for line in answer.update)]
     if answer.hand_overs:
@@ -77,6 +79,7 @@ def explanation_json(answer: pb.ExplainServiceResponse) -> Record:
                 for entry in answer.waiting
             ],
             "NodesWithout": [_node_json(node) for node in answer.nodes_without],
+            "Preemption": list(answer.preemption),
             "Update": list(answer.update),
             "HandOvers": list(answer.hand_overs),
             "Failures": [

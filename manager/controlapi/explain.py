@@ -8,6 +8,7 @@ counted. Of a task that is placed the agent's own words are passed on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from manager.controlapi.services import status_of
 from manager.orchestrator.gate import plan as gate
@@ -16,6 +17,7 @@ from manager.orchestrator.handover.waits import hand_overs_of
 from manager.orchestrator.slots import ended_at_ns, ended_by_itself, service_slots
 from manager.orchestrator.update.waits import waits_of
 from manager.scheduler.copies import copies_of
+from manager.scheduler.preempt import yielding
 from manager.scheduler.reasons import Reason, placement_reasons, reasons
 from manager.scheduler.usage import HostPlace, Usage, host_places
 from manager.store.view import View
@@ -33,6 +35,7 @@ GROUPS_MAX = 50
 IDS_MAX = 10
 """Tasks named in one group, and nodes of one failure."""
 FAILURES_MAX = 10
+YIELDING_MAX = 20
 TEXT_MAX = 1000
 
 _CONDITIONS = {
@@ -74,6 +77,8 @@ def explain_service(view: View, service: Service, *, now_ns: int) -> pb.ExplainS
         if state is TaskState.PENDING:
             message.nodes.extend(nodes.against(group[0]))
     response.waiting_left_out = sum(len(group) for group in list(groups.values())[GROUPS_MAX:])
+    if any(state is TaskState.PENDING for state, *_ in groups):
+        response.preemption.extend(islice(yielding(view, service), YIELDING_MAX))
     if is_global(service.spec.mode):
         response.nodes_without.extend(nodes.without(service))
     return response

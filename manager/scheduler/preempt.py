@@ -16,7 +16,7 @@ stopping tasks first, and the next try, RETRY_NS later, others; NODES_MAX are lo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from manager.scheduler.copies import copies_of
 from manager.scheduler.filters import Pipeline, is_ready
@@ -244,6 +244,24 @@ class _Ground:
         self._below.clear()
         self._at_best.clear()
         self.usage = self.without(())
+
+
+def yielding(view: View, service: Service) -> Iterator[str]:
+    """How each less important service gives way to this one's waiting tasks, for people."""
+    for other in sorted(view.services, key=lambda one: (one.spec.priority, one.id)):
+        if other.spec.priority >= service.spec.priority:
+            continue
+        tasks = [task for task in view.tasks_of_service(other.id).values() if task.node_id]
+        stopping = sum(bool(task.stop_reason) and not is_terminal(task) for task in tasks)
+        budget, lacks = other.spec.disruption_budget, unserved(view, other)
+        name = f"service {other.spec.annotations.name} of priority {other.spec.priority}"
+        if stopping:
+            yield f"{name}: {stopping} of its tasks are stopping to make room"
+        elif budget is not None and lacks >= budget:
+            spent = f"its disruption budget is {budget}, {lacks} places are unserved"
+            yield f"{name} is spared: {spent}"
+        elif any(is_wanted(task) and not is_terminal(task) for task in tasks):
+            yield f"{name} may give way, where that makes room enough"
 
 
 def unserved(view: View, service: Service) -> int:

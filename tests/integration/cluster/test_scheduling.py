@@ -53,6 +53,7 @@ def test_an_important_task_takes_the_room_of_another(lab: Lab, service: str, oth
         lambda: "no suitable node" in lab.swarmctl("service", "ps", service, "--no-trunc"),
     )
     assert len(_nodes(lab, other)) == 2, "its budget is spent"
+    assert "is spared: its disruption budget is 1" in lab.swarmctl("service", "explain", service)
     lab.swarmctl("service", "update", "--disruption-budget", "none", "--detach", other)
     eventually("both run", lambda: len(_nodes(lab, service)) == 2)
     assert len(_nodes(lab, other)) == 1

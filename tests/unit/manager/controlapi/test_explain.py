@@ -307,3 +307,27 @@ def test_the_answer_is_bounded_and_counts_what_it_left_out(monkeypatch) -> None:
     (waiting,) = found.waiting
     assert (waiting.count, len(waiting.task_ids), len(waiting.nodes)) == (4, 2, 3)
     assert found.nodes_left_out == 2
+
+
+def test_whether_less_important_services_give_way():
+    wish = _spec(reserved=Resources(memory_bytes=8 * GIB))
+    high = a_service("web", replicas=1, task=wish)
+    high = high.replaced(spec=high.spec.replaced(priority=5))
+    low = a_service("low", replicas=1, task=wish)
+
+    def told(**fields: object) -> list[str]:
+        held = low.replaced(spec=low.spec.replaced(**fields))
+        there = a_task("t", service_id="low", spec=wish)
+        return list(_explained(Cell([a_node("n1"), high, held, there])).preemption)
+
+    spared = "its disruption budget is 0, 0 places are unserved"
+    assert told(disruption_budget=0) == [f"service low of priority 0 is spared: {spared}"]
+    assert told() == ["service low of priority 0: 1 of its tasks are stopping to make room"]
+    assert told(priority=5) == []
+    small = _spec(reserved=Resources(memory_bytes=4 * GIB))
+    node = a_node("n1", resources=Resources(memory_bytes=4 * GIB))
+    other = low.replaced(spec=low.spec.replaced(task=small))
+    cell = Cell([node, high, other, a_task("t", service_id="low", spec=small)])
+    assert list(_explained(cell).preemption) == [
+        "service low of priority 0 may give way, where that makes room enough"
+    ]
