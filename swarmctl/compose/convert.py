@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from shoal.errors import InvalidArgument
+from shoal.errors import InvalidArgument, NotFound
 from shoal.model.dependencies import in_order
 from shoal.model.enums import DependencyCondition
 from shoal.model.specs import ConfigSpec, NetworkSpec, SecretSpec, ServiceSpec, StackSpec
@@ -175,7 +175,10 @@ class _Files:
             raise InvalidArgument(f"a {kind} has one of {ways}, or it is external")
         text = str(given[sources[0]])
         if sources[0] == "file":
-            return self._read(text)
+            try:
+                return self._read(text)
+            except NotFound as error:
+                raise InvalidArgument(error.message) from error
         if sources[0] == "content":
             return text.encode()
         if text not in self._environ:

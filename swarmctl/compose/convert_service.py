@@ -206,13 +206,15 @@ class _Conversion:
         section = self._project[kind]
 
         def reference(one: dict[str, Any]) -> FileReference:
-            source = one["source"]
+            source, mode = one["source"], one.get("mode", FILE_MODE)
+            if mode != int(mode):
+                raise InvalidArgument(f"mode: {mode} must be a whole number, such as 0440")
             return FileReference(
                 name=self._names.name_of(source, section[source]),
                 target=one.get("target") or source,
                 uid=one.get("uid", "0"),
                 gid=one.get("gid", "0"),
-                mode=int(one.get("mode", FILE_MODE)),
+                mode=int(mode),
             )
 
         found: tuple[FileReference, ...] = self._each(kind, reference)

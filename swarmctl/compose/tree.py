@@ -8,6 +8,7 @@ expand to are bounded, and nothing in here recurses further than DEPTH_MAX.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -293,7 +294,8 @@ def scalar(text: str) -> Any:
             return int(f"{radix[1]}0{radix[2]}{radix[3]}", 0)
         except ValueError:
             return text
-    return float(text) if _FLOAT.fullmatch(text) else text
+    number = float(text) if _FLOAT.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else text
 
 
 def _octal(text: str, digits: str) -> int | float:

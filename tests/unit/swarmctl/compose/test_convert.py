@@ -305,8 +305,13 @@ def test_what_docker_ignores_is_told_in_its_words():
          "0.yml:2: secrets.s: a secret has one of file and environment"),
         ("services: {a: {image: x, secrets: [s]}}\nsecrets: {s: {environment: NO}}",
          "variable NO is not set"),
+        ("services: {a: {image: x}}\nconfigs:\n  c: {file: ./no}",
+         "0.yml:3: configs.c: /srv/no: there is no such file"),
         ("services: {a: {image: x, env_file: no.env}}", "/srv/no.env: there is no such file"),
         ("services: {a: {image: x, environment: {A: true}}}", "must be of type"),
+        ("services: {a: {image: x, secrets: [{source: s, mode: 1.5}]}}\n"
+         "secrets: {s: {external: true}}",
+         "services.a.secrets: mode: 1.5 must be a whole number"),
         ("services: {a: {image: x, ulimits: {odd: 5}}}", "unknown limit 'odd'"),
         ("services:\n  a:\n    image: x\n    devices:\n      - kvm\n",
          "device 'kvm': must be an absolute path"),

@@ -17,6 +17,7 @@ from swarmctl.compose.tree import BYTES_MAX, DEPTH_MAX, read_document, scalar
         ("0x1f", 31), ("12", 12), ("-3", -3), ("1.5", 1.5), ("1e3", 1000.0), ("true", True),
         ("False", False), ("~", None), ("", None), ("null", None), ("1.2.3", "1.2.3"),
         ("2001-01-01", "2001-01-01"), ("08", 8.0), ("3.8", 3.8), ("=", "="), ("0xzz", "0xzz"),
+        ("1e999", "1e999"), (".inf", ".inf"), (".nan", ".nan"),
     ],
 )  # fmt: skip
 def test_plain_scalars_mean_what_they_mean_to_docker(text, value):
