@@ -44,6 +44,8 @@ def explanation_text(
         lines += ["", "Nodes without a task:", *node_lines(answer.nodes_without)]
     if answer.preemption:
         lines += ["", "Less important:", *(f"  {one_line(line)}" for line in answer.preemption)]
+    if answer.held:
+        lines += ["", "Held back:", *(f"  {one_line(line)}" for line in answer.held)]
     if answer.update:
         lines += ["", "Update:", *(f"  {one_line(line)}" for line in answer.update)]
     if answer.hand_overs:
@@ -80,6 +82,7 @@ def explanation_json(answer: pb.ExplainServiceResponse) -> Record:
             ],
             "NodesWithout": [_node_json(node) for node in answer.nodes_without],
             "Preemption": list(answer.preemption),
+            "Held": list(answer.held),
             "Update": list(answer.update),
             "HandOvers": list(answer.hand_overs),
             "Failures": [

@@ -57,10 +57,8 @@ def explain_service(view: View, service: Service, *, now_ns: int) -> pb.ExplainS
         name=service.spec.annotations.name,
         running_tasks=status.running_tasks,
         desired_tasks=status.desired_tasks,
-        update=[
-            text[:TEXT_MAX]
-            for text in (*gate.waits_of(view, service), *waits_of(view, service, now_ns=now_ns))
-        ],
+        update=[text[:TEXT_MAX] for text in waits_of(view, service, now_ns=now_ns)],
+        held=[text[:TEXT_MAX] for text in gate.waits_of(view, service)],
         failures=_failures(tasks.values()),
         hand_overs=hand_overs_of(view, service, now_ns=now_ns),
     )

@@ -1301,6 +1301,7 @@ class ExplainServiceResponse(_message.Message):
     WAITING_LEFT_OUT_FIELD_NUMBER: _builtins.int
     HAND_OVERS_FIELD_NUMBER: _builtins.int
     PREEMPTION_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     name: _builtins.str
     running_tasks: _builtins.int
@@ -1330,6 +1331,10 @@ class ExplainServiceResponse(_message.Message):
     def preemption(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """While tasks wait for a place: a line for each less important service, why it gives no more way."""
 
+    @_builtins.property
+    def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A line for each service that this one waits for before it begins, or before its update does."""
+
     def __init__(
         self,
         *,
@@ -1345,10 +1350,11 @@ class ExplainServiceResponse(_message.Message):
         waiting_left_out: _builtins.int = ...,
         hand_overs: _abc.Iterable[_builtins.str] | None = ...,
         preemption: _abc.Iterable[_builtins.str] | None = ...,
+        held: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_tasks", b"desired_tasks", "failures", b"failures", "hand_overs", b"hand_overs", "name", b"name", "nodes_left_out", b"nodes_left_out", "nodes_without", b"nodes_without", "preemption", b"preemption", "running_tasks", b"running_tasks", "service_id", b"service_id", "update", b"update", "waiting", b"waiting", "waiting_left_out", b"waiting_left_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_tasks", b"desired_tasks", "failures", b"failures", "hand_overs", b"hand_overs", "held", b"held", "name", b"name", "nodes_left_out", b"nodes_left_out", "nodes_without", b"nodes_without", "preemption", b"preemption", "running_tasks", b"running_tasks", "service_id", b"service_id", "update", b"update", "waiting", b"waiting", "waiting_left_out", b"waiting_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,13 @@ from manager.reconcile.dirty import EVERYTHING
 from manager.reconcile.plan import plan_round
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import types_pb2
-from shoal.model.enums import NodeAvailability, NodeState, RestartCondition, TaskState
+from shoal.model.enums import (
+    DependencyCondition,
+    NodeAvailability,
+    NodeState,
+    RestartCondition,
+    TaskState,
+)
 from shoal.model.objects import AnyObject
 from shoal.model.specs import ContainerSpec, GlobalMode, TaskSpec
 from shoal.model.types import (
@@ -23,6 +29,7 @@ from shoal.model.types import (
     ResourceRequirements,
     Resources,
     RestartPolicy,
+    ServiceDependency,
     UpdateConfig,
 )
 from tests.support.planning import SECOND_NS, Cell, a_network, a_node, a_port, a_service, a_task
@@ -241,6 +248,17 @@ def _updating() -> Cell:
     cell.put(service.replaced(spec=spec, previous_spec=service.spec))
     _settle(cell)
     return cell
+
+
+def test_a_service_that_waits_for_another_says_so() -> None:
+    dependency = ServiceDependency(service="db", condition=DependencyCondition.HEALTHY)
+    web = a_service("web", replicas=1)
+    web = web.replaced(spec=web.spec.replaced(depends_on=(dependency,)))
+    cell = Cell([a_node("n1"), a_service("db", replicas=2), web])
+    assert list(_explained(cell).held) == [
+        "waits for service db to run and be healthy: 0 of 2 tasks"
+    ]
+    assert not _explained(cell, "db").held
 
 
 def test_an_update_says_which_slot_it_waits_for_and_why() -> None:
