@@ -251,7 +251,11 @@ class Simulation:
         )
         service = self._born(service)
         if self._accepts(service):
-            self.cell.put(service)
+            self._write_new(service)
+
+    def _write_new(self, service: Service) -> None:
+        """Create it; for other kinds of simulation."""
+        self.cell.put(service)
 
     def _born(self, service: Service) -> Service:
         """The service as it is created; for other kinds of simulation."""

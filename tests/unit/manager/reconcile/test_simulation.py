@@ -10,10 +10,12 @@ from shoal.model.specs import ContainerSpec, TaskSpec
 from shoal.model.types import NetworkAttachmentConfig, UpdateConfig
 from tests.support.planning import a_network, a_service
 from tests.unit.manager.reconcile.simulated import Simulation
+from tests.unit.manager.reconcile.simulated_changes import ChangesSimulation
 from tests.unit.manager.reconcile.simulated_modes import ModesSimulation
 
 SEEDS = 100
 MODES_SEEDS = int(os.environ.get("SHOAL_SIMULATION_SEEDS", "60"))
+CHANGES_SEEDS = int(os.environ.get("SHOAL_SIMULATION_SEEDS", "30"))
 WAITS_FOR_A_PORT = 11261
 """Here an automatic rollback wants a port back that another service has taken meanwhile."""
 COMES_BACK_TO_A_TASK = 20292
@@ -31,6 +33,14 @@ def test_a_cluster_in_trouble_keeps_its_promises_and_recovers(seed: int) -> None
 @pytest.mark.parametrize("seed", range(MODES_SEEDS))
 def test_global_services_and_jobs_keep_their_promises_and_recover(seed: int) -> None:
     simulation = ModesSimulation(seed)
+    simulation.run(steps=25)
+    simulation.heal()
+    simulation.check_goal()
+
+
+@pytest.mark.parametrize("seed", range(CHANGES_SEEDS))
+def test_updates_that_hang_or_are_halted_and_revisions_keep_their_promises(seed: int) -> None:
+    simulation = ChangesSimulation(seed)
     simulation.run(steps=25)
     simulation.heal()
     simulation.check_goal()
