@@ -30,6 +30,7 @@ from shoal.model.types import (
     Placement,
     PlacementPreference,
     Resources,
+    RestartPolicy,
     UpdateConfig,
 )
 from shoal.wire.objects import to_pb
@@ -39,6 +40,7 @@ OURS = {
     "DrainTimeout", "TTLAfterFinish", "DependsOn", "DisconnectPolicy", "ListenTimeout", "Prefer",
     "Avoid", "Strategy", "Addresses", "SwapBytes", "MemorySwappiness", "Devices",
     "Priority", "DisruptionBudget", "FileRotation",
+    "ProgressDeadline", "BackoffFactor", "BackoffMax",
 }  # fmt: skip
 OURS_OF_PORTS = {"Sticky", "Source", "Prefer", "IP", "Interface", "WeightLabel"}
 FULL = {
@@ -133,6 +135,12 @@ def _finite(config: UpdateConfig | None) -> UpdateConfig | None:
     return config.replaced(max_failure_ratio=0.25)
 
 
+def _bounded(policy: RestartPolicy | None) -> RestartPolicy | None:
+    if policy is None or 0 <= policy.backoff_factor <= 10:
+        return policy
+    return policy.replaced(backoff_factor=1.5)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> ServiceSpec:
     """Any spec of containers, with every field, and of alternatives one each."""
@@ -146,6 +154,7 @@ def specs(draw: st.DrawFn) -> ServiceSpec:
         rollback=_finite(spec.rollback),
         task=task.replaced(
             runtime=container,
+            restart=_bounded(task.restart),
             resources=task.resources.replaced(
                 limits=_possible(task.resources.limits),
                 reservations=_possible(task.resources.reservations),
