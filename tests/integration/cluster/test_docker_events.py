@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,32 +14,43 @@ from contextlib import contextmanager
 import docker as docker_py
 import pytest
 
-from tests.integration.cluster.docker_cli import command, environment, output, socket_of
+from tests.integration.cluster.docker_cli import command, docker, environment, output, socket_of
 from tests.integration.cluster.lab import Lab, eventually
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command is missing"),
 ]
+SETTLED_S = 1.5
 BRIEF = ("--stop-grace-period", "1s")
 
 
 @contextmanager
 def events(lab: Lab, node: str, *words: str) -> Iterator[list[dict]]:
     """What `docker events` prints while inside; filled when the block ends."""
+
+    def readers() -> int:
+        return int(docker(lab, node, "info", "--format", "{{.NEventsListener}}")[1])
+
     heard: list[dict] = []
-    reader = subprocess.Popen(
-        command(lab, node, "events", "--format", "{{json .}}", *words),
-        stdout=subprocess.PIPE, text=True, env=environment(lab),
-    )  # fmt: skip
+    path, before = lab.base / "events", readers()
+    with path.open("w") as out:
+        reader = subprocess.Popen(
+            command(lab, node, "events", "--format", "{{json .}}", *words),
+            stdout=out, env=environment(lab),
+        )  # fmt: skip
     try:
-        time.sleep(1.0)  # until it listens; a stream has no sign of its beginning
+        eventually("it listens", lambda: readers() > before)
+        time.sleep(SETTLED_S)
         yield heard
+        size = -1
+        while size != path.stat().st_size:
+            size = path.stat().st_size
+            time.sleep(SETTLED_S)
     finally:
-        time.sleep(1.0)
         reader.terminate()
-        text, _ = reader.communicate(timeout=40)
-        heard += map(json.loads, text.splitlines())
+        reader.wait(40)
+    heard += map(json.loads, path.read_text().splitlines())
 
 
 def told(heard: list[dict], kind: str) -> list[tuple[str, dict[str, str]]]:
@@ -93,11 +106,17 @@ def test_a_worker_tells_of_its_own_containers_alone(lab: Lab):
 
 
 def test_a_node_tells_what_happens_to_the_containers_of_its_tasks(lab: Lab):
-    check = ("--health-cmd", "test -e /tmp/well", "--health-interval", "1s")
+    check = (
+        "--health-cmd",
+        "set -C; echo > /once",
+        "--health-interval",
+        "1s",
+        "--health-retries",
+        "1",
+    )
     where = ("--constraint", "node.hostname==w1", *BRIEF)
-    command = ("web:1", "sh", "-c", "echo > /tmp/well; sleep 2; rm /tmp/well; sleep 1000")
     with events(lab, "w1", "--filter", "type=container") as heard:
-        lab.swarmctl("service", "create", "-d", "--name", "ill", *check, *where, *command)
+        lab.swarmctl("service", "create", "-d", "--name", "ill", *check, *where, "web:1")
         eventually("it is replaced", lambda: len(lab.tasks("ill")) > 1)
         output(lab, "service", "rm", "ill")
     first = heard[0]["Actor"]["ID"]
@@ -110,6 +129,25 @@ def test_a_node_tells_what_happens_to_the_containers_of_its_tasks(lab: Lab):
         "create", "start", "health_status: healthy", "health_status: unhealthy", "die", "destroy",
     ]  # fmt: skip
     assert {one["scope"] for one in heard} == {"local"}
+
+
+def test_events_go_on_when_the_manager_was_killed(lab: Lab):
+    pid_file = socket_of(lab, "m1").parent / "manager.pid"
+
+    def pid() -> int:
+        words = pid_file.read_text().split() if pid_file.exists() else []
+        return int(words[0]) if words else 0
+
+    with events(lab, "m1", "--filter", "type=secret") as heard:
+        output(lab, "secret", "create", "before", "-", stdin="x")
+        killed = pid()
+        os.kill(killed, signal.SIGKILL)
+        eventually("it is back", lambda: pid() not in {0, killed})
+        remove = ("secret", "rm", "before")
+        eventually("it answers", lambda: docker(lab, "m1", *remove)[0] == 0)
+        time.sleep(3.0)  # longer than the pause between two attempts to follow it
+    actions = [(one["Action"], one["Actor"]["Attributes"]["name"]) for one in heard]
+    assert actions == [("create", "before"), ("remove", "before")]
 
 
 def test_docker_py_follows_the_swarm(lab: Lab):
