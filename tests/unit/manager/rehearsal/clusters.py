@@ -19,7 +19,7 @@ from manager.rehearsal.stage import Build
 from manager.store.view import View
 from shoal.errors import SwarmError
 from shoal.model.defaults import is_terminal, is_wanted
-from shoal.model.enums import NodeAvailability, NodeState, TaskState, UpdateOrder
+from shoal.model.enums import FailureAction, NodeAvailability, NodeState, TaskState, UpdateOrder
 from shoal.model.modes import is_job
 from shoal.model.objects import Service, Task
 from shoal.model.plan import Change
@@ -246,5 +246,7 @@ def _an_update(cluster: Cluster, service: Service) -> UpdateConfig:
         parallelism=choose([0, 1, 1, 2, 3]),
         delay_ns=choose([0, 0, 3 * SECOND_NS]),
         monitor_ns=choose([0, None, SECOND_NS]),
+        failure_action=choose(list(FailureAction)),
+        progress_deadline_ns=choose([None, 20 * SECOND_NS]),
         order=order,
     )
