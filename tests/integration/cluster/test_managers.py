@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,39 @@ def test_no_work_of_a_job_is_done_twice_whoever_leads(three: Lab) -> None:
     time.sleep(2)
     assert runs("some") == expected
     assert runs("each") == ["m1", "m2", "m3"]
+
+
+def test_restarts_and_revisions_go_on_whoever_leads(three: Lab) -> None:
+    """Attempts are counted, delays grow, and specs are kept, while leaders change in between."""
+    marks = three.base / "attempts"
+    marks.mkdir()
+    three.swarmctl(
+        "service", "create", "--detach", "--name", "sick", "--restart-delay", "1s",
+        "--restart-backoff", "2", "--restart-max-attempts", "3",
+        "--mount", f"type=bind,src={marks},dst=/marks", "web:1",
+        "sh", "-c", "cat /proc/uptime >> /marks/times; exit 3",
+    )  # fmt: skip
+
+    def times() -> list[float]:
+        text = (marks / "times").read_text() if (marks / "times").exists() else ""
+        return [float(line.split()[0]) for line in text.splitlines()]
+
+    eventually("the first attempt", times)
+    depose(three, signal.SIGSTOP)
+    three.swarmctl("service", "update", "--detach", "--label-add", "seen=yes", "sick")
+    eventually("its three restarts", lambda: len(times()) == 4)
+    depose(three, signal.SIGKILL)
+    time.sleep(3)
+    began = times()
+    assert len(began) == 4, "no leader begins to count anew"
+    for least_s, (one, next_one) in zip((1, 2, 4), pairwise(began), strict=True):
+        assert next_one - one >= least_s
+
+    listed = ("service", "history", "sick", "--format", "{{.Revision}}|{{.Cause}}|{{.Changed}}")
+    assert three.swarmctl(*listed).splitlines() == ["2 *|updated|labels", "1|created|"]
+    three.swarmctl("service", "rollback", "--detach", "--to", "1", "sick")
+    assert three.swarmctl(*listed).splitlines()[0] == "3 *|rolled back to 1|labels"
+    three.swarmctl("service", "rm", "sick")
 
 
 def test_a_node_is_emptied_without_a_gap_whoever_leads(three: Lab) -> None:

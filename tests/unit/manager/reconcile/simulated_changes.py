@@ -121,12 +121,13 @@ class ChangesSimulation(ModesSimulation):
 
     @override
     def _born(self, service: Service) -> Service:
+        mode = ReplicatedMode(replicas=self.change_random.randint(1, _REPLICAS_MAX))
+        service = service.replaced(spec=service.spec.replaced(mode=mode))
         if self.change_random.random() < 0.4:
             return super()._born(service)
-        mode = ReplicatedMode(replicas=self.change_random.randint(1, _REPLICAS_MAX))
         self.modes[service.id] = mode
         task = self._fitted(service.id, service.spec.task)
-        return service.replaced(spec=service.spec.replaced(mode=mode, task=task))
+        return service.replaced(spec=service.spec.replaced(task=task))
 
     @override
     def _fitted(self, service_id: str, task: TaskSpec) -> TaskSpec:
