@@ -111,8 +111,8 @@ BY_HAND: Mapping[tuple[str, str], str] = {
     ("config-secret", "docker config create c1 c.txt"): "docker config create c1 c.txt",
     ("network", "docker network create -d overlay ov1"): "docker network create -d overlay ov1",
     ("service", "docker service ps --filter bad=1 web"):
-        "docker service update -d -q --update-monitor 1s --rollback-monitor 1s"
-        " --rollback-parallelism 3 --stop-grace-period 1s web",
+        "docker service update -d -q --update-parallelism 3 --update-monitor 1s"
+        " --rollback-parallelism 3 --rollback-monitor 1s --stop-grace-period 1s web",
     ("service", "docker service scale web=1 lgs=1"):
         "docker service update -d --image busybox:latest web",
     ("extra", "docker service ps full"): _RUNS.format("full"),
@@ -121,7 +121,8 @@ BY_HAND: Mapping[tuple[str, str], str] = {
     ("stack", "docker stack rm bad"): "docker network rm e",
     ("lifecycle", ""): "docker swarm leave & at w2 swarm leave; wait",
     ("stack", "docker stack deploy -c bad.yml --detach=true bad"):
-        "docker network create e; docker service rm $(docker service ls -q)",
+        "docker network create e",
+    ("stack", "docker stack config -c stack.yml"): "docker service rm $(docker service ls -q)",
     ("lifecycle", "docker swarm init"):
         "docker swarm init --advertise-addr $HERE:2377 --listen-addr $HERE:2377"
         " --data-path-addr $HERE --data-path-port 4790 --default-addr-pool 10.20.0.0/16"
