@@ -39,8 +39,8 @@ def _comes_to(lab: Lab, service: str, foretold: Places) -> None:
 
 
 def test_what_is_planned_is_what_then_happens(lab: Lab, service: str) -> None:
-    update = ("--update-parallelism", "0", "--update-monitor", "0s")
-    create = ("create", "--name", service, "--replicas", "4", *update, "web:1")
+    quickly = ("--update-parallelism", "0", "--update-monitor", "0s", "--stop-grace-period", "1s")
+    create = ("create", "--name", service, "--replicas", "4", *quickly, "web:1")
     changes = (
         create,
         ("update", "--env-add", "A=1", "--constraint-add", "node.role==worker", service),
