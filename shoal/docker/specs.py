@@ -236,7 +236,7 @@ def _update_config(config: UpdateConfig) -> Record:
 
 def _ratio(ratio: float) -> float:
     """The ratio; whole numbers without a decimal point, as Go's JSON has them."""
-    return int(ratio) if ratio == int(ratio) else ratio
+    return int(ratio) if ratio.is_integer() else ratio
 
 
 def _requirements(resources: ResourceRequirements) -> Record:
