@@ -115,5 +115,7 @@ DIFFERENCES: Mapping[tuple[str, str], str] = {
     place: reason for place in _PLACES for known, reason in _KNOWN.items() if _meant(known, *place)
 }
 """By group and command."""
+BY_KERNEL = {place for place, reason in DIFFERENCES.items() if reason == _KEYS}
+"""What may agree where the kernel has WireGuard."""
 KNOWN_NOWHERE = {known for known in _KNOWN if not any(_meant(known, *one) for one in _PLACES)}
 """What no command is meant by."""
