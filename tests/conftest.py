@@ -12,6 +12,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shoal", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("shoal")
 
 LONGEST_FIRST = (
     "tests/conformance/swarm/test_conformance.py",

@@ -178,6 +178,7 @@ def test_every_field_of_the_model_that_looks_secret_is_judged():
         ("RootCa", "join_tokens"),  # a row of its own
         *((name, field) for name, field, of in fields() if of is bytes and "cert" in field),
         ("NodeDescription", "trust_root"),
+        ("NodeDescription", "images"),  # marks of the images that it has
         ("NodeDescription", "network_keys"),  # of NetworkKey, the public half of a node's key
         ("NetworkKey", "public_key"),
         ("Cluster", "network_keys_since_ns"),
