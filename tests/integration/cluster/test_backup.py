@@ -49,6 +49,9 @@ def test_a_lost_manager_is_restored_and_the_workers_containers_run_on(lab: Lab) 
     create(lab, "front", "node.hostname==m1", replicas=1)
     before = containers(lab, "web", 2)
     containers(lab, "front", 1)
+    lab.swarmctl("service", "update", "--detach", "--label-add", "seen=yes", "front")
+    history = ("service", "history", "front", "--format", "{{.Revision}} {{.CreatedAt}}")
+    revisions = lab.swarmctl(*history)
     cluster = inspect(lab)["ID"]
     path = lab.base / "cluster.backup"
     said = lab.swarmctl("cluster", "backup", str(path))
@@ -66,6 +69,8 @@ def test_a_lost_manager_is_restored_and_the_workers_containers_run_on(lab: Lab) 
     assert f"Cluster {cluster} restored" in said
     assert services(lab) == {"web", "front"}
     assert inspect(lab)["ID"] == cluster
+    assert lab.swarmctl(*history) == revisions
+    assert len(revisions.splitlines()) == 2
     # The worker finds a manager where it knew one, and is let in with its certificate.
     eventually("w1 is back", lambda: lab.node_states().get("w1") == "Ready")
     assert containers(lab, "web", 2) == before
