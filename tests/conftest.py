@@ -19,6 +19,7 @@ settings.load_profile("shoal")
 
 LONGEST_FIRST = (
     "tests/conformance/swarm/test_conformance.py",
+    "tests/integration/cluster/test_faults.py",
     "tests/integration/cluster/test_membership.py",
     "tests/integration/cluster/test_services.py",
     "tests/integration/swarmd/test_autolock.py",
@@ -27,10 +28,14 @@ LONGEST_FIRST = (
     "tests/powercut/test_powercut.py",
     "tests/zeroloss/test_zeroloss.py",
     "tests/names/test_names.py",
+    "tests/integration/cluster/test_docker_services.py",
+    "tests/integration/cluster/test_managers.py",
     "tests/integration/cluster/test_detection.py",
     "tests/integration/swarmd/test_processes.py",
     "tests/integration/cluster/test_etcd.py",
     "tests/integration/cluster/test_backup.py",
+    "tests/integration/cluster/test_stacks.py",
+    "tests/integration/cluster/test_scheduling.py",
     "tests/integration/raft/test_processes.py",
     "tests/integration/worker/test_worker.py",
     "tests/integration/swarmd/test_proxy.py",
