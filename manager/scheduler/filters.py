@@ -27,6 +27,7 @@ from shoal.model.specs import ContainerSpec
 from shoal.model.types import DeviceMapping, Placement, Platform
 
 READY = "ready"
+KEPT = "kept"
 RESOURCES = "resources"
 PLATFORM = "platform"
 CONSTRAINT = "constraint"
@@ -37,6 +38,7 @@ MAX_REPLICAS = "max_replicas"
 
 _TEXTS: dict[str, Callable[[int], str]] = {
     READY: lambda n: f"{n} {_nodes(n)} not available for new tasks",
+    KEPT: lambda n: f"room kept for more important tasks on {n} {_nodes(n)}",
     RESOURCES: lambda n: f"insufficient resources on {n} {_nodes(n)}",
     PLATFORM: lambda n: f"unsupported platform on {n} {_nodes(n)}",
     CONSTRAINT: lambda n: f"scheduling constraints not satisfied on {n} {_nodes(n)}",
@@ -54,6 +56,8 @@ class Pipeline:
 
     def __init__(self, task: Task, view: View) -> None:
         placement = task.spec.placement
+        self._view = view
+        self._service_id = task.service_id
         self._resources = task.spec.resources.reservations
         self._platforms = placement.platforms
         self.company = Company(view, task)
@@ -72,6 +76,8 @@ class Pipeline:
         """
         if not is_ready(usage.node):
             return READY
+        if usage.giving_way and is_kept(self._view, self._service_id, usage):
+            return KEPT
         if not usage.has_room(self._resources):
             return RESOURCES
         if not fits_platforms(usage.node, self._platforms):
@@ -89,6 +95,18 @@ class Pipeline:
         if self._max_replicas and copies >= self._max_replicas:
             return MAX_REPLICAS
         return ""
+
+
+def is_kept(view: View, service_id: str, usage: Usage) -> bool:
+    """Whether somebody of the service's rank or above is being stopped there for others.
+
+    Else the successor of who gives way would take the very room, and have to give way again.
+    """
+    own = view.services.get(service_id)
+    rank = 0 if own is None else own.spec.priority
+    services = {task.service_id for task in usage.giving_way}
+    found = (view.services.get(one) for one in services)
+    return any(service is not None and service.spec.priority >= rank for service in found)
 
 
 def devices_of(task: Task) -> tuple[DeviceMapping, ...]:

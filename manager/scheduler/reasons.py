@@ -16,6 +16,7 @@ from manager.scheduler.filters import (
     DEVICE,
     ENCRYPTION,
     HOST_PORT,
+    KEPT,
     MAX_REPLICAS,
     PLATFORM,
     READY,
@@ -23,6 +24,7 @@ from manager.scheduler.filters import (
     constraints_of,
     devices_of,
     fits_platforms,
+    is_kept,
     is_ready,
 )
 from manager.scheduler.usage import Usage, host_ports
@@ -57,6 +59,7 @@ def reasons(view: View, task: Task, usage: Usage, copies: int) -> tuple[Reason, 
     found = [
         *placement_reasons(usage.node, task.spec.placement),
         *(Reason(CONSTRAINT, text) for text in Company(view, task).objections(usage)),
+        *(Reason(KEPT, text) for text in _kept(view, task, usage)),
         *(Reason(RESOURCES, text) for text in _resources(usage, task.spec.resources.reservations)),
         *(Reason(ENCRYPTION, text) for text in _encryption(view, task, usage.node)),
         *(Reason(DEVICE, text) for text in _devices(task, usage.node)),
@@ -76,7 +79,7 @@ def placement_reasons(node: Node, placement: Placement) -> tuple[Reason, ...]:
     return tuple(_cut(one) for one in found)
 
 
-_ORDER = (READY, RESOURCES, PLATFORM, CONSTRAINT, ENCRYPTION, DEVICE, HOST_PORT, MAX_REPLICAS)
+_ORDER = (READY, KEPT, RESOURCES, PLATFORM, CONSTRAINT, ENCRYPTION, DEVICE, HOST_PORT, MAX_REPLICAS)
 
 
 def _readiness(node: Node) -> Iterator[str]:
@@ -89,6 +92,12 @@ def _readiness(node: Node) -> Iterator[str]:
         yield f"the node is {node.status.state.name.lower()}{because}"
     if node.spec.availability in _AVAILABILITIES:
         yield f"the node's availability is {_AVAILABILITIES[node.spec.availability]}"
+
+
+def _kept(view: View, task: Task, usage: Usage) -> Iterator[str]:
+    if is_kept(view, task.service_id, usage):
+        count = len(usage.giving_way)
+        yield f"its room is kept for more important tasks: {count} are being stopped for them"
 
 
 def _resources(usage: Usage, wish: Resources) -> Iterator[str]:

@@ -28,8 +28,8 @@ _NO_WISH = TaskSpec().resources
 class Usage:
     """One node in a scheduling round; the round's own placements are added as they are made."""
 
-    __slots__ = ("choosy", "generic_counts", "generic_names", "memory_bytes", "nano_cpus", "node",
-                 "ports", "tasks")  # fmt: skip
+    __slots__ = ("choosy", "generic_counts", "generic_names", "giving_way", "memory_bytes",
+                 "nano_cpus", "node", "ports", "tasks")  # fmt: skip
 
     def __init__(self, node: Node, tasks: Iterable[Task]) -> None:
         resources = node.description.resources
@@ -44,6 +44,8 @@ class Usage:
         self.ports: dict[PortKey, list[PortConfig]] = {}
         self.choosy: list[Task] = []
         """Tasks that keep away from some other services."""
+        self.giving_way: list[Task] = []
+        """Tasks that are being stopped for more important ones."""
         for task in tasks:
             self.add(task)
 
@@ -65,6 +67,8 @@ class Usage:
         constraints = task.spec.placement.constraints
         if constraints and keeps_away(constraints):
             self.choosy.append(task)
+        if task.stop_reason:
+            self.giving_way.append(task)
         if task.endpoint is not None and task.endpoint.ports:
             for port in host_ports(task.endpoint):
                 self.ports.setdefault(_key(port), []).append(port)

@@ -146,6 +146,7 @@ def what_happens(cluster: Cluster, builds: Sequence[Build]) -> tuple[Happened, l
                 continue
             elif event.object is None or not is_wanted(row):
                 stopped.add(row.id)
+                placed.pop(row.id, None)
             elif was.status.state < TaskState.ASSIGNED <= row.status.state:
                 placed[row.id] = row.node_id
     made = Counter(
@@ -229,7 +230,8 @@ def _placed(cluster: Cluster, spec: ServiceSpec) -> ServiceSpec:
     memory = choose([0, 64 << 20, 500 << 20, 4 << 30])
     reserved = ResourceRequirements(reservations=Resources(memory_bytes=memory))
     placement = Placement(constraints=constraints, max_replicas=0)
-    return spec.replaced(task=spec.task.replaced(placement=placement, resources=reserved))
+    task = spec.task.replaced(placement=placement, resources=reserved)
+    return spec.replaced(task=task, priority=choose([0, 0, 5]))
 
 
 def _some_ports(cluster: Cluster) -> tuple[PortConfig, ...]:

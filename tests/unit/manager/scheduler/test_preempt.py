@@ -320,3 +320,21 @@ def _obey(cell: Cell) -> bool:
             changed = True
             cell.report(task.id, state)
     return changed
+
+
+def test_room_that_is_made_is_not_taken_by_who_gave_way():
+    """The successor of who gave way fits into what is left beside it; it waits until that is gone."""
+    low, high = _service("low", 0, 1), _service("high", 5, 3)
+    gone = _running(low, 1, stop_reason="preempted", desired=TaskState.SHUTDOWN)
+    rows = [_node(1), low, high, gone, _waiting(low, 2), _waiting(high)]
+    tables = _once(rows)
+    assert tables.tasks.get("low2").node_id == ""
+    assert "room kept for more important tasks on 1 node" in tables.tasks.get("low2").status.error
+    assert tables.tasks.get("high1").node_id == "n1", "3 GiB of 4 are free"
+
+
+def test_who_gives_way_to_others_keeps_nobody_away_who_is_more_important():
+    low, mid, high = _service("low", 0, 1), _service("mid", 3, 1), _service("high", 5, 4)
+    gone = _running(low, 1, stop_reason="preempted", desired=TaskState.SHUTDOWN)
+    tables = _once([_node(1), low, mid, high, gone, _waiting(mid)])
+    assert tables.tasks.get("mid1").node_id == "n1"
