@@ -63,7 +63,7 @@ from swarmd.store import ManagerStore
 from swarmd.telemetry_client import readiness
 from swarmd.upstream import Upstream
 
-MANAGER_READY_TIMEOUT_S = 30.0
+MANAGER_READY_TIMEOUT_S = 60.0
 STEP_DOWN_TIMEOUT_S = 20.0
 """For a manager to be let go by the others."""
 REMOTE_ADDRESSES_MAX = 16
