@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.founding import found
+from bench.founding import Founded, found
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1.control_pb2_grpc import ControlStub
 from shoal.security.grpc_tls import local_channel
@@ -27,11 +27,15 @@ class ManagerProcess:
     def __init__(self, directory: Path) -> None:
         self.paths = NodePaths(state=directory / "state", run=directory / "run")
         self.address = f"127.0.0.1:{free_port()}"
-        founded = found(self.paths, self.address)
-        self.secrets, self.node_id = founded.secrets, founded.node_id
-        self.cluster_id = founded.cluster_id
+        self.paths.run.mkdir(parents=True)
+        self.founded = self._initialise()
+        self.secrets, self.node_id = self.founded.secrets, self.founded.node_id
+        self.cluster_id = self.founded.cluster_id
         self.process: subprocess.Popen[bytes] | None = None
         self._log = (directory / "manager.log").open("ab")
+
+    def _initialise(self) -> Founded:
+        return found(self.paths, self.address)
 
     @property
     def log(self) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
+import msgspec
 
+from bench.founding import Founded
 from shoal.api.v1 import control_pb2 as pb
 from shoal.api.v1 import node_pb2
 from shoal.api.v1.control_pb2_grpc import ControlStub
@@ -35,8 +37,8 @@ class Joiner(ManagerProcess):
         self.first = first
         super().__init__(directory)
 
-    def _initialise(self) -> None:
-        self.secrets, self.cluster_id = self.first.secrets, self.first.cluster_id
+    def _initialise(self) -> Founded:
+        founded = msgspec.structs.replace(self.first.founded, node_id=NodeId(new_id()))
         config = NodeConfig(
             advertise_address=self.address,
             listen_address=self.address,
@@ -44,7 +46,9 @@ class Joiner(ManagerProcess):
             managers=(self.first.address,),
         )
         write_node_config(self.paths.node_config, config)
-        write_identity(self.paths.identity, an_identity_of(self, self.node_id, Role.MANAGER))
+        identity = an_identity_of(self.first, founded.node_id, Role.MANAGER)
+        write_identity(self.paths.identity, identity)
+        return founded
 
 
 def an_identity_of(manager: ManagerProcess, node_id: str, role: Role) -> NodeIdentity:
