@@ -108,11 +108,11 @@ class RepeatedWrite:
 
 
 def lose_events(sessions: Sequence[Session]) -> list[Session]:
-    """Watches as they would be if every hundredth commit came too late for its watcher."""
+    """Watches as they would be if every twentieth commit came too late for its watcher."""
     return [
         msgspec.structs.replace(
             session,
-            messages=tuple(m for n, m in enumerate(session.messages) if n % 100 != 50),
+            messages=tuple(m for n, m in enumerate(session.messages) if n % 20 != 10),
         )
         for session in sessions
     ]
