@@ -323,7 +323,7 @@ def _obey(cell: Cell) -> bool:
 
 
 def test_room_that_is_made_is_not_taken_by_who_gave_way():
-    """The successor of who gave way fits into what is left beside it; it waits until that is gone."""
+    """The successor of who gave way fits beside it; it waits until that one is gone."""
     low, high = _service("low", 0, 1), _service("high", 5, 3)
     gone = _running(low, 1, stop_reason="preempted", desired=TaskState.SHUTDOWN)
     rows = [_node(1), low, high, gone, _waiting(low, 2), _waiting(high)]
