@@ -112,9 +112,12 @@ def _quotas(
     total = sum(weights.get(name, 1) for name in wanted)
     shares = {name: divmod(size * weights.get(name, 1), total) for name in wanted}
     extra = size - sum(whole for whole, _rest in shares.values())
-    # The odd slots go to those who miss most of their share, then to those who hold most already:
+    # The odd slots go to those who miss most of their share, then to those who hold one already:
     # that keeps the most slots in place.
-    ranked = sorted(wanted, key=lambda name: (-shares[name][1], -held.get(name, 0), name))
+    ranked = sorted(
+        wanted,
+        key=lambda name: (-shares[name][1], held.get(name, 0) <= shares[name][0], name),
+    )
     return {name: shares[name][0] + (rank < extra) for rank, name in enumerate(ranked)}
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidArgument
@@ -60,6 +60,7 @@ WEIGHTS = st.dictionaries(
 
 
 @given(st.lists(WEIGHTS, min_size=1, max_size=6), SIZES)
+@example([{"10.0.0.0": 5, "10.0.0.1": 59, "10.0.0.2": 32}], NARROW_SLOTS)
 def test_weighted_tables_are_full_in_proportion_and_stable_through_any_history(
     history: list[dict[str, int]], size: int
 ) -> None:
