@@ -131,6 +131,8 @@ async def read(
         if tail is not None:
             for line in await asyncio.to_thread(_last, place, tail, wished):
                 yield line
+            if not follow:
+                return  # what has been written meanwhile would make them more than the last so many
         while True:
             complete = place.ended() or wished.is_over(time.time_ns())
             entries = await asyncio.to_thread(place.next_entries)

@@ -118,3 +118,14 @@ def test_entries():
     assert parse_entry(b'{"log":"x","stream":"stdin","time":"2026-01-01T00:00:00Z"}') is None
     assert parse_entry(b'{"log":"x","stream":"stdout","time":"yesterday"}') is None
     assert parse_time("2026-01-01T00:00:00.5Z") == 1_767_225_600_500_000_000
+
+
+@pytest.mark.parametrize(("follow", "expected"), [(False, [7, 8]), (True, [7, 8, 9])])
+async def test_the_last_lines_are_no_more_when_others_come_meanwhile(directory, follow, expected):
+    found: list[int] = []
+    async for line in reader.read(str(directory), tail=2, follow=follow):
+        if not found:
+            with (directory / "logs/000004.json").open("a") as file:
+                file.write(_entry(9))
+        found.append(int(line.text))
+    assert found == expected
